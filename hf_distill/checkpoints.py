@@ -1,0 +1,124 @@
+"""Checkpoints that are whole or absent, and hold what a plain student does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+EXTRAS = "distillation.safetensors"
+"""What a checkpoint holds besides the student: projections, and the initial weights if needed."""
+ATTACHED = "distillation"
+"""Name under which the projections hang on the student while it trains."""
+
+
+class Checkpoints(Trainer):
+    """The saving part of the trainer.
+
+    The projections are part of the student only while it trains, so that the optimizer, gradient
+    clipping and DDP see them; what is saved as the student never holds them.
+    """
+
+    projections: nn.ModuleDict
+    _initial: dict[str, Tensor]
+    _saving: str | None = None
+
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        owner: Any = self.model
+        if any(True for _ in self.projections.parameters()):
+            owner.add_module(ATTACHED, self.projections)
+        try:
+            yield
+        finally:
+            owner._modules.pop(ATTACHED, None)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is not None:
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{ATTACHED}.")}
+        owner: Any = self.model
+        attached = owner._modules.pop(ATTACHED, None)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if attached is not None:
+                owner.add_module(ATTACHED, attached)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._saving is None else self._saving
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save under another name and rename, so that every ``checkpoint-N`` is a whole one."""
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging = run_dir / "_saving"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = None
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == name or (run_dir / best).is_dir():
+                self.state.best_model_checkpoint = str(run_dir / best)
+        if self.args.should_save:
+            self._save_extras(staging / name)
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+            os.replace(staging / name, run_dir / name)
+            staging.rmdir()
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+        if self.args.should_save:
+            limit, best_folder = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(run_dir), limit, best_folder, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._saving is None:  # within a save it has not got its name yet
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_extras(self, folder: Path) -> None:
+        tensors = {f"projections.{k}": v for k, v in self.projections.state_dict().items()}
+        tensors.update({f"initial.{k}": v for k, v in self._initial.items()})
+        if tensors:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / EXTRAS)
+
+    def _load_extras(self, folder: str) -> None:
+        if not self.projections.state_dict() and not self._initial:
+            return
+        path = Path(folder) / EXTRAS
+        if not path.is_file():
+            raise ValueError(
+                f"Expected {EXTRAS} in {folder}, found none: this checkpoint was made without the "
+                "projections or initial weights of the present objective. Resume with the "
+                "objective it was trained with, or start anew from its student."
+            )
+        tensors = load_file(path, device=str(self.args.device))
+        parts: dict[str, dict[str, Tensor]] = {"projections": {}, "initial": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.projections.load_state_dict(parts["projections"])
+        self._initial = parts["initial"]
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_extras(str(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        missing = load_result.missing_keys
+        missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
+        super()._issue_warnings_after_load(load_result)

@@ -1,0 +1,153 @@
+"""What is refused before training starts, each with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_distill.heads import Head
+from hf_distill.objectives import WeightDecay
+from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.terms import Sum
+
+EAGER = (
+    "Attention maps come from the eager attention only: load the model with "
+    "from_pretrained(…, attn_implementation='eager')."
+)
+
+
+def check_arguments(args: Any, wanted: type, options: Mapping[str, Any]) -> None:
+    """Refuse arguments of another kind, two losses at once, and DataParallel."""
+    if not isinstance(args, wanted):
+        raise ValueError(
+            f"Expected args to be a {wanted.__name__}, got {type(args).__name__}. It takes the "
+            f"same arguments: {wanted.__name__}('out', …)."
+        )
+    if options.get("compute_loss_func") is not None:
+        raise ValueError(
+            "compute_loss_func and an objective would both be the loss. Write an Objective (see "
+            "the README), or override compute_loss in a subclass."
+        )
+    devices: int = getattr(args, "n_gpu", 1)
+    if devices > 1:
+        raise ValueError(
+            f"Expected one device per process, got {devices} in this one: DataParallel cannot "
+            "normalise the loss. Start one process per device (`accelerate launch …` or "
+            "`torchrun …`), or let this one see a single device (CUDA_VISIBLE_DEVICES)."
+        )
+
+
+def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
+    """Put an adapter on the student."""
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "The student has an adapter already, and peft_config would add another. Leave "
+            "peft_config out, or merge the adapter first (model.merge_and_unload())."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"peft_config needs a transformers model, got {type(model).__name__}.")
+    adapted: nn.Module = get_peft_model(model, config)
+    return adapted
+
+
+def find_teacher(teacher: Any, student: Head, init_kwargs: Any) -> Teacher | None:
+    """Make a `Teacher` of whatever was given: an id, a folder, a model, a teacher, or None."""
+    if isinstance(teacher, (str, Path)):
+        return ModelTeacher.load(teacher, student.task, dict(init_kwargs or {}))
+    if init_kwargs:
+        raise ValueError(
+            "teacher_model_init_kwargs are for a teacher given by name or path; this one is a "
+            f"{type(teacher).__name__} already. Pass them to its from_pretrained instead."
+        )
+    if isinstance(teacher, nn.Module):
+        shared = {id(p) for p in student.model.parameters()}
+        if any(id(p) in shared for p in teacher.parameters()):
+            raise ValueError(
+                "The teacher shares weights with the student, and freezing it would freeze both. "
+                "Pass a copy: copy.deepcopy(model)."
+            )
+        return ModelTeacher(teacher)
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise ValueError(
+            "Expected teacher_model to be a Hub id, a folder, a model or a Teacher, got "
+            f"{type(teacher).__name__}."
+        )
+    return teacher
+
+
+def check_objective(objective: Sum, teacher: Teacher | None, student: Head) -> None:
+    """Refuse an objective that this teacher or this student cannot serve."""
+    names = [name for name, _, part in objective.named() if part.needs]
+    if teacher is None:
+        if names:
+            raise ValueError(
+                f"Expected a teacher_model for {names}, got none. Pass teacher_model=…, or an "
+                "objective that needs none (alpha=0 trains on the labels alone)."
+            )
+    elif missing := objective.needs.missing_from(teacher.provides):
+        raise ValueError(
+            f"The objective {names} needs {missing}, which this teacher does not provide. "
+            + (EAGER if "attentions" in missing else "Choose another objective or teacher.")
+        )
+    attention = getattr(student.config, "_attn_implementation", "eager")
+    if objective.student_needs.attentions and attention != "eager":
+        raise ValueError(
+            f"The objective needs attention maps, and the student's {attention!r} attention "
+            f"returns none. {EAGER}"
+        )
+
+
+def check_weight_decay(objective: Sum, sharded: bool, decoupled: float) -> None:
+    """Refuse an explicit L2 term on shards; warn where weights are pulled twice."""
+    if not any(isinstance(part, WeightDecay) for _, part in objective.parts):
+        return
+    if sharded:
+        raise ValueError(
+            "WeightDecay needs whole weights on every process, and FSDP or DeepSpeed may shard "
+            "them. Use the optimizer's weight_decay argument instead."
+        )
+    if decoupled > 0:
+        warnings.warn(
+            "Both the WeightDecay objective and the optimizer's weight_decay are on; weights are "
+            "pulled twice. Set one of them to 0.",
+            stacklevel=2,
+        )
+
+
+def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, head: Head) -> None:
+    """Refuse empty data, data without the labels that are needed, and senseless objectives."""
+    if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(
+            "Expected a train_dataset with examples, got an empty one. Check the filters and the "
+            "split it was made with."
+        )
+    labels = None if sample is None else head.items(sample).labels
+    objective.check(head.kind(labels))
+    if sample is not None and objective.needs_labels and labels is None:
+        raise ValueError(
+            f"HardLabels needs the label column(s) {list(head.task.label_keys)}, and the data "
+            f"gives {sorted(sample)}. Train on the teacher alone (alpha=1.0, or an objective "
+            "without HardLabels), or add the labels."
+        )
+
+
+@contextlib.contextmanager
+def same_randomness() -> Iterator[None]:
+    """Leave all random states as they were, so that a look at the data changes no training."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,96 @@
+"""The arguments of a distillation: those of `transformers` and a handful of scalars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from hf_distill.objectives import (
+    Divergence,
+    ForwardKL,
+    HardLabels,
+    JensenShannon,
+    ReverseKL,
+    WeightDecay,
+)
+from hf_distill.terms import Sum
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    r"""`transformers.TrainingArguments` with the scalars of the default objective.
+
+    Without an objective of its own the trainer minimises ``(1 - alpha) * HardLabels() + alpha * D``
+    where D is ``ForwardKL(temperature)``, or another divergence by ``beta``, plus
+    ``gamma * WeightDecay()`` if gamma is above 0.
+
+    Args:
+        alpha: Share of the teacher, between 0 (labels alone) and 1 (teacher alone).
+        temperature: Softens both distributions; above 0.
+        beta: As in TRL: 0 is forward KL, 1 reverse KL, between them generalised Jensen-Shannon.
+        gamma: Strength of the explicit L2 term.
+        teacher_model_init_kwargs: Passed to ``from_pretrained`` when the teacher is given by name:
+            dtype, quantization_config, revision, attn_implementation, ….
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (as in the base class)
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "teacher_model_init_kwargs",
+    ]
+
+    alpha: float = field(
+        default=0.5, metadata={"help": "Share of the teacher in the loss: 0 labels, 1 teacher."}
+    )
+    temperature: float = field(
+        default=2.0, metadata={"help": "Temperature of the default objective's divergence."}
+    )
+    beta: float = field(
+        default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: Jensen-Shannon."}
+    )
+    gamma: float = field(default=0.0, metadata={"help": "Strength of the explicit L2 term."})
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "from_pretrained arguments of a teacher given by name."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Expected {name} between 0 and 1, got {getattr(self, name)}.")
+        self._divergence()  # checks the temperature
+        self.objective()  # checks gamma
+        parallelism = self.parallelism_config
+        if parallelism is not None and max(parallelism.cp_size, parallelism.sp_size) > 1:
+            raise ValueError(
+                "Expected whole sequences on every process, got context or sequence parallelism "
+                f"(cp_size={parallelism.cp_size}, sp_size={parallelism.sp_size}): the teacher and "
+                "the item counts need whole sequences. Use data parallelism, FSDP2 or ZeRO."
+            )
+
+    def objective(self) -> Sum:
+        """The default objective, as these scalars describe it."""
+        total = Sum(())
+        if self.alpha < 1:
+            total = total + (1 - self.alpha) * HardLabels()
+        if self.alpha > 0:
+            total = total + self.alpha * self._divergence()
+        if self.gamma != 0:
+            total = total + WeightDecay(self.gamma)
+        return total
+
+    def _divergence(self) -> Divergence:
+        if self.beta == 0:
+            return ForwardKL(self.temperature)
+        if self.beta == 1:
+            return ReverseKL(self.temperature)
+        return JensenShannon(self.temperature, self.beta)
+
+
+@dataclass
+class Seq2SeqDistillationConfig(DistillationConfig, Seq2SeqTrainingArguments):
+    """`DistillationConfig` with the generation arguments of `Seq2SeqTrainingArguments`."""

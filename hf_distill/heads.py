@@ -1,0 +1,251 @@
+"""A model together with its row of the task table: what to feed it and how to read it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import reduce as fold
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_distill.reading import Batch, batch_size
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.tasks import Task, task_of
+
+MULTI_LABEL = "multi_label_classification"
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+
+
+class Head:
+    """Feeds one model its part of a batch and reads its outputs into a `Signal`.
+
+    Args:
+        model: A transformers model, or a PEFT model around one.
+        task: Its row of the table; found by the class name when not given.
+    """
+
+    def __init__(self, model: nn.Module, task: Task | None = None):
+        self.model = base_of(model)
+        self.task = task_of(self.model) if task is None else task
+        self.config: Any = self.model.config
+        parameters = inspect.signature(self.model.forward).parameters
+        self.accepts = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+
+    def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
+        """The part of a batch that this model takes, without labels, and the outputs asked for."""
+        wanted = self.accepts - set(self.task.label_keys)
+        inputs = {key: value for key, value in batch.items() if key in wanted}
+        if "use_cache" in self.accepts:
+            inputs["use_cache"] = False
+        if needs.hidden_states:
+            inputs["output_hidden_states"] = True
+        if needs.attentions:
+            inputs["output_attentions"] = True
+        return inputs
+
+    def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
+        """What there is to count in a batch.
+
+        Args:
+            batch: The collated batch.
+            rows: ``(B,)`` boolean, false for examples that must not count (the repeated examples
+                with which a distributed evaluation fills its last batch); default: all.
+        """
+        if rows is None:
+            device = next(v.device for v in batch.values() if isinstance(v, Tensor))
+            rows = torch.ones(batch_size(batch), dtype=torch.bool, device=device)
+        return self.task.items(batch, self.model, rows)
+
+    def kind(self, labels: Tensor | None) -> str:
+        """How this head's logits are read, as transformers itself decides it."""
+        if self.task.kind is not None:
+            return "sigmoid" if self._binary_map() else self.task.kind
+        problem = getattr(self.config, "problem_type", None)
+        if problem == "regression" or (problem is None and self.config.num_labels == 1):
+            return "regression"
+        several = labels is not None and labels.is_floating_point()
+        return "sigmoid" if problem == MULTI_LABEL or (problem is None and several) else "softmax"
+
+    def _binary_map(self) -> bool:
+        return self.task.name == "semantic_segmentation" and self.config.num_labels == 1
+
+    def signal(self, outputs: Any, batch: Batch, needs: Needs, items: Items) -> Signal:
+        """Read a model's outputs: classes last, in this model's own order."""
+        logits = None if self.task.read is None else self.task.read(outputs, batch)
+        hidden: dict[str, tuple[Tensor, ...]] = {}
+        if needs.hidden_states:
+            for group, path in self.task.hidden.items():
+                hidden[group] = self._layers(outputs, group, path, items)
+        attentions: dict[str, tuple[Tensor, ...]] = {}
+        if needs.attentions:
+            for group, path in self.task.attentions.items():
+                attentions[group] = _attentions(outputs, path, type(self.model).__name__)
+        return Signal(logits, self.kind(items.labels), hidden, attentions)
+
+    def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
+        value = fold(getattr, path.split("."), outputs)
+        if value is None or (isinstance(value, tuple) and not value):
+            raise ValueError(
+                f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "
+                "none. Use an objective on the logits, or a model that returns hidden states."
+            )
+        if isinstance(value, tuple):
+            return tuple(_features_last(layer) for layer in value)
+        return (_pooled(value, items.masks.get("hidden")) if group == "embedding" else value,)
+
+
+def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:
+    maps = fold(getattr, path.split("."), outputs)
+    if not maps:
+        raise ValueError(
+            f"Expected attention maps from {name}, got none: only the eager attention returns "
+            "them. Load the model with `attn_implementation='eager'`."
+        )
+    return tuple(maps)
+
+
+def _features_last(layer: Tensor) -> Tensor:
+    """Feature maps ``(B, C, h, w)`` become sequences ``(B, h*w, C)``."""
+    return layer.flatten(2).transpose(1, 2) if layer.dim() == 4 else layer
+
+
+def _pooled(last: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over real tokens: the usual sentence embedding."""
+    last = _features_last(last)
+    if mask is None:
+        return last.mean(1)
+    weights = mask.to(last.dtype)[..., None]
+    return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+# ---- two models, one order of classes --------------------------------------------------------
+
+Order = int | Tensor | None
+"""How to bring logits into the common order: None (as they are), n (the first n classes: the rest
+is padding of the vocabulary), or an index per class."""
+
+
+def reorder(logits: Tensor, order: Order) -> Tensor:
+    """Apply an `Order` to the last dimension."""
+    if order is None:
+        return logits
+    if isinstance(order, int):
+        return logits[..., :order]
+    return logits.index_select(-1, order.to(logits.device))
+
+
+def match_heads(
+    student: Head,
+    teacher: Any,
+    student_tokens: Mapping[str, int] | None = None,
+    teacher_tokens: Mapping[str, int] | None = None,
+) -> tuple[Order, Order]:
+    """Find the orders that make the teacher's classes the student's, or refuse.
+
+    Args:
+        student: The student's head.
+        teacher: The teacher's config.
+        student_tokens: The student's tokenizer vocabulary, token -> id, if known.
+        teacher_tokens: The teacher's.
+
+    Returns:
+        The order for the student's logits and the one for the teacher's.
+
+    Raises:
+        ValueError: other label sets, another tokenizer, other kinds of problem.
+    """
+    _same_problem(student.config, teacher)
+    classes, padded = student.task.classes, None
+    if classes == "vocabulary" or "input_ids" in student.accepts:
+        sizes = _vocabulary_size(student.config), _vocabulary_size(teacher)
+        padded = _same_tokens(sizes, student_tokens, teacher_tokens)
+    if classes == "vocabulary":
+        return padded, padded
+    if classes == "labels":
+        return None, _label_order(student.config, teacher)
+    return None, None
+
+
+def _same_problem(student: Any, teacher: Any) -> None:
+    kinds = [getattr(config, "problem_type", None) for config in (student, teacher)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise ValueError(
+            f"Expected student and teacher to solve one kind of problem, got problem_type "
+            f"{kinds[0]!r} for the student and {kinds[1]!r} for the teacher. Set the same one in "
+            "both configs, or choose a teacher of the same task."
+        )
+
+
+def _vocabulary_size(config: Any) -> int | None:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "vocab_size", None)
+
+
+def _same_tokens(
+    sizes: tuple[int | None, int | None],
+    student: Mapping[str, int] | None,
+    teacher: Mapping[str, int] | None,
+) -> int | None:
+    """Return the number of real classes where the vocabularies differ by padding alone."""
+    remedy = (
+        "Choose a teacher that uses the student's tokenizer, or retokenize: alignment across "
+        "tokenizers is not part of this trainer."
+    )
+    if student is not None and teacher is not None and dict(student) != dict(teacher):
+        differing = len(set(student.items()) ^ set(teacher.items()))
+        raise ValueError(
+            f"Expected student and teacher to share one tokenizer, got vocabularies of "
+            f"{len(student)} and {len(teacher)} tokens that differ in {differing} entries. {remedy}"
+        )
+    if None in sizes or sizes[0] == sizes[1]:
+        return None
+    if student is None or teacher is None:
+        raise ValueError(
+            f"Expected student and teacher to share one vocabulary, got {sizes[0]} entries for the "
+            f"student and {sizes[1]} for the teacher. If they are one tokenizer family and differ "
+            "only by padding, let both tokenizers be seen: pass `processing_class` and a teacher "
+            f"whose folder holds its tokenizer, or `ModelTeacher(model, tokenizer=…)`. {remedy}"
+        )
+    return max(student.values()) + 1
+
+
+def _label_order(student: Any, teacher: Any) -> Tensor | None:
+    if student.num_labels != teacher.num_labels:
+        raise ValueError(
+            f"Expected the teacher to have the student's {student.num_labels} labels "
+            f"{_some(_names(student))}, got {teacher.num_labels}: {_some(_names(teacher))}. "
+            "Fine-tune the teacher on the student's labels, or create the student with the "
+            "teacher's `id2label`."
+        )
+    ours, theirs = _names(student), _names(teacher)
+    if ours == theirs or _unnamed(ours) or _unnamed(theirs):
+        return None
+    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
+        raise ValueError(
+            f"Expected student and teacher to have the same labels, got {_some(ours)} and "
+            f"{_some(theirs)}. If they mean the same, set the teacher's `config.id2label` to the "
+            "student's names; if not, this teacher cannot teach this task."
+        )
+    return torch.tensor([theirs.index(name) for name in ours])
+
+
+def _names(config: Any) -> list[str]:
+    labels = {int(index): str(name) for index, name in config.id2label.items()}
+    return [labels[index].strip().lower() for index in sorted(labels)]
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    """True for the names that transformers invents when none were given."""
+    return list(names) == [f"label_{index}" for index in range(len(names))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return str(list(names[:8])) + (" …" if len(names) > 8 else "")

@@ -1,0 +1,19 @@
+"""Metrics of a distillation: as functions on tensors, and as `evaluate` modules (:func:`load`)."""
+
+from hf_distill.metrics.functional import (
+    agreement,
+    calibration_error,
+    calibration_sums,
+    decision_agreement,
+    retained,
+)
+from hf_distill.metrics.loading import load
+
+__all__ = [
+    "agreement",
+    "calibration_error",
+    "calibration_sums",
+    "decision_agreement",
+    "load",
+    "retained",
+]

@@ -1,0 +1,180 @@
+"""How far a student decides as its teacher does, and how far its confidence can be trusted.
+
+Everything here adds up: the functions return tensors on the device of their inputs, never look at
+a value on the host, and leave dividing to the end, so that a trainer may sum them over batches and
+processes. Kullback-Leibler divergences are in :mod:`hf_distill.losses`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# What in the name of a metric says that less is better, or that it is no quality at all. The short
+# ones count only as whole words: "answer_f1" has nothing to do with the word error rate.
+_NOT_HIGHER_IS_BETTER = re.compile(
+    r"loss|perplexity|error|entropy|brier|divergence|distance|latency|runtime|second|memory"
+    r"|(?<![a-z])(bpb|bpc|cer|ece|eer|epochs?|fid|flops|flos|fnr|fpr|kl|mae|mape|mce|mer|mse|nll"
+    r"|nrmse|params|ppl|rmse|samples|size|steps?|ter|time|wer)(?![a-z])"
+)
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Whether student and teacher choose the same class: [argmax_c s_c = argmax_c t_c].
+
+    Among equal logits the first class counts as the chosen one.
+
+    Args:
+        student_logits: ``(..., C)``.
+        teacher_logits: ``(..., C)``.
+
+    Returns:
+        ``(...)``, float32: 1 where they agree, 0 where they do not.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Reference: Stanton et al., 2021, "Does Knowledge Distillation Really Work?", arXiv:2106.05945
+    (average top-1 agreement).
+
+    >>> agreement(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([[9.0, 0.0], [1.0, 0.0]]))
+    tensor([1., 0.])
+    """
+    _check_same_shape(student_logits, teacher_logits)
+    return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()
+
+
+def decision_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The share of independent yes/no decisions on which student and teacher agree.
+
+    1/C sum_c [(s_c > 0) = (t_c > 0)], for multi-label heads, where a logit above 0 is a
+    probability above 1/2.
+
+    Args:
+        student_logits: ``(..., C)``.
+        teacher_logits: ``(..., C)``.
+
+    Returns:
+        ``(...)``, float32 in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> decision_agreement(torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 3.0]]))
+    tensor([0.5000])
+    """
+    _check_same_shape(student_logits, teacher_logits)
+    return ((student_logits > 0) == (teacher_logits > 0)).float().mean(-1)
+
+
+def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 15) -> Tensor:
+    """Sums from which :func:`calibration_error` is computed; add them over batches and processes.
+
+    The confidence of an item is its largest softmax probability. Bin b of B holds the items with
+    confidence in ((b - 1)/B, b/B]; so a confidence of 1 is in the last one.
+
+    Args:
+        logits: ``(..., C)``.
+        labels: ``(...)``, class ids. May be anything (-100) where ``mask`` is 0.
+        mask: ``(...)``, 1 or True for the items that count. What the others hold adds nothing, not
+            even when it is NaN.
+        bins: number B of bins of equal width.
+
+    Returns:
+        ``(3, B)``: number of items, sum of confidences, number of correct items. float64 (float32
+        would stop counting at 2**24 tokens or pixels), except on MPS, which has only float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or ``bins`` below 1.
+
+    Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 9.0]])
+    >>> calibration_sums(logits, torch.tensor([0, -100]), torch.tensor([1, 0]), bins=2)
+    tensor([[1.0000, 0.0000],
+            [0.5000, 0.0000],
+            [1.0000, 0.0000]], dtype=torch.float64)
+    """
+    items = logits.shape[:-1]
+    if labels.shape != items or mask.shape != items:
+        raise ValueError(
+            f"calibration_sums needs one label and one mask value per item: logits of shape "
+            f"{tuple(logits.shape)} want {tuple(items)}, but labels are {tuple(labels.shape)} and "
+            f"the mask is {tuple(mask.shape)}. Flatten or reshape them alike."
+        )
+    if bins < 1:
+        raise ValueError(f"calibration_sums needs at least 1 bin, got bins={bins}.")
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+
+    logits = logits.reshape(-1, logits.shape[-1])
+    top, chosen = logits.max(-1, keepdim=True)
+    counts = mask.flatten().bool()
+    # exp(top - top) / sum exp(l - top): never above 1. Half precision is promoted on the way.
+    top = top.to(torch.promote_types(top.dtype, torch.float32))
+    confidence = 1 / (logits - top).exp_().sum(-1)
+    confidence = torch.where(counts, confidence, 0.0).to(dtype)
+    correct = counts & (chosen.squeeze(-1) == labels.flatten())
+
+    # The inner edges; bucketize gives the i with edge[i - 1] < confidence <= edge[i].
+    edges = torch.arange(1, bins, device=logits.device, dtype=dtype) / bins
+    sums = torch.stack([counts.to(dtype), confidence, correct.to(dtype)], dim=1)
+    index = torch.bucketize(confidence, edges)
+    return sums.new_zeros(bins, 3).index_add_(0, index, sums).T.contiguous()
+
+
+def calibration_error(sums: Tensor) -> Tensor:
+    """Expected calibration error: ECE = sum_b n_b / n |acc_b - conf_b|, in [0, 1].
+
+    The error of a perfectly calibrated model is above 0 when items are few (about 0.03 for 1000
+    binary items in 15 bins): compare models on the same items only.
+
+    Args:
+        sums: ``(3, B)``, what :func:`calibration_sums` gave, summed over everything evaluated.
+
+    Returns:
+        A scalar tensor; 0 when nothing was counted.
+
+    Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+
+    >>> calibration_error(torch.tensor([[0.0, 2.0], [0.0, 1.8], [0.0, 1.0]]))
+    tensor(0.4000)
+    """
+    count, confidence, correct = sums
+    # n_b |acc_b - conf_b| is |correct_b - sum of confidences_b|: no division by an empty bin.
+    return (correct - confidence).abs().sum() / count.sum().clamp(min=1)
+
+
+def retained(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:
+    """The share of the teacher's result that the student keeps, ``student / teacher``.
+
+    Only for metrics that both have and of which more is better: losses, error rates and run times
+    are known by their names and left out. So are metrics of which the teacher's value is not a
+    positive finite number, since no share of it exists.
+
+    Args:
+        student: the student's metrics by name.
+        teacher: the teacher's metrics, on the same data.
+
+    Returns:
+        ``{"retained_<name>": share}``; 1 says as good as the teacher.
+
+    >>> retained({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
+    {'retained_accuracy': 0.9}
+    """
+    return {
+        f"retained_{name}": student[name] / value
+        for name, value in teacher.items()
+        if name in student
+        and not _NOT_HIGHER_IS_BETTER.search(name.lower())
+        and 0 < value < math.inf
+    }
+
+
+def _check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"Student and teacher must give logits of one shape, got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}. Compare them on the same items, with classes in one order."
+        )

@@ -1,0 +1,265 @@
+"""Reading batches before any model runs, and outputs after: one function per kind of head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from hf_distill.signals import Items
+
+Batch = Mapping[str, Any]
+IGNORE = -100
+
+
+# ---- reading the batch: what is there to count -----------------------------------------------
+
+
+def batch_size(batch: Batch) -> int:
+    """The number of examples in a batch of tensors."""
+    for value in batch.values():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    raise ValueError(
+        f"Expected a batch with at least one tensor, got the keys {sorted(batch)}. "
+        "Check that the data collator returns tensors."
+    )
+
+
+def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
+    mask = batch.get("attention_mask")
+    if mask is None:
+        reference = batch.get("input_ids")
+        reference = batch["inputs_embeds"][..., 0] if reference is None else reference
+        mask = torch.ones_like(reference)
+    return mask.bool() & rows.view(-1, *[1] * (mask.dim() - 1))
+
+
+def _count(
+    rows: Tensor,
+    items: Tensor | None,
+    labels: Tensor | None = None,
+    labelled: Tensor | None = None,
+    **groups: Tensor,
+) -> Items:
+    masks = {"batches": rows.new_ones(()), "samples": rows, **groups}
+    if items is not None:
+        masks["items"] = items
+    if labels is not None and labelled is not None:
+        masks["labels"] = labelled
+    return Items(masks, labels)
+
+
+def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    labels = batch.get("labels")
+    groups = _sequence_groups(batch, model, rows)
+    if labels is None:
+        return _count(rows, rows, **groups)
+    if labels.is_floating_point():  # regression or multi-label: NaN marks a missing label
+        missing = torch.isnan(labels)
+        missing = missing.all(-1) if missing.dim() > 1 else missing
+    else:
+        missing = labels == IGNORE
+        missing = missing.all(-1) if missing.dim() > 1 else missing
+    return _count(rows, rows, labels, rows & ~missing, **groups)
+
+
+def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
+    """The padding of the hidden states: tokens, audio frames, or none (images)."""
+    if "input_ids" in batch or "inputs_embeds" in batch:
+        return {"hidden": _token_mask(batch, rows)}
+    if batch.get("attention_mask") is not None and hasattr(
+        model, "_get_feat_extract_output_lengths"
+    ):
+        return {"hidden": _frame_mask(batch, model, rows)}
+    return {}
+
+
+def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """Token classification: a row with labels counts its labelled tokens, a row without any
+    counts its real tokens, so that labelled and unlabelled sentences can be mixed."""
+    real, labels = _token_mask(batch, rows), batch.get("labels")
+    if labels is None:
+        return _count(rows, real, hidden=real)
+    labelled = (labels != IGNORE) & rows[:, None]
+    items = torch.where(labelled.any(-1, keepdim=True), labelled, real)
+    return _count(rows, items, labels, labelled, hidden=real)
+
+
+def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    real, labels = _token_mask(batch, rows), batch.get("labels")
+    if labels is None:
+        return _count(rows, real, hidden=real)
+    labelled = (labels != IGNORE) & rows[:, None]
+    return _count(rows, labelled, labels, labelled, hidden=real)
+
+
+def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    real = _token_mask(batch, rows)
+    if batch.get("shift_labels") is not None:  # a collator that has shifted them already
+        labels = batch["shift_labels"]
+    elif batch.get("labels") is not None:
+        labels = batch["labels"][:, 1:]
+    else:
+        return _count(rows, real[:, 1:], hidden=real)
+    labelled = (labels != IGNORE) & rows[:, None]
+    return _count(rows, labelled, labels, labelled, hidden=real)
+
+
+def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    groups = {}
+    if "input_ids" in batch or "inputs_embeds" in batch:  # audio encoders: every frame counts
+        groups["encoder"] = _token_mask(batch, rows)
+    labels = batch.get("labels")
+    if labels is None:
+        ids = batch["decoder_input_ids"]
+        real = batch.get("decoder_attention_mask")
+        real = (torch.ones_like(ids) if real is None else real).bool() & rows[:, None]
+        return _count(rows, real, decoder=real, **groups)
+    labelled = (labels != IGNORE) & rows[:, None]
+    return _count(rows, labelled, labels, labelled, decoder=labelled, **groups)
+
+
+def spans(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    real = _token_mask(batch, rows)
+    items = rows.expand(2, -1)
+    if batch.get("start_positions") is None or batch.get("end_positions") is None:
+        return _count(rows, items, hidden=real)
+    labels = torch.stack([batch["start_positions"], batch["end_positions"]]).flatten(1)
+    labelled = (labels >= 0) & (labels < real.shape[-1]) & rows
+    return _count(rows, items, labels, labelled, hidden=real)
+
+
+def choices(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    real = _token_mask(batch, rows).flatten(0, 1)
+    labels = batch.get("labels")
+    if labels is None:
+        return _count(rows, rows, hidden=real)
+    return _count(rows, rows, labels, (labels != IGNORE) & rows, hidden=real)
+
+
+def _frame_lengths(batch: Batch, model: nn.Module) -> tuple[Tensor, int]:
+    signal = batch[getattr(model, "main_input_name", "input_values")]
+    mask = batch.get("attention_mask")
+    full = torch.full((signal.shape[0],), signal.shape[1], device=signal.device)
+    lengths = full if mask is None else mask.sum(-1)
+    to_frames: Any = model._get_feat_extract_output_lengths
+    return to_frames(lengths), int(to_frames(torch.tensor(signal.shape[1])))
+
+
+def _frame_mask(batch: Batch, model: nn.Module, rows: Tensor) -> Tensor:
+    lengths, total = _frame_lengths(batch, model)
+    return (torch.arange(total, device=rows.device) < lengths[:, None]) & rows[:, None]
+
+
+def frames(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    frames, labels = _frame_mask(batch, model, rows), batch.get("labels")
+    if labels is None:
+        return _count(rows, frames, hidden=frames)
+    labelled = (labels >= 0) & rows[:, None]
+    return _count(rows, frames, labels, labelled, hidden=frames)
+
+
+def pixels(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    labels = batch.get("labels")
+    if labels is None:
+        size = batch["pixel_values"].shape[-2:]
+        return _count(rows, rows[:, None, None].expand(-1, *size))
+    config: Any = model.config
+    ignored = getattr(config, "semantic_loss_ignore_index", 255)
+    labelled = (labels != ignored) & (labels != IGNORE) & rows[:, None, None]
+    items = torch.where(labelled.any(-1).any(-1)[:, None, None], labelled, rows[:, None, None])
+    return _count(rows, items, labels.masked_fill(~labelled, IGNORE), labelled)
+
+
+def pairs(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    labels = torch.arange(len(rows), device=rows.device).expand(2, -1)
+    both = rows.expand(2, -1)
+    return _count(rows, both, labels, both, text=_token_mask(batch, rows))
+
+
+def no_items(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    return _count(rows, None, **_sequence_groups(batch, model, rows))
+
+
+# ---- reading the outputs: classes last -------------------------------------------------------
+
+
+def plain(outputs: Any, batch: Batch) -> Tensor:
+    return outputs.logits
+
+
+def shifted(outputs: Any, batch: Batch) -> Tensor:
+    return outputs.logits if batch.get("shift_labels") is not None else outputs.logits[:, :-1]
+
+
+def start_end(outputs: Any, batch: Batch) -> Tensor:
+    logits = torch.stack([outputs.start_logits, outputs.end_logits])
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return logits
+    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min)
+
+
+def at_pixels(outputs: Any, batch: Batch) -> Tensor:
+    """Logits at the labels' (or the image's) resolution, as transformers' own loss has them."""
+    labels = batch.get("labels")
+    size = (batch["pixel_values"] if labels is None else labels).shape[-2:]
+    logits = F.interpolate(outputs.logits, size=size, mode="bilinear", align_corners=False)
+    return logits.movedim(1, -1)
+
+
+def similarities(outputs: Any, batch: Batch) -> Tensor:
+    return torch.stack([outputs.logits_per_image, outputs.logits_per_text])
+
+
+# ---- and back: the structure that `compute_metrics` expects of a model's predictions ---------
+
+
+def as_is(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return (logits,)
+
+
+def unshifted(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return (logits if batch.get("shift_labels") is not None else F.pad(logits, (0, 0, 0, 1)),)
+
+
+def unstacked(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return tuple(logits)
+
+
+def channels_first(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return (logits.movedim(-1, 1),)
+
+
+# ---- inputs that student and teacher must share ----------------------------------------------
+
+
+def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
+    """Turn the labels into decoder inputs once, so that both decoders read the same tokens."""
+    if batch.get("decoder_input_ids") is not None:
+        return batch
+    labels = batch.get("labels")
+    if labels is None:
+        raise ValueError(
+            f"A sequence-to-sequence batch needs `labels` or `decoder_input_ids`, got "
+            f"{sorted(batch)}. For unlabelled data let the teacher generate the targets first."
+        )
+    prepare: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return {**batch, "decoder_input_ids": prepare(labels)}
+    config = model.config
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return {
+        **batch,
+        "decoder_input_ids": shifted.masked_fill(shifted == IGNORE, config.pad_token_id),
+    }
+
+
+def same(batch: Batch, model: PreTrainedModel) -> Batch:
+    return batch

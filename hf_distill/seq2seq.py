@@ -1,0 +1,51 @@
+"""Sequence-to-sequence distillation with generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import Seq2SeqTrainer
+
+from hf_distill.config import Seq2SeqDistillationConfig
+from hf_distill.heads import Head
+from hf_distill.teachers import ModelTeacher
+from hf_distill.trainer import DistillationTrainer
+
+
+class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with a teacher; ``predict_with_generate`` serves both."""
+
+    config_class = Seq2SeqDistillationConfig
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **options: Any,
+    ) -> tuple[Any, Any, Any]:
+        generate = getattr(self.args, "predict_with_generate", False) and not prediction_loss_only
+        if not generate:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        ours, labels = self._generate(self._head, inputs, options)
+        if self._measure_both:
+            if not isinstance(self.teacher, ModelTeacher):
+                raise ValueError("compute_metrics on generated text needs a model as the teacher.")
+            ours = (ours, self._generate(self.teacher.head, inputs, options)[0])
+        return loss, ours, labels
+
+    def _generate(
+        self, head: Head, inputs: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Seq2SeqTrainer generates with ``self.model``; its loss of that step is not used."""
+        student, self.model = self.model, head.model
+        inputs = {key: value for key, value in inputs.items() if key in head.accepts}
+        try:
+            step = Seq2SeqTrainer.prediction_step
+            _, tokens, labels = step(self, head.model, inputs, False, **options)
+        finally:
+            self.model = student
+        return tokens, labels

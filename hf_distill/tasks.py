@@ -1,0 +1,219 @@
+"""One table: for each kind of model head, what its logits are and what is counted.
+
+Everything a batch can say by itself (item masks, labels, counts) is read before any model runs, so
+that a whole accumulation window can be counted first; everything a model says is brought to one
+form, ``(..., C)`` with the classes last, so that every objective works with every head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from hf_distill import reading
+from hf_distill.reading import Batch
+from hf_distill.signals import Items
+
+HIDDEN = {"hidden": "hidden_states"}
+ENCODER_DECODER = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
+TOWERS = {
+    "text": "text_model_output.hidden_states",
+    "vision": "vision_model_output.hidden_states",
+    "text_embedding": "text_embeds",
+    "image_embedding": "image_embeds",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of head is fed, counted and read.
+
+    Attributes:
+        name: The task's name, as in ``TASKS``.
+        auto_class: The `transformers` auto class that loads such a model.
+        mapping: The part of `transformers`' ``MODEL_FOR_…_MAPPING_NAMES`` that lists its classes.
+        items: ``(batch, model, rows) -> Items``; rows are the examples that count.
+        read: ``(outputs, batch) -> (..., C)``, or None where there are no logits.
+        predictions: the inverse of ``read``, for `compute_metrics`.
+        kind: how the logits are read; None: decided by the model's ``problem_type``.
+        classes: what the last dimension is: the config's ``labels``, its ``vocabulary``, or
+            ``positions`` (nothing to match between two models).
+        hidden: hidden-state group -> path in the outputs.
+        attentions: attention group -> path in the outputs.
+        label_keys: the batch keys that hold labels; they are never fed to a model.
+        share: adds the inputs that both models must share.
+    """
+
+    name: str
+    auto_class: str
+    mapping: str
+    items: Callable[[Batch, nn.Module, Tensor], Items]
+    read: Callable[[Any, Batch], Tensor] | None = reading.plain
+    predictions: Callable[[Tensor, Batch], tuple[Tensor, ...]] = reading.as_is
+    kind: str | None = "softmax"
+    classes: str = "labels"
+    hidden: Mapping[str, str] = field(default_factory=lambda: HIDDEN)
+    attentions: Mapping[str, str] = field(default_factory=lambda: {"hidden": "attentions"})
+    label_keys: tuple[str, ...] = ("labels",)
+    share: Callable[[Batch, PreTrainedModel], Batch] = reading.same
+
+
+def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
+    return Task(
+        name,
+        auto_class,
+        mapping,
+        reading.decoder_tokens,
+        classes="vocabulary",
+        hidden=ENCODER_DECODER,
+        attentions={"encoder": "encoder_attentions", "decoder": "decoder_attentions"},
+        share=reading.decoder_inputs,
+    )
+
+
+def _classifier(what: str) -> Task:
+    name = f"{what}_classification"
+    auto_class = f"AutoModelFor{what.title()}Classification"
+    return Task(name, auto_class, name.upper(), reading.samples, kind=None)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _classifier("sequence"),
+        _classifier("image"),
+        _classifier("audio"),
+        _classifier("video"),
+        Task(
+            "token_classification",
+            "AutoModelForTokenClassification",
+            "TOKEN_CLASSIFICATION",
+            reading.tokens,
+        ),
+        Task(
+            "question_answering",
+            "AutoModelForQuestionAnswering",
+            "QUESTION_ANSWERING",
+            reading.spans,
+            reading.start_end,
+            reading.unstacked,
+            classes="positions",
+            label_keys=("start_positions", "end_positions"),
+        ),
+        Task(
+            "multiple_choice",
+            "AutoModelForMultipleChoice",
+            "MULTIPLE_CHOICE",
+            reading.choices,
+            classes="positions",
+        ),
+        _seq2seq("seq2seq_lm", "AutoModelForSeq2SeqLM", "SEQ_TO_SEQ_CAUSAL_LM"),
+        _seq2seq("speech_seq2seq", "AutoModelForSpeechSeq2Seq", "SPEECH_SEQ_2_SEQ"),
+        Task(
+            "causal_lm",
+            "AutoModelForCausalLM",
+            "CAUSAL_LM",
+            reading.next_tokens,
+            reading.shifted,
+            reading.unshifted,
+            classes="vocabulary",
+            label_keys=("labels", "shift_labels"),
+        ),
+        Task(
+            "masked_lm",
+            "AutoModelForMaskedLM",
+            "MASKED_LM",
+            reading.masked_tokens,
+            classes="vocabulary",
+        ),
+        Task(
+            "semantic_segmentation",
+            "AutoModelForSemanticSegmentation",
+            "SEMANTIC_SEGMENTATION",
+            reading.pixels,
+            reading.at_pixels,
+            reading.channels_first,
+        ),
+        Task("ctc", "AutoModelForCTC", "CTC", reading.frames, kind="ctc", classes="vocabulary"),
+        Task(
+            "dual_encoder",
+            "AutoModelForZeroShotImageClassification",
+            "ZERO_SHOT_IMAGE_CLASSIFICATION",
+            reading.pairs,
+            reading.similarities,
+            reading.unstacked,
+            classes="positions",
+            hidden=TOWERS,
+            attentions={
+                "text": "text_model_output.attentions",
+                "vision": "vision_model_output.attentions",
+            },
+            label_keys=("return_loss",),
+        ),
+        Task(
+            "encoder",
+            "AutoModel",
+            "",
+            reading.no_items,
+            None,
+            kind="none",
+            hidden={**HIDDEN, "embedding": "last_hidden_state"},
+        ),
+    )
+}
+"""Task name -> `Task`. Add a row for a head of your own, and its class name to `HEADS`."""
+
+HEADS: dict[str, str] = {}
+"""Model class name -> task name, for classes that transformers' auto mappings do not list."""
+
+
+def task_of(model: nn.Module) -> Task:
+    """Find the row of the table for a model, by the names of its class and its bases.
+
+    Raises:
+        ValueError: no row is known; the message lists the model's output fields and the remedy.
+    """
+    names = [cls.__name__ for cls in type(model).__mro__]
+    for name in names:
+        if name in HEADS:
+            return TASKS[HEADS[name]]
+        for task in TASKS.values():
+            if task.mapping and name in _class_names(task.mapping):
+                return task
+        for task in TASKS.values():
+            if name.endswith(task.auto_class.removeprefix("AutoModel")) and task.name != "encoder":
+                return task
+        if name in modeling_auto.MODEL_MAPPING_NAMES.values():
+            return TASKS["encoder"]
+    keys = output_fields(model)
+    raise ValueError(
+        f"Expected a model with one of the heads {sorted(TASKS)}, got {names[0]}, whose outputs "
+        f"are {keys or 'not declared'}. Say how it is read: `hf_distill.tasks.HEADS['{names[0]}']"
+        " = '<one of these heads>'`, or add a row of your own to `hf_distill.tasks.TASKS`."
+    )
+
+
+def _class_names(mapping: str) -> set[str]:
+    names: set[str] = set()
+    for value in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values():
+        names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def output_fields(model: nn.Module) -> list[str]:
+    """The fields of the output class that a model's ``forward`` declares to return."""
+    try:
+        returned = typing.get_type_hints(model.forward).get("return")
+    except (NameError, TypeError):
+        return []
+    for candidate in typing.get_args(returned) or (returned,):
+        if dataclasses.is_dataclass(candidate):
+            return [f.name for f in dataclasses.fields(candidate)]
+    return []

@@ -1,0 +1,44 @@
+"""The seam between the trainer and whatever teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from accelerate import Accelerator
+
+from hf_distill.reading import Batch
+from hf_distill.signals import Items, Needs, Signal
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Whatever says, for a batch, what a teacher says.
+
+    Attributes:
+        config: The configuration that names its labels and vocabulary; None if there is none.
+        provides: What it can give.
+    """
+
+    config: Any
+    provides: Needs
+
+    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+        """The signal for a batch, detached, in the teacher's own order of classes."""
+        ...
+
+    def columns(self) -> set[str]:
+        """The batch keys it reads, so that they are not dropped from the data."""
+        ...
+
+    def tokens(self) -> Mapping[str, int] | None:
+        """Its tokenizer's vocabulary, token -> id, if known."""
+        ...
+
+    def place(self, accelerator: Accelerator) -> None:
+        """Move to the accelerator's device; called again when there is a new accelerator."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for logs and model cards: name, revision, parameters, …"""
+        ...

@@ -1,0 +1,344 @@
+"""`transformers.Trainer`, with a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+from transformers.trainer_utils import has_length
+
+from hf_distill.checkpoints import Checkpoints
+from hf_distill.checks import (
+    check_arguments,
+    check_data,
+    check_objective,
+    check_weight_decay,
+    find_teacher,
+    same_randomness,
+    with_adapter,
+)
+from hf_distill.config import DistillationConfig
+from hf_distill.forward import inside_forward
+from hf_distill.heads import Head, match_heads, reorder
+from hf_distill.measuring import Measuring
+from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.schedules import Progress
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.teachers import Teacher
+from hf_distill.terms import Context, Objective, Sum, reduce
+
+
+class DistillationTrainer(Checkpoints, Measuring):
+    """`transformers.Trainer` with a teacher.
+
+    One step: count the items of the whole accumulation window; ask the teacher; run the student,
+    the projections and the objective inside the wrapped model's forward; divide sums by counts.
+
+    Args:
+        model: The student.
+        args: A `DistillationConfig`.
+        teacher_model: Hub id, folder, model, or any `Teacher`; None if the objective needs none.
+        objective: What to minimise; by default what the scalars of ``args`` say.
+        peft_config: Train an adapter of the student instead of all of it.
+        *positional: As `transformers.Trainer`, in the same order.
+        **options: As `transformers.Trainer`: train_dataset, eval_dataset, processing_class, ….
+
+    Raises:
+        ValueError: anything that cannot work, before training starts, with the remedy.
+    """
+
+    loss_is_scaled_for_ga = True
+    config_class: type[DistillationConfig] = DistillationConfig
+    args: DistillationConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: DistillationConfig | None = None,
+        *positional: Any,
+        teacher_model: str | Path | nn.Module | Teacher | None = None,
+        objective: Objective | Sum | None = None,
+        peft_config: PeftConfig | None = None,
+        **options: Any,
+    ):
+        args = self.config_class("tmp_trainer") if args is None else args
+        check_arguments(args, self.config_class, options)
+        if peft_config is not None:
+            model = with_adapter(model, peft_config)
+        self.teacher = None
+        self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
+        self._components: dict[str, Tensor] = {}
+        self._components_from = 0
+        super().__init__(model, args, *positional, **options)
+        self._head = Head(self._student)
+        self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
+        if self.teacher is not None:
+            self.teacher.place(self.accelerator)
+        self._refresh_objective()
+        self._match()
+        check_data(self.train_dataset, self._sample(), self.objective, self._head)
+        self._bind()
+
+    @property
+    def _student(self) -> nn.Module:
+        student = self.model
+        if student is None:
+            raise ValueError("Expected a model, got None. Pass model=… or model_init=….")
+        return student
+
+    def _refresh_objective(self) -> None:
+        """Read the objective from the arguments anew: a hyper-parameter search changes them."""
+        objective = self._own_objective or self.args.objective()
+        smoothing = self.args.label_smoothing_factor
+        if smoothing:
+            objective = Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
+        self.objective = objective
+        check_objective(objective, self.teacher, self._head)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_weight_decay(objective, sharded, self.args.weight_decay)
+
+    def _match(self) -> None:
+        """Bring both models' classes into one order, or refuse the teacher."""
+        self._student_order, self._teacher_order = None, None
+        if self.teacher is None or self.teacher.config is None:
+            return
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokens = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+        self._student_order, self._teacher_order = match_heads(
+            self._head, self.teacher.config, tokens, self.teacher.tokens()
+        )
+
+    def _sample(self) -> dict[str, Any] | None:
+        """One collated example of the training data, or of the evaluation data."""
+        dataset: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        if dataset is None or (has_length(dataset) and len(dataset) == 0):
+            return None
+        collate: Any = self.data_collator
+        with same_randomness():
+            if hasattr(dataset, "column_names"):
+                dataset = self._remove_unused_columns(dataset)
+            else:
+                collate = self._get_collator_with_removed_columns(collate)
+            example = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset))
+            batch = self._prepare_inputs(dict(collate([example])))
+        return dict(self._head.task.share(batch, self._head.model))
+
+    def _bind(self) -> None:
+        """Make what belongs to this very student: projections, initial weights."""
+        self._head, self._bound = Head(self._student), self._student
+        self.projections = nn.ModuleDict()
+        if self.objective.needs.hidden_states:
+            self.projections = self._build_projections()
+        self._parameters: dict[str, Tensor] = {}
+        if any(isinstance(part, WeightDecay) for _, part in self.objective.parts):
+            decayed = set(self.get_decay_parameter_names(self._student))
+            named = self._student.named_parameters()
+            self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
+        keep = self._parameters if self.objective.needs_initial else {}
+        self._initial = {name: p.detach().clone() for name, p in keep.items()}
+
+    def _build_projections(self) -> nn.ModuleDict:
+        sample = self._sample()
+        if sample is None or self.teacher is None:
+            raise ValueError(
+                "HiddenStates sizes its projections on one example, and there is no data yet. Pass "
+                "train_dataset or eval_dataset to the constructor."
+            )
+        items, needs = self._head.items(sample), self.objective.student_needs
+        training = self._student.training
+        self._student.eval()
+        with torch.no_grad(), same_randomness():
+            outputs = self._student(**self._head.inputs(sample, needs))
+            student = self._head.signal(outputs, sample, needs, items)
+            teacher = self.teacher(sample, self.objective.needs, items)
+            torch.manual_seed(self.args.seed)
+            built = self.objective.build(student, teacher)
+        self._student.train(training)
+        return built.to(self.args.device)
+
+    # ---- one step ----------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            known: Any = self._signature_columns
+            theirs = set() if self.teacher is None else self.teacher.columns()
+            self._signature_columns = known + sorted(theirs - set(known))
+
+    def _get_num_items_in_batch(  # type: ignore[override]
+        self, batch_samples: list, device: torch.device
+    ) -> dict[str, Tensor] | None:
+        """Count the items of every unit over the accumulation window, and over all ranks."""
+        if not batch_samples:
+            return None
+        counts = [self._head.items(batch).counts() for batch in batch_samples]
+        units = sorted(counts[0])
+        total = torch.stack([torch.stack([c[u] for u in units]).to(device) for c in counts]).sum(0)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        if self.get_tp_size() > 1:  # these ranks hold the same batch
+            total = total / self.get_tp_size()
+        return dict(zip(units, total.unbind(), strict=True))
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The objective on one micro-batch.
+
+        Args:
+            model: The student, wrapped or not.
+            inputs: The batch, on the device.
+            return_outputs: Also return the student's outputs.
+            num_items_in_batch: The counts of the window by unit (`hf_distill.signals.Unit`); None:
+                those of this batch.
+        """
+        batch = self._head.task.share(inputs, self._head.model)
+        items = self._head.items(batch, self._real_rows(batch, model))
+        whole_window = num_items_in_batch is not None
+        counts = num_items_in_batch if num_items_in_batch is not None else items.counts()
+        measuring = None if model.training else self._evaluation
+        wanted = self.objective.needs | Needs(logits=measuring is not None)
+        teacher = self._teach(batch, wanted, items)
+
+        def run() -> tuple[Tensor, dict[str, Tensor], Any]:
+            outputs, student = self._ask_student(model, batch, items)
+            terms = self.objective.terms(student, teacher, items, self._context())
+            loss, components, sums = reduce(
+                terms, counts, self._loss_scale() if whole_window else 1.0
+            )
+            if measuring is not None:
+                measuring.add_terms(terms, sums, counts)
+                measuring.add_signals(student, teacher, items)
+            return loss, components, outputs if return_outputs else None
+
+        wrapped = model is not self.model and not _is_compiled(model)
+        loss, components, outputs = inside_forward(model, self._student, run) if wrapped else run()
+        if model.training:
+            self._keep_components(components)
+        self._step_teacher, self._step_loss = teacher, loss.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def _ask_student(
+        self, model: nn.Module, batch: Mapping[str, Any], items: Items
+    ) -> tuple[Any, Signal]:
+        needs = self.objective.student_needs
+        call = model if _is_compiled(model) else self._student
+        outputs = call(**self._head.inputs(batch, needs))
+        signal = self._head.signal(outputs, batch, needs, items)
+        return outputs, _reordered(signal, self._student_order)
+
+    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
+        if self.teacher is None:
+            return None
+        needs = needs & self.teacher.provides
+        if not needs:
+            return None
+        return _reordered(self.teacher(batch, needs, items), self._teacher_order)
+
+    def _loss_scale(self) -> float:
+        """Gradients are averaged over ranks; sums over global counts must be added up."""
+        if not self.args.average_tokens_across_devices:
+            return 1.0
+        return self.accelerator.num_processes / self.get_tp_size()
+
+    def _context(self) -> Context:
+        state = self.state
+        progress = Progress(state.global_step, state.epoch or 0.0, state.max_steps)
+        return Context(self.projections, self._parameters, self._initial, progress)
+
+    def _real_rows(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
+        """False for the examples that are repeated to fill the last batch of an evaluation."""
+        state = self.accelerator.gradient_state
+        if model.training or self.accelerator.num_processes == 1:
+            return None
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        rows = self._head.items(batch).masks["samples"]
+        first = self.accelerator.process_index * len(rows)
+        return torch.arange(first, first + len(rows), device=rows.device) < state.remainder
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
+        self._refresh_objective()
+        if self.model is not self._bound:  # model_init made a new student
+            self._bind()
+        if self.teacher is not None:
+            self.teacher.place(self.accelerator)
+        if options.get("resume_from_checkpoint") is not None:
+            self._load_extras(options["resume_from_checkpoint"])
+        self._components = {}
+        with self._attached():
+            return super()._inner_training_loop(*args, **options)
+
+    def _keep_components(self, components: Mapping[str, Tensor]) -> None:
+        if not self._components:
+            self._components_from = self.state.global_step
+        for name, value in components.items():
+            kept = self._components.get(name)
+            self._components[name] = value if kept is None else kept + value
+
+    def _mean_components(self) -> dict[str, float]:
+        """The mean of each component per optimizer step since the last log, over all ranks.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        if not self._components:
+            return {}
+        names = sorted(self._components)
+        steps = max(1, self.state.global_step - self._components_from)
+        values = torch.stack([self._components[name].double() for name in names]) / steps
+        summed = self.args.average_tokens_across_devices
+        values = self.accelerator.reduce(values, "sum" if summed else "mean")
+        means = dict(zip(names, values.tolist(), strict=True))
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.state.global_step}: {bad} of {means}. The "
+                "last checkpoint is from before. Lower the learning rate or raise warmup_steps, "
+                "use bf16 instead of fp16, and look for NaN in the inputs or the teacher's outputs."
+            )
+        return means
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._mean_components())
+            self._components = {}
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._mean_components()  # never let broken weights take the place of a good checkpoint
+        super()._save_checkpoint(model, trial)
+
+
+def _smoothed(objective: Objective, factor: float) -> Objective:
+    """Give the trainer's label smoothing to a label loss that has none of its own."""
+    if isinstance(objective, HardLabels) and objective.label_smoothing is None:
+        return dataclasses.replace(objective, label_smoothing=factor)
+    return objective
+
+
+def _reordered(signal: Signal, order: int | Tensor | None) -> Signal:
+    if signal.logits is None or order is None:
+        return signal
+    return dataclasses.replace(signal, logits=reorder(signal.logits, order))
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    inner = getattr(model, "_orig_mod", None)
+    return inner is not None and not isinstance(inner, DistributedDataParallel)
