@@ -126,6 +126,20 @@ def _pooled(last: Tensor, mask: Tensor | None) -> Tensor:
     return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """Facts for logs and model cards."""
+    config: Any = model.config
+    return {
+        "name": config._name_or_path or None,
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "num_labels": config.num_labels,
+    }
+
+
 # ---- two models, one order of classes --------------------------------------------------------
 
 Order = int | Tensor | None

@@ -57,6 +57,10 @@ class Schedule:
             part = (1 - math.cos(math.pi * part)) / 2
         return self.start + (self.end - self.start) * part
 
+    def __str__(self) -> str:
+        over = "the whole training" if self.over is None else f"{self.over:g} {self.by}s"
+        return f"{self.shape}({self.start:g} → {self.end:g} over {over})"
+
     def __mul__(self, factor: float) -> Schedule:
         return replace(self, start=self.start * factor, end=self.end * factor)
 

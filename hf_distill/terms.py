@@ -80,8 +80,14 @@ class Objective:
         """Raise where this objective makes no sense for a head."""
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings, for logs and cards."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        """Name, settings and citation, for logs and cards."""
+        found = {"name": self.name, "settings": dataclasses.asdict(self)}
+        return {**found, "citation": self.citation} if self.citation else found
+
+    def __str__(self) -> str:
+        settings = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        changed = [f"{f.name}={value!r}" for f, value in settings if value != f.default]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __mul__(self, weight: Weight) -> Sum:
         return Sum(((1.0, self),)) * weight
@@ -166,13 +172,15 @@ class Sum:
     def describe(self) -> list[dict[str, Any]]:
         """One entry per part: weight, name, settings and citation."""
         return [
-            {
-                "weight": dataclasses.asdict(w) if isinstance(w, Schedule) else w,
-                **part.describe(),
-                "citation": part.citation,
-            }
-            for _, w, part in self.named()
+            {"weight": dataclasses.asdict(w) if isinstance(w, Schedule) else w, **part.describe()}
+            for w, part in self.parts
         ]
+
+    def __str__(self) -> str:
+        def factor(weight: Weight) -> str:
+            return str(weight) if isinstance(weight, Schedule) else f"{weight:g}"
+
+        return " + ".join(f"{factor(w)} * {o}" if w != 1 else str(o) for w, o in self.parts)
 
 
 def _all(needs: Iterable[Needs]) -> Needs:

@@ -30,13 +30,14 @@ from hf_distill.forward import inside_forward
 from hf_distill.heads import Head, match_heads, reorder
 from hf_distill.measuring import Measuring
 from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.publishing import Publishing
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Context, Objective, Sum, reduce
 
 
-class DistillationTrainer(Checkpoints, Measuring):
+class DistillationTrainer(Checkpoints, Measuring, Publishing):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,

@@ -12,7 +12,7 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 
-from hf_distill.heads import Head
+from hf_distill.heads import Head, describe_model
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task
@@ -88,13 +88,7 @@ class ModelTeacher:
         self._autocast = accelerator.autocast
 
     def describe(self) -> dict[str, Any]:
-        model = self.head.model
         return {
-            "name": str(self.config._name_or_path),
-            "revision": getattr(self.config, "_commit_hash", None),
-            "architecture": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "layers": getattr(self.config, "num_hidden_layers", None),
-            "hidden_size": getattr(self.config, "hidden_size", None),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            **describe_model(self.head.model),
+            "dtype": str(self.head.model.dtype).removeprefix("torch."),
         }
