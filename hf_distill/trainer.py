@@ -289,6 +289,8 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
     def _keep_components(self, components: Mapping[str, Tensor]) -> None:
         if not self._components:
             self._components_from = self.state.global_step
+        elif self.state.global_step == 1:  # what is broken from the start is told at once
+            self._mean_components()
         for name, value in components.items():
             kept = self._components.get(name)
             self._components[name] = value if kept is None else kept + value

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
 from torch import Tensor, nn
+
+from hf_distill import (
+    DistillationConfig,
+    ForwardKL,
+    HardLabels,
+    HiddenStates,
+    JensenShannon,
+    LogitMSE,
+    Objective,
+    ReverseKL,
+    WeightDecay,
+)
 
 VOCAB = 40
 LABELS = 3
@@ -448,3 +461,28 @@ CASES: dict[str, Case] = {
     ),
 }
 """Head -> case."""
+
+OBJECTIVES: dict[str, Objective] = {
+    "hard_labels": HardLabels(),
+    "forward_kl": ForwardKL(2.0),
+    "reverse_kl": ReverseKL(2.0),
+    "jensen_shannon": JensenShannon(2.0, 0.3),
+    "logit_mse": LogitMSE(),
+    "hidden_states": HiddenStates(),
+    "weight_decay": WeightDecay(0.01),
+}
+"""The names of `Case.objectives` -> objective, none at its default value."""
+
+
+def quiet_arguments(folder: str | Path, **options: Any) -> DistillationConfig:
+    """Arguments that print, save and reorder nothing unless asked, on the CPU."""
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+    }
+    return DistillationConfig(str(folder), **{**quiet, **options})

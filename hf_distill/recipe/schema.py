@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from hf_distill.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
 from hf_distill.config import DistillationConfig
 from hf_distill.objectives import OBJECTIVES, objective_from
+from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -125,6 +126,11 @@ class Recipe:
     file: Path = field(default=Path(), init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise RecipeError(
+                f"`name`: expected letters, digits, '-', '_' and '.', got {self.name!r}: it names "
+                "the student on its card and the default output folder."
+            )
         if not self.output_dir:
             object.__setattr__(self, "output_dir", f"runs/{self.name}")
         _check_models(self)

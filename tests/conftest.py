@@ -1,0 +1,23 @@
+"""What all tests share: no network, one thread, no chatter, warnings as errors."""
+
+from __future__ import annotations
+
+import os
+
+# Before any import of huggingface_hub, transformers or tokenizers, which read them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+import pytest
+import torch
+import transformers
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state, whichever ran before it."""
+    torch.manual_seed(0)

@@ -1,0 +1,277 @@
+"""Loaders of registries' models and data: the pinned file, once, whole, and the same splits."""
+
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+
+SOURCES = Path(__file__).parent.parent / "recipes" / "sources.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sources", SOURCES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sources"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+sources = load()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_DISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hf_distill" / "sources"
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def fake_sdist(rows: list[tuple[int, float, str]]) -> bytes:
+    table = "".join(f"{number}\t{rating}\t{text}\r\n" for number, rating, text in rows)
+    name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    return tar({inner: tar({name: table.encode()})})
+
+
+def bring_by_hand(cache: Path, filename: str, content: bytes) -> None:
+    (cache / "downloads").mkdir(parents=True, exist_ok=True)
+    (cache / "downloads" / filename).write_bytes(content)
+
+
+def pin(content: bytes) -> object:
+    return replace(sources.VADER, sha256=hashlib.sha256(content).hexdigest())
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources would silently fill a home folder that a user has moved elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.delenv("HF_DISTILL_CACHE", raising=False)
+    assert sources.cache_folder() == Path("xdg/hf_distill/sources")
+    monkeypatch.setenv("HF_DISTILL_CACHE", "own")
+    assert sources.cache_folder() == Path("own/hf_distill/sources")
+    monkeypatch.delenv("HF_DISTILL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert sources.cache_folder() == Path.home() / ".cache/hf_distill/sources"
+
+
+def test_movie_reviews_reads_labels_and_keeps_equal_texts_together(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ratings of 0 would count as positive; a test text that differs from a train text only in
+    case or punctuation would reward memory; the order of the file would change the splits."""
+    rows = [(i, (i % 5 - 2) / 2, f"snippet number {i // 2}{'!' * (i % 2)}") for i in range(6400)]
+    splits: list[DatasetDict] = []
+    for order in (rows, rows[::-1]):
+        content = fake_sdist(order)
+        monkeypatch.setattr(sources, "VADER", pin(content))
+        monkeypatch.setenv("HF_DISTILL_CACHE", str(cache / str(len(splits))))
+        bring_by_hand(sources.cache_folder(), "vaderSentiment-3.3.2.tar.gz", content)
+        splits.append(sources.movie_reviews())
+    first, second = splits
+    assert {name: part.num_rows for name, part in first.items()} == {
+        "train": 3400,
+        "validation": 1000,
+        "test": 2000,
+    }
+    assert first["train"].features["label"].names == ["negative", "positive"]
+    ratings = {number: rating for number, rating, _ in rows}
+    texts = {number: text for number, _, text in rows}
+    seen: dict[str, str] = {}
+    for name, part in first.items():
+        assert part.to_dict() == second[name].to_dict()
+        for row in part:
+            assert row["text"] == texts[row["id"]]
+            assert row["rating"] == ratings[row["id"]]
+            assert row["label"] == (1 if ratings[row["id"]] > 0 else 0)
+            assert seen.setdefault(row["text"].strip("!"), name) == name
+    assert len(seen) == 3200
+
+
+def test_second_call_needs_no_archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run would download again, and fail without a network."""
+    content = fake_sdist([(i, 1.0, f"text {i}") for i in range(3100)])
+    monkeypatch.setattr(sources, "VADER", pin(content))
+    bring_by_hand(cache, "vaderSentiment-3.3.2.tar.gz", content)
+    first = sources.movie_reviews()
+    (cache / "downloads" / "vaderSentiment-3.3.2.tar.gz").unlink()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert sources.movie_reviews()["train"].to_dict() == first["train"].to_dict()
+
+
+def test_another_file_is_refused_and_leaves_nothing(cache: Path) -> None:
+    """A changed or cut archive would be trained on as if it were the pinned one."""
+    bring_by_hand(cache, "vaderSentiment-3.3.2.tar.gz", b"another file")
+    found = hashlib.sha256(b"another file").hexdigest()
+    with pytest.raises(sources.FetchError, match=f"should have sha256 5d7c06e.* and has {found}"):
+        sources.movie_reviews()
+    assert sorted(path.name for path in cache.iterdir()) == ["downloads", "movie_reviews.lock"]
+
+
+def test_failed_download_names_the_remedy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without network or apt would be left with a bare traceback of subprocess."""
+    monkeypatch.setenv("PATH", str(cache / "nowhere"))
+    with pytest.raises(
+        sources.FetchError, match=r"no apt-get\n.*apt-get update.*downloads by hand"
+    ):
+        sources.fashion_mnist()
+    monkeypatch.setattr(sys, "executable", "no-python-here")
+    with pytest.raises(sources.FetchError, match=r"no no-python-here\nPut that file into"):
+        sources.movie_reviews()
+
+
+def test_an_unpacking_that_fails_leaves_no_half_folder(cache: Path) -> None:
+    """A half unpacked folder would pass for the whole one in the next run."""
+    content = tar({"wrong/name": b""})
+    bring_by_hand(cache, "vaderSentiment-3.3.2.tar.gz", content)
+
+    def half(packed: bytes, folder: Path) -> None:
+        (folder / "first").write_bytes(packed)
+        raise KeyError("second")
+
+    with pytest.raises(KeyError):
+        sources.cached("half", pin(content), half)
+    assert not (cache / "half").exists()
+    whole = sources.cached("half", pin(content), lambda packed, at: None)
+    assert list(whole.iterdir()) == []
+
+
+RACE = """
+import importlib.util, pathlib, sys, time
+spec = importlib.util.spec_from_file_location("sources", sys.argv[1])
+sources = importlib.util.module_from_spec(spec)
+sys.modules["sources"] = sources
+spec.loader.exec_module(sources)
+
+def unpack(packed, folder):
+    with open(sys.argv[3], "a") as log:
+        log.write("unpacked\\n")
+    time.sleep(0.5)
+    (folder / "file").write_bytes(packed)
+
+archive = sources.Archive("any", "1", "any.whl", sys.argv[2])
+print((sources.cached("raced", archive, unpack) / "file").read_text())
+"""
+
+
+def test_two_processes_at_once_unpack_once(cache: Path, tmp_path: Path) -> None:
+    """Under `accelerate launch` one rank would read what another is still writing."""
+    bring_by_hand(cache, "any.whl", b"content")
+    log = tmp_path / "log"
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    command = [sys.executable, "-c", RACE, str(SOURCES), sha256, str(log)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["content\n"] * 2
+    assert log.read_text() == "unpacked\n"
+
+
+def test_debian_package_is_read_without_dpkg() -> None:
+    """Members of odd size are padded by one byte in `ar`; the tree would be cut or shifted."""
+
+    def member(name: str, content: bytes) -> bytes:
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n"
+        return header.encode() + content + b"\n" * (len(content) % 2)
+
+    tree = tar({"./file": b"payload"})
+    deb = b"!<arch>\n" + member("debian-binary", b"2.0") + member("control.tar.xz", b"odd")
+    data = sources._deb_data(deb + member("data.tar.xz", tree))
+    assert data == tree
+    assert sources._tar_member(data, "./file") == b"payload"
+
+
+def test_digits_are_scikit_learns() -> None:
+    """Grey levels would be squeezed together, or pictures get another's label."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    loaded = sources.digits()
+    rows = [row for name in ("train", "validation", "test") for row in loaded[name]]
+    assert [row["label"] for row in rows] == labels.tolist()
+    grey = np.stack([np.asarray(row["image"], dtype=np.float64).ravel() for row in rows])
+    np.testing.assert_array_equal(np.rint(grey * 16 / 255), pixels)
+    assert {name: part.num_rows for name, part in loaded.items()} == sources.CARDS["digits"]["size"]
+
+
+@pytest.mark.slow
+def test_real_movie_reviews(cache: Path) -> None:
+    """The registry's copy would differ from the one the recipes' figures were measured on."""
+    loaded = sources.movie_reviews()
+    assert {name: part.num_rows for name, part in loaded.items()} == sources.CARDS["movie_reviews"][
+        "size"
+    ]
+    labels = np.concatenate([part["label"] for part in loaded.values()])
+    assert len(labels) == 10_605
+    assert round(100 * labels.mean(), 1) == 49.4
+    words = [
+        {
+            " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+            for text in texts
+        }
+        for texts in (part["text"] for part in loaded.values())
+    ]
+    assert not words[0] & words[1]
+    assert not words[0] & words[2]
+    assert not words[1] & words[2]
+
+
+@pytest.mark.slow
+def test_real_minilm(cache: Path) -> None:
+    """Weights would be left at random: near sentences would lie as far apart as others."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = sources.all_minilm_l6_v2()
+    model = AutoModel.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == sources.CARDS["all_minilm_l6_v2"]["size"]["parameters"]
+    texts = ["The cat sits outside", "A cat is out of doors", "The new film is awesome"]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    means = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+    cosine = np.corrcoef(means.detach().numpy())
+    assert cosine[0, 1] > 0.6 > 0.3 > cosine[0, 2]
+
+
+@pytest.mark.slow
+def test_real_fashion_mnist(cache: Path) -> None:
+    """Pictures and labels would be shifted against each other, or classes go missing."""
+    loaded = sources.fashion_mnist()
+    assert {name: part.num_rows for name, part in loaded.items()} == sources.CARDS["fashion_mnist"][
+        "size"
+    ]
+    assert np.bincount(loaded["test"]["label"]).tolist() == [1000] * 10
+    assert np.bincount(loaded["validation"]["label"]).tolist() == [500] * 10
+    train = loaded["train"].select(range(2000))
+    means = np.stack(
+        [
+            np.mean([np.asarray(row["image"]) for row in train if row["label"] == label], axis=0)
+            for label in range(10)
+        ]
+    ).reshape(10, -1)
+    test = loaded["test"].select(range(500))
+    pixels = np.stack([np.asarray(row["image"]).ravel() for row in test]).astype(np.float64)
+    nearest = ((pixels[:, None] - means[None]) ** 2).sum(-1).argmin(-1)
+    assert (nearest == np.array(test["label"])).mean() > 0.6
