@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
@@ -34,12 +35,28 @@ class Checkpoints(Trainer):
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
         owner: Any = self.model
+        ignored = getattr(owner, "_keys_to_ignore_on_save", None)
         if any(True for _ in self.projections.parameters()):
             owner.add_module(ATTACHED, self.projections)
+            if ignored is not None:  # a callback may call model.save_pretrained
+                names = [f"{ATTACHED}.{name}" for name in self.projections.state_dict()]
+                owner._keys_to_ignore_on_save = {*ignored, *names}
         try:
             yield
         finally:
             owner._modules.pop(ATTACHED, None)
+            if ignored is not None:
+                owner._keys_to_ignore_on_save = ignored
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Add the projections to an optimizer that was made before there were any."""
+        brought = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if brought:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            new = [p for p in self.projections.parameters() if id(p) not in held]
+            optimizer.param_groups[0]["params"].extend(new)
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if state_dict is not None:
@@ -57,6 +74,7 @@ class Checkpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save under another name and rename, so that every ``checkpoint-N`` is a whole one."""
+        self._check_weights()
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staging = run_dir / "_saving"
@@ -76,15 +94,30 @@ class Checkpoints(Trainer):
         if self.args.should_save:
             self._save_extras(staging / name)
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            shutil.rmtree(run_dir / name, ignore_errors=True)
+            if (run_dir / name).exists():  # aside first: half deleted it would be the newest one
+                os.replace(run_dir / name, staging / "replaced")
             os.replace(staging / name, run_dir / name)
-            staging.rmdir()
+            shutil.rmtree(staging)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
         if self.args.should_save:
             limit, best_folder = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(str(run_dir), limit, best_folder, use_mtime=True)
+
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError after a broken gradient, whose loss may have been finite."""
+        owner: Any = self.model
+        trained = {n: p.detach() for n, p in owner.named_parameters() if p.requires_grad}
+        parts = [p.to_local() if hasattr(p, "to_local") else p for p in trained.values()]  # FSDP2
+        broken = torch.stack([(~p.isfinite()).any().to(self.args.device) for p in parts])
+        broken = self.accelerator.reduce(broken.long(), "sum")
+        if names := [n for n, b in zip(trained, broken.tolist(), strict=True) if b]:
+            raise FloatingPointError(
+                f"The weights are not finite after step {self.state.global_step}: {names[:4]} and "
+                f"{len(names[4:])} more. This checkpoint is not written; earlier ones stay. "
+                "Lower the learning rate, and look for a loss whose gradient is infinite."
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._saving is None:  # within a save it has not got its name yet
@@ -106,7 +139,8 @@ class Checkpoints(Trainer):
                 "projections or initial weights of the present objective. Resume with the "
                 "objective it was trained with, or start anew from its student."
             )
-        tensors = load_file(path, device=str(self.args.device))
+        # Not load_file's own device: it does not know accelerate's "cpu:0".
+        tensors = {name: t.to(self.args.device) for name, t in load_file(path).items()}
         parts: dict[str, dict[str, Tensor]] = {"projections": {}, "initial": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_distill.heads import Head
-from hf_distill.objectives import WeightDecay
+from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
 
@@ -133,6 +133,9 @@ def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, h
         )
     labels = None if sample is None else head.items(sample).labels
     objective.check(head.kind(labels))
+    for _, part in objective.parts:
+        if isinstance(part, HardLabels) and head.task.classes == "labels":
+            part.check_classes(head.config.num_labels)
     if sample is not None and objective.needs_labels and labels is None:
         raise ValueError(
             f"HardLabels needs the label column(s) {list(head.task.label_keys)}, and the data "

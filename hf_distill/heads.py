@@ -60,8 +60,9 @@ class Head:
                 with which a distributed evaluation fills its last batch); default: all.
         """
         if rows is None:
+            size = batch_size(batch)
             device = next(v.device for v in batch.values() if isinstance(v, Tensor))
-            rows = torch.ones(batch_size(batch), dtype=torch.bool, device=device)
+            rows = torch.ones(size, dtype=torch.bool, device=device)
         return self.task.items(batch, self.model, rows)
 
     def kind(self, labels: Tensor | None) -> str:

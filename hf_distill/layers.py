@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -90,7 +91,8 @@ def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
         A copy with its own weights; all other parts (embeddings, head) are kept.
 
     Raises:
-        ValueError: no such list of layers, or an index out of range.
+        ValueError: no such list of layers, an index out of range or given twice, or layers that
+            would not load again from a saved folder.
     """
     count = getattr(model.config, "num_hidden_layers", None)
     names = [
@@ -103,8 +105,11 @@ def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
             f"Expected {type(model).__name__} to hold its layers in one list of "
             f"{count} modules, found {names}. Build this student from a config instead."
         )
-    if not layers or any(not 0 <= index < count for index in layers):
-        raise ValueError(f"Expected layers between 0 and {count - 1}, got {list(layers)}.")
+    once = set(layers)
+    if not layers or len(once) < len(layers) or not once <= set(range(count)):
+        raise ValueError(
+            f"Expected different layers between 0 and {count - 1}, got {list(layers)}."
+        )
     student = copy.deepcopy(model)
     parent, _, last = names[0].rpartition(".")
     kept = student.get_submodule(names[0])
@@ -115,7 +120,26 @@ def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
         for module in layer.modules():  # decoder layers remember their place in the cache
             if hasattr(module, "layer_idx"):
                 module.layer_idx = position
-    per_layer = getattr(student.config, "layer_types", None)
-    if per_layer is not None:
-        student.config.layer_types = [per_layer[index] for index in layers]
+    for name, value in list(vars(student.config).items()):  # layer_types and the like
+        if "layer" in name and isinstance(value, list) and len(value) == count:
+            setattr(student.config, name, [value[index] for index in layers])
+    _check_reload(student, layers)
     return student
+
+
+def _check_reload(student: PreTrainedModel, layers: Sequence[int]) -> None:
+    """A first layer may hold what the others lack; without it, a saved student loads as another."""
+    config = student.config
+    try:
+        with torch.device("meta"):
+            fresh = type(student)(type(config).from_dict(config.to_dict()))
+        ours, theirs = ({(n, t.shape) for n, t in m.state_dict().items()} for m in (student, fresh))
+        differing = sorted(name for name, _ in ours ^ theirs)
+    except ValueError as error:  # a config that counts its layers in one more place
+        differing = [str(error)]
+    if differing:
+        raise ValueError(
+            f"Expected the layers {list(layers)} of {type(student).__name__} to make a model that "
+            f"its config describes, but they differ in {differing}. Keep layer 0, or build this "
+            "student from a config instead."
+        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, default_compute_objective
 
 from hf_distill.evaluation import Evaluation
 from hf_distill.heads import Head
@@ -29,10 +31,11 @@ class Measuring(Trainer):
     """
 
     teacher: Teacher | None
-    objective: Sum
+    goal: Sum
     _head: Head
     _evaluation: Evaluation | None = None
     _measure_both = False
+    _added: frozenset[str] = frozenset()
     _step_teacher: Signal | None = None
     _step_loss: Tensor
 
@@ -65,14 +68,26 @@ class Measuring(Trainer):
             figures, loss = self._evaluation.result(self.accelerator)
         finally:
             self._evaluation = None
+        self._added |= figures.keys()
         metrics = dict(output.metrics or {})
         metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         if loss is not None:
             metrics[f"{metric_key_prefix}_loss"] = loss
         predictions = output.predictions
         if both and predictions is not None:
-            predictions = predictions[0]
+            predictions = _of(predictions, 0)
         return output._replace(metrics=metrics, predictions=predictions)
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        """As in `transformers`; the default score sums what `compute_metrics` gives, no more."""
+        score = self._score if compute_objective is None else compute_objective
+        return super().hyperparameter_search(hp_space, score, *rest, **options)
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        added = {f"eval_{name}" for name in self._added}
+        return default_compute_objective({k: v for k, v in metrics.items() if k not in added})
 
     @contextlib.contextmanager
     def _measuring_both(self) -> Iterator[None]:
@@ -88,8 +103,10 @@ class Measuring(Trainer):
 
         def both(prediction: EvalPrediction) -> dict[str, float]:
             ours, theirs = (compute(_part(prediction, index)) for index in (0, 1))
-            named = {f"teacher_{name}": value for name, value in theirs.items()}
-            return {**ours, **named, **retained(ours, theirs)}
+            added = {f"teacher_{name}": value for name, value in theirs.items()}
+            added.update(retained(ours, theirs))
+            self._added |= added.keys()
+            return {**ours, **added}
 
         def each(logits: Any, labels: Any) -> Any:
             return tuple(preprocess(part, labels) for part in logits)
@@ -126,7 +143,7 @@ class Measuring(Trainer):
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[Tensor | None, Any]:
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.objective.needs_labels and self._head.items(inputs).labels is None:
+            if self.goal.needs_labels and self._head.items(inputs).labels is None:
                 # predict() on unlabelled data: there are outputs, and no loss
                 batch = self._head.task.share(inputs, self._head.model)
                 items = self._head.items(batch)
@@ -155,14 +172,25 @@ class Measuring(Trainer):
         if self._step_teacher is None or self._step_teacher.logits is None:
             raise ValueError("Expected logits of the teacher for compute_metrics, got none.")
         theirs = self._head.task.predictions(self._step_teacher.logits, inputs)
+        like = (ours,) if isinstance(ours, Tensor) else ours
+        if self._head.task.classes == "vocabulary":  # phantom entries, which nothing may choose
+            lowest, phantom = torch.finfo(theirs[0].dtype).min, like[0].shape[-1]
+            theirs = (F.pad(theirs[0], (0, phantom - theirs[0].shape[-1]), value=lowest),)
+        # What a student gives besides its logits (an encoder's states) a teacher's signal has not.
+        theirs += tuple(torch.full_like(part, torch.nan) for part in like[len(theirs) :])
         return theirs[0] if isinstance(ours, Tensor) else theirs
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:
-    """One model's share of a prediction of both."""
+    """One model's share of a prediction of both, with labels that a metric may edit in place."""
     return EvalPrediction(
-        predictions=prediction.predictions[index],
-        label_ids=prediction.label_ids,
+        predictions=_of(prediction.predictions, index),
+        label_ids=copy.deepcopy(prediction.label_ids),
         inputs=prediction.inputs,
         losses=prediction.losses,
     )
+
+
+def _of(both: Any, index: int) -> Any:
+    """One model's share: a pair, or a list of pairs where batches are not concatenated."""
+    return [pair[index] for pair in both] if isinstance(both, list) else both[index]

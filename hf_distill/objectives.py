@@ -85,14 +85,17 @@ class HardLabels(Objective):
         values = losses[student.kind](logits, items.labels, mask)
         return [Term(self.name, values, "labels", mask)]
 
-    def _weights(self, logits: Tensor) -> Tensor | None:
-        if self.class_weights is None:
-            return None
-        if len(self.class_weights) != logits.shape[-1]:
+    def check_classes(self, count: int) -> None:
+        """Refuse weights for another number of classes."""
+        if self.class_weights is not None and len(self.class_weights) != count:
             raise ValueError(
-                f"Expected {logits.shape[-1]} class weights, got {len(self.class_weights)}."
+                f"Expected {count} class_weights, got {len(self.class_weights)}. Give one factor "
+                "per class, in the order of the student's `config.id2label`."
             )
-        return logits.new_tensor(self.class_weights)
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        self.check_classes(logits.shape[-1])
+        return None if self.class_weights is None else logits.new_tensor(self.class_weights)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         values = F.cross_entropy(
@@ -130,7 +133,7 @@ class HardLabels(Objective):
 
 def _squared(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     targets = labels.to(logits.dtype).view(logits.shape)
-    return (logits - targets.nan_to_num()).square().sum(-1)
+    return torch.where(targets.isnan(), 0.0, logits - targets).square().sum(-1)
 
 
 def at_least_float(x: Tensor) -> Tensor:
@@ -368,7 +371,9 @@ class HiddenStates(Objective):
         for group, pairs in aligned.items():
             values = []
             for key, ours, theirs in pairs:
-                ours = projections[key](ours) if key in projections else ours
+                if key in projections:  # bf16_full_eval casts the student, not the projections
+                    weight = next(projections[key].parameters())
+                    ours = projections[key](ours.to(weight.dtype))
                 values.append(DISTANCES[self.distance](ours, theirs))
             value = torch.stack(values).mean(0)
             name = self.name if len(aligned) == 1 else f"{self.name}_{group}"
@@ -472,7 +477,7 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
                 f"known are {sorted(fields)} and weight."
             )
         for key, value in settings.items():  # YAML reads 1e-4 as a string
-            if isinstance(value, str) and isinstance(fields[key].default, float):
+            if isinstance(value, str) and fields[key].type in ("float", "float | None"):
                 settings[key] = float(value)
         parts.append((weight_from(weight), OBJECTIVES[name](**settings)))
     return Sum(tuple(parts))

@@ -58,7 +58,7 @@ class Publishing(Trainer):
     """Cards and pushes."""
 
     teacher: Teacher | None
-    objective: Sum
+    goal: Sum
     _head: Head
 
     @property
@@ -79,9 +79,9 @@ class Publishing(Trainer):
             base_model_revision=getattr(self._head.config, "_commit_hash", None),
             teacher=teacher,
             student=describe_model(self._head.model),
-            objective=self.objective.describe(),
-            formula=str(self.objective),
-            data={"labels_used": self.objective.needs_labels, "splits": self._split_sizes()},
+            objective=self.goal.describe(),
+            formula=str(self.goal),
+            data={"labels_used": self.goal.needs_labels, "splits": self._split_sizes()},
             results=self._last_results(),
             training=self._training_facts(),
             environment=environment(),
@@ -103,7 +103,7 @@ class Publishing(Trainer):
             for key, value in last.items()
             if key.startswith("eval_") and not key.endswith(SPEED)
         }
-        terms = ("loss", "other", *(name for name, _, _ in self.objective.named()))
+        terms = ("loss", "other", *(name for name, _, _ in self.goal.named()))
         student = {k: v for k, v in figures.items() if not k.startswith((*COMPARED, *terms))}
         theirs = {k: v for k, v in figures.items() if k.startswith("teacher_")}
         teacher = {k.removeprefix("teacher_"): v for k, v in theirs.items()}

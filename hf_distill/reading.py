@@ -59,8 +59,11 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     groups = _sequence_groups(batch, model, rows)
     if labels is None:
         return _count(rows, rows, **groups)
-    if labels.is_floating_point():  # regression or multi-label: NaN marks a missing label
+    if labels.is_floating_point():  # regression or multi-label: NaN marks a missing one
         missing = torch.isnan(labels)
+        config: Any = model.config
+        if labels.dim() > 1 and getattr(config, "problem_type", None) != "regression":
+            missing |= labels < 0  # multi-label: 0 and 1 are the labels, -100 too marks none
         missing = missing.all(-1) if missing.dim() > 1 else missing
     else:
         missing = labels == IGNORE

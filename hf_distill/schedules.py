@@ -62,7 +62,11 @@ class Schedule:
         return f"{self.shape}({self.start:g} → {self.end:g} over {over})"
 
     def __mul__(self, factor: float) -> Schedule:
+        if not isinstance(factor, (int, float)):  # an objective, which knows how to take a weight
+            return NotImplemented
         return replace(self, start=self.start * factor, end=self.end * factor)
+
+    __rmul__ = __mul__
 
 
 Weight = float | Schedule

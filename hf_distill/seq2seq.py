@@ -29,23 +29,26 @@ class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
         generate = getattr(self.args, "predict_with_generate", False) and not prediction_loss_only
         if not generate:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
-        ours, labels = self._generate(self._head, inputs, options)
+        loss = None
+        if any(inputs.get(key) is not None for key in ("labels", "decoder_input_ids")):
+            loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        ours, labels = self._generate(self._student, self._head, inputs, options)
         if self._measure_both:
             if not isinstance(self.teacher, ModelTeacher):
                 raise ValueError("compute_metrics on generated text needs a model as the teacher.")
-            ours = (ours, self._generate(self.teacher.head, inputs, options)[0])
+            theirs, _ = self._generate(self.teacher.model, self.teacher.head, inputs, options)
+            ours = (ours, theirs)
         return loss, ours, labels
 
     def _generate(
-        self, head: Head, inputs: dict[str, Any], options: dict[str, Any]
+        self, model: nn.Module, head: Head, inputs: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Any, Any]:
         """Seq2SeqTrainer generates with ``self.model``; its loss of that step is not used."""
-        student, self.model = self.model, head.model
+        student, self.model = self.model, model
         inputs = {key: value for key, value in inputs.items() if key in head.accepts}
         try:
             step = Seq2SeqTrainer.prediction_step
-            _, tokens, labels = step(self, head.model, inputs, False, **options)
+            _, tokens, labels = step(self, model, inputs, False, **options)
         finally:
             self.model = student
         return tokens, labels

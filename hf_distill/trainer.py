@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate.utils import send_to_device
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import has_length, set_seed
 
 from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
@@ -73,6 +76,7 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         args = self.config_class("tmp_trainer") if args is None else args
         check_arguments(args, self.config_class, options)
         if peft_config is not None:
+            set_seed(args.seed)  # of the adapter's initial weights; Trainer sets it after this
             model = with_adapter(model, peft_config)
         self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
@@ -85,7 +89,7 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
             self.teacher.place(self.accelerator)
         self._refresh_objective()
         self._match()
-        check_data(self.train_dataset, self._sample(), self.objective, self._head)
+        check_data(self.train_dataset, self._sample(), self.goal, self._head)
         self._bind()
 
     @property
@@ -96,12 +100,15 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         return student
 
     def _refresh_objective(self) -> None:
-        """Read the objective from the arguments anew: a hyper-parameter search changes them."""
+        """Read the objective from the arguments anew: a hyper-parameter search changes them.
+
+        (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
+        """
         objective = self._own_objective or self.args.objective()
         smoothing = self.args.label_smoothing_factor
         if smoothing:
             objective = Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
-        self.objective = objective
+        self.goal = objective
         check_objective(objective, self.teacher, self._head)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         check_weight_decay(objective, sharded, self.args.weight_decay)
@@ -126,11 +133,12 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
             return None
         collate: Any = self.data_collator
         with same_randomness():
-            if hasattr(dataset, "column_names"):
+            if isinstance(dataset, datasets.Dataset):  # as in Trainer._get_dataloader
                 dataset = self._remove_unused_columns(dataset)
             else:
                 collate = self._get_collator_with_removed_columns(collate)
-            example = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset))
+            streamed = isinstance(dataset, IterableDataset)
+            example = next(iter(dataset)) if streamed else dataset[0]
             batch = self._prepare_inputs(dict(collate([example])))
         return dict(self._head.task.share(batch, self._head.model))
 
@@ -138,15 +146,15 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         """Make what belongs to this very student: projections, initial weights."""
         self._head, self._bound = Head(self._student), self._student
         self.projections = nn.ModuleDict()
-        if self.objective.needs.hidden_states:
+        if self.goal.needs.hidden_states:
             self.projections = self._build_projections()
         self._parameters: dict[str, Tensor] = {}
-        if any(isinstance(part, WeightDecay) for _, part in self.objective.parts):
+        if any(isinstance(part, WeightDecay) for _, part in self.goal.parts):
             decayed = set(self.get_decay_parameter_names(self._student))
             named = self._student.named_parameters()
             self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
-        keep = self._parameters if self.objective.needs_initial else {}
-        self._initial = {name: p.detach().clone() for name, p in keep.items()}
+        keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
+        self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
 
     def _build_projections(self) -> nn.ModuleDict:
         sample = self._sample()
@@ -155,15 +163,17 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
                 "HiddenStates sizes its projections on one example, and there is no data yet. Pass "
                 "train_dataset or eval_dataset to the constructor."
             )
-        items, needs = self._head.items(sample), self.objective.student_needs
+        items, needs = self._head.items(sample), self.goal.student_needs
         training = self._student.training
         self._student.eval()
         with torch.no_grad(), same_randomness():
-            outputs = self._student(**self._head.inputs(sample, needs))
-            student = self._head.signal(outputs, sample, needs, items)
-            teacher = self.teacher(sample, self.objective.needs, items)
+            # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
+            own = send_to_device(sample, next(self._student.parameters()).device)
+            outputs = self._student(**self._head.inputs(own, needs))
+            student = self._head.signal(outputs, own, needs, self._head.items(own))
+            teacher = self.teacher(sample, self.goal.needs, items)
             torch.manual_seed(self.args.seed)
-            built = self.objective.build(student, teacher)
+            built = self.goal.build(student, teacher)
         self._student.train(training)
         return built.to(self.args.device)
 
@@ -212,12 +222,12 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         whole_window = num_items_in_batch is not None
         counts = num_items_in_batch if num_items_in_batch is not None else items.counts()
         measuring = None if model.training else self._evaluation
-        wanted = self.objective.needs | Needs(logits=measuring is not None)
+        wanted = self.goal.needs | Needs(logits=measuring is not None)
         teacher = self._teach(batch, wanted, items)
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
             outputs, student = self._ask_student(model, batch, items)
-            terms = self.objective.terms(student, teacher, items, self._context())
+            terms = self.goal.terms(student, teacher, items, self._context())
             loss, components, sums = reduce(
                 terms, counts, self._loss_scale() if whole_window else 1.0
             )
@@ -236,7 +246,7 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
     def _ask_student(
         self, model: nn.Module, batch: Mapping[str, Any], items: Items
     ) -> tuple[Any, Signal]:
-        needs = self.objective.student_needs
+        needs = self.goal.student_needs
         call = model if _is_compiled(model) else self._student
         outputs = call(**self._head.inputs(batch, needs))
         signal = self._head.signal(outputs, batch, needs, items)

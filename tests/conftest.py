@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before any import of huggingface_hub, transformers or tokenizers, which read them once.
@@ -15,6 +16,11 @@ import transformers
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage at each start: leave what the imports made out of that."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 from hf_distill.layers import take_layers
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
-from hf_distill.recipe.data import recipe_task
 from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.tasks import recipe_task
 
 
 class Models:
@@ -76,7 +76,10 @@ class Models:
         return {"teacher": teacher, "student": student}
 
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {"config": config, **(sources.identity(self.paths[role]) if role in self.paths else {})}
+        return {
+            "config": config,
+            **(sources.identity(self.paths[role]) if role in self.paths else {}),
+        }
 
     def _new(self, role: str, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
         set_seed(seed)  # the weights of the head, and of a new model

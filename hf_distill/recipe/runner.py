@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.config import DistillationConfig
+from hf_distill.heads import describe_model
 from hf_distill.hub.push import push_folder
 from hf_distill.objectives import HardLabels, objective_from
 from hf_distill.recipe import report
 from hf_distill.recipe.casting import RecipeError
-from hf_distill.recipe.data import (
-    Examples,
-    compute_metrics,
-    fingerprints,
-    load_examples,
-    load_processor,
-    prepared,
-    recipe_task,
-)
+from hf_distill.recipe.examples import Examples, fingerprints, load_examples, prepared
 from hf_distill.recipe.models import Models
-from hf_distill.recipe.publish import publish
+from hf_distill.recipe.publish import FINAL, publish
 from hf_distill.recipe.schema import ROLES, Recipe
 from hf_distill.recipe.stages import Stage, run_stage, versions
+from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
+from hf_distill.recipe.training import arguments, callbacks, figures, validated
 from hf_distill.terms import Sum
 from hf_distill.trainer import DistillationTrainer
 
@@ -45,22 +32,6 @@ NEUTRAL = (
     *("report_to", "run_name", "project", "disable_tqdm", "log_level", "save_total_limit"),
 )
 """Training arguments that a finished stage does not depend on."""
-
-
-class Clock(TrainerCallback):
-    """Writes into every log entry how long training has taken, over all its interruptions."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        before = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
-        self._start = time.perf_counter() - (before[-1] if before else 0.0)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.log_history and hasattr(self, "_start"):
-            state.log_history[-1]["seconds"] = round(time.perf_counter() - self._start, 3)
 
 
 class Run:
@@ -77,9 +48,9 @@ class Run:
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = print):
         self.recipe, self.task = recipe, recipe_task(recipe)
         self.root = Path(recipe.output_dir)
-        student = self._arguments("student", recipe.student_seeds[0], self.root)
+        student = arguments(self.recipe, "student", recipe.student_seeds[0], self.root)
         for role in ROLES:  # wrong arguments are told now, not after an hour
-            self._arguments(role, recipe.seed, self.root)
+            arguments(self.recipe, role, recipe.seed, self.root)
         self.state = PartialState()
         self.say = say if self.state.is_main_process else lambda line: None
         with self.state.main_process_first():
@@ -140,19 +111,6 @@ class Run:
         own = [part for _, part in self.objective.parts if isinstance(part, HardLabels)]
         return own[0] if own else HardLabels()
 
-    def _arguments(self, role: str, seed: int, folder: Path) -> DistillationConfig:
-        options = self.recipe.training_of(role)
-        options.pop("early_stopping_patience", None)
-        try:
-            return DistillationConfig(
-                output_dir=str(folder),
-                seed=seed,
-                remove_unused_columns=self.recipe.task.startswith("text"),
-                **options,
-            )
-        except (ValueError, ImportError) as error:
-            raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
-
     # ---- doing it ------------------------------------------------------------------------------
 
     def __call__(self) -> Path:
@@ -169,13 +127,9 @@ class Run:
             else:
                 number = int(seed) if seed else self.recipe.seed
                 results[key] = run_stage(stage, self._training(role, number, stage), self.say)
-        final = self.root / "final"
+        final = self.root / FINAL
         if self.state.is_main_process:
-            facts = report.collect(self, results)
-            report.write(facts, results, self.root)
-            publish(self, facts, final)
-            self.say(report.table(facts))
-            self.say(f"report: {self.root / 'report.md'}, student with its card: {final}")
+            self._report(results)
             if self.recipe.push_to_hub:
                 commit = push_folder(
                     final, str(self.recipe.hub_model_id), private=self.recipe.hub_private_repo
@@ -183,6 +137,17 @@ class Run:
                 self.say(f"pushed: {commit.commit_url}")
         self.state.wait_for_everyone()
         return final
+
+    def _report(self, results: dict[str, dict[str, Any]]) -> None:
+        """Cheap, so done every time: a change of how things are shown repeats no training."""
+        outcome = report.Outcome(
+            self.recipe, results, self.objective, self.examples.sizes, self.task.metric
+        )
+        facts = report.summary(outcome)
+        report.write(facts, self.root)
+        final = publish(self.recipe, self.task, self.examples, facts, self.root)
+        self.say(f"\n{report.table(facts)}\n\n{report.verdict(facts)}")
+        self.say(f"report: {self.root / 'report.md'}; student with its card: {final}")
 
     def teacher(self) -> PreTrainedModel:
         """The fine-tuned teacher."""
@@ -211,19 +176,13 @@ class Run:
         objective: Sum | HardLabels,
         teacher: PreTrainedModel | None = None,
     ) -> dict[str, Any]:
-        callbacks: list[TrainerCallback] = [Clock()]
-        patience = self.recipe.training_of(role).get("early_stopping_patience")
-        if patience is not None:
-            callbacks.append(EarlyStoppingCallback(patience))
-        args = self._arguments(role, seed, stage.checkpoints)
-        trainer = self._trainer(model, args, objective, teacher, callbacks)
+        args = arguments(self.recipe, role, seed, stage.checkpoints)
+        trainer = self._trainer(model, args, objective, teacher, callbacks(self.recipe, role))
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")
         trainer.train(resume_from_checkpoint=last)
         seconds = trainer.state.log_history[-1]["seconds"]
-        history = list(trainer.state.log_history)
-        validation = trainer.evaluate()
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them
             (stage.model / "training_args.bin").unlink(missing_ok=True)
@@ -231,8 +190,8 @@ class Run:
             "seconds": seconds,
             "steps": trainer.state.global_step,
             "processes": self.state.num_processes,
-            "validation": _figures(validation),
-            "history": history,
+            "validation": validated(trainer, self.task.metric),
+            "history": trainer.state.log_history,
         }
 
     def _trainer(
@@ -261,24 +220,18 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
+        teacher, stage = self.teacher(), self.stages["evaluation"]
+        whole = {"bf16": False, "fp16": False}  # as plain transformers will run the student
         measured: dict[str, Any] = {}
-        teacher = self.teacher()
-        for key, stage in {"teacher": None, **self.stages}.items():
-            if key == "evaluation":
-                continue
+        for key in ("teacher", *(k for k in self.stages if "/" in k)):
             itself = key == "teacher"
-            if not itself:
-                assert stage is not None
-            model = teacher if itself else self.models.trained(str(stage.model))  # type: ignore[union-attr]
-            args = self._arguments("student", self.recipe.seed, self.stages["evaluation"].folder)
+            model = teacher if itself else self.models.trained(str(self.stages[key].model))
+            args = arguments(self.recipe, "student", self.recipe.seed, stage.folder, **whole)
             trainer = self._trainer(model, args, HardLabels(), None if itself else teacher)
-            metrics = trainer.evaluate(self.data["test"])  # type: ignore[arg-type]
+            metrics = trainer.evaluate(self.data["test"])
             measured[key] = {
-                **_figures(metrics),
-                "parameters": model.num_parameters(),
-                "architecture": type(model).__name__,
-                "layers": getattr(model.config, "num_hidden_layers", None),
-                "hidden_size": getattr(model.config, "hidden_size", None),
+                **figures(metrics),
+                **describe_model(model),
             }
         return measured
 
@@ -301,18 +254,10 @@ class Run:
         return "\n".join(lines)
 
     def _steps(self, role: str) -> int:
-        args = self._arguments(role, self.recipe.seed, self.root)
+        args = arguments(self.recipe, role, self.recipe.seed, self.root)
         if args.max_steps > 0:
             return args.max_steps
         batch = args.train_batch_size * self.state.num_processes
         batches = -(-len(self.data["train"]) // batch)
         per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-        return int(torch.ceil(torch.tensor(args.num_train_epochs * per_epoch)))
-
-
-def _figures(metrics: dict[str, float]) -> dict[str, float]:
-    """The figures of `evaluate()` under plain names; speed is measured elsewhere."""
-    figures = {key.removeprefix("eval_"): value for key, value in metrics.items()}
-    figures = {"nll" if k == "hard_labels" else k: v for k, v in figures.items()}
-    dropped = ("runtime", "samples_per_second", "steps_per_second", "epoch", "loss", "model_prep")
-    return {k: float(v) for k, v in figures.items() if not k.startswith(dropped)}
+        return math.ceil(args.num_train_epochs * per_epoch)

@@ -61,6 +61,7 @@ class Data:
     test_split: str = "test"
     max_train_examples: int | None = None
     max_eval_examples: int | None = None
+    max_test_examples: int | None = None
     max_length: int | None = None
     processor: str | dict[str, Any] | None = None
 
@@ -136,9 +137,8 @@ class Recipe:
         _check_models(self)
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) != len(self.seeds)):
             raise RecipeError(f"`seeds`: expected different whole numbers, got {self.seeds}.")
-        for key in ("max_train_examples", "max_eval_examples", "max_length"):
-            count = getattr(self.data, key)
-            if count is not None and count < 1:
+        for key, count in vars(self.data).items():
+            if key.startswith("max_") and count is not None and count < 1:
                 raise RecipeError(f"`data.{key}`: expected at least 1, got {count}.")
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id: namespace/name`, got none.")
@@ -153,26 +153,30 @@ class Recipe:
         return {**DEFAULTS, **self.training, **getattr(self, role).training}
 
     def to_yaml(self) -> str:
-        """The recipe with all overrides applied, as a recipe file."""
-        values = dataclasses.asdict(self)
-        del values["file"]
-        return yaml.safe_dump(_without_empty(values), sort_keys=False, allow_unicode=True)
+        """The recipe with all overrides applied, as a recipe file; defaults are left out."""
+        values = _changed(self)
+        values["training"] = {**DEFAULTS, **self.training}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for key, value in values.items():
-        value = _plain(value)
-        if value is None and key != "validation_split":
-            continue
-        if value not in ({}, []):
-            kept[key] = value
-    return kept
+def _changed(section: Any) -> dict[str, Any]:
+    """The fields of a section that are not the default."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if item.init and value != default:
+            values[item.name] = _plain(value)
+    return values
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _changed(value)
     if isinstance(value, Mapping):
-        return _without_empty(value)
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
@@ -201,6 +205,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     Args:
         path: The YAML file.
         overrides: Pairs of a dotted key and its value in YAML: ``("training.max_steps", "2")``.
+            One of ``training`` holds for every stage, whatever the file says of single ones.
 
     Raises:
         RecipeError: anything that is wrong with the file or an override, with the remedy.
@@ -218,12 +223,24 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected a recipe (lines `key: value`), got {values!r:.60}.")
-    for key, value in overrides:
+    # What the command line says of all stages is stronger than what the file says of one.
+    for key, value in sorted(overrides, key=lambda pair: not pair[0].startswith("training.")):
+        if key.startswith("training."):
+            _forget(values, key.removeprefix("training."))
         _override(values, key, parse_yaml(value, f"--{key}"))
     try:
         return _recipe(values, path)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _forget(values: dict[str, Any], argument: str) -> None:
+    """Take a training argument out of the sections of single stages."""
+    for role in ROLES:
+        section = values.get(role)
+        training = section.get("training") if isinstance(section, dict) else None
+        if isinstance(training, dict):
+            training.pop(argument, None)
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:

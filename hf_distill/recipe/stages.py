@@ -124,7 +124,9 @@ class Stage:
         write_json(self.folder / RECORD, {**record, "inputs": _json(self.inputs)})
 
 
-def run_stage(stage: Stage, work: Callable[[], dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:
+def run_stage(
+    stage: Stage, work: Callable[[], dict[str, Any]], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Do a stage unless it is done. Every process calls this; the main one writes.
 
     Args:

@@ -1,0 +1,146 @@
+"""The command line: ``hf-distill`` and ``python -m hf_distill``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from hf_distill import __version__
+from hf_distill.hub.push import push_folder
+from hf_distill.recipe import RecipeError, Run, load_recipe
+
+EXAMPLES = """examples:
+  hf-distill train recipes/text_classification/movie_reviews.yaml
+  hf-distill train recipes/text_classification/movie_reviews.yaml --dry-run
+  hf-distill train recipe.yaml --training.num_train_epochs 1 --data.max_train_examples 1500
+  hf-distill train recipe.yaml --objective '[{name: forward_kl, temperature: 4}]'
+  accelerate launch -m hf_distill train recipe.yaml
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
+"""
+EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with the
+recipe or the command line; 130 interrupted (the same command again resumes).
+"""
+FLAGS = {"help", "version", "dry-run"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of everything but a recipe's overrides."""
+    raw = argparse.RawDescriptionHelpFormatter
+    main = argparse.ArgumentParser(
+        prog="hf-distill",
+        description="Distil a Hugging Face model from a recipe, and publish the student.",
+        epilog=EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=raw,
+    )
+    main.add_argument("--version", action="version", version=f"hf_distill {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="run a recipe: teacher, baseline, student, report, card",
+        description=(
+            "Run a recipe. Finished stages are not run again unless what they depend on has\n"
+            "changed; an interrupted run resumes when the same command is given again."
+        ),
+        usage="hf-distill train RECIPE [--dry-run] [--key value]...",
+        epilog=(
+            "--key value sets a key of the recipe; nested keys have dots, values are YAML:\n"
+            "  --seed 1 --training.learning_rate 2e-5 --data.max_train_examples null\n"
+            "recipes/README.md explains every key.\n\n" + EXIT_CODES
+        ),
+        formatter_class=raw,
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
+    train.add_argument(
+        "--dry-run", action="store_true", help="show the resolved recipe and what would be done"
+    )
+    push = commands.add_parser(
+        "push",
+        help="publish a finished student with its card",
+        description="Publish a finished student's folder on the Hugging Face Hub, in one commit.",
+    )
+    push.add_argument("folder", metavar="DIR", help="what `train` left under final/")
+    push.add_argument("--repo", required=True, metavar="ID", help="namespace/name")
+    push.add_argument("--private", action="store_true", default=None, help="if it is created")
+    push.add_argument("--revision", help="branch to push to, created when missing")
+    return main
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take the ``--key value`` and ``--key=value`` of a recipe out of a command line.
+
+    Raises:
+        RecipeError: a key without a value.
+    """
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in FLAGS:
+            rest.append(word)
+            continue
+        if not equals:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                raise RecipeError(f"--{name} needs a value: --{name} VALUE (in YAML).")
+            value = following
+        overrides.append((name, value))
+    return rest, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code, see ``hf-distill --help``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides: list[tuple[str, str]] = []
+    try:
+        if words[:1] == ["train"]:
+            words, overrides = split_overrides(words)
+        args = parser().parse_args(words)
+        if args.command == "push":
+            return _push(args)
+        run = Run(load_recipe(args.recipe, overrides), _say)
+        if args.dry_run:
+            run.say(f"{run.recipe.to_yaml()}\n{run.plan()}")
+        else:
+            run()
+    except RecipeError as error:
+        _complain(str(error))
+        return 2
+    except FloatingPointError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command again resumes from the last checkpoint")
+        return 130
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    try:
+        commit = push_folder(args.folder, args.repo, private=args.private, revision=args.revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        _complain(str(error))
+        return 1
+    _say(f"pushed: {commit.commit_url}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # once, not by every process of a launch
+        print(f"hf-distill: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Recipes: a YAML file in, a teacher, a baseline, a student, a report and a model card out."""
+
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.runner import Run
+from hf_distill.recipe.schema import Recipe, load_recipe
+
+__all__ = ["Recipe", "RecipeError", "Run", "load_recipe"]

@@ -1,0 +1,234 @@
+"""What came out: report.json, a Markdown table and a picture of the curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_distill.publishing import environment
+from hf_distill.recipe.schema import ROLES, Recipe
+from hf_distill.recipe.stages import write_json, write_text
+from hf_distill.terms import Sum
+
+FIGURES = ("accuracy", "agreement", "kl_forward", "kl_reverse", "nll", "ece")
+"""What is reported of every model on the test split, where it applies."""
+SIZES = ("parameters", "architecture", "layers", "hidden_size", "num_labels")
+NAMES = {
+    "teacher": "Teacher",
+    "baseline": "Same student, no teacher",
+    "student": "Distilled student",
+}
+_COLOURS = {"teacher": "#555555", "baseline": "#e08214", "student": "#2166ac"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that the stages of a recipe found out.
+
+    Attributes:
+        recipe: The recipe.
+        results: Stage -> its results.
+        objective: The student's objective.
+        examples: Split -> number of examples.
+        metric: The metric that decides.
+    """
+
+    recipe: Recipe
+    results: Mapping[str, Mapping[str, Any]]
+    objective: Sum
+    examples: Mapping[str, int]
+    metric: str
+
+    def keys(self, role: str) -> list[str]:
+        """The runs of a role: one teacher, a baseline and a student per seed."""
+        return [key for key in self.results["evaluation"] if key.split("/")[0] == role]
+
+    def tested(self, role: str, figure: str) -> list[float]:
+        """A figure on the test split, one value per seed; empty where it does not apply."""
+        rows = [self.results["evaluation"][key] for key in self.keys(role)]
+        return [row[figure] for row in rows if figure in row]
+
+    @property
+    def best_seed(self) -> int:
+        """The seed of the student that is published: the best on the validation split."""
+        seeds = self.recipe.student_seeds
+        scores = [self.results[f"student/seed-{s}"]["validation"][self.metric] for s in seeds]
+        return seeds[scores.index(max(scores))]
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """The report as plain values, without anything of this machine but its kind."""
+    recipe, models = outcome.recipe, {}
+    for role in ROLES:
+        keys = outcome.keys(role)
+        first = outcome.results["evaluation"][keys[0]]
+        figures = [*FIGURES, f"retained_{outcome.metric}"]
+        test = {f: spread(values) for f in figures if (values := outcome.tested(role, f))}
+        models[role] = {**{key: first[key] for key in SIZES}, "test": test}
+        runs = [outcome.results[key] for key in keys if key in outcome.results]
+        if runs:
+            models[role]["train_seconds"] = spread([run["seconds"] for run in runs])
+            models[role]["train_steps"] = runs[0]["steps"]
+    return {
+        "name": recipe.name,
+        "task": recipe.task,
+        "metric": outcome.metric,
+        "seed": recipe.seed,
+        "student_seeds": recipe.student_seeds,
+        "published_seed": outcome.best_seed,
+        "examples": dict(outcome.examples),
+        "formula": str(outcome.objective),
+        "objective": outcome.objective.describe(),
+        "models": models,
+        "runs": {
+            key: {
+                "test": {f: row[f] for f in FIGURES if f in row},
+                "validation": outcome.results.get(key, {}).get("validation", {}),
+            }
+            for key, row in outcome.results["evaluation"].items()
+        },
+        "curves": {key: curves(outcome.results[key], outcome.metric) for key in _trained(outcome)},
+        "environment": environment(),
+    }
+
+
+def _trained(outcome: Outcome) -> list[str]:
+    return [key for key in outcome.results["evaluation"] if key in outcome.results]
+
+
+def spread(values: Sequence[float]) -> float | dict[str, float]:
+    """One value as it is; of several the mean and the sample's standard deviation."""
+    if len(values) == 1:
+        return values[0]
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
+
+
+def curves(results: Mapping[str, Any], metric: str) -> dict[str, list[list[float]]]:
+    """``[step, value]`` pairs of the training loss and of the validation metric."""
+    found: dict[str, list[list[float]]] = {"loss": [], metric: []}
+    for entry in results["history"]:
+        for name, key in (("loss", "loss"), (metric, f"eval_{metric}")):
+            if key in entry:
+                found[name].append([entry["step"], entry[key]])
+    return found
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def show(value: float | dict[str, float] | None, digits: int = 4) -> str:
+    """A figure with its spread, if it has one."""
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+    return f"{value:.{digits}f}"
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """Teacher, baseline and student in a Markdown table."""
+    metric = facts["metric"]
+    header = ["", "Parameters", metric.title(), "Agreement", "Share kept", "ECE", "Training"]
+    rows = [header, [":--", *["--:"] * (len(header) - 1)]]
+    for role, name in NAMES.items():
+        model = facts["models"][role]
+        test = model["test"]
+        kept = test.get(f"retained_{metric}")
+        seconds = model.get("train_seconds")
+        rows.append(
+            [
+                name,
+                f"{model['parameters']:,}",
+                show(test[metric]),
+                show(test.get("agreement")),
+                "–" if kept is None else f"{show(_times(kept, 100), 1)} %",
+                show(test.get("ece")),
+                "–" if seconds is None else f"{show(seconds, 0)} s",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _times(value: float | dict[str, float], factor: float) -> float | dict[str, float]:
+    if isinstance(value, dict):
+        return {key: item * factor for key, item in value.items()}
+    return value * factor
+
+
+def verdict(facts: Mapping[str, Any]) -> str:
+    """What distillation gave, in a sentence, whichever way it went."""
+    metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
+    parts = []
+    for figure in (metric, "agreement"):
+        gains = [
+            runs[f"student/seed-{s}"]["test"][figure] - runs[f"baseline/seed-{s}"]["test"][figure]
+            for s in seeds
+        ]
+        better = sum(gain > 0 for gain in gains)
+        part = f"{statistics.fmean(gains):+.4f} in {figure}"
+        if len(seeds) > 1:
+            part += f" (above it for {better} of {len(seeds)} seeds)"
+        parts.append(part)
+    return f"Distilled against the same student without a teacher: {', '.join(parts)}."
+
+
+def write(facts: Mapping[str, Any], root: Path) -> None:
+    """Write report.json, report.md and curves.png into the output folder."""
+    write_json(root / "report.json", facts)
+    seeds = len(facts["student_seeds"])
+    note = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    write_text(
+        root / "report.md",
+        f"# {facts['name']}\n\n{table(facts)}\n\n{verdict(facts)}\n\n"
+        f"{facts['examples']['test']:,} test examples{note}. Agreement: the share of examples on "
+        "which a model and the teacher choose the same class. Share kept: of the teacher's "
+        f"{facts['metric']}. ECE: expected calibration error, 15 bins.\n\n"
+        "![training loss and validation curves](curves.png)\n",
+    )
+    plot(facts, root / "curves.png")
+
+
+def plot(facts: Mapping[str, Any], path: Path) -> None:
+    """Training loss and validation metric against the step, one colour per model.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "The picture of the curves needs matplotlib: pip install 'hf_distill[recipes]'."
+        ) from error
+    metric = facts["metric"]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for key, run in facts["curves"].items():
+        role = key.split("/")[0]
+        first = key == next(k for k in facts["curves"] if k.startswith(role))
+        for panel, name in zip(panels, ("loss", metric), strict=True):
+            marker = "o" if len(run[name]) <= 30 else None
+            steps, values = [p[0] for p in run[name]], [p[1] for p in run[name]]
+            label = NAMES[role] if first and name == "loss" else None
+            panel.plot(
+                steps,
+                values,
+                marker=marker,
+                markersize=3.5,
+                linewidth=1.3,
+                color=_COLOURS[role],
+                label=label,
+            )
+    panels[0].set(title="Training loss", ylabel="loss (each model's own objective)")
+    panels[1].set(title=f"Validation {metric}", ylabel=metric)
+    for panel in panels:
+        panel.set_xlabel("optimizer step")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(NAMES), frameon=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=130, format="png")
+    temporary.replace(path)

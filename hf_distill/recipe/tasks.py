@@ -1,0 +1,167 @@
+"""How the examples of each kind of recipe become model inputs, and how models are judged."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    AutoImageProcessor,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    default_data_collator,
+)
+
+from hf_distill.metrics import load as load_metric
+from hf_distill.recipe import sources
+from hf_distill.recipe.casting import RecipeError, unknown
+from hf_distill.recipe.schema import Data, Recipe
+from hf_distill.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class RecipeTask:
+    """How one kind of examples becomes batches.
+
+    Attributes:
+        task: The row of `hf_distill.tasks.TASKS`.
+        processor: The auto class of the tokenizer or image processor.
+        columns: The input columns, by the recipe's keys for them.
+        prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
+        collator: Makes the collator of a processor.
+        metric: A metric of `hf_distill.metrics` on the most likely class.
+    """
+
+    task: Task
+    processor: str
+    columns: tuple[str, ...]
+    prepare: Callable[[Dataset, Data, Any], Dataset]
+    collator: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
+    metric: str = "accuracy"
+
+
+def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
+    length = data.max_length or tokenizer.model_max_length
+    if length > 1_000_000:
+        raise RecipeError(
+            "`data.max_length` is missing: this tokenizer does not say how long a text may be. "
+            "Give the number of tokens at which texts are cut."
+        )
+
+    def tokenize(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
+        pair = batch[data.text_pair_column] if data.text_pair_column else None
+        tokens: Mapping[str, Any] = tokenizer(
+            batch[data.text_column], pair, truncation=True, max_length=length, padding=False
+        )
+        return tokens
+
+    others = [name for name in dataset.column_names if name != "labels"]
+    return dataset.map(tokenize, batched=True, remove_columns=others, desc="Tokenizing")
+
+
+def _pictured(dataset: Dataset, data: Data, processor: Any) -> Dataset:
+    def process(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
+        pictures = [picture.convert("RGB") for picture in batch[data.image_column]]
+        values = processor(pictures, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": list(values), "labels": batch["labels"]}
+
+    # On the fly: pixels of a large data set would fill the disk.
+    return dataset.with_transform(process)
+
+
+RECIPE_TASKS: dict[str, RecipeTask] = {
+    "text_classification": RecipeTask(
+        TASKS["sequence_classification"],
+        "AutoTokenizer",
+        ("text_column", "text_pair_column"),
+        _tokenized,
+        DataCollatorWithPadding,
+    ),
+    "image_classification": RecipeTask(
+        TASKS["image_classification"],
+        "AutoImageProcessor",
+        ("image_column",),
+        _pictured,
+        lambda processor: default_data_collator,
+    ),
+}
+"""Task of a recipe -> how its examples become batches. Add a row for another one."""
+
+
+def recipe_task(recipe: Recipe) -> RecipeTask:
+    """The row of the table.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if recipe.task not in RECIPE_TASKS:
+        raise RecipeError(f"`task`: {unknown(recipe.task, RECIPE_TASKS)}")
+    return RECIPE_TASKS[recipe.task]
+
+
+def load_processor(recipe: Recipe, model: str | None) -> Any:
+    """The tokenizer or image processor that the recipe names; by default the teacher's.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    wanted, kind = recipe.data.processor, recipe_task(recipe).processor
+    auto: Any = getattr(transformers, kind)
+    if isinstance(wanted, dict):
+        return _configured(wanted, kind)
+    if wanted is None and model is None:
+        raise RecipeError(
+            f"`data.processor` is missing: a new teacher brings no {kind.removeprefix('Auto')}. "
+            "Give a folder or Hub id that has one"
+            + (", or its settings." if kind == "AutoImageProcessor" else ".")
+        )
+    name = model if wanted is None else sources.locate(wanted, recipe.file.parent, "data.processor")
+    try:
+        return auto.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(
+            f"`data.processor`: {kind} cannot be loaded from {name}: {error}"
+        ) from error
+
+
+def _configured(settings: Mapping[str, Any], kind: str) -> Any:
+    """An image processor from settings, as preprocessor_config.json holds them."""
+    if kind != "AutoImageProcessor" or "image_processor_type" not in settings:
+        raise RecipeError(
+            "`data.processor`: expected a folder or Hub id, or, for pictures, settings with "
+            f"`image_processor_type` (ViTImageProcessor, say), got {dict(settings)}."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "preprocessor_config.json"
+        path.write_text(json.dumps(dict(settings)), encoding="utf-8")
+        try:
+            processor: Any = AutoImageProcessor.from_pretrained(folder)
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            raise RecipeError(f"`data.processor`: {error}") from error
+    known = {*processor.valid_kwargs.__annotations__, "image_processor_type"}
+    for key in settings:
+        if key not in known:
+            raise unknown(key, known, "data.processor.")
+    return processor
+
+
+def compute_metrics(task: RecipeTask) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The metric of a task on the most likely class."""
+    metric = load_metric(task.metric)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        classes = np.argmax(torch.as_tensor(prediction.predictions).numpy(), axis=-1)
+        result: dict[str, float] = metric.compute(
+            predictions=classes, references=prediction.label_ids
+        )
+        return result
+
+    return compute

@@ -1,0 +1,98 @@
+"""What the recipe's trainers are given, and what is read from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_distill.config import DistillationConfig
+from hf_distill.publishing import SPEED
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.tasks import recipe_task
+from hf_distill.trainer import DistillationTrainer
+
+PATIENCE = "early_stopping_patience"
+
+
+def arguments(
+    recipe: Recipe, role: str, seed: int, folder: Path, **changes: Any
+) -> DistillationConfig:
+    """The training arguments of a stage.
+
+    Raises:
+        RecipeError: they do not go together.
+    """
+    options = recipe.training_of(role)
+    if options.pop(PATIENCE, None) is not None:
+        options.setdefault("load_best_model_at_end", True)
+        options.setdefault("metric_for_best_model", recipe_task(recipe).metric)
+        options["restore_callback_states_from_checkpoint"] = True  # the patience that is left
+        if not options["load_best_model_at_end"]:
+            raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
+    if not _has_accelerator():
+        options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
+    try:
+        return DistillationConfig(
+            output_dir=str(folder),
+            seed=seed,
+            remove_unused_columns=False,  # there is only what the models take
+            **{**options, **changes},
+        )
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
+
+
+def _has_accelerator() -> bool:
+    backends: Any = (torch.cuda, torch.xpu, torch.backends.mps)
+    return any(backend.is_available() for backend in backends)
+
+
+def callbacks(recipe: Recipe, role: str) -> list[TrainerCallback]:
+    """The clock, and early stopping where the recipe asks for it."""
+    patience = recipe.training_of(role).get(PATIENCE)
+    return [Clock(), *([] if patience is None else [EarlyStoppingCallback(patience)])]
+
+
+class Clock(TrainerCallback):
+    """Writes into every log entry how long training has taken, over all its interruptions."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        before = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+        self._start = time.perf_counter() - (before[-1] if before else 0.0)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.log_history and hasattr(self, "_start"):
+            state.log_history[-1]["seconds"] = round(time.perf_counter() - self._start, 3)
+
+
+def validated(trainer: DistillationTrainer, metric: str) -> dict[str, float]:
+    """The figures of the trained model on the validation split, measured again only if need be."""
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_global_step
+    for entry in state.log_history:
+        if entry["step"] == (best or state.global_step) and f"eval_{metric}" in entry:
+            return figures(entry)
+    return figures(trainer.evaluate())
+
+
+def figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures of `evaluate()` under plain names; speed is measured elsewhere."""
+    found = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
+    found = {"nll" if k == "hard_labels" else k: v for k, v in found.items()}
+    return {k: float(v) for k, v in found.items() if k != "loss" and not k.endswith(SPEED)}

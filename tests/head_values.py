@@ -1,0 +1,60 @@
+"""What a head gives on one batch, without a trainer and with one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from zoo import CASES, collate, quiet_arguments
+
+from hf_distill import (
+    DistillationTrainer,
+    Needs,
+    Objective,
+    Signal,
+    Sum,
+)
+from hf_distill.heads import Head
+from hf_distill.terms import Context, reduce
+
+
+def signal(model: Any, batch: Any, needs: Needs | None = None) -> Signal:
+    """What the trainer reads from a model."""
+    needs = Needs(logits=True) if needs is None else needs
+    head = Head(model)
+    batch = head.task.share(batch, head.model)
+    return head.signal(model(**head.inputs(batch, needs)), batch, needs, head.items(batch))
+
+
+@torch.no_grad()
+def components(
+    objective: Objective | Sum, student: Any, batch: Any, teacher: Any = None
+) -> dict[str, float]:
+    """The components of an objective on one batch, with seeded projections."""
+    objective = 1.0 * objective if isinstance(objective, Objective) else objective
+    head = Head(student)
+    items = head.items(head.task.share(batch, head.model))
+    ours = signal(student, batch, objective.student_needs)
+    theirs = None if teacher is None else signal(teacher, batch, objective.needs)
+    torch.manual_seed(0)
+    built = nn.ModuleDict() if theirs is None else objective.build(ours, theirs)
+    found = reduce(objective.terms(ours, theirs, items, Context(built)), items.counts())[1]
+    return {name: value.item() for name, value in found.items()}
+
+
+def value(objective: Objective, student: Any, batch: Any, teacher: Any = None) -> float:
+    return sum(components(objective, student, batch, teacher).values())
+
+
+def trainer(folder: Path, head: str, objective: Any, **options: Any) -> Any:
+    case = CASES[head]
+    student, teacher = case.models()
+    given = {
+        "model": student,
+        "teacher_model": teacher,
+        "args": quiet_arguments(folder, per_device_eval_batch_size=2, max_steps=2),
+        "train_dataset": case.data(4),
+        "eval_dataset": case.data(4),
+        "data_collator": collate,
+    }
+    return DistillationTrainer(**{**given, "objective": objective, **options})
