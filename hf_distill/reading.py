@@ -205,7 +205,8 @@ def start_end(outputs: Any, batch: Batch) -> Tensor:
     mask = batch.get("attention_mask")
     if mask is None:
         return logits
-    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min)
+    # a quarter of the lowest, so that a script may add start and end without overflow
+    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
 
 
 def at_pixels(outputs: Any, batch: Batch) -> Tensor:

@@ -89,7 +89,8 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
             self.teacher.place(self.accelerator)
         self._refresh_objective()
         self._match()
-        check_data(self.train_dataset, self._sample(), self.goal, self._head)
+        self._first_batch = self._sample()  # once: a stream may not be read again
+        check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         self._bind()
 
     @property
@@ -157,7 +158,7 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
 
     def _build_projections(self) -> nn.ModuleDict:
-        sample = self._sample()
+        sample = self._first_batch
         if sample is None or self.teacher is None:
             raise ValueError(
                 "HiddenStates sizes its projections on one example, and there is no data yet. Pass "

@@ -181,7 +181,7 @@ def test_segmentation_of_one_class() -> None:
         case.model(type(case.config())(**{**case.config().to_diff_dict(), "id2label": {0: "cell"}}))
         for _ in range(2)
     )
-    batch = {k: v for k, v in collate(case.data(2, torch.float32)).items()}
+    batch = collate(case.data(2, torch.float32))
     batch["labels"] = torch.where(batch["labels"] == 255, 255, batch["labels"] % 2)
     with torch.no_grad():
         own = student.eval()(**batch).loss.item()  # the sum over known pixels, over all pixels
