@@ -65,8 +65,10 @@ def student_card(
     """The facts of the card, all of them from this run or from what the sources say."""
     teacher, base = _origins(recipe)
     data = _data(recipe, examples, facts)
-    fine_tuned = recipe.teacher.fine_tuned
-    named = teacher["name"] if fine_tuned else f"{teacher['name']} fine-tuned on {data['name']}"
+    named = teacher["name"]
+    if not recipe.teacher.fine_tuned:
+        how = "fine-tuned" if recipe.teacher.model is not None else "trained"
+        named += f" {how} on {data['name']}"
     models = facts["models"]
     derived = recipe.student.from_teacher_layers is not None
     return StudentCard(
@@ -96,7 +98,7 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
     folder, section = recipe.file.parent, recipe.teacher
     known = sources.facts(section.model or "", folder, "teacher.model")
     if section.model is None:
-        name = f"{(section.config or {}).get('model_type')} from random weights"
+        name = str((section.config or {})["model_type"])
     else:
         name = section.hub_id or known.get("hub_id") or section.model
     teacher = {"name": name, "license": section.license or known.get("license")}
