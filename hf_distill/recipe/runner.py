@@ -221,7 +221,8 @@ class Run:
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
         teacher, stage = self.teacher(), self.stages["evaluation"]
-        whole = {"bf16": False, "fp16": False}  # as plain transformers will run the student
+        # As plain transformers will run the student, and on every example.
+        whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
         measured: dict[str, Any] = {}
         for key in ("teacher", *(k for k in self.stages if "/" in k)):
             itself = key == "teacher"
