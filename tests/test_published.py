@@ -48,7 +48,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         logits = model.eval()(**inputs).logits
     assert logits.numpy().tobytes() == wanted.tobytes(), folder.name
     print("same:", folder.name)
-loaded = [name for name, module in sys.modules.items() if "hf_distill" in name and module]
+loaded = [name for name, module in sys.modules.items() if name.split(".")[0] == "hf_distill" and module]
 assert not loaded, loaded
 """
 

@@ -21,7 +21,7 @@ class RecipeError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2: ``no`` is a word, ``2e-5`` a number."""
 
-    yaml_implicit_resolvers: typing.ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
         first: [(tag, regexp) for tag, regexp in pairs if not tag.endswith((":bool", ":float"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
