@@ -48,7 +48,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         logits = model.eval()(**inputs).logits
     assert logits.numpy().tobytes() == wanted.tobytes(), folder.name
     print("same:", folder.name)
-loaded = [name for name, module in sys.modules.items() if name.split(".")[0] == "hf_distill" and module]
+ours = [name for name in sys.modules if name.split(".")[0] == "hf_distill"]
+loaded = [name for name in ours if sys.modules[name]]
 assert not loaded, loaded
 """
 
