@@ -226,4 +226,6 @@ def environment() -> dict[str, str]:
 
 
 def _first(value: str | list[str] | None) -> str | None:
-    return value[0] if isinstance(value, list) and value else value if value else None  # type: ignore[return-value]
+    if isinstance(value, list):
+        return value[0] if value else None
+    return value
