@@ -1,50 +1,44 @@
 """Knowledge distillation as a Hugging Face Trainer."""
 
 from hf_distill.config import DistillationConfig, Seq2SeqDistillationConfig
-from hf_distill.layers import layer_map, take_layers
-from hf_distill.objectives import (
-    OBJECTIVES,
-    ForwardKL,
-    HardLabels,
-    HiddenStates,
-    JensenShannon,
-    LogitMSE,
-    ReverseKL,
-    WeightDecay,
-    objective_from,
-)
+from hf_distill.initialise import student_from_teacher
+from hf_distill.layers import layer_map
+from hf_distill.objectives import *  # noqa: F403 (every objective by its name)
+from hf_distill.objectives import OBJECTIVES, objective_from
+from hf_distill.objectives import __all__ as _objectives
 from hf_distill.schedules import Schedule
 from hf_distill.seq2seq import Seq2SeqDistillationTrainer
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.temperature import AdaptiveTemperature, LearnedTemperature
 from hf_distill.terms import Objective, Sum, Term
 from hf_distill.trainer import DistillationTrainer
+from hf_distill.views import Views
+from hf_distill.weights import Share
 
 __version__ = "0.1.0"
 
 __all__ = [
     "OBJECTIVES",
+    "AdaptiveTemperature",
     "DistillationConfig",
     "DistillationTrainer",
-    "ForwardKL",
-    "HardLabels",
-    "HiddenStates",
     "Items",
-    "JensenShannon",
-    "LogitMSE",
+    "LearnedTemperature",
     "ModelTeacher",
     "Needs",
     "Objective",
-    "ReverseKL",
     "Schedule",
     "Seq2SeqDistillationConfig",
     "Seq2SeqDistillationTrainer",
+    "Share",
     "Signal",
     "Sum",
     "Teacher",
     "Term",
-    "WeightDecay",
+    "Views",
     "layer_map",
     "objective_from",
-    "take_layers",
+    "student_from_teacher",
+    *_objectives,
 ]

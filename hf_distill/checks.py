@@ -6,6 +6,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_distill.heads import Head
-from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.objectives import WeightDecay
+from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
-
-EAGER = (
-    "Attention maps come from the eager attention only: load the model with "
-    "from_pretrained(…, attn_implementation='eager')."
-)
 
 
 def check_arguments(args: Any, wanted: type, options: Mapping[str, Any]) -> None:
@@ -85,8 +82,17 @@ def find_teacher(teacher: Any, student: Head, init_kwargs: Any) -> Teacher | Non
     return teacher
 
 
-def check_objective(objective: Sum, teacher: Teacher | None, student: Head) -> None:
-    """Refuse an objective that this teacher or this student cannot serve."""
+def check_objective(
+    objective: Sum, teacher: Teacher | None, student: Head, batch: int | None = None
+) -> None:
+    """Refuse an objective that this teacher, this student or this batch size cannot serve.
+
+    Args:
+        objective: What is to be minimised.
+        teacher: The teacher.
+        student: The student's head.
+        batch: Examples per device and step.
+    """
     names = [name for name, _, part in objective.named() if part.needs]
     if teacher is None:
         if names:
@@ -94,17 +100,30 @@ def check_objective(objective: Sum, teacher: Teacher | None, student: Head) -> N
                 f"Expected a teacher_model for {names}, got none. Pass teacher_model=…, or an "
                 "objective that needs none (alpha=0 trains on the labels alone)."
             )
-    elif missing := objective.needs.missing_from(teacher.provides):
+    else:
+        _check_provided(objective.named(), teacher.provides, student.provides)
+    together = [name for name, _, part in objective.named() if part.in_batch]
+    if together and batch == 1:
         raise ValueError(
-            f"The objective {names} needs {missing}, which this teacher does not provide. "
-            + (EAGER if "attentions" in missing else "Choose another objective or teacher.")
+            f"The objective {together} compares the examples of a batch, and "
+            "per_device_train_batch_size is 1. Raise it (accumulation does not help: each "
+            "micro-batch is compared within itself)."
         )
-    attention = getattr(student.config, "_attn_implementation", "eager")
-    if objective.student_needs.attentions and attention != "eager":
-        raise ValueError(
-            f"The objective needs attention maps, and the student's {attention!r} attention "
-            f"returns none. {EAGER}"
-        )
+
+
+def _check_provided(parts: Any, teacher: Needs, student: Needs) -> None:
+    for name, _, part in parts:
+        for who, needs, provides in (
+            ("teacher", part.needs, teacher),
+            ("student", part.student_needs, student),
+        ):
+            if missing := needs.missing_from(provides):
+                near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
+                raise ValueError(
+                    f"The objective {name!r} needs {missing}, which this {who} does not provide. "
+                    + (f"Near names are {near}. " if near else "")
+                    + "Choose another objective, another layer map or another model."
+                )
 
 
 def check_weight_decay(objective: Sum, sharded: bool, decoupled: float) -> None:
@@ -132,15 +151,52 @@ def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, h
             "split it was made with."
         )
     labels = None if sample is None else head.items(sample).labels
-    objective.check(head.kind(labels))
-    for _, part in objective.parts:
-        if isinstance(part, HardLabels) and head.task.classes == "labels":
-            part.check_classes(head.config.num_labels)
+    objective.check(head.kind(labels), head.classes)
     if sample is not None and objective.needs_labels and labels is None:
+        names = [type(part).__name__ for _, part in objective.parts if part.needs_labels]
         raise ValueError(
-            f"HardLabels needs the label column(s) {list(head.task.label_keys)}, and the data "
-            f"gives {sorted(sample)}. Train on the teacher alone (alpha=1.0, or an objective "
-            "without HardLabels), or add the labels."
+            f"{' and '.join(names)} needs the label column(s) {list(head.task.label_keys)}, and "
+            f"the data gives {sorted(sample)}. Train on the teacher alone (alpha=1.0, or an "
+            f"objective without {names[0]}), or add the labels."
+        )
+
+
+def check_targets(teacher: Signal, items: Items) -> None:
+    """Refuse a teacher whose outputs are broken; warn of one that has nothing to teach.
+
+    Args:
+        teacher: What it says about the first batch.
+        items: What there is to count in it.
+
+    Raises:
+        ValueError: NaN or infinity in its logits.
+    """
+    logits, mask = teacher.logits, items.masks.get("items")
+    if logits is None or mask is None or teacher.kind not in ("softmax", "sigmoid"):
+        return
+    kept = logits.detach()[mask].double()
+    if kept.isnan().any() or (kept == torch.inf).any():
+        raise ValueError(
+            "Expected finite logits of the teacher, got NaN or infinity on the first batch. Load "
+            "it in float32 or bfloat16 (teacher_model_init_kwargs={'dtype': 'float32'}), and look "
+            "at its weights and inputs."
+        )
+    if not len(kept):
+        return
+    chances = kept.softmax(-1) if teacher.kind == "softmax" else kept.sigmoid()
+    sure = chances.amax(-1) if teacher.kind == "softmax" else torch.maximum(chances, 1 - chances)
+    if (sure > 1 - 1e-7).all():
+        warnings.warn(
+            "The teacher's outputs on the first batch are one-hot: it teaches no more than labels "
+            "do. Raise the temperature (4 or more), use LogitMSE, or a teacher trained less long "
+            "(or with label smoothing).",
+            stacklevel=2,
+        )
+    elif len(kept) > 1 and (chances - chances[:1]).abs().max() < 1e-7:
+        warnings.warn(
+            "The teacher's outputs are the same for every example of the first batch: it teaches "
+            "nothing. Check that it was fine-tuned for this task and sees the right inputs.",
+            stacklevel=2,
         )
 
 

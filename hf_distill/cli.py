@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_distill import __version__
 from hf_distill.hub.push import push_folder
+from hf_distill.initialise import write_student
 from hf_distill.recipe import RecipeError, Run, load_recipe
 
 EXAMPLES = """examples:
@@ -20,6 +22,17 @@ EXAMPLES = """examples:
   hf-distill train recipe.yaml --objective '[{name: forward_kl, temperature: 4}]'
   accelerate launch -m hf_distill train recipe.yaml
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
+  hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
+"""
+INIT_EXAMPLES = """examples:
+  hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
+  hf-distill init-student openai/whisper-small --layers encoder=12 decoder=2 --output runs/student
+  hf-distill init-student Qwen/Qwen3-0.6B --layers 0,9,18,27 --hidden-size 512 --output runs/student
+
+--layers is a number (evenly spaced, the first and the last among them), a list of indices from 0,
+or uniform:N, first:N, last:N; for a model of several stacks once for each, by name; for ResNet and
+the like the number of blocks of each stage (2,2,2,2). The student is for `student.model` of a
+recipe, or for DistillationTrainer.
 """
 EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with the
 recipe or the command line; 130 interrupted (the same command again resumes).
@@ -66,7 +79,26 @@ def parser() -> argparse.ArgumentParser:
     push.add_argument("--repo", required=True, metavar="ID", help="namespace/name")
     push.add_argument("--private", action="store_true", default=None, help="if it is created")
     push.add_argument("--revision", help="branch to push to, created when missing")
+    _add_init_student(commands)
     return main
+
+
+def _add_init_student(commands: Any) -> None:
+    init = commands.add_parser(
+        "init-student",
+        help="make a student out of a teacher's layers, width and vocabulary",
+        description="Write a smaller model made of a teacher's weights, with its tokenizer.",
+        epilog=INIT_EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    init.add_argument("teacher", metavar="TEACHER", help="a model: Hub id or folder")
+    init.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    init.add_argument("--layers", nargs="+", default=[], metavar="LAYERS", help="see below")
+    init.add_argument("--hidden-size", type=int, metavar="N", help="width, in whole heads")
+    init.add_argument(
+        "--intermediate-size", type=int, metavar="N", help="default: in proportion to the width"
+    )
+    init.add_argument("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -106,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(words)
         if args.command == "push":
             return _push(args)
+        if args.command == "init-student":
+            return _init_student(args)
         run = Run(load_recipe(args.recipe, overrides), _say)
         if args.dry_run:
             run.say(f"{run.recipe.to_yaml()}\n{run.plan()}")
@@ -130,6 +164,23 @@ def _push(args: argparse.Namespace) -> int:
         _complain(str(error))
         return 1
     _say(f"pushed: {commit.commit_url}")
+    return 0
+
+
+def _init_student(args: argparse.Namespace) -> int:
+    try:
+        write_student(
+            args.teacher,
+            args.output,
+            _say,
+            layers=args.layers,
+            hidden_size=args.hidden_size,
+            intermediate_size=args.intermediate_size,
+            vocabulary=args.vocabulary_size,
+        )
+    except (OSError, ValueError) as error:
+        _complain(str(error))
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 

@@ -31,6 +31,9 @@ class DistillationConfig(TrainingArguments):
         temperature: Softens both distributions; above 0.
         beta: As in TRL: 0 is forward KL, 1 reverse KL, between them generalised Jensen-Shannon.
         gamma: Strength of the explicit L2 term.
+        log_gradient_norms: Log the norm of each component's gradient too, ``grad_norm_forward_kl``:
+            unweighted, of the last micro-batch before each log, on the first process. It costs one
+            backward per component in the steps that are logged.
         teacher_model_init_kwargs: Passed to ``from_pretrained`` when the teacher is given by name:
             dtype, quantization_config, revision, attn_implementation, ….
 
@@ -53,6 +56,9 @@ class DistillationConfig(TrainingArguments):
         default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: Jensen-Shannon."}
     )
     gamma: float = field(default=0.0, metadata={"help": "Strength of the explicit L2 term."})
+    log_gradient_norms: bool = field(
+        default=False, metadata={"help": "Log the norm of each component's gradient."}
+    )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "from_pretrained arguments of a teacher given by name."}
     )

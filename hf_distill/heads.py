@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce as fold
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from hf_distill.capture import (
+    attention_projections,
+    captured,
+    eager_attention,
+    queries_keys_values,
+    traced_input,
+)
 from hf_distill.reading import Batch, batch_size
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import Task, task_of
+from hf_distill.tasks import Task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
+FLOATING = ("pixel_values", "input_values", "input_features")
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -38,6 +48,76 @@ class Head:
         self.config: Any = self.model.config
         parameters = inspect.signature(self.model.forward).parameters
         self.accepts = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        self._projections = attention_projections(self.model, list(self.task.attentions))
+        if any(not isinstance(self._heads(group), int) for group in self._projections):
+            self._projections = {}  # stages of different numbers of heads, over windows (Swin)
+
+    @property
+    def provides(self) -> Needs:
+        """What this model can be asked for."""
+        fields = output_fields(self.model)
+        paths = {path.split(".")[0] for path in self.task.attentions.values()}
+        embeds = self.model.get_input_embeddings() if "input_ids" in self.accepts else None
+        return Needs(
+            logits=self.task.read is not None,
+            hidden_states=True,
+            attentions=not fields or bool(paths & set(fields)),
+            qkv=bool(self._projections),
+            inputs=self.task.read is not None and bool(self._floating() or embeds is not None),
+            modules=frozenset(name for name, _ in self.model.named_modules() if name),
+        )
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the logits have; None where that varies from batch to batch."""
+        if self.task.classes == "labels":
+            return int(self.config.num_labels)
+        return _vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
+
+    def _floating(self) -> str | None:
+        """The floating input of this model, if it has one."""
+        name = str(getattr(self.model, "main_input_name", ""))
+        return name if name in self.accepts and name in FLOATING else None
+
+    def _heads(self, group: str) -> Any:
+        config = getattr(self.config, f"{group}_config", self.config)
+        own = getattr(config, f"{group}_attention_heads", None)
+        return getattr(config, "num_attention_heads", None) if own is None else own
+
+    def ask(
+        self, call: Callable[..., Any], batch: Batch, needs: Needs, items: Items
+    ) -> tuple[Any, Signal]:
+        """Run the model on its part of a batch and read what it says.
+
+        Args:
+            call: The model itself, or what wraps it.
+            batch: The collated batch.
+            needs: What is asked for.
+            items: What there is to count in the batch.
+
+        Returns:
+            The model's outputs, and the signal.
+
+        Raises:
+            ValueError: the model does not give what it was asked for.
+        """
+        inputs = self.inputs(batch, needs)
+        layers = [p for layers in self._projections.values() for p in layers] if needs.qkv else []
+        paths = sorted({*needs.modules, *(path for paths in layers for path in paths)})
+        with contextlib.ExitStack() as stack:
+            taken = stack.enter_context(captured(self.model, paths)) if paths else {}
+            if needs.attentions:
+                stack.enter_context(eager_attention(self.model))
+            traced: list[Tensor] = []
+            if needs.inputs:
+                stack.enter_context(torch.enable_grad())
+                stack.enter_context(
+                    sdpa_kernel(SDPBackend.MATH)
+                )  # the one with a second derivative
+                key = self._floating()
+                traced = stack.enter_context(traced_input(self.model, key, inputs))
+            outputs = call(**inputs)
+            return outputs, self.signal(outputs, batch, needs, items, taken, traced)
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
         """The part of a batch that this model takes, without labels, and the outputs asked for."""
@@ -78,8 +158,17 @@ class Head:
     def _binary_map(self) -> bool:
         return self.task.name == "semantic_segmentation" and self.config.num_labels == 1
 
-    def signal(self, outputs: Any, batch: Batch, needs: Needs, items: Items) -> Signal:
+    def signal(
+        self,
+        outputs: Any,
+        batch: Batch,
+        needs: Needs,
+        items: Items,
+        taken: Mapping[str, Tensor] | None = None,
+        traced: Sequence[Tensor] = (),
+    ) -> Signal:
         """Read a model's outputs: classes last, in this model's own order."""
+        taken = {} if taken is None else taken
         logits = None if self.task.read is None else self.task.read(outputs, batch)
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
@@ -89,7 +178,19 @@ class Head:
         if needs.attentions:
             for group, path in self.task.attentions.items():
                 attentions[group] = _attentions(outputs, path, type(self.model).__name__)
-        return Signal(logits, self.kind(items.labels), hidden, attentions)
+        qkv = {}
+        if needs.qkv:
+            for group, layers in self._projections.items():
+                heads = self._heads(group)
+                qkv[group] = tuple(queries_keys_values(taken, paths, heads) for paths in layers)
+        modules = {path: taken[path] for path in needs.modules if path in taken}
+        if missing := needs.modules - set(modules):
+            raise ValueError(
+                f"Expected the modules {sorted(missing)} of {type(self.model).__name__} to run, "
+                "and they did not. Name modules that this head uses (`model.named_modules()`)."
+            )
+        graph = (logits, traced[0]) if traced and logits is not None else None
+        return Signal(logits, self.kind(items.labels), hidden, attentions, qkv, modules, graph)
 
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
         value = fold(getattr, path.split("."), outputs)
@@ -99,16 +200,16 @@ class Head:
                 "none. Use an objective on the logits, or a model that returns hidden states."
             )
         if isinstance(value, tuple):
-            return tuple(_features_last(layer) for layer in value)
+            return value
         return (_pooled(value, items.masks.get("hidden")) if group == "embedding" else value,)
 
 
 def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:
     maps = fold(getattr, path.split("."), outputs)
-    if not maps:
+    if not maps or any(attention is None for attention in maps):
         raise ValueError(
-            f"Expected attention maps from {name}, got none: only the eager attention returns "
-            "them. Load the model with `attn_implementation='eager'`."
+            f"Expected attention maps from {name}, got none, even with the eager attention. Use an "
+            "objective on its hidden states or logits, or another model."
         )
     return tuple(maps)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,6 @@ class Schedule:
     __rmul__ = __mul__
 
 
-Weight = float | Schedule
-
-
 def check_weight(value: float) -> float:
     """Refuse weights that are negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
@@ -80,24 +75,3 @@ def check_weight(value: float) -> float:
             "objective whose value grows with similarity."
         )
     return value
-
-
-def weight_from(value: Any) -> Weight:
-    """Read a weight as a recipe writes it: a number, or ``{schedule: linear, start: …, end: …}``.
-
-    Raises:
-        ValueError: unknown keys, or what `Schedule` refuses.
-    """
-    if not isinstance(value, Mapping):
-        return check_weight(float(value))
-    options = {("shape" if key == "schedule" else key): item for key, item in value.items()}
-    unknown = set(options) - {"shape", "start", "end", "over", "by"}
-    if unknown:
-        raise ValueError(
-            f"Unknown key(s) {sorted(unknown)} in a weight schedule; "
-            "known are schedule, start, end, over, by."
-        )
-    for key in ("start", "end", "over"):
-        if options.get(key) is not None:
-            options[key] = float(options[key])
-    return Schedule(**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
@@ -14,33 +14,42 @@ hidden-state group. Every term is divided by the number of its unit, and by noth
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective wants from a model, or what a teacher can provide."""
+    """What an objective wants from a model, or what a model can provide.
+
+    Attributes:
+        logits: Its logits.
+        hidden_states: The outputs of its embeddings and layers.
+        attentions: Its attention maps.
+        qkv: The queries, keys and values of its self-attention.
+        inputs: Logits that can be differentiated with respect to the model's input.
+        modules: Paths of modules whose outputs are wanted.
+    """
 
     logits: bool = False
     hidden_states: bool = False
     attentions: bool = False
+    qkv: bool = False
+    inputs: bool = False
+    modules: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
-            self.logits or other.logits,
-            self.hidden_states or other.hidden_states,
-            self.attentions or other.attentions,
+            **{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)}
         )
 
     def __and__(self, other: Needs) -> Needs:
         return Needs(
-            self.logits and other.logits,
-            self.hidden_states and other.hidden_states,
-            self.attentions and other.attentions,
+            **{f.name: getattr(self, f.name) & getattr(other, f.name) for f in fields(self)}
         )
 
     def __bool__(self) -> bool:
-        return self.logits or self.hidden_states or self.attentions
+        return any(getattr(self, f.name) for f in fields(self))
 
     def missing_from(self, provides: Needs) -> list[str]:
-        """The names of what is needed here and not provided there."""
-        names = ("logits", "hidden_states", "attentions")
-        return [name for name in names if getattr(self, name) and not getattr(provides, name)]
+        """The names of what is needed here and not provided there, module paths included."""
+        switches = [f.name for f in fields(self) if f.name != "modules"]
+        missing = [name for name in switches if getattr(self, name) and not getattr(provides, name)]
+        return missing + sorted(self.modules - provides.modules)
 
 
 @dataclass(frozen=True)
@@ -73,21 +82,34 @@ class Signal:
             over frames with a CTC label loss) or ``none`` (a model without logits).
         hidden_states: For each group the outputs of the embeddings and of every layer, each
             ``(B, T, H)``, or ``(B, H)`` for a pooled embedding.
+            Feature maps stay as they are, ``(B, C, h, w)``.
         attentions: For each group the attention maps of every layer, ``(B, heads, T, T)``.
+        qkv: For each group the queries, keys and values of every layer, each ``(B, heads, T, d)``,
+            before any rotary position.
+        modules: The outputs of the modules that were asked for, by path.
+        traced: The logits with their graph and the input that they depend on, see `Needs.inputs`.
     """
 
     logits: Tensor | None = None
     kind: str = "softmax"
     hidden_states: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     attentions: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    qkv: Mapping[str, tuple[tuple[Tensor, Tensor, Tensor], ...]] = field(default_factory=dict)
+    modules: Mapping[str, Tensor] = field(default_factory=dict)
+    traced: tuple[Tensor, Tensor] | None = None
 
     def detach(self) -> Signal:
-        """The same values, cut off from the graph."""
+        """The same values, cut off from the graph; ``traced`` keeps its own."""
         return replace(
             self,
             logits=None if self.logits is None else self.logits.detach(),
             hidden_states=_detached(self.hidden_states),
             attentions=_detached(self.attentions),
+            qkv={
+                group: tuple((q.detach(), k.detach(), v.detach()) for q, k, v in layers)
+                for group, layers in self.qkv.items()
+            },
+            modules={path: output.detach() for path, output in self.modules.items()},
         )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_distill.schedules import Progress, Schedule, Weight, check_weight
+from hf_distill.balance import Balance
+from hf_distill.schedules import Progress, Schedule
 from hf_distill.signals import Items, Needs, Signal, Unit
+from hf_distill.weights import Share, Weight, product
+
+BALANCE = "balance"
+"""The name of the running means among the learned parts of a sum."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,9 @@ class Term:
         values: One value per item, or sums over some of them.
         unit: What is counted; the counts of the whole window divide the sum.
         mask: Boolean, in the shape of the values; None: all count.
-        weight: The factor of this term in the loss.
+        weight: The factor of this term in its objective.
+        scale: The weight of its objective in the loss, which `Sum` sets.
+        part: The name of its objective in the sum, which `Sum` sets.
     """
 
     name: str
@@ -31,6 +38,8 @@ class Term:
     unit: Unit
     mask: Tensor | None = None
     weight: float = 1.0
+    scale: float | Tensor = 1.0
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,23 @@ def built_modules(context: Context) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of all objectives; they add up and take weights like numbers."""
+    """Base of all objectives; they add up and take weights like numbers.
+
+    ``needs`` is what is asked of the teacher; ``in_batch`` says that an example is compared with
+    the others of its batch, so that the value depends on how the data is split into batches.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
-    student_needs: ClassVar[Needs] = Needs()
+    in_batch: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_initial: ClassVar[bool] = False
     citation: ClassVar[str] = ""
+
+    @property
+    def student_needs(self) -> Needs:
+        """What is asked of the student; by default the same as of the teacher."""
+        return self.needs
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: Items, context: Context
@@ -76,8 +94,13 @@ class Objective:
         """Make the learned parts (projections), from what both models say about a sample."""
         return None
 
-    def check(self, kind: str) -> None:
-        """Raise where this objective makes no sense for a head."""
+    def check(self, kind: str, classes: int | None = None) -> None:
+        """Raise where this objective makes no sense for a head.
+
+        Args:
+            kind: How its logits are read, see `Signal`.
+            classes: How many there are; None if their number varies from batch to batch.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Name, settings and citation, for logs and cards."""
@@ -105,12 +128,7 @@ class Sum:
     parts: tuple[tuple[Weight, Objective], ...]
 
     def __mul__(self, weight: Weight) -> Sum:
-        if isinstance(weight, Schedule):
-            if any(isinstance(own, Schedule) for own, _ in self.parts):
-                raise ValueError("A scheduled weight cannot be multiplied by another schedule.")
-            return Sum(tuple((weight * float(own), part) for own, part in self.parts))  # type: ignore[arg-type]
-        check_weight(weight)
-        return Sum(tuple((own * weight, part) for own, part in self.parts))
+        return Sum(tuple((product(own, weight), part) for own, part in self.parts))
 
     __rmul__ = __mul__
 
@@ -136,7 +154,7 @@ class Sum:
     @property
     def student_needs(self) -> Needs:
         """What is asked of the student."""
-        return _all(part.needs | part.student_needs for _, part in self.parts)
+        return _all(part.student_needs for _, part in self.parts)
 
     @property
     def needs_labels(self) -> bool:
@@ -152,33 +170,77 @@ class Sum:
         """The terms of all parts, with their names and their weights of this moment."""
         found = []
         modules = built_modules(context)
+        balance = modules.get(BALANCE)
+        shares = balance.weights() if isinstance(balance, Balance) else {}
         for name, weight, part in self.named():
-            scale = weight.at(context.progress) if isinstance(weight, Schedule) else weight
+            scale: float | Tensor = 0.0
+            if isinstance(weight, Share):
+                scale = shares.get(name, scale)
+            else:
+                scale = weight.at(context.progress) if isinstance(weight, Schedule) else weight
             own = dataclasses.replace(context, module=modules.get(name))
             for term in part.terms(student, teacher, items, own):
                 label = name + term.name.removeprefix(part.name)
-                found.append(dataclasses.replace(term, name=label, weight=scale * term.weight))
+                found.append(dataclasses.replace(term, name=label, part=name, scale=scale))
         return found
+
+    def observe(
+        self,
+        terms: Sequence[Term],
+        components: Mapping[str, Tensor],
+        modules: nn.ModuleDict,
+        last: bool,
+        over_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Let weights that are shares follow what a micro-batch of training gave.
+
+        Args:
+            terms: What `terms` gave.
+            components: Their parts of the window's means, as `reduce` gives them.
+            modules: What `build` made.
+            last: Whether this micro-batch ends the window.
+            over_ranks: Adds up over the processes.
+        """
+        balance = dict(modules.items()).get(BALANCE)
+        if not isinstance(balance, Balance):
+            return
+        values: dict[str, Tensor] = {}
+        for term in terms:
+            scale = 1.0 if balance.shares[term.part] is not None else term.scale
+            value = components[term.name] * term.weight * scale
+            values[term.part] = values[term.part] + value if term.part in values else value
+        balance.observe(values, last, over_ranks)
 
     def build(self, student: Signal, teacher: Signal) -> nn.ModuleDict:
         """The learned parts of all objectives, by name."""
         built = {name: part.build(student, teacher) for name, _, part in self.named()}
+        if (balance := self.balance()) is not None:
+            built[BALANCE] = balance
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
-    def check(self, kind: str) -> None:
+    def balance(self) -> Balance | None:
+        """The running means that weights given as shares need, if there are any."""
+        shares = {n: w.share if isinstance(w, Share) else None for n, w, _ in self.named()}
+        return Balance(shares) if any(s is not None for s in shares.values()) else None
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        self.balance()
         for _, part in self.parts:
-            part.check(kind)
+            part.check(kind, classes)
 
     def describe(self) -> list[dict[str, Any]]:
         """One entry per part: weight, name, settings and citation."""
         return [
-            {"weight": dataclasses.asdict(w) if isinstance(w, Schedule) else w, **part.describe()}
+            {
+                "weight": w if isinstance(w, float | int) else dataclasses.asdict(w),
+                **part.describe(),
+            }
             for w, part in self.parts
         ]
 
     def __str__(self) -> str:
         def factor(weight: Weight) -> str:
-            return str(weight) if isinstance(weight, Schedule) else f"{weight:g}"
+            return f"{weight:g}" if isinstance(weight, float | int) else str(weight)
 
         return " + ".join(f"{factor(w)} * {o}" if w != 1 else str(o) for w, o in self.parts)
 
@@ -188,6 +250,36 @@ def _all(needs: Iterable[Needs]) -> Needs:
     for need in needs:
         total = total | need
     return total
+
+
+def bibtex(key: str, title: str, authors: str, year: int, arxiv: str) -> str:
+    """A BibTeX entry of a paper on arXiv."""
+    return (
+        f"@misc{{{key}, title={{{title}}}, author={{{authors}}}, year={{{year}}}, "
+        f"eprint={{{arxiv}}}, archivePrefix={{arXiv}}}}"
+    )
+
+
+def gradient_norms(
+    terms: Sequence[Term], counts: Mapping[Unit, Tensor], parameters: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The norm of the gradient of each component with respect to some parameters, unweighted.
+
+    Args:
+        terms: The terms of one micro-batch.
+        counts: The counts that divide them.
+        parameters: The trainable parameters.
+    """
+    norms = {}
+    for term in terms:
+        mean = _total(term) / counts[term.unit].clamp(min=1)
+        if not mean.requires_grad:
+            continue
+        with torch.autocast(mean.device.type, enabled=False):  # a backward runs outside of it
+            gradients = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in gradients if g is not None]
+        norms[f"grad_norm_{term.name}"] = torch.stack(squares).sum().sqrt()
+    return norms
 
 
 def reduce(
@@ -208,14 +300,16 @@ def reduce(
     loss: Tensor | None = None
     components, sums = {}, {}
     for term in terms:
-        values = term.values
-        if term.mask is not None:
-            values = torch.where(term.mask, values, 0.0)
-        total = values.sum()
+        total = _total(term)
         mean = total / counts[term.unit].clamp(min=1)
         components[term.name], sums[term.name] = mean.detach(), total.detach()
-        part = mean * (term.weight * scale)
+        part = mean * (term.weight * term.scale * scale)
         loss = part if loss is None else loss + part
     if loss is None:
         raise ValueError("Expected an objective with at least one term, got none.")
     return loss, components, sums
+
+
+def _total(term: Term) -> Tensor:
+    values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
+    return values.sum()

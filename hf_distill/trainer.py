@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from accelerate.utils import send_to_device
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
-from transformers.trainer_utils import has_length, set_seed
+from transformers.trainer_utils import set_seed
 
+from hf_distill.binding import Binding, reordered
 from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
     check_arguments,
     check_data,
-    check_objective,
-    check_weight_decay,
     find_teacher,
-    same_randomness,
     with_adapter,
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
-from hf_distill.heads import Head, match_heads, reorder
+from hf_distill.heads import Head
 from hf_distill.measuring import Measuring
-from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.publishing import Publishing
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
-from hf_distill.terms import Context, Objective, Sum, reduce
+from hf_distill.terms import Context, Objective, Sum, Term, gradient_norms, reduce
 
 
-class DistillationTrainer(Checkpoints, Measuring, Publishing):
+class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,
@@ -81,6 +74,7 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
         self._components: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
         self._components_from = 0
         super().__init__(model, args, *positional, **options)
         self._head = Head(self._student)
@@ -92,91 +86,6 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         self._first_batch = self._sample()  # once: a stream may not be read again
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         self._bind()
-
-    @property
-    def _student(self) -> nn.Module:
-        student = self.model
-        if student is None:
-            raise ValueError("Expected a model, got None. Pass model=… or model_init=….")
-        return student
-
-    def _refresh_objective(self) -> None:
-        """Read the objective from the arguments anew: a hyper-parameter search changes them.
-
-        (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
-        """
-        objective = self._own_objective or self.args.objective()
-        smoothing = self.args.label_smoothing_factor
-        if smoothing:
-            objective = Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
-        self.goal = objective
-        check_objective(objective, self.teacher, self._head)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        check_weight_decay(objective, sharded, self.args.weight_decay)
-
-    def _match(self) -> None:
-        """Bring both models' classes into one order, or refuse the teacher."""
-        self._student_order, self._teacher_order = None, None
-        if self.teacher is None or self.teacher.config is None:
-            return
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        tokens = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
-        self._student_order, self._teacher_order = match_heads(
-            self._head, self.teacher.config, tokens, self.teacher.tokens()
-        )
-
-    def _sample(self) -> dict[str, Any] | None:
-        """One collated example of the training data, or of the evaluation data."""
-        dataset: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
-        if dataset is None or (has_length(dataset) and len(dataset) == 0):
-            return None
-        collate: Any = self.data_collator
-        with same_randomness():
-            if isinstance(dataset, datasets.Dataset):  # as in Trainer._get_dataloader
-                dataset = self._remove_unused_columns(dataset)
-            else:
-                collate = self._get_collator_with_removed_columns(collate)
-            streamed = isinstance(dataset, IterableDataset)
-            example = next(iter(dataset)) if streamed else dataset[0]
-            batch = self._prepare_inputs(dict(collate([example])))
-        return dict(self._head.task.share(batch, self._head.model))
-
-    def _bind(self) -> None:
-        """Make what belongs to this very student: projections, initial weights."""
-        self._head, self._bound = Head(self._student), self._student
-        self.projections = nn.ModuleDict()
-        if self.goal.needs.hidden_states:
-            self.projections = self._build_projections()
-        self._parameters: dict[str, Tensor] = {}
-        if any(isinstance(part, WeightDecay) for _, part in self.goal.parts):
-            decayed = set(self.get_decay_parameter_names(self._student))
-            named = self._student.named_parameters()
-            self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
-        keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
-        self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
-
-    def _build_projections(self) -> nn.ModuleDict:
-        sample = self._first_batch
-        if sample is None or self.teacher is None:
-            raise ValueError(
-                "HiddenStates sizes its projections on one example, and there is no data yet. Pass "
-                "train_dataset or eval_dataset to the constructor."
-            )
-        items, needs = self._head.items(sample), self.goal.student_needs
-        training = self._student.training
-        self._student.eval()
-        with torch.no_grad(), same_randomness():
-            # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
-            own = send_to_device(sample, next(self._student.parameters()).device)
-            outputs = self._student(**self._head.inputs(own, needs))
-            student = self._head.signal(outputs, own, needs, self._head.items(own))
-            teacher = self.teacher(sample, self.goal.needs, items)
-            torch.manual_seed(self.args.seed)
-            built = self.goal.build(student, teacher)
-        self._student.train(training)
-        return built.to(self.args.device)
 
     # ---- one step ----------------------------------------------------------------------------
 
@@ -228,10 +137,12 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
             outputs, student = self._ask_student(model, batch, items)
-            terms = self.goal.terms(student, teacher, items, self._context())
+            terms = self.goal.terms(student, teacher, items, self._context(self.projections))
             loss, components, sums = reduce(
                 terms, counts, self._loss_scale() if whole_window else 1.0
             )
+            if model.training:
+                self._follow(terms, components, items)
             if measuring is not None:
                 measuring.add_terms(terms, sums, counts)
                 measuring.add_signals(student, teacher, items)
@@ -249,9 +160,22 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
     ) -> tuple[Any, Signal]:
         needs = self.goal.student_needs
         call = model if _is_compiled(model) else self._student
-        outputs = call(**self._head.inputs(batch, needs))
-        signal = self._head.signal(outputs, batch, needs, items)
-        return outputs, _reordered(signal, self._student_order)
+        outputs, signal = self._head.ask(call, batch, needs, items)
+        return outputs, reordered(signal, self._student_order)
+
+    def _follow(self, terms: list[Term], components: Mapping[str, Tensor], items: Items) -> None:
+        """What a micro-batch of training gave, for weights that are shares and for the log."""
+        summed = "sum" if self.args.average_tokens_across_devices else "mean"
+        self.goal.observe(
+            terms,
+            components,
+            self.projections,
+            self.accelerator.sync_gradients,
+            lambda values: self.accelerator.reduce(values, summed),
+        )
+        if self._logs_gradients():
+            parameters = [p for p in self._student.parameters() if p.requires_grad]
+            self._gradients = gradient_norms(terms, items.counts(), parameters)
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
         if self.teacher is None:
@@ -259,7 +183,13 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
         needs = needs & self.teacher.provides
         if not needs:
             return None
-        return _reordered(self.teacher(batch, needs, items), self._teacher_order)
+        return reordered(self.teacher(batch, needs, items), self._teacher_order)
+
+    def _logs_gradients(self) -> bool:
+        """Whether this step's gradient norms are wanted: the last step before a log."""
+        every = max(1, int(self.state.logging_steps))
+        due = (self.state.global_step + 1) % every == 0 and self.accelerator.sync_gradients
+        return self.args.log_gradient_norms and due
 
     def _loss_scale(self) -> float:
         """Gradients are averaged over ranks; sums over global counts must be added up."""
@@ -267,10 +197,10 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
             return 1.0
         return self.accelerator.num_processes / self.get_tp_size()
 
-    def _context(self) -> Context:
+    def _context(self, modules: nn.ModuleDict) -> Context:
         state = self.state
         progress = Progress(state.global_step, state.epoch or 0.0, state.max_steps)
-        return Context(self.projections, self._parameters, self._initial, progress)
+        return Context(modules, self._parameters, self._initial, progress)
 
     def _real_rows(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
         """False for the examples that are repeated to fill the last batch of an evaluation."""
@@ -332,25 +262,13 @@ class DistillationTrainer(Checkpoints, Measuring, Publishing):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._mean_components())
-            self._components = {}
+            logs.update({name: norm.item() for name, norm in self._gradients.items()})
+            self._components, self._gradients = {}, {}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._mean_components()  # never let broken weights take the place of a good checkpoint
         super()._save_checkpoint(model, trial)
-
-
-def _smoothed(objective: Objective, factor: float) -> Objective:
-    """Give the trainer's label smoothing to a label loss that has none of its own."""
-    if isinstance(objective, HardLabels) and objective.label_smoothing is None:
-        return dataclasses.replace(objective, label_smoothing=factor)
-    return objective
-
-
-def _reordered(signal: Signal, order: int | Tensor | None) -> Signal:
-    if signal.logits is None or order is None:
-        return signal
-    return dataclasses.replace(signal, logits=reorder(signal.logits, order))
 
 
 def _is_compiled(model: nn.Module) -> bool:

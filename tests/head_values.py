@@ -23,7 +23,7 @@ def signal(model: Any, batch: Any, needs: Needs | None = None) -> Signal:
     needs = Needs(logits=True) if needs is None else needs
     head = Head(model)
     batch = head.task.share(batch, head.model)
-    return head.signal(model(**head.inputs(batch, needs)), batch, needs, head.items(batch))
+    return head.ask(model, batch, needs, head.items(batch))[1]
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses | signals | reading | tasks | heads layers schedules | terms | objectives | teachers | "
+    "losses | signals | capture reading | tasks | heads layers schedules | "
+    "alignment balance initialise temperature views weights | terms | objectives | teachers | "
     "metrics | config | forward | evaluation | hub | checkpoints checks measuring publishing | "
-    "trainer | seq2seq | recipe | cli | __main__"
+    "binding | trainer | seq2seq | recipe | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}

@@ -44,11 +44,11 @@ class ConfidentStudent(DistillationTrainer):
 
 
 @dataclass(frozen=True)
-class Margin(Objective):
-    """The squared difference of the margins between the two likeliest classes."""
+class TopMargin(Objective):
+    """The squared difference of each model's margin between its two likeliest classes."""
 
     scale: float = 1.0
-    name: ClassVar[str] = "margin"
+    name: ClassVar[str] = "top_margin"
     needs: ClassVar[Needs] = Needs(logits=True)
 
     def terms(self, student: Any, teacher: Any, items: Any, context: Any) -> list[Term]:
@@ -63,7 +63,7 @@ class Margin(Objective):
 # ---- what they promise ---------------------------------------------------------------------------
 
 SINGLE = 1e-6  # the models are in float64; transformers adds the loss up in float32
-EXAMPLES = (ConfidentStudent, Margin)
+EXAMPLES = (ConfidentStudent, TopMargin)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -84,7 +84,7 @@ def figures(folder: str, batch: str, accumulation: str, subclass: str) -> None:
     student, teacher = case.models()
     options: dict[str, Any] = {"cls": ConfidentStudent}
     if subclass == "no":
-        options = {"objective": 0.5 * HardLabels() + 2.0 * Margin()}
+        options = {"objective": 0.5 * HardLabels() + 2.0 * TopMargin()}
     ours = trainer(
         Path(folder),
         name,
@@ -103,7 +103,8 @@ def figures(folder: str, batch: str, accumulation: str, subclass: str) -> None:
         **options,
     )
     ours.train()
-    kept = ("loss", "grad_norm", "eval_loss", "margin", "hard_labels", "forward_kl", "eval_margin")
+    kept = ("loss", "grad_norm", "eval_loss", "top_margin", "hard_labels", "forward_kl")
+    kept = (*kept, "eval_top_margin")
     logs = [*record.steps, ours.evaluate()]
     found = [{key: log[key] for key in kept if key in log} for log in logs]
     if ours.is_world_process_zero():
@@ -147,7 +148,7 @@ def test_the_added_term_is_in_the_evaluation_once(tmp_path: Path) -> None:
 
 def test_the_objective_is_what_it_says(tmp_path: Path) -> None:
     student, teacher = models()
-    ours = trainer(tmp_path, model=student, teacher_model=teacher, objective=2.0 * Margin(3.0))
+    ours = trainer(tmp_path, model=student, teacher_model=teacher, objective=2.0 * TopMargin(3.0))
     batch = collate(CASES["sequence_classification"].data(dtype=torch.float32))
     batch.pop("labels")
     margins = []
@@ -157,5 +158,5 @@ def test_the_objective_is_what_it_says(tmp_path: Path) -> None:
         margins.append(3 * (top[:, -1] - top[:, -2]))
     wanted = float((margins[0] - margins[1]).square().mean())
     found = ours.evaluate()
-    assert found["eval_margin"] == pytest.approx(wanted, rel=1e-4)
+    assert found["eval_top_margin"] == pytest.approx(wanted, rel=1e-4)
     assert found["eval_loss"] == pytest.approx(2 * wanted, rel=1e-4)

@@ -1,13 +1,23 @@
-"""Loss mathematics: pure functions of (student, teacher) tensors, one value per item."""
+"""Loss mathematics: pure functions of (student, teacher) tensors, one value per item.
 
-from hf_distill.losses.distribution import forward_kl, jensen_shannon, logit_mse, reverse_kl
-from hf_distill.losses.features import hidden_cosine, hidden_mse
+By what they compare: `distribution` (the outputs as distributions), `decision` (what they decide),
+`features` (hidden states, maps, embeddings), `attention`, `relations` (between the examples of a
+batch) and `gradients` (with respect to the input).
+"""
+
+from hf_distill.losses import attention, decision, distribution, features, gradients, relations
+from hf_distill.losses.attention import *  # noqa: F403
+from hf_distill.losses.decision import *  # noqa: F403
+from hf_distill.losses.distribution import *  # noqa: F403
+from hf_distill.losses.features import *  # noqa: F403
+from hf_distill.losses.gradients import *  # noqa: F403
+from hf_distill.losses.relations import *  # noqa: F403
 
 __all__ = [
-    "forward_kl",
-    "hidden_cosine",
-    "hidden_mse",
-    "jensen_shannon",
-    "logit_mse",
-    "reverse_kl",
+    *attention.__all__,
+    *decision.__all__,
+    *distribution.__all__,
+    *features.__all__,
+    *gradients.__all__,
+    *relations.__all__,
 ]

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_distill.layers import take_layers
+from hf_distill.initialise import student_from_teacher
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe
@@ -52,8 +52,9 @@ class Models:
         layers = self.recipe.student.from_teacher_layers
         if layers is None:
             return self._new("student", self.recipe.student.config, seed)
+        width = self.recipe.student.hidden_size
         try:
-            return take_layers(self.teacher(seed), layers)
+            return student_from_teacher(self.teacher(seed), layers, hidden_size=width)
         except ValueError as error:
             raise RecipeError(f"`student.from_teacher_layers`: {error}") from error
 
@@ -72,7 +73,10 @@ class Models:
         student = self._identity("student", self.recipe.student.config)
         layers = self.recipe.student.from_teacher_layers
         if layers is not None:
+            width = self.recipe.student.hidden_size
             student = {"layers": layers, "of": teacher}
+            if width is not None:
+                student["hidden_size"] = width
         return {"teacher": teacher, "student": student}
 
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:

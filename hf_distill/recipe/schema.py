@@ -80,9 +80,10 @@ class TeacherSection:
 
 @dataclass(frozen=True)
 class StudentSection:
-    """Some layers of the teacher's model before its fine-tuning, another model, or a new one."""
+    """A part of the teacher's model before its fine-tuning, another model, or a new one."""
 
-    from_teacher_layers: list[int] | None = None
+    from_teacher_layers: int | str | list[int] | None = None
+    hidden_size: int | None = None
     model: str | None = None
     config: dict[str, Any] | None = None
     hub_id: str | None = None
@@ -195,6 +196,11 @@ def _check_models(recipe: Recipe) -> None:
                 f"{' and '.join(f'`{name}.{key}`' for key in given) or 'none'}. An override takes "
                 f"one away with `--{name}.{keys[0]} null`."
             )
+    if recipe.student.hidden_size is not None and recipe.student.from_teacher_layers is None:
+        raise RecipeError(
+            "`student.hidden_size` cuts the width of `student.from_teacher_layers`, got none. Give "
+            "the layers, or set the width in `student.config`."
+        )
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
 
@@ -308,7 +314,9 @@ def _row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     for key in settings:
         if key not in fields:
             raise unknown(str(key), fields | {"weight"}, where)
-    checked = {"name": name, **cast_fields(OBJECTIVES[name], settings, where)}
+    plans = {k: v for k, v in settings.items() if k == "temperature" and isinstance(v, Mapping)}
+    plain = {k: v for k, v in settings.items() if k not in plans}  # objective_from reads a plan
+    checked = {"name": name, **cast_fields(OBJECTIVES[name], plain, where), **plans}
     if "weight" in row:
         weight = row["weight"]
         checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")

@@ -36,11 +36,7 @@ class ModelTeacher:
         self.model = model.requires_grad_(False).eval()
         self.head = Head(model, task)
         self.config = self.head.config
-        self.provides = Needs(
-            logits=self.head.task.read is not None,
-            hidden_states=True,
-            attentions=self.config._attn_implementation == "eager",
-        )
+        self.provides = self.head.provides
         self._tokenizer = tokenizer
         self._autocast: Any = contextlib.nullcontext
 
@@ -63,8 +59,8 @@ class ModelTeacher:
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
         with torch.no_grad(), self._autocast():
-            outputs = self.model(**self.head.inputs(batch, needs))
-        return self.head.signal(outputs, batch, needs, items).detach()
+            _, signal = self.head.ask(self.model, batch, needs, items)
+        return signal.detach()
 
     def columns(self) -> set[str]:
         return self.head.accepts - set(self.head.task.label_keys)

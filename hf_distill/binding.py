@@ -1,0 +1,168 @@
+"""What is settled before the first step: the objective, the order of classes, the learned parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+from transformers.trainer_utils import has_length
+
+from hf_distill.checks import (
+    check_objective,
+    check_targets,
+    check_weight_decay,
+    same_randomness,
+)
+from hf_distill.config import DistillationConfig
+from hf_distill.heads import Head, match_heads, reorder
+from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.teachers import Teacher
+from hf_distill.terms import BALANCE, Context, Objective, Sum
+
+LOOK = 8
+"""How many examples the constructor looks at."""
+
+
+class Binding(Trainer):
+    """The part of the trainer that fits objective, teacher and student together."""
+
+    args: DistillationConfig
+    teacher: Teacher | None
+    goal: Sum
+    projections: nn.ModuleDict
+    _head: Head
+    _own_objective: Sum | None
+    _first_batch: dict[str, Any] | None
+    _student_order: int | Tensor | None
+    _teacher_order: int | Tensor | None
+
+    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
+        raise NotImplementedError
+
+    def _context(self, modules: nn.ModuleDict) -> Context:
+        raise NotImplementedError
+
+    @property
+    def _student(self) -> nn.Module:
+        student = self.model
+        if student is None:
+            raise ValueError("Expected a model, got None. Pass model=… or model_init=….")
+        return student
+
+    def _refresh_objective(self) -> None:
+        """Read the objective from the arguments anew: a hyper-parameter search changes them.
+
+        (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
+        """
+        objective = self._own_objective or self.args.objective()
+        smoothing = self.args.label_smoothing_factor
+        if smoothing:
+            objective = Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
+        self.goal = objective
+        check_objective(objective, self.teacher, self._head, self.args.per_device_train_batch_size)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_weight_decay(objective, sharded, self.args.weight_decay)
+
+    def _match(self) -> None:
+        """Bring both models' classes into one order, or refuse the teacher."""
+        self._student_order, self._teacher_order = None, None
+        if self.teacher is None or self.teacher.config is None:
+            return
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokens = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+        self._student_order, self._teacher_order = match_heads(
+            self._head, self.teacher.config, tokens, self.teacher.tokens()
+        )
+
+    def _sample(self) -> dict[str, Any] | None:
+        """A few collated examples of the training data, or of the evaluation data."""
+        dataset: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        if dataset is None or (has_length(dataset) and len(dataset) == 0):
+            return None
+        collate: Any = self.data_collator
+        with same_randomness():
+            if isinstance(dataset, datasets.Dataset):  # as in Trainer._get_dataloader
+                dataset = self._remove_unused_columns(dataset)
+            else:
+                collate = self._get_collator_with_removed_columns(collate)
+            if isinstance(dataset, IterableDataset):
+                examples = [next(iter(dataset))]
+            else:
+                few = min(len(dataset), self.args.per_device_train_batch_size, LOOK)
+                examples = [dataset[index] for index in range(few)]
+            batch = self._prepare_inputs(dict(collate(examples)))
+        return dict(self._head.task.share(batch, self._head.model))
+
+    def _bind(self) -> None:
+        """Make what belongs to this very student: projections, initial weights."""
+        self._head, self._bound = Head(self._student), self._student
+        self._parameters: dict[str, Tensor] = {}
+        if any(isinstance(part, WeightDecay) for _, part in self.goal.parts):
+            decayed = set(self.get_decay_parameter_names(self._student))
+            named = self._student.named_parameters()
+            self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
+        keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
+        self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
+        self.projections = self._build_projections()
+
+    def _build_projections(self) -> nn.ModuleDict:
+        """Make the learned parts from what both models say about a few examples.
+
+        The objective is computed once on them, so that what does not fit is told now.
+        """
+        sample = self._first_batch
+        if sample is None or self.teacher is None:
+            if self.goal.needs.hidden_states or self.goal.needs.modules:
+                raise ValueError(
+                    "HiddenStates and its like size their projections on a few examples, and there "
+                    "is no data yet. Pass train_dataset or eval_dataset to the constructor."
+                )
+            balance = self.goal.balance()
+            return nn.ModuleDict({} if balance is None else {BALANCE: balance})
+        items, needs = self._head.items(sample), self.goal.student_needs
+        training = self._student.training
+        self._student.eval()
+        with torch.no_grad(), same_randomness(), warnings.catch_warnings():
+            # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
+            device = next(self._student.parameters()).device
+            own = send_to_device(sample, device)
+            theirs = self._teach(sample, self.goal.needs, items)
+            if theirs is not None:
+                check_targets(theirs, items)
+            warnings.simplefilter("ignore")  # a last batch of one is not meant by these few
+            _, ours = self._head.ask(self._student, own, needs, self._head.items(own))
+            ours = reordered(ours, self._student_order)
+            torch.manual_seed(self.args.seed)
+            built = self.goal.build(ours, theirs) if theirs is not None else nn.ModuleDict()
+            built = built.to(self.args.device)
+            if device.type == self.args.device.type:
+                self.goal.terms(ours, theirs, items, self._context(built))
+        self._student.train(training)
+        return built
+
+
+def _smoothed(objective: Objective, factor: float) -> Objective:
+    """Give the trainer's label smoothing to a label loss that has none of its own."""
+    if isinstance(objective, HardLabels) and objective.label_smoothing is None:
+        return dataclasses.replace(objective, label_smoothing=factor)
+    return objective
+
+
+def reordered(signal: Signal, order: int | Tensor | None) -> Signal:
+    """The signal with its classes in another order."""
+    if signal.logits is None or order is None:
+        return signal
+    with torch.enable_grad():
+        traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])
+    return dataclasses.replace(signal, logits=reorder(signal.logits, order), traced=traced)

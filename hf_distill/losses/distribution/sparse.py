@@ -1,0 +1,126 @@
+"""Forward KL over the teacher's likeliest classes and one bucket for the rest."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_distill.losses.numerics import (
+    Temperature,
+    check_temperature,
+    compute_dtype,
+    kl,
+    log_probs,
+    over_temperature,
+    times_t_squared,
+)
+
+__all__ = ["sparse_kl", "top_k_kl"]
+
+
+def top_k_kl(
+    student: Tensor,
+    teacher: Tensor,
+    k: int = 8,
+    temperature: Temperature = 1.0,
+    *,
+    t_squared: bool = True,
+) -> Tensor:
+    """T² · [Σ_{c in top k} p_t (log p_t - log p_s) + r_t (log r_t - log r_s)], r = 1 - Σ_top p.
+
+    Forward KL over the teacher's k likeliest classes and one bucket with the mass r of all others;
+    p = softmax(logits / T). Never above :func:`forward_kl`, and equal to it from k = C - 1 on.
+    Without the bucket the student could lower it by putting all its mass on the k classes.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits (..., C).
+        k: how many classes; above C it is C.
+        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0; k < 1.
+
+    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
+        arXiv:1503.02531, on a coarser set of classes.
+
+    >>> student, teacher = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
+    >>> top_k_kl(student, teacher, k=1), top_k_kl(student, teacher, k=2)
+    (tensor([0.2291]), tensor([0.2662]))
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k!r}; it is the number of classes compared")
+    log_s, log_t = log_probs("top_k_kl", student, teacher, temperature)
+    log_top, indices = log_t.topk(min(k, log_t.shape[-1]), dim=-1)
+    values = _bucketed_kl(log_s, log_top, indices, _log_rest(log_t, indices))
+    return times_t_squared(values, temperature, t_squared)
+
+
+def sparse_kl(
+    student: Tensor,
+    teacher_log_probs: Tensor,
+    indices: Tensor,
+    temperature: Temperature = 1.0,
+    *,
+    t_squared: bool = True,
+) -> Tensor:
+    """As :func:`top_k_kl`, from the log-probabilities of k classes that were stored.
+
+    T² · [Σ_i p_t,i (log p_t,i - log p_s,i) + r_t (log r_t - log r_s)] with r = 1 - Σ_i p_i. The
+    teacher's r is what its k probabilities leave, exact to the rounding of 1 (1e-7 in float32): a
+    student that leaves less than that to the rest pays for the rounding, not for the teacher.
+
+    Args:
+        student: logits (..., C).
+        teacher_log_probs: (..., k) of softmax(logits / T) at the same T; -inf is a probability of
+            0.
+        indices: (..., k) integers, the classes these belong to, each once.
+        temperature: T > 0, of the student here. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the shapes do not fit; temperature is not > 0.
+
+    Reference: as :func:`top_k_kl`.
+
+    >>> log_probs = torch.tensor([[0.7, 0.2]]).log()
+    >>> sparse_kl(torch.tensor([[2.0, 1.0, 0.0]]), log_probs, torch.tensor([[0, 1]]))
+    tensor([0.0058])
+    """
+    shape = student.shape[:-1]
+    fits = indices.shape == teacher_log_probs.shape and indices.shape[:-1] == shape
+    if student.ndim == 0 or not fits or not 1 <= indices.shape[-1] <= student.shape[-1]:
+        raise ValueError(
+            "sparse_kl: expected student logits (..., C) and, of one shape (..., k) with k <= C, "
+            f"teacher_log_probs and indices, got {tuple(student.shape)}, "
+            f"{tuple(teacher_log_probs.shape)} and {tuple(indices.shape)}; give all the same items"
+        )
+    check_temperature(temperature, shape)
+    dtype = compute_dtype(student, teacher_log_probs)
+    log_s = F.log_softmax(over_temperature(student, temperature, dtype), dim=-1, dtype=dtype)
+    log_top = teacher_log_probs.to(dtype).clamp(min=torch.finfo(dtype).min)
+    rest = -torch.expm1(log_top.logsumexp(-1))
+    log_rest = rest.clamp(min=torch.finfo(dtype).tiny).log()
+    values = _bucketed_kl(log_s, log_top, indices, log_rest)
+    return times_t_squared(values, temperature, t_squared)
+
+
+def _bucketed_kl(log_s: Tensor, log_top: Tensor, indices: Tensor, log_rest: Tensor) -> Tensor:
+    """KL over the classes at the indices and the rest; log_rest is the teacher's."""
+    top = kl(log_top, log_s.gather(-1, indices))
+    if indices.shape[-1] == log_s.shape[-1]:
+        return top  # there is no rest
+    rest_s = _log_rest(log_s, indices)
+    return top + kl(log_rest.unsqueeze(-1), rest_s.unsqueeze(-1))
+
+
+def _log_rest(log_probs: Tensor, indices: Tensor) -> Tensor:
+    """log of the mass of all other classes, from their own log-probabilities: no 1 - 1."""
+    chosen = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, indices, True)
+    return log_probs.masked_fill(chosen, torch.finfo(log_probs.dtype).min).logsumexp(-1)

@@ -1,0 +1,40 @@
+"""Distances between features of student and teacher: hidden states, maps, embeddings.
+
+The functions take features ``(student, teacher)`` as they come from the models (or from a
+projection to the teacher's width) and return one value per item: states (..., H) give ``(...)``,
+maps (B, C, *positions) give ``(B,)``, token Gram matrices ``(B, T)``, and what compares the
+examples of a batch gives one per anchor example, ``(B,)``. Nothing is reduced over items, and
+nothing is detached. Values are computed in float32 at least (float16 and bfloat16 are upcast,
+float64 stays), whatever autocast says.
+"""
+
+from hf_distill.losses.features.examples import cka, correlation_congruence, pkt
+from hf_distill.losses.features.learned import info_nce, vid
+from hf_distill.losses.features.maps import (
+    activation_boundary,
+    attention_transfer,
+    hint_mse,
+    nst,
+    review_hcl,
+)
+from hf_distill.losses.features.states import cosine, hidden_mse, pkd
+from hf_distill.losses.features.tokens import fsp, gram, mmd
+
+__all__ = [
+    "activation_boundary",
+    "attention_transfer",
+    "cka",
+    "correlation_congruence",
+    "cosine",
+    "fsp",
+    "gram",
+    "hidden_mse",
+    "hint_mse",
+    "info_nce",
+    "mmd",
+    "nst",
+    "pkd",
+    "pkt",
+    "review_hcl",
+    "vid",
+]

@@ -1,0 +1,293 @@
+"""Distances between the relations that student and teacher see: among examples, or candidates.
+
+The first four compare the examples of a batch with each other. Their values ``(B,)`` are one per
+anchor example, so normalised that the mean over anchors is the original's value; they depend on
+which examples share the batch, so another split of the data gives another value. Vectors of student
+and teacher may differ in size. Nothing is detached; values are computed in float32 at least.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_distill.losses.numerics import (
+    Temperature,
+    check_pair,
+    check_temperature,
+    kl,
+    no_autocast,
+    over_temperature,
+    promoted,
+    times_t_squared,
+    unit_vectors,
+)
+
+__all__ = [
+    "in_batch_similarity",
+    "margin_mse",
+    "rkd",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
+]
+
+# Examples that are this near are equal; same bound as for zero vectors.
+_ZERO_DISTANCE = 1e-8
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """1/B Σ_j huber(d_ij^s / mean d^s - d_ij^t / mean d^t), d_ij = ‖x_i - x_j‖, for each anchor i.
+
+    The mean of d is over the B (B - 1) pairs of different examples; huber is the smooth L1 loss
+    with β = 1. As in the code of the authors (and RepDistiller), the mean over j counts the anchor
+    itself, so the paper's mean over pairs is our value · B / (B - 1). Equal examples have distance
+    0 and gradient 0. Not decomposable over batches; a batch of one gives 0 and a warning.
+
+    Args:
+        student: (B, ...), flattened.
+        teacher: (B, ...), flattened.
+
+    Returns:
+        (B,), at least float32, >= 0.
+
+    Raises:
+        ValueError: the numbers of examples differ.
+
+    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
+
+    >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
+    >>> rkd_distance(s, t)
+    tensor([0.0671, 0.0432, 0.1048])
+    """
+    return _distances(*_examples("rkd_distance", student, teacher))
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """1/B² Σ_jk huber(cos ∠_jik^s - cos ∠_jik^t), the angles at each anchor i between j and k.
+
+    huber is the smooth L1 loss with β = 1. As in the code of the authors (and RepDistiller), the
+    mean counts all B² pairs (j, k), also those with the anchor (cosine 0 in both models) and
+    j = k (cosine 1). An example equal to the anchor has cosine 0 and gradient 0. It takes B² · D
+    and B³ numbers. Not decomposable over batches; a batch of one gives 0 and a warning.
+
+    Args:
+        student: (B, ...), flattened.
+        teacher: (B, ...), flattened.
+
+    Returns:
+        (B,), at least float32, >= 0.
+
+    Raises:
+        ValueError: the numbers of examples differ.
+
+    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
+
+    >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
+    >>> rkd_angle(s, t)
+    tensor([0.1111, 0.2682, 0.0095])
+    """
+    return _angles(*_examples("rkd_angle", student, teacher))
+
+
+def rkd(
+    student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
+) -> Tensor:
+    """distance_weight · rkd_distance + angle_weight · rkd_angle, for each anchor.
+
+    The defaults are the weights of RepDistiller and of the authors' code. Not decomposable over
+    batches; a batch of one gives 0 and a warning.
+
+    Args:
+        student: (B, ...), flattened.
+        teacher: (B, ...), flattened.
+        distance_weight: of :func:`rkd_distance`.
+        angle_weight: of :func:`rkd_angle`.
+
+    Returns:
+        (B,), at least float32, >= 0.
+
+    Raises:
+        ValueError: the numbers of examples differ.
+
+    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
+
+    >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
+    >>> rkd(s, t)
+    tensor([ 7.2330, 14.4925,  3.0963])
+    """
+    student, teacher = _examples("rkd", student, teacher)
+    distances, angles = _distances(student, teacher), _angles(student, teacher)
+    return distance_weight * distances + angle_weight * angles
+
+
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    """1/B Σ_j (G_ij^s - G_ij^t)², G = X Xᵀ with rows of L2 norm 1, for each anchor i.
+
+    RepDistiller's ``Similarity``, verified by the author, is the mean over anchors of our value:
+    Σ_ij / B². (torchdistill's norm is L1, which is another loss.) An example of zero has a row of
+    zeros, and no gradient from it. Not decomposable over batches; a batch of one gives 0 and a
+    warning.
+
+    Args:
+        student: (B, ...), flattened.
+        teacher: (B, ...), flattened.
+
+    Returns:
+        (B,), at least float32, in [0, 4 / B].
+
+    Raises:
+        ValueError: the numbers of examples differ.
+
+    Reference: Tung and Mori, 2019, "Similarity-Preserving Knowledge Distillation",
+        arXiv:1907.09682.
+
+    >>> similarity_preserving(torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 0]]))
+    tensor([0.2929, 0.2929])
+    """
+    student, teacher = _examples("similarity_preserving", student, teacher)
+    return (_similarities(student) - _similarities(teacher)).square().mean(-1)
+
+
+def in_batch_similarity(
+    student: Tensor, teacher: Tensor, temperature: Temperature = 0.05, t_squared: bool = False
+) -> Tensor:
+    """KL(q_i^t ‖ q_i^s), q_i = softmax over j≠i of cos(x_i, x_j) / T, for each anchor i.
+
+    CompRess and SEED compare with a queue of past examples, this with the others of the batch.
+    Unlike in the other losses T² is left out by default, as in both: T is the scale of the cosines
+    (as in contrastive learning), not a softening of logits that the model was trained with, and T²
+    of 0.05 would make the loss 400 times smaller. Zero vectors have cosine 0 and gradient 0. Not
+    decomposable over batches; a batch of one or two gives 0 and a warning: what is left when the
+    anchor is taken out is no distribution to compare.
+
+    Args:
+        student: embeddings (B, D).
+        teacher: embeddings (B, D').
+        temperature: T > 0, or one per anchor (B,).
+        t_squared: True multiplies by T².
+
+    Returns:
+        (B,), at least float32, in nats, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the numbers of examples differ; temperature is not > 0.
+
+    Reference: Abbasi Koohpayegani, Tejankar and Pirsiavash, 2020, "CompRess: Self-Supervised
+        Learning by Compressing Representations", arXiv:2010.14713; Fang, Wang, Wang, Zhang, Yang
+        and Liu, 2021, "SEED: Self-supervised Distillation For Visual Representation",
+        arXiv:2101.04731.
+
+    >>> s, t = torch.tensor([[1.0, 0], [1, 0], [0, 1]]), torch.tensor([[1.0, 0], [0, 1], [0, 1]])
+    >>> in_batch_similarity(s, t, temperature=1.0)
+    tensor([0.1201, 0.4621, 0.1109])
+    """
+    student, teacher = _examples("in_batch_similarity", student, teacher, least=3)
+    check_temperature(temperature, student.shape[:1])
+    log_s, log_t = (_log_neighbours(x, temperature) for x in (student, teacher))
+    return times_t_squared(kl(log_t, log_s), temperature, t_squared)
+
+
+def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """1/(C-1) Σ_{j≥1} ((s_0 - s_j) - (t_0 - t_j))², of C candidates, the first the positive.
+
+    The mean over queries of our value is sentence-transformers' ``MarginMSELoss`` with C - 1
+    negatives. A constant added to all scores of a query has no effect, a factor does: a teacher
+    whose scores are squashed to [0, 1] teaches little.
+
+    Args:
+        student: scores (..., C), C >= 2.
+        teacher: scores (..., C).
+
+    Returns:
+        (...), at least float32, in squared scores.
+
+    Raises:
+        ValueError: the shapes differ; there are fewer than two candidates.
+
+    Reference: Hofstätter, Althammer, Schröder, Sertkan and Hanbury, 2020, "Improving Efficient
+        Neural Ranking Models with Cross-Architecture Knowledge Distillation", arXiv:2010.02666.
+
+    >>> margin_mse(torch.tensor([[5.0, 1.0, 2.0]]), torch.tensor([[9.0, 3.0, 6.0]]))
+    tensor([2.])
+    """
+    remedy = "give both the same queries and the same candidates in the same order"
+    check_pair("margin_mse", student, teacher, "scores", "(..., C)", remedy)
+    if student.shape[-1] < 2:
+        raise ValueError(
+            "margin_mse: expected a positive and at least one negative candidate per query, got "
+            f"scores {tuple(student.shape)}; put the candidates of a query in the last dimension"
+        )
+    student, teacher = promoted(student, teacher)
+    difference = student - teacher
+    return (difference[..., :1] - difference[..., 1:]).square().mean(-1)
+
+
+def _examples(name: str, student: Tensor, teacher: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Both as (B, D) of one dtype; warns where there is nothing to relate."""
+    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"{name}: expected student and teacher vectors (B, ...) of one batch, got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}; give both the same examples, one "
+            "vector or map each"
+        )
+    if len(student) < least:
+        warnings.warn(
+            f"{name} relates the examples of a batch and needs at least {least}, got "
+            f"{len(student)}: its value is 0 and teaches nothing. Use a larger per-device batch, "
+            "and dataloader_drop_last=True against a small last one.",
+            stacklevel=3,
+        )
+    student, teacher = promoted(student.flatten(1), teacher.flatten(1))
+    return student, teacher
+
+
+def _distances(student: Tensor, teacher: Tensor) -> Tensor:
+    scaled_s, scaled_t = (_scaled_distances(x) for x in (student, teacher))
+    return F.smooth_l1_loss(scaled_s, scaled_t, reduction="none").mean(-1)
+
+
+def _scaled_distances(vectors: Tensor) -> Tensor:
+    """(B, B) distances, divided by their mean over different examples; gradient 0 where they are 0.
+
+    From differences: |a|² + |b|² - 2ab loses every digit where examples are near.
+    """
+    with no_autocast(vectors):
+        exact = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(vectors, vectors, compute_mode=exact)
+    pairs = len(vectors) * (len(vectors) - 1)
+    mean = distances.sum() / max(pairs, 1)
+    equal = mean <= _ZERO_DISTANCE
+    return (distances / mean.masked_fill(equal, 1.0)).masked_fill(equal, 0.0)
+
+
+def _angles(student: Tensor, teacher: Tensor) -> Tensor:
+    cosines_s, cosines_t = (_cosines_at_anchors(x) for x in (student, teacher))
+    return F.smooth_l1_loss(cosines_s, cosines_t, reduction="none").mean((-2, -1))
+
+
+def _cosines_at_anchors(vectors: Tensor) -> Tensor:
+    """(B, B, B): at [i, j, k] the cosine of the angle at i between j and k."""
+    towards, _ = unit_vectors(vectors.unsqueeze(0) - vectors.unsqueeze(1), _ZERO_DISTANCE)
+    with no_autocast(vectors):
+        return towards @ towards.transpose(-1, -2)
+
+
+def _similarities(vectors: Tensor) -> Tensor:
+    """(B, B) products of the examples, each row at L2 norm 1."""
+    # x_i at length 1 cancels in its row, and keeps it far from under- and overflow.
+    unit, _ = unit_vectors(vectors)
+    with no_autocast(vectors):
+        rows, _ = unit_vectors(unit @ vectors.transpose(-1, -2))
+    return rows
+
+
+def _log_neighbours(vectors: Tensor, temperature: Temperature) -> Tensor:
+    """(B, B) log softmax over the other examples of cosine / T; the diagonal has no mass."""
+    unit, _ = unit_vectors(vectors)
+    with no_autocast(vectors):
+        cosines = unit @ unit.transpose(-1, -2)
+    scaled = over_temperature(cosines, temperature, cosines.dtype)
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    return F.log_softmax(scaled.masked_fill(itself, torch.finfo(scaled.dtype).min), -1)

@@ -1,0 +1,270 @@
+"""Objectives on hidden states and feature maps, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.alignment import (
+    MODULES,
+    PROJECTIONS,
+    Pair,
+    Plan,
+    align,
+    as_states,
+    build_projections,
+    project,
+    same_size,
+)
+from hf_distill.layers import LayerSpec, module_pairs, parse_layers
+from hf_distill.losses import features
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
+
+FITNETS = bibtex(
+    "romero2015fitnets",
+    "FitNets: Hints for Thin Deep Nets",
+    "Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and "
+    "Gatta, Carlo and Bengio, Yoshua",
+    2015,
+    "1412.6550",
+)
+
+
+@dataclass(frozen=True)
+class FeatureObjective(Objective):
+    """Base of what compares layers of the student with layers of the teacher.
+
+    Args:
+        layers: A layer map, see `hf_distill.layers.parse_layers`: a name (``uniform``, ``skip``,
+            ``last``, ``emd``), ``"teacher:student, …"`` or pairs (student, teacher), by index,
+            fraction or module path.
+        projection: How the student's features get the teacher's width where they differ:
+            ``linear`` (a 1x1 convolution on feature maps), ``orthogonal``, ``shared`` (one for all
+            layers of the same widths) or ``none``. Trained with the student, never published.
+        groups: Which stacks to align (``encoder``, ``decoder``, ``text``, …); None: all.
+    """
+
+    layers: LayerSpec = "uniform"
+    projection: str = field(default="linear", kw_only=True)
+    groups: tuple[str, ...] | None = field(default=None, kw_only=True)
+    projects: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.projection not in PROJECTIONS:
+            raise ValueError(
+                f"Expected a projection of {list(PROJECTIONS)}, got {self.projection!r}."
+            )
+        parse_layers(self.layers)
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", tuple(self.groups))
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return self._needs(1)
+
+    @property
+    def student_needs(self) -> Needs:
+        return self._needs(0)
+
+    def _needs(self, side: int) -> Needs:
+        paths = module_pairs(self.layers)
+        pairs = parse_layers(self.layers)
+        hidden = isinstance(pairs, str) or len(paths) < len(pairs)
+        return Needs(hidden_states=hidden, modules=frozenset(pair[side] for pair in paths))
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        """Give both features of a pair the shape that the comparison wants, before projections."""
+        return pair
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        """The values of one pair of layers, ``(B, T)`` or ``(B,)``."""
+        raise NotImplementedError
+
+    def values(
+        self, pairs: Sequence[Pair], mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> list[Tensor]:
+        """The values of all pairs of one group; they are averaged."""
+        return [self.compare(pair, mask, modules) for pair in pairs]
+
+    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
+        prepared = [
+            self.prepare(pair, None) for pair in align(self.layers, student, teacher, self.groups)
+        ]
+        built = build_projections(prepared, self._kind) if self.projects else {}
+        built.update(self.learned(prepared))
+        if self.layers == "emd":
+            for group in {pair.group for pair in prepared}:
+                ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
+                if len(ours) > 1:
+                    built[f"plan_{group}"] = Plan(len(ours) - 1, len(theirs) - 1)
+        return nn.ModuleDict(built) if built else None
+
+    @property
+    def _kind(self) -> str:
+        """Many-to-many pairs share their projections, or there would be one for each pair."""
+        return "shared" if self.layers == "emd" and self.projection == "linear" else self.projection
+
+    def learned(self, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+        """Learned parts besides the projections."""
+        return {}
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        if teacher is None:
+            raise ValueError("Expected hidden states of a teacher, got no teacher.")
+        modules = built_modules(context)
+        gathered: dict[tuple[str, str], list[Pair]] = {}
+        for pair in align(self.layers, student, teacher, self.groups):
+            unit = unit_of(pair, items)
+            pair = self.prepare(pair, items.masks.get(unit))
+            pair = project(pair, modules, self._kind) if self.projects else pair
+            gathered.setdefault((pair.group, unit), []).append(pair)
+        terms = []
+        for (group, unit), pairs in gathered.items():
+            mask = items.masks.get(unit)
+            values = self.values(pairs, mask, modules)
+            if not unit:  # layers of other sizes: one value per example each
+                values = [v.flatten(1).mean(1) if v.dim() > 1 else v for v in values]
+            stacked = torch.stack(values)
+            plan = modules.get(f"plan_{group}")
+            if plan is None:
+                value = stacked.mean(0)
+            else:
+                value = torch.tensordot(plan().to(stacked.dtype), stacked, dims=1)
+            name = self.name if len(gathered) == 1 else f"{self.name}_{group}"
+            terms.append(term_of(name, value, unit, items))
+        return terms
+
+
+def unit_of(pair: Pair, items: Items) -> str:
+    """The unit whose mask marks the positions of a pair's features; empty if all are real."""
+    names = (pair.group,) if pair.group != MODULES else ("decoder", "encoder", "text", "hidden")
+    for name in names:
+        mask = items.masks.get(name)
+        if mask is None or pair.group != MODULES:
+            if mask is not None:
+                return name
+            continue
+        named = name in ("text", "hidden") or name in pair.key
+        if named and pair.student.dim() == 3 and pair.student.shape[:2] == mask.shape:
+            return name
+    return ""
+
+
+def term_of(name: str, values: Tensor, unit: str, items: Items) -> Term:
+    """Values per position are divided by the real ones, values per example by the examples."""
+    if unit and values.dim() == 2:
+        return Term(name, values, unit, items.masks[unit])
+    values = values.flatten(1).mean(1) if values.dim() > 1 else values
+    return Term(name, values, "samples", items.masks["samples"])
+
+
+@dataclass(frozen=True)
+class HiddenStates(FeatureObjective):
+    """Distance of hidden states, averaged over the features and over the pairs of layers.
+
+    Padding does not count; groups without padding (images) are averaged over their positions
+    first. Pictures of another resolution are averaged down to the smaller one.
+
+    Args:
+        layers: As in every feature objective.
+        distance: ``mse`` (FitNets, arXiv 1412.6550) or ``cosine`` (DistilBERT, arXiv 1910.01108).
+        groups: As in every feature objective.
+        projection: As in every feature objective.
+    """
+
+    distance: str = "mse"
+    name: ClassVar[str] = "hidden_states"
+    citation: ClassVar[str] = FITNETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance not in DISTANCES:
+            raise ValueError(f"Expected a distance of {sorted(DISTANCES)}, got {self.distance!r}.")
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        return pair if pair.student.dim() == 2 else same_size(pair)
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return DISTANCES[self.distance](as_states(pair.student), as_states(pair.teacher))
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": features.hidden_mse,
+    "cosine": features.cosine,
+}
+
+
+@dataclass(frozen=True)
+class FSP(FeatureObjective):
+    """The flow from each aligned layer to the next: Gram matrices of two layers (Yim et al. 2017).
+
+    It takes the pairs of the layer map in turn, so that it needs two pairs or more.
+    """
+
+    name: ClassVar[str] = "fsp"
+    citation: ClassVar[str] = (
+        "@inproceedings{yim2017gift, title={A Gift from Knowledge Distillation: Fast Optimization, "
+        "Network Minimization and Transfer Learning}, author={Yim, Junho and Joo, Donggyu and Bae, "
+        "Jihoon and Kim, Junmo}, booktitle={CVPR}, year={2017}}"
+    )
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        if pair.student.dim() == 2:
+            raise ValueError(f"FSP needs layers with positions, and {pair.key} is a single vector.")
+        pair = same_size(pair)
+        if pair.student.dim() == 4:
+            return pair
+        return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
+
+    def values(
+        self, pairs: Sequence[Pair], mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> list[Tensor]:
+        if len(pairs) < 2:
+            raise ValueError(
+                f"FSP compares consecutive layers, and the layer map {self.layers!r} pairs only "
+                f"{len(pairs)}. Name two pairs or more."
+            )
+        return [
+            features.fsp(a.student, a.teacher, b.student, b.teacher, mask=mask)
+            for a, b in pairwise(pairs)
+        ]
+
+
+@dataclass(frozen=True)
+class TokenGram(FeatureObjective):
+    """How the positions of a sequence relate: squared differences of token Gram matrices.
+
+    TextBrewer's ``mmd_loss`` (Yang et al. 2020, arXiv 2002.12620), of layers with themselves.
+    """
+
+    projects: ClassVar[bool] = False
+    name: ClassVar[str] = "token_gram"
+    citation: ClassVar[str] = bibtex(
+        "yang2020textbrewer",
+        "TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language Processing",
+        "Yang, Ziqing and Cui, Yiming and Chen, Zhipeng and Che, Wanxiang and Liu, Ting and Wang, "
+        "Shijin and Hu, Guoping",
+        2020,
+        "2002.12620",
+    )
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        if pair.student.dim() == 2:
+            raise ValueError(
+                f"TokenGram needs layers with positions, and {pair.key} is a single vector."
+            )
+        pair = same_size(pair)
+        return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return features.mmd(pair.student, pair.teacher, mask=mask)

@@ -1,0 +1,119 @@
+"""Gradient distillation: the student reacts to its input as the teacher does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_distill.losses.gradients import input_gradient, jacobian, saliency
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.terms import Context, Objective, Term, bibtex
+
+DIRECTIONS = ("label", "teacher", "random")
+
+
+@dataclass(frozen=True)
+class Jacobian(Objective):
+    """Distance of the gradients of both outputs with respect to the input (arXiv 1706.04859).
+
+    The outputs are projected to one number per example, so that each model is differentiated once:
+    one backward more for each. The input is the picture or sound, or the output of the embeddings
+    for text; padding does not count.
+
+    Args:
+        direction: What the outputs are projected to: the class of the ``label`` (the original),
+            the class that the ``teacher`` finds likeliest, or a ``random`` vector of signs, drawn
+            anew at each step, which covers the whole Jacobian (Srinivas & Fleuret, 1803.00443).
+        normalize: Compare directions alone: each example's gradient gets length 1.
+        saliency: Compare the length of the gradient at each position of a text, for models whose
+            embeddings differ.
+    """
+
+    direction: str = "label"
+    normalize: bool = True
+    saliency: bool = False
+    name: ClassVar[str] = "jacobian"
+    needs: ClassVar[Needs] = Needs(logits=True, inputs=True)
+    citation: ClassVar[str] = bibtex(
+        "czarnecki2017sobolev",
+        "Sobolev Training for Neural Networks",
+        "Czarnecki, Wojciech Marian and Osindero, Simon and Jaderberg, Max and Swirszcz, Grzegorz "
+        "and Pascanu, Razvan",
+        2017,
+        "1706.04859",
+    )
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"Expected a direction of {list(DIRECTIONS)}, got {self.direction!r}.")
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        return self.direction == "label"
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        if self.direction != "random" and kind not in ("softmax", "ctc"):
+            raise ValueError(
+                f"A {kind} head has no single class to follow: use Jacobian(direction='random')."
+            )
+        if self.direction == "label" and kind == "ctc":
+            raise ValueError("CTC labels name no frames: use Jacobian(direction='teacher').")
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        if teacher is None or teacher.traced is None or student.traced is None:
+            raise ValueError("Expected models that can be differentiated by their input, got none.")
+        direction = self._directions(student, teacher, items, context)
+        (ours, x), (theirs, y) = student.traced, teacher.traced
+        with torch.enable_grad():  # an evaluation turns it off
+            gradient = input_gradient(ours, x, direction, create_graph=True)
+            target = input_gradient(theirs, y, direction, create_graph=False).detach()
+        return [
+            Term(
+                self.name, self._compare(gradient, target, items), "samples", items.masks["samples"]
+            )
+        ]
+
+    def _directions(
+        self, student: Signal, teacher: Signal, items: Items, context: Context
+    ) -> Tensor:
+        logits, mask = teacher.traced[0].detach(), items.masks["items"]  # type: ignore[index]
+        if self.direction == "random":
+            generator = torch.Generator().manual_seed(context.progress.step)
+            signs = torch.randint(2, logits.shape[-1:], generator=generator).to(logits) * 2 - 1
+            return signs * mask[..., None]
+        chosen = logits.argmax(-1)
+        if self.direction == "label":
+            if items.labels is None:
+                raise ValueError(
+                    "Jacobian(direction='label') needs labels, and this batch has none. Use "
+                    "direction='teacher'."
+                )
+            mask = items.masks["labels"]
+            chosen = items.labels.masked_fill(~mask, 0)
+        one_hot = torch.zeros_like(logits).scatter_(-1, chosen[..., None], 1.0)
+        return one_hot * mask[..., None]
+
+    def _compare(self, gradient: Tensor, target: Tensor, items: Items) -> Tensor:
+        length = 1.0 * gradient.shape[1]
+        real: Tensor | float = length
+        mask = next(
+            (m for m in items.masks.values() if m.dim() == 2 and m.shape == gradient.shape[:2]),
+            None,
+        )
+        if gradient.dim() == 3 and mask is not None:  # text, padded
+            gradient, target = (g.masked_fill(~mask[..., None], 0.0) for g in (gradient, target))
+            real = mask.sum(-1).clamp(min=1)
+        if self.saliency:
+            gradient, target = saliency(gradient), saliency(target)
+        if gradient.shape != target.shape:
+            raise ValueError(
+                f"Expected input gradients of one shape, got {tuple(gradient.shape)} (student) and "
+                f"{tuple(target.shape)} (teacher): the embeddings differ in width. Use "
+                "Jacobian(saliency=True)."
+            )
+        return jacobian(gradient, target, normalize=self.normalize) * (length / real)

@@ -1,0 +1,161 @@
+"""Objectives on whole feature maps: convolutional stages, or pictures made of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.alignment import Pair, as_map, same_size, width
+from hf_distill.losses import features
+from hf_distill.objectives.features import FITNETS, FeatureObjective
+from hf_distill.terms import bibtex
+
+
+@dataclass(frozen=True)
+class MapObjective(FeatureObjective):
+    """Base of what compares whole feature maps, or pictures made of patches.
+
+    Maps of another resolution are averaged down to the smaller one. Sequences with padding have no
+    map: compare them with HiddenStates.
+    """
+
+    loss: ClassVar[Callable[..., Tensor]]
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        if mask is not None or pair.student.dim() == 2:
+            raise ValueError(
+                f"{type(self).__name__} compares feature maps, and {pair.key} is a sequence with "
+                "padding or a single vector. Use HiddenStates, or name layers of an image model."
+            )
+        pair = same_size(pair)
+        return replace(pair, student=as_map(pair.student), teacher=as_map(pair.teacher))
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return type(self).loss(pair.student, pair.teacher)
+
+
+@dataclass(frozen=True)
+class Hint(MapObjective):
+    """FitNets' hint: the mean squared difference of two maps (arXiv 1412.6550)."""
+
+    name: ClassVar[str] = "hint"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.hint_mse)
+    citation: ClassVar[str] = FITNETS
+
+
+@dataclass(frozen=True)
+class AttentionTransfer(MapObjective):
+    """Where the activations are: squared differences of normalised energy maps (AT, 1612.03928).
+
+    Args:
+        layers: As in every feature objective.
+        groups: As in every feature objective.
+        p: The power of the activations.
+        form: ``code`` or ``paper``, see `hf_distill.losses.features.attention_transfer`.
+    """
+
+    p: int = 2
+    form: Literal["code", "paper"] = "code"
+    projects: ClassVar[bool] = False
+    name: ClassVar[str] = "attention_transfer"
+    citation: ClassVar[str] = bibtex(
+        "zagoruyko2017paying",
+        "Paying More Attention to Attention",
+        "Zagoruyko, Sergey and Komodakis, Nikos",
+        2017,
+        "1612.03928",
+    )
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return features.attention_transfer(pair.student, pair.teacher, p=self.p, form=self.form)
+
+
+@dataclass(frozen=True)
+class NST(MapObjective):
+    """Neuron selectivity transfer: the distance of two maps' channels as sets (1707.01219)."""
+
+    projects: ClassVar[bool] = False
+    name: ClassVar[str] = "nst"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.nst)
+    citation: ClassVar[str] = bibtex(
+        "huang2017like",
+        "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+        "Huang, Zehao and Wang, Naiyan",
+        2017,
+        "1707.01219",
+    )
+
+
+@dataclass(frozen=True)
+class MultiScale(MapObjective):
+    """Squared differences at several scales of every map: ReviewKD's pyramid (2104.09044)."""
+
+    name: ClassVar[str] = "multi_scale"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.review_hcl)
+    citation: ClassVar[str] = bibtex(
+        "chen2021distilling",
+        "Distilling Knowledge via Knowledge Review",
+        "Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya",
+        2021,
+        "2104.09044",
+    )
+
+
+@dataclass(frozen=True)
+class ActivationBoundary(MapObjective):
+    """Which neurons fire: a hinge on the signs of the activations (AB, arXiv 1811.03233).
+
+    Args:
+        layers: As in every feature objective; best the outputs of modules before their activation.
+        projection: As in every feature objective.
+        groups: As in every feature objective.
+        margin: Of the hinge.
+    """
+
+    margin: float = 1.0
+    name: ClassVar[str] = "activation_boundary"
+    citation: ClassVar[str] = bibtex(
+        "heo2019knowledge",
+        "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+        "Heo, Byeongho and Lee, Minsik and Yun, Sangdoo and Choi, Jin Young",
+        2019,
+        "1811.03233",
+    )
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return features.activation_boundary(pair.student, pair.teacher, margin=self.margin)
+
+
+class _LogScale(nn.Module):
+    def __init__(self, channels: int, variance: float = 5.0):
+        super().__init__()
+        self.value = nn.Parameter(torch.full((channels,), variance).expm1().log())  # of softplus
+
+
+@dataclass(frozen=True)
+class VID(MapObjective):
+    """Variational information distillation: a learned Gaussian for each map (arXiv 1904.05835).
+
+    It is a log-likelihood: it is not 0 for equal maps, and may be negative.
+    """
+
+    name: ClassVar[str] = "vid"
+    citation: ClassVar[str] = bibtex(
+        "ahn2019variational",
+        "Variational Information Distillation for Knowledge Transfer",
+        "Ahn, Sungsoo and Hu, Shell Xu and Damianou, Andreas and Lawrence, Neil D. and Dai, "
+        "Zhenwen",
+        2019,
+        "1904.05835",
+    )
+
+    def learned(self, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+        return {f"scale_{pair.key}": _LogScale(width(pair.teacher)) for pair in pairs}
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        scale = modules[f"scale_{pair.key}"].value
+        return features.vid(pair.student, pair.teacher, scale)  # type: ignore[arg-type]

@@ -1,0 +1,255 @@
+"""Objectives on how the examples of a batch relate to each other.
+
+They compare one vector, or one map, per example. Their value depends on which examples share a
+batch, by definition: it is normalised per example, but another split of the data gives another
+value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from hf_distill.alignment import Pair, as_states, pooled
+from hf_distill.layers import LayerSpec
+from hf_distill.losses import features, relations
+from hf_distill.objectives.features import FeatureObjective
+from hf_distill.terms import bibtex
+
+POOLINGS = ("mean", "first", "none")
+
+
+@dataclass(frozen=True)
+class BatchObjective(FeatureObjective):
+    """Base of what compares examples of a batch.
+
+    Args:
+        layers: As in every feature objective; by default the last with the last.
+        groups: As in every feature objective; ``embedding`` is a plain encoder's sentence vector.
+        pooling: ``mean`` over the real positions, the ``first`` position, or ``none``: the whole
+            map, with padding set to 0.
+    """
+
+    layers: LayerSpec = "-1:-1"
+    pooling: str = field(default="mean", kw_only=True)
+    loss: ClassVar[Callable[..., Tensor]]
+    projects: ClassVar[bool] = False
+    in_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Expected a pooling of {list(POOLINGS)}, got {self.pooling!r}.")
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        ours, theirs = pair.student, pair.teacher
+        if self.pooling != "none":
+            ours, theirs = (pooled(x, mask, self.pooling) for x in (ours, theirs))
+        elif mask is not None and ours.dim() == 3:
+            ours, theirs = (x.masked_fill(~mask[..., None], 0.0) for x in (ours, theirs))
+        return replace(pair, student=ours, teacher=theirs)
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        settings = {name: getattr(self, name) for name in self.keywords}
+        return type(self).loss(pair.student, pair.teacher, **settings)
+
+    keywords: ClassVar[tuple[str, ...]] = ()
+    """The fields that are keywords of the loss function."""
+
+
+RKD_CITATION = bibtex(
+    "park2019relational",
+    "Relational Knowledge Distillation",
+    "Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu",
+    2019,
+    "1904.05068",
+)
+
+
+@dataclass(frozen=True)
+class RKD(BatchObjective):
+    """Distances and angles between the examples of a batch (Park et al. 2019, arXiv 1904.05068).
+
+    Args:
+        layers: As in every objective on a batch.
+        groups: As in every objective on a batch.
+        pooling: As in every objective on a batch.
+        distance_weight: Of the distances.
+        angle_weight: Of the angles.
+    """
+
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0
+    name: ClassVar[str] = "rkd"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.rkd)
+    keywords: ClassVar[tuple[str, ...]] = ("distance_weight", "angle_weight")
+    citation: ClassVar[str] = RKD_CITATION
+
+
+@dataclass(frozen=True)
+class SimilarityPreserving(BatchObjective):
+    """Which examples activate a layer alike (SP, Tung & Mori 2019, arXiv 1907.09682)."""
+
+    pooling: str = field(default="none", kw_only=True)
+    name: ClassVar[str] = "similarity_preserving"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.similarity_preserving)
+    citation: ClassVar[str] = bibtex(
+        "tung2019similarity",
+        "Similarity-Preserving Knowledge Distillation",
+        "Tung, Frederick and Mori, Greg",
+        2019,
+        "1907.09682",
+    )
+
+
+@dataclass(frozen=True)
+class PKT(BatchObjective):
+    """Which examples are near which, as probabilities (Passalis & Tefas 2018, arXiv 1803.10837)."""
+
+    name: ClassVar[str] = "pkt"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.pkt)
+    citation: ClassVar[str] = bibtex(
+        "passalis2018learning",
+        "Learning Deep Representations with Probabilistic Knowledge Transfer",
+        "Passalis, Nikolaos and Tefas, Anastasios",
+        2018,
+        "1803.10837",
+    )
+
+
+@dataclass(frozen=True)
+class CorrelationCongruence(BatchObjective):
+    """Products of the differences of examples (CC, Peng et al. 2019, arXiv 1904.01802).
+
+    Args:
+        layers: As in every objective on a batch.
+        groups: As in every objective on a batch.
+        pooling: As in every objective on a batch.
+        projection: As in every feature objective.
+        form: ``code`` or ``paper``, see `hf_distill.losses.features.correlation_congruence`.
+    """
+
+    form: Literal["code", "paper"] = "code"
+    projects: ClassVar[bool] = True
+    name: ClassVar[str] = "correlation_congruence"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.correlation_congruence)
+    keywords: ClassVar[tuple[str, ...]] = ("form",)
+    citation: ClassVar[str] = bibtex(
+        "peng2019correlation",
+        "Correlation Congruence for Knowledge Distillation",
+        "Peng, Baoyun and Jin, Xiao and Liu, Jiaheng and Zhou, Shunfeng and Wu, Yichao and Liu, Yu "
+        "and Li, Dongsheng and Zhang, Zhaoning",
+        2019,
+        "1904.01802",
+    )
+
+
+@dataclass(frozen=True)
+class CKA(BatchObjective):
+    """One minus the linear centred kernel alignment of two layers (arXiv 1905.00414)."""
+
+    name: ClassVar[str] = "cka"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.cka)
+    citation: ClassVar[str] = bibtex(
+        "kornblith2019similarity",
+        "Similarity of Neural Network Representations Revisited",
+        "Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey",
+        2019,
+        "1905.00414",
+    )
+
+
+@dataclass(frozen=True)
+class InfoNCE(BatchObjective):
+    """Contrastive: an example's own teacher vector among those of the batch (1807.03748).
+
+    CRD (arXiv 1910.10699) draws its negatives from a memory of the whole data set instead.
+
+    Args:
+        layers: As in every objective on a batch.
+        groups: As in every objective on a batch.
+        pooling: As in every objective on a batch.
+        projection: As in every feature objective.
+        temperature: Of the similarities.
+    """
+
+    temperature: float = 0.07
+    projects: ClassVar[bool] = True
+    name: ClassVar[str] = "info_nce"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.info_nce)
+    keywords: ClassVar[tuple[str, ...]] = ("temperature",)
+    citation: ClassVar[str] = bibtex(
+        "tian2020contrastive",
+        "Contrastive Representation Distillation",
+        "Tian, Yonglong and Krishnan, Dilip and Isola, Phillip",
+        2020,
+        "1910.10699",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _above_zero(self.temperature)
+
+
+@dataclass(frozen=True)
+class InBatchSimilarity(BatchObjective):
+    """How similar an example's embedding is to the others', as a distribution (SEED, 2101.04731).
+
+    It needs no labels: self-supervised embedding distillation. SEED compares with a queue of past
+    batches, this with the batch.
+
+    Args:
+        layers: As in every objective on a batch.
+        groups: As in every objective on a batch.
+        pooling: As in every objective on a batch.
+        temperature: Of the similarities.
+    """
+
+    temperature: float = 0.05
+    name: ClassVar[str] = "in_batch_similarity"
+    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.in_batch_similarity)
+    keywords: ClassVar[tuple[str, ...]] = ("temperature",)
+    citation: ClassVar[str] = bibtex(
+        "fang2021seed",
+        "SEED: Self-supervised Distillation For Visual Representation",
+        "Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and "
+        "Liu, Zicheng",
+        2021,
+        "2101.04731",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _above_zero(self.temperature)
+
+
+@dataclass(frozen=True)
+class PKD(FeatureObjective):
+    """Patient KD: normalised states of the first token, all layers but the last (1908.09355)."""
+
+    layers: LayerSpec = "skip"
+    name: ClassVar[str] = "pkd"
+    citation: ClassVar[str] = bibtex(
+        "sun2019patient",
+        "Patient Knowledge Distillation for BERT Model Compression",
+        "Sun, Siqi and Cheng, Yu and Gan, Zhe and Liu, Jingjing",
+        2019,
+        "1908.09355",
+    )
+
+    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+        ours, theirs = (
+            x if x.dim() == 2 else as_states(x)[:, 0] for x in (pair.student, pair.teacher)
+        )
+        return replace(pair, student=ours, teacher=theirs)
+
+    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+        return features.pkd(pair.student, pair.teacher)
+
+
+def _above_zero(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"Expected a temperature above 0, got {temperature}.")
