@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,10 @@ def check_objective(
                 "objective that needs none (alpha=0 trains on the labels alone)."
             )
     else:
-        _check_provided(objective.named(), teacher.provides, student.provides)
+        for name, _, part in objective.named():
+            _check_provided(name, part.needs, teacher.provides, "teacher")
+            own = dataclasses.replace(part.student_needs, logits=False)  # `Objective.check` says it
+            _check_provided(name, own, student.provides, "student")
     together = [name for name, _, part in objective.named() if part.in_batch]
     if together and batch == 1:
         raise ValueError(
@@ -111,19 +115,14 @@ def check_objective(
         )
 
 
-def _check_provided(parts: Any, teacher: Needs, student: Needs) -> None:
-    for name, _, part in parts:
-        for who, needs, provides in (
-            ("teacher", part.needs, teacher),
-            ("student", part.student_needs, student),
-        ):
-            if missing := needs.missing_from(provides):
-                near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
-                raise ValueError(
-                    f"The objective {name!r} needs {missing}, which this {who} does not provide. "
-                    + (f"Near names are {near}. " if near else "")
-                    + "Choose another objective, another layer map or another model."
-                )
+def _check_provided(name: str, needs: Needs, provides: Needs, who: str) -> None:
+    if missing := needs.missing_from(provides):
+        near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
+        raise ValueError(
+            f"The objective {[name]} needs {missing}, which this {who} does not provide. "
+            + (f"Near names are {near}. " if near else "")
+            + f"Choose another objective or {who}, or other layers."
+        )
 
 
 def check_weight_decay(objective: Sum, sharded: bool, decoupled: float) -> None:

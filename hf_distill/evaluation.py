@@ -38,7 +38,7 @@ class Evaluation:
     ) -> None:
         """Add the components of the loss on one batch."""
         for term in terms:
-            self._weights[term.name] = term.weight
+            self._weights[term.name] = float(term.weight)
             self._add(term.name, sums[term.name], counts[term.unit])
 
     def add_other(self, loss: Tensor, samples: Tensor) -> None:

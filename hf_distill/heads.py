@@ -57,13 +57,13 @@ class Head:
         """What this model can be asked for."""
         fields = output_fields(self.model)
         paths = {path.split(".")[0] for path in self.task.attentions.values()}
-        embeds = self.model.get_input_embeddings() if "input_ids" in self.accepts else None
         return Needs(
             logits=self.task.read is not None,
             hidden_states=True,
             attentions=not fields or bool(paths & set(fields)),
             qkv=bool(self._projections),
-            inputs=self.task.read is not None and bool(self._floating() or embeds is not None),
+            inputs=self.task.read is not None
+            and (self._floating() is not None or "inputs_embeds" in self.accepts),
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
 

@@ -165,7 +165,8 @@ class Measuring(Trainer):
             "text_embeds",
             "image_embeds",
         }
-        found = tuple(v for k, v in outputs.items() if k not in ignored and isinstance(v, Tensor))
+        kept = [v for k, v in outputs.items() if k not in ignored and isinstance(v, Tensor)]
+        found = tuple(v.detach() for v in kept)  # input gradients need a graph, metrics do not
         return found[0] if len(found) == 1 else found
 
     def _teacher_predictions(self, inputs: dict[str, Any], ours: Any) -> Any:

@@ -28,18 +28,18 @@ class Term:
         values: One value per item, or sums over some of them.
         unit: What is counted; the counts of the whole window divide the sum.
         mask: Boolean, in the shape of the values; None: all count.
-        weight: The factor of this term in its objective.
-        scale: The weight of its objective in the loss, which `Sum` sets.
-        part: The name of its objective in the sum, which `Sum` sets.
+        weight: The factor of this term in the loss.
+        part: The name of its objective in a sum, which `Sum` sets.
+        inner: The factor of this term in its objective, which `Sum` keeps from before.
     """
 
     name: str
     values: Tensor
     unit: Unit
     mask: Tensor | None = None
-    weight: float = 1.0
-    scale: float | Tensor = 1.0
+    weight: float | Tensor = 1.0
     part: str = ""
+    inner: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,12 @@ class Sum:
             own = dataclasses.replace(context, module=modules.get(name))
             for term in part.terms(student, teacher, items, own):
                 label = name + term.name.removeprefix(part.name)
-                found.append(dataclasses.replace(term, name=label, part=name, scale=scale))
+                own_weight = term.weight
+                found.append(
+                    dataclasses.replace(
+                        term, name=label, weight=scale * own_weight, part=name, inner=own_weight
+                    )
+                )
         return found
 
     def observe(
@@ -206,8 +211,8 @@ class Sum:
             return
         values: dict[str, Tensor] = {}
         for term in terms:
-            scale = 1.0 if balance.shares[term.part] is not None else term.scale
-            value = components[term.name] * term.weight * scale
+            shared = balance.shares[term.part] is not None
+            value = components[term.name] * (term.inner if shared else term.weight)
             values[term.part] = values[term.part] + value if term.part in values else value
         balance.observe(values, last, over_ranks)
 
@@ -303,7 +308,7 @@ def reduce(
         total = _total(term)
         mean = total / counts[term.unit].clamp(min=1)
         components[term.name], sums[term.name] = mean.detach(), total.detach()
-        part = mean * (term.weight * term.scale * scale)
+        part = mean * (term.weight * scale)
         loss = part if loss is None else loss + part
     if loss is None:
         raise ValueError("Expected an objective with at least one term, got none.")

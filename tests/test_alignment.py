@@ -275,7 +275,7 @@ def test_module_names_with_a_typo_are_refused_with_near_ones(tmp_path: Any) -> N
         trainer(tmp_path, "sequence_classification", HiddenStates("bert.encoder.layers.1"))
     case = MODELS["cnn"]
     student, teacher = case.models()
-    message = r"'minilm_v2' needs \['qkv'\], which this teacher does not"
+    message = r"\['minilm_v2'\] needs \['qkv'\], which this teacher does not"
     with pytest.raises(ValueError, match=message):
         trainer(
             tmp_path,

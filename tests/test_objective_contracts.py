@@ -49,7 +49,9 @@ def run(folder: Path, name: str, model: str, **options: Any) -> DistillationTrai
         quiet_arguments(folder, **{**settings, **options}),
         collate,
         case.data(8, torch.float32),
+        case.data(4, torch.float32),
         teacher_model=teacher,
+        compute_metrics=lambda prediction: {"rows": float(len(prediction.predictions))},
         objective=1.0 * row.objective,
     )
 
@@ -69,6 +71,7 @@ def test_trains_resumes_and_saves_clean(tmp_path: Path, name: str, model: str) -
     moved = sum((p - before[n]).abs().sum().item() for n, p in whole.model.named_parameters())
     assert moved > 0
     assert set(whole.model.state_dict()) == keys
+    assert all(math.isfinite(v) for v in whole.evaluate().values())
     whole.model.save_pretrained(tmp_path / "plain")
     saved, plain = (
         set(load_file(tmp_path / folder / "model.safetensors"))

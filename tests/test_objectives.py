@@ -232,7 +232,7 @@ def test_objectives_from_rows() -> None:
     assert objective_from(rows) == (
         0.3 * HardLabels(label_smoothing=0.1, class_weights=(1.0, 2.0))
         + 0.7 * ForwardKL(2)
-        + HiddenStates(((1, 2), (2, 4)), "cosine", ("encoder",))
+        + HiddenStates(((1, 2), (2, 4)), "cosine", groups=("encoder",))
         + JensenShannon(beta=0.3)
         + WeightDecay(1e-4, "init")
     )
@@ -241,12 +241,12 @@ def test_objectives_from_rows() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], r"at least one objective of \['forward_kl', .*'weight_decay'\]"),
-        ([{"name": "forwardkl"}], r"of \['forward_kl', .*\], got 'forwardkl'"),
+        ([], r"at least one objective of \[.*'forward_kl', .*'weight_decay'\]"),
+        ([{"name": "forwardkl"}], r"of \[.*'forward_kl', .*\], got 'forwardkl'"),
         ([{"weight": 1.0}], "got None"),
         (
             [{"name": "forward_kl", "temprature": 2}],
-            r"\['temprature'\] of objective 'forward_kl'; known are \['temperature'\] and weight",
+            r"\['temprature'\] of objective 'forward_kl'; known are .*and weight",
         ),
         (
             [{"name": "forward_kl", "weight": {"schedule": "linear", "until": 3}}],
@@ -270,10 +270,10 @@ def test_descriptions_are_plain_data() -> None:
     objective += Schedule("cosine", 1.0, 0.0) * HiddenStates(((1, 1),))
     described = json.loads(json.dumps(objective.describe()))
     assert [row["name"] for row in described] == [*OBJECTIVES, "hidden_states"]
-    assert described[1]["settings"] == {"temperature": 2.0}
+    assert described[1]["settings"] == {"temperature": 2.0, "t_squared": True}
     assert described[-1]["weight"]["shape"] == "cosine"
     assert "Hinton" in described[1]["citation"]
-    assert set(BY_NAME) == set(OBJECTIVES)
+    assert set(OBJECTIVES) <= set(BY_NAME)
 
 
 @pytest.mark.parametrize(

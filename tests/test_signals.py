@@ -195,16 +195,14 @@ ATTENTIVE = {
 
 
 @pytest.mark.parametrize("head", ATTENTIVE)
-def test_attention_maps_need_eager_attention(head: str) -> None:
+def test_attention_maps_under_any_attention(head: str) -> None:
     """The fast attention returns no maps and no error: a loss of nothing would be 0."""
     batch = collate(CASES[head].data(2))
     needs = Needs(attentions=True)
     for model, index in zip(CASES[head].models(torch.float32), (0, 1), strict=True):
         any_model: Any = model.eval()
         inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch.items()}
-        with pytest.raises(ValueError, match=r"only the eager attention.*attn_implementation"):
-            signal(any_model, inputs, needs)
-        any_model.set_attn_implementation("eager")
+        any_model.set_attn_implementation("sdpa")
         maps = signal(any_model, inputs, needs).attentions
         assert {g: len(m) for g, m in maps.items()} == {
             g: n[index] for g, n in ATTENTIVE[head].items()

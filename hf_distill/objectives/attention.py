@@ -307,6 +307,6 @@ class TinyBERT(Objective):
         self, student: Signal, teacher: Signal | None, items: Items, context: Context
     ) -> list[Term]:
         return [
-            replace(term, name=f"{self.name}_{term.name}", weight=float(term.scale) * term.weight)
+            replace(term, name=f"{self.name}_{term.name}")
             for term in self._parts.terms(student, teacher, items, context)
         ]

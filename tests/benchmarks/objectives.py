@@ -13,6 +13,8 @@ call goes on where the first one stopped. It prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import platform
@@ -31,7 +33,14 @@ from torch import nn
 from transformers import DataCollatorWithPadding, set_seed
 
 import hf_distill as hd
-from hf_distill import DistillationConfig, DistillationTrainer, Share
+from hf_distill import (
+    DistillationConfig,
+    DistillationTrainer,
+    ModelTeacher,
+    Needs,
+    Share,
+    Signal,
+)
 
 HARD = hd.HardLabels()
 Loaded = tuple[Any, Any, Any, Any]
@@ -140,7 +149,7 @@ FASHION = Data(
         "Jacobian": half(hd.Jacobian()),
     },
     teacher_steps=480,
-    steps=128,
+    steps=192,
     batch=125,
     teacher_rate=2e-3,
     rate=5e-3,
@@ -157,7 +166,7 @@ def reviews() -> Loaded:
     def encoded(split: Any) -> Any:
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             return {
-                **tokenizer(batch["text"], truncation=True, max_length=32),
+                **tokenizer(batch["text"], truncation=True, max_length=24),
                 "labels": batch["label"],
             }
 
@@ -165,7 +174,7 @@ def reviews() -> Loaded:
 
     train = encoded(splits["train"].shuffle(seed=0))
     collator = DataCollatorWithPadding(tokenizer)
-    return train, train.select(range(2000)), encoded(splits["test"].select(range(1500))), collator
+    return train, train.select(range(2000)), encoded(splits["test"].select(range(1000))), collator
 
 
 def minilm() -> Any:
@@ -187,7 +196,6 @@ REVIEWS = Data(
     {
         "no teacher": HARD,
         "ForwardKL, T=2": 0.1 * HARD + 0.9 * hd.ForwardKL(2.0),
-        "ReverseKL, T=2": 0.1 * HARD + 0.9 * hd.ReverseKL(2.0),
         "JensenShannon, T=2": 0.1 * HARD + 0.9 * hd.JensenShannon(2.0),
         "LogitMSE": HARD + 0.5 * hd.LogitMSE(),
         "HardTeacherLabels": 0.5 * HARD + 0.5 * hd.HardTeacherLabels(),
@@ -200,11 +208,37 @@ REVIEWS = Data(
         "ForwardKL + HiddenStates": hd.ForwardKL(2.0) + Share(0.5) * hd.HiddenStates("-1:-1"),
     },
     teacher_steps=240,
-    steps=75,
+    steps=64,
     batch=32,
     teacher_rate=5e-5,
-    rate=2e-4,
+    rate=5e-4,
 )
+
+
+class Remembering(ModelTeacher):
+    """Runs the teacher once for each batch: every objective sees the same ones of a seed."""
+
+    def __init__(self, model: nn.Module, everything: Needs):
+        super().__init__(model)
+        self.everything = everything
+        self.kept: dict[bytes, Signal] = {}
+
+    def __call__(self, batch: Any, needs: Needs, items: Any) -> Signal:
+        if needs.inputs:  # its graph is used up by a backward
+            return super().__call__(batch, needs, items)
+        inputs = batch[self.head.model.main_input_name]
+        key = hashlib.sha256(inputs.numpy().tobytes()).digest()
+        if key not in self.kept:
+            self.kept[key] = super().__call__(batch, self.everything, items)
+        return self.kept[key]
+
+
+def needed(data: Data) -> Needs:
+    """What any of the objectives asks of the teacher, but for input gradients."""
+    found = Needs()
+    for objective in data.rows.values():
+        found = found | objective.needs
+    return dataclasses.replace(found, inputs=False)
 
 
 # ---- runs ------------------------------------------------------------------------------------
@@ -312,13 +346,14 @@ def main() -> None:
     results = json.loads(path.read_text()) if path.is_file() else {}
     rows = {k: v for k, v in data.rows.items() if not options.only or k in options.only}
     for seed in options.seeds:
+        remembering = Remembering(teacher, needed(data))
         for name, objective in rows.items():
             if f"{name}/{seed}" in results:
                 continue
             set_seed(seed)
             student = data.student(seed, teacher)
             how = {"steps": data.steps, "rate": data.rate, "seed": seed}
-            found = train(student, objective, data, loaded, teacher=teacher, **how)
+            found = train(student, objective, data, loaded, teacher=remembering, **how)
             results[f"{name}/{seed}"] = found
             path.write_text(json.dumps(results, indent=1))
             print(name, seed, found, flush=True)
