@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 EXTRAS = "distillation.safetensors"
@@ -31,6 +31,7 @@ class Checkpoints(Trainer):
     projections: nn.ModuleDict
     _initial: dict[str, Tensor]
     _saving: str | None = None
+    _loading: str = ""
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
@@ -148,11 +149,26 @@ class Checkpoints(Trainer):
         self.projections.load_state_dict(parts["projections"])
         self._initial = parts["initial"]
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._loading = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
+        self._loading = str(self.state.best_model_checkpoint)
         super()._load_best_model()
-        self._load_extras(str(self.state.best_model_checkpoint))
+        self._load_extras(self._loading)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        missing = load_result.missing_keys
+        """See that all weights were loaded.
+
+        `save_pretrained` writes some models (ViT) under the names of older releases, and `Trainer`
+        reads them by name: without this, a resumed student would keep its first weights.
+        """
+        missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
         missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
+        owner: Any = self.model
+        if missing and unexpected and isinstance(owner, PreTrainedModel):
+            loaded = type(owner).from_pretrained(self._loading, config=owner.config)
+            missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)
+            missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         super()._issue_warnings_after_load(load_result)

@@ -40,7 +40,7 @@ class AdaptiveTemperature:
     def __post_init__(self) -> None:
         if self.rule not in ("cwsm", "flsw"):
             raise ValueError(f"Expected a rule 'cwsm' or 'flsw', got {self.rule!r}.")
-        _above_zero(self.base)
+        above_zero(self.base)
 
     def of(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``(..., C)`` logits to ``(...)`` temperatures, detached."""
@@ -66,8 +66,8 @@ class LearnedTemperature:
     over: float = 0.5
 
     def __post_init__(self) -> None:
-        _above_zero(self.start)
-        _above_zero(self.end)
+        above_zero(self.start)
+        above_zero(self.end)
         if not 0 < self.over <= 1:
             raise ValueError(f"Expected a share of the training in (0, 1], got over={self.over}.")
 
@@ -95,7 +95,8 @@ Temperature = float | Schedule | tuple[float, ...] | AdaptiveTemperature | Learn
 the teacher finds likeliest (multi-label heads: that of each class); per example; learned."""
 
 
-def _above_zero(value: float) -> None:
+def above_zero(value: float) -> None:
+    """Refuse a temperature that is not above 0, or not finite."""
     if not 0 < value < math.inf:
         raise ValueError(f"Expected a temperature above 0, got {value}.")
 
@@ -130,9 +131,9 @@ def temperature_from(value: Any) -> Temperature:
         value = float(value)
     parts = {Schedule: ("start", "end")}.get(type(value), ())
     for number in value if isinstance(value, tuple) else [getattr(value, part) for part in parts]:
-        _above_zero(number)
+        above_zero(number)
     if isinstance(value, float):
-        _above_zero(value)
+        above_zero(value)
     return value
 
 

@@ -315,3 +315,39 @@ def test_no_extra_file_without_extras(tmp_path: Path) -> None:
     assert not (checkpoint / EXTRAS).exists()
     with pytest.raises(ValueError, match=f"Expected {EXTRAS} in"):
         trainer_for(tmp_path).train(resume_from_checkpoint=str(checkpoint))
+
+
+# ---- weights that are saved under other names --------------------------------------------------
+
+
+def test_weights_under_older_names_are_loaded_again(tmp_path: Path) -> None:
+    """ViT is saved under the names of older releases; `Trainer` alone finds none of them, says so
+    in a log line, and goes on from the first weights: resumed, or as the best model."""
+    case = CASES["image_classification"]
+    student, teacher = case.models(torch.float32)
+    keys = set(student.state_dict())
+    trainer = DistillationTrainer(
+        student,
+        quiet_arguments(
+            tmp_path,
+            max_steps=3,
+            learning_rate=0.05,
+            save_strategy="steps",
+            save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            greater_is_better=True,
+        ),
+        collate,
+        case.data(8, torch.float32),
+        case.data(4, torch.float32),
+        teacher_model=teacher,
+    )
+    trainer.train()
+    best = str(trainer.state.best_model_checkpoint)
+    assert keys - set(load_file(Path(best) / "model.safetensors")), "nothing is renamed any more"
+    expected = type(student).from_pretrained(best).state_dict()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name

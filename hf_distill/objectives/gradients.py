@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.losses.gradients import input_gradient, jacobian, saliency
+from hf_distill.losses.gradients import input_gradient, jacobian, projection, saliency
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex
 
@@ -21,7 +21,8 @@ class Jacobian(Objective):
 
     The outputs are projected to one number per example, so that each model is differentiated once:
     one backward more for each. The input is the picture or sound, or the output of the embeddings
-    for text; padding does not count.
+    for text; padding does not count. (Batch normalisation in training ties an example's output to
+    the inputs of the others, whose gradients are then a part of it.)
 
     Args:
         direction: What the outputs are projected to: the class of the ``label`` (the original),
@@ -82,32 +83,25 @@ class Jacobian(Objective):
         self, student: Signal, teacher: Signal, items: Items, context: Context
     ) -> Tensor:
         logits, mask = teacher.traced[0].detach(), items.masks["items"]  # type: ignore[index]
-        if self.direction == "random":
+        if self.direction == "random":  # the same for all items, and for any split of them
             generator = torch.Generator().manual_seed(context.progress.step)
-            signs = torch.randint(2, logits.shape[-1:], generator=generator).to(logits) * 2 - 1
+            classes = torch.empty(logits.shape[-1], dtype=logits.dtype)
+            signs = projection(classes, "rademacher", generator=generator).to(logits.device)
             return signs * mask[..., None]
-        chosen = logits.argmax(-1)
-        if self.direction == "label":
-            if items.labels is None:
-                raise ValueError(
-                    "Jacobian(direction='label') needs labels, and this batch has none. Use "
-                    "direction='teacher'."
-                )
-            mask = items.masks["labels"]
-            chosen = items.labels.masked_fill(~mask, 0)
-        one_hot = torch.zeros_like(logits).scatter_(-1, chosen[..., None], 1.0)
-        return one_hot * mask[..., None]
+        if self.direction == "teacher":
+            chosen = logits.argmax(-1)
+        elif items.labels is not None:
+            chosen, mask = items.labels, items.masks["labels"]
+        else:
+            raise ValueError(
+                "Jacobian(direction='label') needs labels, and this batch has none. Use "
+                "direction='teacher'."
+            )
+        return projection(logits, "label", chosen.masked_fill(~mask, -100))
 
     def _compare(self, gradient: Tensor, target: Tensor, items: Items) -> Tensor:
-        length = 1.0 * gradient.shape[1]
-        real: Tensor | float = length
-        mask = next(
-            (m for m in items.masks.values() if m.dim() == 2 and m.shape == gradient.shape[:2]),
-            None,
-        )
-        if gradient.dim() == 3 and mask is not None:  # text, padded
-            gradient, target = (g.masked_fill(~mask[..., None], 0.0) for g in (gradient, target))
-            real = mask.sum(-1).clamp(min=1)
+        padded = [m for m in items.masks.values() if m.dim() == 2 and m.shape == gradient.shape[:2]]
+        mask = padded[0] if padded and gradient.dim() == 3 else None
         if self.saliency:
             gradient, target = saliency(gradient), saliency(target)
         if gradient.shape != target.shape:
@@ -116,4 +110,4 @@ class Jacobian(Objective):
                 f"{tuple(target.shape)} (teacher): the embeddings differ in width. Use "
                 "Jacobian(saliency=True)."
             )
-        return jacobian(gradient, target, normalize=self.normalize) * (length / real)
+        return jacobian(gradient, target, normalize=self.normalize, mask=mask)

@@ -17,6 +17,7 @@ from hf_distill.alignment import Pair, as_states, pooled
 from hf_distill.layers import LayerSpec
 from hf_distill.losses import features, relations
 from hf_distill.objectives.features import FeatureObjective
+from hf_distill.temperature import above_zero
 from hf_distill.terms import bibtex
 
 POOLINGS = ("mean", "first", "none")
@@ -191,7 +192,7 @@ class InfoNCE(BatchObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _above_zero(self.temperature)
+        above_zero(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class InBatchSimilarity(BatchObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _above_zero(self.temperature)
+        above_zero(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,3 @@ class PKD(FeatureObjective):
 
     def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
         return features.pkd(pair.student, pair.teacher)
-
-
-def _above_zero(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"Expected a temperature above 0, got {temperature}.")
