@@ -22,11 +22,12 @@ from hf_distill.checks import (
     same_randomness,
 )
 from hf_distill.config import DistillationConfig
-from hf_distill.heads import Head, match_heads, reorder
+from hf_distill.heads import Head
+from hf_distill.matching import match_heads, reorder
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
-from hf_distill.terms import BALANCE, Context, Objective, Sum
+from hf_distill.terms import Context, Objective, Sum
 
 LOOK = 8
 """How many examples the constructor looks at."""
@@ -121,33 +122,35 @@ class Binding(Trainer):
 
         The objective is computed once on them, so that what does not fit is told now.
         """
-        sample = self._first_batch
+        sample, goal = self._first_batch, self.goal
+        inside = goal.needs.hidden_states or bool(goal.needs.modules)
         if sample is None or self.teacher is None:
-            if self.goal.needs.hidden_states or self.goal.needs.modules:
+            if inside:
                 raise ValueError(
                     "HiddenStates and its like size their projections on a few examples, and there "
                     "is no data yet. Pass train_dataset or eval_dataset to the constructor."
                 )
-            balance = self.goal.balance()
-            return nn.ModuleDict({} if balance is None else {BALANCE: balance})
-        items, needs = self._head.items(sample), self.goal.student_needs
+            return goal.build(None, None).to(self.args.device)
+        items = self._head.items(sample)
+        # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
+        device = next(self._student.parameters()).device
+        placed = device.type == self.args.device.type
         training = self._student.training
         self._student.eval()
         with torch.no_grad(), same_randomness(), warnings.catch_warnings():
-            # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
-            device = next(self._student.parameters()).device
-            own = send_to_device(sample, device)
-            theirs = self._teach(sample, self.goal.needs, items)
+            theirs = self._teach(sample, goal.needs, items)
             if theirs is not None:
                 check_targets(theirs, items)
             warnings.simplefilter("ignore")  # a last batch of one is not meant by these few
-            _, ours = self._head.ask(self._student, own, needs, self._head.items(own))
-            ours = reordered(ours, self._student_order)
+            ours = None
+            if placed or inside:
+                own, needs = send_to_device(sample, device), goal.student_needs
+                _, asked = self._head.ask(self._student, own, needs, self._head.items(own))
+                ours = reordered(asked, self._student_order)
             torch.manual_seed(self.args.seed)
-            built = self.goal.build(ours, theirs) if theirs is not None else nn.ModuleDict()
-            built = built.to(self.args.device)
-            if device.type == self.args.device.type:
-                self.goal.terms(ours, theirs, items, self._context(built))
+            built = goal.build(ours, theirs).to(self.args.device)
+            if placed and ours is not None:
+                goal.terms(ours, theirs, items, self._context(built))
         self._student.train(training)
         return built
 

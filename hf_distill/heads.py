@@ -72,7 +72,7 @@ class Head:
         """How many classes the logits have; None where that varies from batch to batch."""
         if self.task.classes == "labels":
             return int(self.config.num_labels)
-        return _vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
+        return vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
 
     def _floating(self) -> str | None:
         """The floating input of this model, if it has one."""
@@ -242,126 +242,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-# ---- two models, one order of classes --------------------------------------------------------
-
-Order = int | Tensor | None
-"""How to bring logits into the common order: None (as they are), n (the first n classes: the rest
-is padding of the vocabulary), or an index per class."""
-
-
-def reorder(logits: Tensor, order: Order) -> Tensor:
-    """Apply an `Order` to the last dimension."""
-    if order is None:
-        return logits
-    if isinstance(order, int):
-        return logits[..., :order]
-    return logits.index_select(-1, order.to(logits.device))
-
-
-def match_heads(
-    student: Head,
-    teacher: Any,
-    student_tokens: Mapping[str, int] | None = None,
-    teacher_tokens: Mapping[str, int] | None = None,
-) -> tuple[Order, Order]:
-    """Find the orders that make the teacher's classes the student's, or refuse.
-
-    Args:
-        student: The student's head.
-        teacher: The teacher's config.
-        student_tokens: The student's tokenizer vocabulary, token -> id, if known.
-        teacher_tokens: The teacher's.
-
-    Returns:
-        The order for the student's logits and the one for the teacher's.
-
-    Raises:
-        ValueError: other label sets, another tokenizer, other kinds of problem.
-    """
-    _same_problem(student.config, teacher)
-    classes, padded = student.task.classes, None
-    if classes == "vocabulary" or "input_ids" in student.accepts:
-        sizes = _vocabulary_size(student.config), _vocabulary_size(teacher)
-        padded = _same_tokens(sizes, student_tokens, teacher_tokens)
-    if classes == "vocabulary":
-        return padded, padded
-    if classes == "labels":
-        return None, _label_order(student.config, teacher)
-    return None, None
-
-
-def _same_problem(student: Any, teacher: Any) -> None:
-    kinds = [getattr(config, "problem_type", None) for config in (student, teacher)]
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise ValueError(
-            f"Expected student and teacher to solve one kind of problem, got problem_type "
-            f"{kinds[0]!r} for the student and {kinds[1]!r} for the teacher. Set the same one in "
-            "both configs, or choose a teacher of the same task."
-        )
-
-
-def _vocabulary_size(config: Any) -> int | None:
+def vocabulary_size(config: Any) -> int | None:
+    """The number of entries of a model's vocabulary, its padding included."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "vocab_size", None)
-
-
-def _same_tokens(
-    sizes: tuple[int | None, int | None],
-    student: Mapping[str, int] | None,
-    teacher: Mapping[str, int] | None,
-) -> int | None:
-    """Return the number of real classes where the vocabularies differ by padding alone."""
-    remedy = (
-        "Choose a teacher that uses the student's tokenizer, or retokenize: alignment across "
-        "tokenizers is not part of this trainer."
-    )
-    if student is not None and teacher is not None and dict(student) != dict(teacher):
-        differing = len(set(student.items()) ^ set(teacher.items()))
-        raise ValueError(
-            f"Expected student and teacher to share one tokenizer, got vocabularies of "
-            f"{len(student)} and {len(teacher)} tokens that differ in {differing} entries. {remedy}"
-        )
-    if None in sizes or sizes[0] == sizes[1]:
-        return None
-    if student is None or teacher is None:
-        raise ValueError(
-            f"Expected student and teacher to share one vocabulary, got {sizes[0]} entries for the "
-            f"student and {sizes[1]} for the teacher. If they are one tokenizer family and differ "
-            "only by padding, let both tokenizers be seen: pass `processing_class` and a teacher "
-            f"whose folder holds its tokenizer, or `ModelTeacher(model, tokenizer=…)`. {remedy}"
-        )
-    return max(student.values()) + 1
-
-
-def _label_order(student: Any, teacher: Any) -> Tensor | None:
-    if student.num_labels != teacher.num_labels:
-        raise ValueError(
-            f"Expected the teacher to have the student's {student.num_labels} labels "
-            f"{_some(_names(student))}, got {teacher.num_labels}: {_some(_names(teacher))}. "
-            "Fine-tune the teacher on the student's labels, or create the student with the "
-            "teacher's `id2label`."
-        )
-    ours, theirs = _names(student), _names(teacher)
-    if ours == theirs or _unnamed(ours) or _unnamed(theirs):
-        return None
-    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
-        raise ValueError(
-            f"Expected student and teacher to have the same labels, got {_some(ours)} and "
-            f"{_some(theirs)}. If they mean the same, set the teacher's `config.id2label` to the "
-            "student's names; if not, this teacher cannot teach this task."
-        )
-    return torch.tensor([theirs.index(name) for name in ours])
-
-
-def _names(config: Any) -> list[str]:
-    labels = {int(index): str(name) for index, name in config.id2label.items()}
-    return [labels[index].strip().lower() for index in sorted(labels)]
-
-
-def _unnamed(names: Sequence[str]) -> bool:
-    """True for the names that transformers invents when none were given."""
-    return list(names) == [f"label_{index}" for index in range(len(names))]
-
-
-def _some(names: Sequence[str]) -> str:
-    return str(list(names[:8])) + (" …" if len(names) > 8 else "")

@@ -216,11 +216,11 @@ class Sum:
             values[term.part] = values[term.part] + value if term.part in values else value
         balance.observe(values, last, over_ranks)
 
-    def build(self, student: Signal, teacher: Signal) -> nn.ModuleDict:
-        """The learned parts of all objectives, by name."""
-        built = {name: part.build(student, teacher) for name, _, part in self.named()}
-        if (balance := self.balance()) is not None:
-            built[BALANCE] = balance
+    def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
+        """The learned parts of all objectives, by name, and the running means of their shares."""
+        built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
+        if student is not None and teacher is not None:
+            built.update({name: part.build(student, teacher) for name, _, part in self.named()})
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
     def balance(self) -> Balance | None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses | signals | capture reading | tasks | heads layers schedules | "
+    "losses | signals | capture reading | tasks | heads layers schedules | matching "
     "alignment balance initialise temperature views weights | terms | objectives | teachers | "
     "metrics | config | forward | evaluation | hub | checkpoints checks measuring publishing | "
     "binding | trainer | seq2seq | recipe | cli | __main__"

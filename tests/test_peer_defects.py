@@ -1,7 +1,6 @@
 """Defects of other libraries that a trainer could have; those of loss functions are in losses/.
 
-The numbers are those of the list in notes on peers: D10 KD_Lib, D11 KD_Lib, D5 torchdistill, D20 the
-Hugging Face guide, D21 timm.
+D5 was seen in torchdistill, D10 and D11 in KD_Lib, D21 in timm.
 """
 
 from __future__ import annotations
