@@ -22,7 +22,18 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from hf_distill import DistillationTrainer
+from hf_distill import (
+    RKD,
+    AdaptiveTemperature,
+    DistillationTrainer,
+    ForwardKL,
+    HiddenStates,
+    JensenShannon,
+    ReverseKL,
+    Schedule,
+    Share,
+    objective_from,
+)
 from hf_distill.hub import published_files, validate
 from hf_distill.recipe import RecipeError, Run, load_recipe
 from hf_distill.recipe.stages import Stage
@@ -591,6 +602,26 @@ def test_values_are_cast(tmp_path: Path, key: str, text: str, expected: Any) -> 
     assert type(value) is type(expected)
 
 
+def test_temperatures_shares_and_layers_in_a_recipe(tmp_path: Path) -> None:
+    """A plan that is cast like a number is refused, or silently a dictionary."""
+    rows = """
+    - {name: forward_kl, temperature: {schedule: linear, start: 4, end: 1}}
+    - {name: reverse_kl, temperature: [1, 2]}
+    - {name: jensen_shannon, temperature: {rule: cwsm, base: 3}}
+    - {name: hidden_states, layers: "1:1", weight: {share: 3e-1}, projection: shared}
+    - {name: rkd, layers: [[-1, -1]], pooling: first}
+    """
+    loaded = load_recipe(recipe(tmp_path), [("objective", rows)])
+    assert loaded.objective is not None
+    assert objective_from(loaded.objective) == (
+        ForwardKL(Schedule("linear", 4.0, 1.0))
+        + ReverseKL((1.0, 2.0))
+        + JensenShannon(AdaptiveTemperature("cwsm", 3.0))
+        + Share(0.3) * HiddenStates("1:1", projection="shared")
+        + RKD([(-1, -1)], pooling="first")  # type: ignore[arg-type]
+    )
+
+
 def test_an_override_of_all_stages_is_stronger_than_the_file(tmp_path: Path) -> None:
     """`--training.num_train_epochs 1` would leave the teacher its ten."""
     path = recipe(tmp_path)
@@ -635,6 +666,11 @@ def test_an_override_of_all_stages_is_stronger_than_the_file(tmp_path: Path) -> 
         ({"student.from_teacher_layers": "null"}, "`student.config`, got none"),
         ({"student.from_teacher_layers": "[0, 9]"}, "layers between 0 and 2, got [0, 9]"),
         ({"push_to_hub": "true"}, "`push_to_hub` needs `hub_model_id"),
+        ({"objective": "[{name: hidden_states, layers: '12:6'}]"}, "the student has layers 0 (emb"),
+        ({"objective": "[{name: hidden_states, layers: 'a.b'}]"}, "needs ['a.b']"),
+        ({"objective": "[{name: logit_standardized_kl}]"}, "three classes or more, got 2"),
+        ({"objective": "[{name: forward_kl, temperature: {rule: x}}]"}, "a `rule` of ['cwsm'"),
+        ({"objective": "[{name: forward_kl, weight: {share: 2}}]"}, "share of the total loss in"),
         ({"training.load_best_model_at_end": "true", "training.eval_strategy": "no"}, "strategy"),
         ({"data.source": "lines.py:line"}, "did you mean `lines.py:lines`?"),
         ({"data.source": "line.py:lines"}, "there is no file"),

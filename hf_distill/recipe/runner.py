@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,7 @@ class Run:
         Returns:
             The folder of the finished student, ready to be pushed.
         """
+        self.check()
         results = {}
         for key, stage in self.stages.items():
             role, _, seed = key.partition("/seed-")
@@ -238,8 +241,25 @@ class Run:
 
     # ---- before doing it -----------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Put the student's trainer together once, before the teacher takes its hours.
+
+        Raises:
+            RecipeError: an objective, layer map or model that does not fit.
+        """
+        todo = [k for k, s in self.stages.items() if k.startswith("student") and not s.results()]
+        if not todo:
+            return
+        seed, given = self.recipe.seed, self.recipe.teacher.fine_tuned
+        teacher = self.teacher() if given else self.models.teacher(seed)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an untrained teacher has nothing to teach yet
+            args = arguments(self.recipe, "student", seed, Path(folder))
+            self._trainer(self.models.student(seed), args, self.objective, teacher)
+
     def plan(self) -> str:
         """What would be done: models, steps, and what is done already."""
+        self.check()
         lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
         sizes = {
             "teacher": self.models.teacher(self.recipe.seed).num_parameters(),

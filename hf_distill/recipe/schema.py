@@ -314,7 +314,11 @@ def _row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     for key in settings:
         if key not in fields:
             raise unknown(str(key), fields | {"weight"}, where)
-    plans = {k: v for k, v in settings.items() if k == "temperature" and isinstance(v, Mapping)}
+    plans = {
+        k: v
+        for k, v in settings.items()
+        if k == "temperature" and isinstance(v, (Mapping, list, tuple))
+    }
     plain = {k: v for k, v in settings.items() if k not in plans}  # objective_from reads a plan
     checked = {"name": name, **cast_fields(OBJECTIVES[name], plain, where), **plans}
     if "weight" in row:
