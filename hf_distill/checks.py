@@ -180,7 +180,7 @@ def check_targets(teacher: Signal, items: Items) -> None:
             "it in float32 or bfloat16 (teacher_model_init_kwargs={'dtype': 'float32'}), and look "
             "at its weights and inputs."
         )
-    if not len(kept) or logits.shape[-1] < 2 and teacher.kind == "softmax":
+    if not len(kept) or (logits.shape[-1] < 2 and teacher.kind == "softmax"):
         return  # the logits of a single pair against its batch say nothing
     chances = kept.softmax(-1) if teacher.kind == "softmax" else kept.sigmoid()
     sure = chances.amax(-1) if teacher.kind == "softmax" else torch.maximum(chances, 1 - chances)
