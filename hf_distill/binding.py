@@ -23,7 +23,7 @@ from hf_distill.checks import (
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
-from hf_distill.matching import match_heads, reorder
+from hf_distill.matching import match_heads, reorder, reorder_sparse
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
@@ -64,14 +64,17 @@ class Binding(Trainer):
 
         (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
         """
-        objective = self._own_objective or self.args.objective()
-        smoothing = self.args.label_smoothing_factor
-        if smoothing:
-            objective = Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
-        self.goal = objective
+        objective = self.goal = self._smoothed(self._own_objective or self.args.objective())
         check_objective(objective, self.teacher, self._head, self.args.per_device_train_batch_size)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         check_weight_decay(objective, sharded, self.args.weight_decay)
+
+    def _smoothed(self, objective: Sum) -> Sum:
+        """The objective with the label smoothing of the arguments."""
+        smoothing = self.args.label_smoothing_factor
+        if not smoothing:
+            return objective
+        return Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
 
     def _match(self) -> None:
         """Bring both models' classes into one order, or refuse the teacher."""
@@ -83,6 +86,12 @@ class Binding(Trainer):
         self._student_order, self._teacher_order = match_heads(
             self._head, self.teacher.config, tokens, self.teacher.tokens()
         )
+        by_labels = getattr(self.teacher, "weights", None) == "labels"
+        if by_labels and isinstance(self._teacher_order, Tensor):
+            raise ValueError(
+                "weights='labels' reads the labels in the order of the ensemble's first member, "
+                "which is not the student's. List a member with the student's id2label first."
+            )
 
     def _sample(self) -> dict[str, Any] | None:
         """A few collated examples of the training data, or of the evaluation data."""
@@ -118,13 +127,14 @@ class Binding(Trainer):
         self.projections = self._build_projections()
 
     def _build_projections(self) -> nn.ModuleDict:
-        """Make the learned parts from what both models say about a few examples.
+        """Make the learned parts from what the models say about a few examples.
 
         The objective is computed once on them, so that what does not fit is told now.
         """
         sample, goal = self._first_batch, self.goal
-        inside = goal.needs.hidden_states or bool(goal.needs.modules)
-        if sample is None or self.teacher is None:
+        looked_at = goal.needs | goal.student_needs
+        inside = looked_at.hidden_states or bool(looked_at.modules)
+        if sample is None or (self.teacher is None and not inside):
             if inside:
                 raise ValueError(
                     "HiddenStates and its like size their projections on a few examples, and there "
@@ -164,7 +174,14 @@ def _smoothed(objective: Objective, factor: float) -> Objective:
 
 def reordered(signal: Signal, order: int | Tensor | None) -> Signal:
     """The signal with its classes in another order."""
-    if signal.logits is None or order is None:
+    if order is None:
+        return signal
+    if signal.sparse is not None:
+        signal = dataclasses.replace(signal, sparse=reorder_sparse(signal.sparse, order))
+    if signal.members:
+        members = {name: reordered(member, order) for name, member in signal.members.items()}
+        signal = dataclasses.replace(signal, members=members)
+    if signal.logits is None:
         return signal
     with torch.enable_grad():
         traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_distill.teachers import Teacher
+
 EXTRAS = "distillation.safetensors"
-"""What a checkpoint holds besides the student: projections, and the initial weights if needed."""
+"""What a checkpoint holds besides the student: projections, initial weights, a moving teacher."""
 ATTACHED = "distillation"
 """Name under which the projections hang on the student while it trains."""
 
@@ -29,6 +31,7 @@ class Checkpoints(Trainer):
     """
 
     projections: nn.ModuleDict
+    teacher: Teacher | None
     _initial: dict[str, Tensor]
     _saving: str | None = None
     _loading: str = ""
@@ -124,30 +127,47 @@ class Checkpoints(Trainer):
         if self._saving is None:  # within a save it has not got its name yet
             super()._push_from_checkpoint(checkpoint_folder)
 
+    def _held(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold besides the student: the tensors themselves, by name."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "projections": self.projections.state_dict(),
+            "initial": self._initial,
+            "teacher": {} if self.teacher is None else self.teacher.tensors(),
+        }
+        return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
+
     def _save_extras(self, folder: Path) -> None:
-        tensors = {f"projections.{k}": v for k, v in self.projections.state_dict().items()}
-        tensors.update({f"initial.{k}": v for k, v in self._initial.items()})
-        if tensors:
+        if tensors := without_aliases(self._held()):
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / EXTRAS)
 
     def _load_extras(self, folder: str) -> None:
-        if not self.projections.state_dict() and not self._initial:
+        held = without_aliases(self._held())
+        if not held:
             return
         path = Path(folder) / EXTRAS
+        remedy = (
+            "Resume with the objective and teacher it was trained with, or start anew from its "
+            "student."
+        )
         if not path.is_file():
+            parts = sorted({name.partition(".")[0] for name in held})
             raise ValueError(
                 f"Expected {EXTRAS} in {folder}, found none: this checkpoint was made without the "
-                "projections or initial weights of the present objective. Resume with the "
-                "objective it was trained with, or start anew from its student."
+                f"{' and '.join(parts)} of the present objective and teacher. {remedy}"
             )
-        # Not load_file's own device: it does not know accelerate's "cpu:0".
-        tensors = {name: t.to(self.args.device) for name, t in load_file(path).items()}
-        parts: dict[str, dict[str, Tensor]] = {"projections": {}, "initial": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        self.projections.load_state_dict(parts["projections"])
-        self._initial = parts["initial"]
+        saved = load_file(path)
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in held.items()}
+        differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
+        if differing:
+            found = [f"{n}: {shapes.get(n)} instead of {wanted.get(n)}" for n in differing[:4]]
+            raise ValueError(
+                f"Expected in {path} what the present objective and teacher need, got {found} and "
+                f"{len(differing[4:])} more. {remedy}"
+            )
+        with torch.no_grad():
+            for name, tensor in held.items():
+                tensor.copy_(saved[name])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._loading = resume_from_checkpoint
@@ -172,3 +192,15 @@ class Checkpoints(Trainer):
             missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)
             missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         super()._issue_warnings_after_load(load_result)
+
+
+def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor under its first name alone: tied weights have several, and safetensors one."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() == 0 or key not in seen:
+            kept[name] = tensor
+        seen.add(key)
+    return kept

@@ -9,13 +9,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hf_distill.losses import forward_kl, reverse_kl
+from hf_distill.losses.distribution.sparse import coarsened
 from hf_distill.metrics.functional import (
     agreement,
     calibration_error,
     calibration_sums,
     decision_agreement,
 )
-from hf_distill.signals import Items, Signal
+from hf_distill.signals import Items, Signal, Sparse
 from hf_distill.terms import Term
 
 OTHER = "other"
@@ -55,9 +56,13 @@ class Evaluation:
         if softmax and student.kind != "ctc" and labels is not None and labelled is not None:
             bins = calibration_sums(student.logits, labels, labelled)
             self._bins = bins if self._bins is None else self._bins + bins
-        if teacher is None or teacher.logits is None:
+        mask = items.masks.get("items")
+        if teacher is None or mask is None:
             return
-        mask = items.masks["items"]
+        if teacher.sparse is not None:
+            self._add_sparse(student.logits, teacher.sparse, mask)
+        if teacher.logits is None:
+            return
         ours, theirs = student.logits, teacher.logits
         same = (agreement if softmax else decision_agreement)(ours, theirs)
         self._masked("agreement", same, mask)
@@ -66,6 +71,14 @@ class Evaluation:
         for name, divergence in (("kl_forward", forward_kl), ("kl_reverse", reverse_kl)):
             values = divergence(ours, theirs)
             self._masked(name, values if softmax else values.sum(-1), mask)
+
+    def _add_sparse(self, student: Tensor, sparse: Sparse, mask: Tensor) -> None:
+        """What some classes tell; the divergences are lower bounds, with a bucket for the rest."""
+        self._masked("agreement", (student.argmax(-1) == sparse.likeliest).float(), mask)
+        if sparse.exact and sparse.temperature == 1:
+            pair = coarsened(student, sparse.log_probs, sparse.ids, sparse.log_rest)
+            self._masked("kl_forward", forward_kl(*pair), mask)
+            self._masked("kl_reverse", reverse_kl(*pair), mask)
 
     def _masked(self, name: str, values: Tensor, mask: Tensor) -> None:
         self._add(name, torch.where(mask, values, 0.0).sum(), mask.sum())

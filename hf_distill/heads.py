@@ -57,13 +57,15 @@ class Head:
         """What this model can be asked for."""
         fields = output_fields(self.model)
         paths = {path.split(".")[0] for path in self.task.attentions.values()}
+        logits = self.task.read is not None
         return Needs(
-            logits=self.task.read is not None,
+            logits=logits,
+            exact=logits,
+            whole=logits,
             hidden_states=True,
             attentions=not fields or bool(paths & set(fields)),
             qkv=bool(self._projections),
-            inputs=self.task.read is not None
-            and (self._floating() is not None or "inputs_embeds" in self.accepts),
+            inputs=logits and (self._floating() is not None or "inputs_embeds" in self.accepts),
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_distill.heads import Head, vocabulary_size
+from hf_distill.signals import Sparse
 
 Order = int | Tensor | None
 """How to bring logits into the common order: None (as they are), n (the first n classes: the rest
@@ -22,6 +24,26 @@ def reorder(logits: Tensor, order: Order) -> Tensor:
     if isinstance(order, int):
         return logits[..., :order]
     return logits.index_select(-1, order.to(logits.device))
+
+
+def reorder_sparse(sparse: Sparse, order: Order) -> Sparse:
+    """Apply an `Order` to the classes of sparse probabilities.
+
+    The mass of classes that are cut off (phantom entries of a vocabulary) goes to the rest.
+    """
+    if order is None:
+        return sparse
+    if isinstance(order, int):
+        cut = sparse.ids >= order
+        lost = sparse.log_probs.masked_fill(~cut, -torch.inf).logsumexp(-1)
+        return replace(
+            sparse,
+            ids=sparse.ids.masked_fill(cut, 0),
+            log_probs=sparse.log_probs.masked_fill(cut, -torch.inf),
+            log_rest=torch.logaddexp(sparse.log_rest, lost),
+            classes=order,
+        )
+    return replace(sparse, ids=order.to(sparse.ids.device).argsort()[sparse.ids])
 
 
 def match_heads(

@@ -94,7 +94,7 @@ class Measuring(Trainer):
         """Let `compute_metrics` see the teacher's predictions on the same data as well."""
         compute: Any = self.compute_metrics
         preprocess: Any = self.preprocess_logits_for_metrics
-        teacher = self.teacher is not None and self.teacher.provides.logits
+        teacher = self.teacher is not None and self.teacher.provides.whole
         # With batch_eval_metrics the function keeps sums of its own, and cannot serve two models.
         self._measure_both = bool(compute and teacher and not self.args.batch_eval_metrics)
         if not self._measure_both:

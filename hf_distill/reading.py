@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,33 @@ def batch_size(batch: Batch) -> int:
     raise ValueError(
         f"Expected a batch with at least one tensor, got the keys {sorted(batch)}. "
         "Check that the data collator returns tensors."
+    )
+
+
+def rows_of(
+    batch: Batch, items: Items, rows: Sequence[int], axis: int = 0
+) -> tuple[dict[str, Any], Items]:
+    """Some rows of a batch, and what there is to count in them.
+
+    Args:
+        batch: The collated batch.
+        items: What there is to count in it.
+        rows: Which rows, in this order.
+        axis: The dimension of the items that is the batch.
+    """
+    size = batch_size(batch)
+
+    def own(value: Any, dim: int = 0) -> Any:
+        if not isinstance(value, Tensor) or value.dim() <= dim or value.shape[dim] != size:
+            return value
+        return value.index_select(dim, torch.tensor(rows, device=value.device))
+
+    masks = {
+        unit: own(mask, axis if unit in ("items", "labels") else 0)
+        for unit, mask in items.masks.items()
+    }
+    return {name: own(value) for name, value in batch.items()}, Items(
+        masks, own(items.labels, axis)
     )
 
 
@@ -102,14 +129,16 @@ def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 
 def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """What a padding position before the first token would predict is no item: it would depend on
+    how long the other texts of the batch are."""
     real = _token_mask(batch, rows)
     if batch.get("shift_labels") is not None:  # a collator that has shifted them already
-        labels = batch["shift_labels"]
+        labels, from_real = batch["shift_labels"], real
     elif batch.get("labels") is not None:
-        labels = batch["labels"][:, 1:]
+        labels, from_real = batch["labels"][:, 1:], real[:, :-1]
     else:
-        return _count(rows, real[:, 1:], hidden=real)
-    labelled = (labels != IGNORE) & rows[:, None]
+        return _count(rows, real[:, 1:] & real[:, :-1], hidden=real)
+    labelled = (labels != IGNORE) & from_real
     return _count(rows, labelled, labels, labelled, hidden=real)
 
 

@@ -12,6 +12,13 @@ Unit = str
 hidden-state group. Every term is divided by the number of its unit, and by nothing else."""
 
 
+WORDS = {
+    "exact": "exact probabilities (not draws)",
+    "whole": "the logits of every class (not the likeliest alone)",
+}
+"""What is said of a need that is missing."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What an objective wants from a model, or what a model can provide.
@@ -22,6 +29,8 @@ class Needs:
         attentions: Its attention maps.
         qkv: The queries, keys and values of its self-attention.
         inputs: Logits that can be differentiated with respect to the model's input.
+        exact: Its exact probabilities: not an estimate by draws.
+        whole: The logits of every class; without it the likeliest and one for the rest will do.
         modules: Paths of modules whose outputs are wanted.
     """
 
@@ -30,6 +39,8 @@ class Needs:
     attentions: bool = False
     qkv: bool = False
     inputs: bool = False
+    exact: bool = False
+    whole: bool = False
     modules: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -49,7 +60,9 @@ class Needs:
         """The names of what is needed here and not provided there, module paths included."""
         switches = [f.name for f in fields(self) if f.name != "modules"]
         missing = [name for name in switches if getattr(self, name) and not getattr(provides, name)]
-        return missing + sorted(self.modules - provides.modules)
+        if "logits" in missing:  # which says it all
+            missing = [name for name in missing if name not in WORDS]
+        return [WORDS.get(name, name) for name in missing] + sorted(self.modules - provides.modules)
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,40 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """The probabilities of some classes of every item, and of all the others together.
+
+    Attributes:
+        ids: ``(..., k)`` int64, each class once per item; what an unused slot holds is ignored.
+        log_probs: ``(..., k)``, log softmax(logits / temperature) of these classes; -inf marks an
+            unused slot.
+        log_rest: ``(...)``, the log of the mass of all other classes; -inf: none.
+        classes: How many classes there are.
+        temperature: Of the softmax.
+        exact: False for draws, whose log_probs are log(count / draws).
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+    classes: int
+    temperature: float = 1.0
+    exact: bool = True
+
+    @property
+    def likeliest(self) -> Tensor:
+        """``(...)``: the likeliest class of each item."""
+        best = self.log_probs.argmax(-1, keepdim=True)
+        return self.ids.gather(-1, best).squeeze(-1)
+
+
+@dataclass(frozen=True)
 class Signal:
     """What one model says about one batch.
 
     Attributes:
         logits: ``(..., C)``: classes last, one row per item (see `tasks.py` for each head).
+        sparse: In place of logits, the probabilities of some classes.
         kind: How the logits are read: ``softmax``, ``sigmoid``, ``regression``, ``ctc`` (softmax
             over frames with a CTC label loss) or ``none`` (a model without logits).
         hidden_states: For each group the outputs of the embeddings and of every layer, each
@@ -88,6 +130,7 @@ class Signal:
             before any rotary position.
         modules: The outputs of the modules that were asked for, by path.
         traced: The logits with their graph and the input that they depend on, see `Needs.inputs`.
+        members: What each member of an ensemble says, by name.
     """
 
     logits: Tensor | None = None
@@ -97,6 +140,8 @@ class Signal:
     qkv: Mapping[str, tuple[tuple[Tensor, Tensor, Tensor], ...]] = field(default_factory=dict)
     modules: Mapping[str, Tensor] = field(default_factory=dict)
     traced: tuple[Tensor, Tensor] | None = None
+    sparse: Sparse | None = None
+    members: Mapping[str, Signal] = field(default_factory=dict)
 
     def detach(self) -> Signal:
         """The same values, cut off from the graph; ``traced`` keeps its own."""
@@ -110,6 +155,7 @@ class Signal:
                 for group, layers in self.qkv.items()
             },
             modules={path: output.detach() for path, output in self.modules.items()},
+            members={name: member.detach() for name, member in self.members.items()},
         )
 
 

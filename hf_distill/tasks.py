@@ -49,6 +49,7 @@ class Task:
         attentions: attention group -> path in the outputs.
         label_keys: the batch keys that hold labels; they are never fed to a model.
         share: adds the inputs that both models must share.
+        axis: which dimension of the items is the batch; None where the items are pairs of examples.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task:
     attentions: Mapping[str, str] = field(default_factory=lambda: {"hidden": "attentions"})
     label_keys: tuple[str, ...] = ("labels",)
     share: Callable[[Batch, PreTrainedModel], Batch] = reading.same
+    axis: int | None = 0
 
 
 def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
@@ -106,6 +108,7 @@ TASKS: dict[str, Task] = {
             reading.unstacked,
             classes="positions",
             label_keys=("start_positions", "end_positions"),
+            axis=1,
         ),
         Task(
             "multiple_choice",
@@ -156,6 +159,7 @@ TASKS: dict[str, Task] = {
                 "vision": "vision_model_output.attentions",
             },
             label_keys=("return_loss",),
+            axis=None,
         ),
         Task(
             "encoder",

@@ -219,8 +219,9 @@ class Sum:
     def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
         """The learned parts of all objectives, by name, and the running means of their shares."""
         built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
-        if student is not None and teacher is not None:
-            built.update({name: part.build(student, teacher) for name, _, part in self.named()})
+        if student is not None:
+            said = Signal() if teacher is None else teacher  # nothing, to those that need nothing
+            built.update({name: part.build(student, said) for name, _, part in self.named()})
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
     def balance(self) -> Balance | None:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from hf_distill.binding import Binding, reordered
@@ -81,6 +81,8 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
+        if isinstance(self.teacher, TrainerCallback):  # one that follows the training
+            self.add_callback(self.teacher)
         self._refresh_objective()
         self._match()
         self._first_batch = self._sample()  # once: a stream may not be read again
@@ -132,12 +134,13 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         whole_window = num_items_in_batch is not None
         counts = num_items_in_batch if num_items_in_batch is not None else items.counts()
         measuring = None if model.training else self._evaluation
-        wanted = self.goal.needs | Needs(logits=measuring is not None)
+        measured = measuring is not None
+        wanted = self.goal.needs | Needs(logits=measured, exact=measured, whole=measured)
         teacher = self._teach(batch, wanted, items)
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
             outputs, student = self._ask_student(model, batch, items)
-            terms = self.goal.terms(student, teacher, items, self._context(self.projections))
+            terms = self._terms(student, teacher, batch, items)
             loss, components, sums = reduce(
                 terms, counts, self._loss_scale() if whole_window else 1.0
             )
@@ -158,24 +161,43 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
     def _ask_student(
         self, model: nn.Module, batch: Mapping[str, Any], items: Items
     ) -> tuple[Any, Signal]:
-        needs = self.goal.student_needs
+        needs = self._asked()
         call = model if _is_compiled(model) else self._student
         outputs, signal = self._head.ask(call, batch, needs, items)
         return outputs, reordered(signal, self._student_order)
 
+    def _asked(self) -> Needs:
+        """What the student is asked for."""
+        return self.goal.student_needs
+
+    def _terms(
+        self, student: Signal, teacher: Signal | None, batch: Mapping[str, Any], items: Items
+    ) -> list[Term]:
+        """What is minimised on one micro-batch; called within the wrapped model's forward."""
+        return self.goal.terms(student, teacher, items, self._context(self.projections))
+
     def _follow(self, terms: list[Term], components: Mapping[str, Tensor], items: Items) -> None:
         """What a micro-batch of training gave, for weights that are shares and for the log."""
-        summed = "sum" if self.args.average_tokens_across_devices else "mean"
-        self.goal.observe(
-            terms,
-            components,
-            self.projections,
-            self.accelerator.sync_gradients,
-            lambda values: self.accelerator.reduce(values, summed),
-        )
+        self._observe(self.goal, terms, components, self.projections)
         if self._logs_gradients():
             parameters = [p for p in self._student.parameters() if p.requires_grad]
             self._gradients = gradient_norms(terms, items.counts(), parameters)
+
+    def _observe(
+        self,
+        goal: Sum,
+        terms: list[Term],
+        components: Mapping[str, Tensor],
+        modules: nn.ModuleDict,
+    ) -> None:
+        summed = "sum" if self.args.average_tokens_across_devices else "mean"
+        goal.observe(
+            terms,
+            components,
+            modules,
+            self.accelerator.sync_gradients,
+            lambda values: self.accelerator.reduce(values, summed),
+        )
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
         if self.teacher is None:

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 USER = "tester"
-_LFS = (".safetensors", ".png", ".bin")
+_LFS = (".safetensors", ".png", ".bin", ".arrow")
 
 
 @dataclass
@@ -139,6 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({"error": str(refusal)}, refusal.status, headers)
 
     def _route(self, parts: list[str]) -> None:
+        if parts[:2] == ["api", "datasets"]:  # kept as models are
+            parts[1] = "models"
+        if parts[0] == "datasets":
+            parts = parts[1:]
         match parts:
             case ["api", "repos", "create"]:
                 self._create()

@@ -88,6 +88,11 @@ ROWS: dict[str, Row] = {
     "vid": Row(hd.VID(), PICTURES, zero=False),
     "fsp": Row(hd.FSP(), ALL),
     "token_gram": Row(hd.TokenGram(), ALL),
+    "early_exits": Row(
+        hd.EarlyExits(temperature=2.0, labels=0.5),
+        (*PROBABLE, "regression", "multiple_choice"),
+        zero=False,
+    ),
     "pkd": Row(hd.PKD(), ALL),
     "rkd": Row(hd.RKD(), HIDDEN),
     "similarity_preserving": Row(hd.SimilarityPreserving(), HIDDEN),

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "losses | signals | capture reading | tasks | heads layers schedules | matching "
-    "alignment balance initialise temperature views weights | terms | objectives | teachers | "
-    "metrics | config | forward | evaluation | hub | checkpoints checks measuring publishing | "
-    "binding | trainer | seq2seq | recipe | cli | __main__"
+    "alignment balance initialise temperature views weights | cache | terms | objectives | "
+    "teachers | metrics | config | forward | evaluation | hub | checkpoints checks measuring "
+    "publishing | binding | trainer | seq2seq joint | serving | recipe | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}

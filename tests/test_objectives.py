@@ -246,7 +246,7 @@ def test_objectives_from_rows() -> None:
         ([{"weight": 1.0}], "got None"),
         (
             [{"name": "forward_kl", "temprature": 2}],
-            r"\['temprature'\] of objective 'forward_kl'; known are .*and weight",
+            r"\['temprature'\] of objective 'forward_kl'; known are .*weight and teacher",
         ),
         (
             [{"name": "forward_kl", "weight": {"schedule": "linear", "until": 3}}],

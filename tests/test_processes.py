@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback
 from zoo import CASES
 
-from hf_distill import ForwardKL, HardLabels, HiddenStates
+from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher
 
 EVERYTHING = 0.5 * HardLabels() + 0.5 * ForwardKL(2.0) + HiddenStates()
 BEST = {
@@ -38,6 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "peft_config": LoraConfig(task_type=TaskType.SEQ_CLS, r=4),
     },
     "head unused": {"objective": 1.0 * HiddenStates()},
+    "sharded teacher": {"objective": EVERYTHING, "shard": True},
     "checkpointed": {"objective": EVERYTHING, "activation_checkpointing": True},
     "compiled": {
         "objective": EVERYTHING,
@@ -60,7 +61,9 @@ def train_all(folder: str, batch: str) -> None:
         callbacks = [record, *options.pop("callbacks", [])]
         given = {k: options.pop(k) for k in ("objective", "peft_config") if k in options}
         case = CASES[NAME]
-        student, teacher = case.models()
+        student, model = case.models()
+        teacher = ModelTeacher(model, shard=options.pop("shard", False))
+        whole = sum(p.numel() for p in model.parameters())
         ours = trainer(
             Path(folder) / name,
             model=student,
@@ -89,6 +92,10 @@ def train_all(folder: str, batch: str) -> None:
         kept.update({f"projections.{k}": v for k, v in weights(ours.projections).items()})
         save_file(kept, Path(folder) / f"{name} {rank}.safetensors")
         (Path(folder) / f"{name} {rank}.json").write_text(json.dumps(figures))
+        if name == "sharded teacher" and ours.args.world_size > 1:
+            parameters: list[Any] = list(model.parameters())
+            held = sum(p.to_local().numel() for p in parameters)
+            assert held < 0.55 * whole, "each process would hold more than its half of the teacher"
 
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed

@@ -32,7 +32,7 @@ class Table:
     """A teacher without a model: logits looked up by the first token."""
 
     config = None
-    provides = Needs(logits=True)
+    provides = Needs(logits=True, exact=True, whole=True)
 
     def __init__(self, rows: dict[int, list[float]]):
         self.rows = rows
@@ -49,6 +49,9 @@ class Table:
 
     def place(self, accelerator: Any) -> None:
         """Nothing to move."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        return {}
 
     def describe(self) -> dict[str, Any]:
         return {"name": "table"}

@@ -37,6 +37,7 @@ from hf_distill.objectives.distributions import (
     SoftCrossEntropy,
     TotalVariation,
 )
+from hf_distill.objectives.exits import EarlyExits
 from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
 from hf_distill.objectives.gradients import Jacobian
 from hf_distill.objectives.labels import HardLabels
@@ -59,8 +60,9 @@ from hf_distill.objectives.relations import (
     InfoNCE,
     SimilarityPreserving,
 )
+from hf_distill.objectives.taught import From
 from hf_distill.terms import Objective, Sum
-from hf_distill.weights import weight_from
+from hf_distill.weights import Weight, weight_from
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
@@ -104,6 +106,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         VID,
         FSP,
         TokenGram,
+        EarlyExits,
         PKD,
         # relations between examples
         RKD,
@@ -130,6 +133,7 @@ __all__ = [
     *sorted(objective.__name__ for objective in OBJECTIVES.values()),
     "OBJECTIVES",
     "Divergence",
+    "From",
     "objective_from",
 ]
 
@@ -142,10 +146,11 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
     """
     if not rows:
         raise ValueError(f"Expected at least one objective of {sorted(OBJECTIVES)}, got none.")
-    parts = []
+    parts: list[tuple[Weight, Objective]] = []
     for row in rows:
         settings = dict(row)
         name, weight = settings.pop("name", None), settings.pop("weight", 1.0)
+        member = settings.pop("teacher", None)
         if name not in OBJECTIVES:
             raise ValueError(f"Expected an objective of {sorted(OBJECTIVES)}, got {name!r}.")
         fields = {f.name: f for f in dataclasses.fields(OBJECTIVES[name])}
@@ -153,10 +158,11 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
         if unknown:
             raise ValueError(
                 f"Unknown setting(s) {sorted(unknown)} of objective {name!r}; "
-                f"known are {sorted(fields)} and weight."
+                f"known are {sorted(fields)}, weight and teacher."
             )
         for key, value in settings.items():  # YAML reads 1e-4 as a string
             if isinstance(value, str) and fields[key].type in ("float", "float | None"):
                 settings[key] = float(value)
-        parts.append((weight_from(weight), OBJECTIVES[name](**settings)))
+        part = OBJECTIVES[name](**settings)
+        parts.append((weight_from(weight), part if member is None else From(member, part)))
     return Sum(tuple(parts))

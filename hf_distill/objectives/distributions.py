@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_distill.losses import distribution
-from hf_distill.objectives.logits import CLASSES, Divergence, LogitObjective
+from hf_distill.objectives.logits import CLASSES, COARSE, DRAWN, Divergence, LogitObjective
+from hf_distill.signals import Needs
 from hf_distill.terms import bibtex
 
 HINTON = bibtex(
@@ -46,6 +47,7 @@ class ForwardKL(Divergence):
     """
 
     name: ClassVar[str] = "forward_kl"
+    needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.forward_kl)
     gaussian: ClassVar[float] = 0.5
     citation: ClassVar[str] = HINTON
@@ -56,6 +58,7 @@ class ReverseKL(Divergence):
     """KL(student || teacher): seeks the teacher's modes (Gu et al. 2023, arXiv 2306.08543)."""
 
     name: ClassVar[str] = "reverse_kl"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.reverse_kl)
     gaussian: ClassVar[float] = 0.5
     citation: ClassVar[str] = HINTON
@@ -66,6 +69,7 @@ class Jeffreys(Divergence):
     """KL(teacher || student) + KL(student || teacher)."""
 
     name: ClassVar[str] = "jeffreys"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.jeffreys)
     gaussian: ClassVar[float] = 1.0
     citation: ClassVar[str] = HINTON
@@ -83,6 +87,7 @@ class JensenShannon(Divergence):
 
     beta: float = 0.5
     name: ClassVar[str] = "jensen_shannon"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.jensen_shannon)
     citation: ClassVar[str] = GKD
 
@@ -103,6 +108,7 @@ class SkewKL(Divergence):
 
     alpha: float = 0.1
     name: ClassVar[str] = "skew_kl"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.skew_kl)
     citation: ClassVar[str] = DISTILLM
 
@@ -152,6 +158,7 @@ class TotalVariation(Divergence):
     """Half the sum of the absolute differences of the probabilities."""
 
     name: ClassVar[str] = "total_variation"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.total_variation)
     citation: ClassVar[str] = bibtex(
         "wen2023fdivergence",
@@ -200,6 +207,7 @@ class Renyi(Divergence):
 
     alpha: float = 0.5
     name: ClassVar[str] = "renyi"
+    needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.renyi)
     citation: ClassVar[str] = bibtex(
         "vanerven2014renyi",
@@ -220,6 +228,7 @@ class SoftCrossEntropy(Divergence):
     """Cross-entropy with the teacher's probabilities: forward KL plus the teacher's entropy."""
 
     name: ClassVar[str] = "soft_cross_entropy"
+    needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.soft_cross_entropy)
     citation: ClassVar[str] = HINTON
 
@@ -249,6 +258,7 @@ class Mutual(Divergence):
     """Deep mutual learning's loss: forward KL at temperature 1 from a peer (DML, 1706.00384)."""
 
     name: ClassVar[str] = "mutual"
+    needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.mutual)
     gaussian: ClassVar[float] = 0.5
     citation: ClassVar[str] = bibtex(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.losses import logit_mse
+from hf_distill.losses.distribution.sparse import coarsened
+from hf_distill.losses.numerics import times_t_squared
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.temperature import (
     LearnedTemperature,
@@ -22,6 +24,12 @@ from hf_distill.terms import Context, Objective, Term
 
 PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
+WHOLE = Needs(logits=True, exact=True, whole=True)
+COARSE = Needs(logits=True, exact=True)
+"""What is defined by probabilities alone: for the likeliest classes and one for the rest as well."""
+DRAWN = Needs(logits=True)
+"""What is linear in the teacher's probabilities, up to a constant: its gradient is unbiased if they
+are an unbiased estimate."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class LogitObjective(Objective):
     gaussian: ClassVar[float] = 0.0
     """For regression both outputs are means of normal distributions of variance 1; the divergence
     is then this factor times the squared difference. 0: it has no closed form."""
-    needs: ClassVar[Needs] = Needs(logits=True)
+    needs: ClassVar[Needs] = WHOLE
 
     def check(self, kind: str, classes: int | None = None) -> None:
         name = type(self).__name__
@@ -90,14 +98,18 @@ def both_logits(student: Signal, teacher: Signal | None) -> tuple[Tensor, Tensor
     """
     if teacher is None or teacher.logits is None or student.logits is None:
         raise ValueError("Expected logits of student and teacher; this teacher gave none.")
-    ours, theirs = student.logits, teacher.logits
-    if ours.shape != theirs.shape:
+    check_shapes(student.logits.shape, teacher.logits.shape)
+    return student.logits, teacher.logits
+
+
+def check_shapes(ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    """Refuse logits of two shapes."""
+    if tuple(ours) != tuple(theirs):
         raise ValueError(
-            f"Expected student and teacher logits of one shape, got {tuple(ours.shape)} and "
-            f"{tuple(theirs.shape)}. Both models must see the same inputs and give one row per "
+            f"Expected student and teacher logits of one shape, got {tuple(ours)} and "
+            f"{tuple(theirs)}. Both models must see the same inputs and give one row per "
             "item (the same resolution, frame rate and sequence length)."
         )
-    return ours, theirs
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,30 @@ class Divergence(LogitObjective):
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         learned = self.temperature
         return learned.module() if isinstance(learned, LearnedTemperature) else None
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        if teacher is None or teacher.sparse is None or student.logits is None:
+            return super().terms(student, teacher, items, context)
+        sparse = teacher.sparse
+        temperature = self._stored(sparse.temperature)
+        check_shapes(student.logits.shape, (*sparse.ids.shape[:-1], sparse.classes))
+        pair = coarsened(student.logits, sparse.log_probs, sparse.ids, sparse.log_rest, temperature)
+        settings = super().settings(*pair, items, context, False)
+        settings |= {"temperature": 1.0, "t_squared": False}
+        values = times_t_squared(type(self).loss(*pair, **settings), temperature, self.t_squared)
+        return [Term(self.name, values, "items", items.masks["items"])]
+
+    def _stored(self, temperature: float) -> float:
+        """The temperature of probabilities that cannot be softened any more."""
+        if self.temperature != temperature:
+            raise ValueError(
+                f"Expected {type(self).__name__}(temperature={temperature:g}), the temperature of "
+                f"the teacher's stored probabilities, got {self.temperature}. Those of some classes "
+                "alone cannot be softened later: use theirs, or write the cache anew."
+            )
+        return temperature
 
     def settings(
         self, student: Tensor, teacher: Tensor, items: Items, context: Context, several: bool

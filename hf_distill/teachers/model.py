@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from hf_distill.heads import Head, describe_model
+from hf_distill.heads import Head, base_of, describe_model
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task
@@ -22,23 +24,42 @@ class ModelTeacher:
     """A frozen transformers model, in its own dtype and quantisation.
 
     It is in eval mode and asks for no gradients; it is no part of the student, so that it is in no
-    checkpoint, no optimizer and no ``train()`` call. Under DDP, FSDP and ZeRO every process holds
-    its own whole copy.
+    checkpoint, no optimizer and no ``train()`` call. However the student is distributed, every
+    process holds a whole copy of the teacher, unless it is sharded.
 
     Args:
         model: The model; `PeftModel` too.
         tokenizer: Its tokenizer, to make sure that it is the student's; found in the model's local
             folder when not given.
         task: Its row of the task table, if its class does not say it.
+        shard: Spread the weights over all processes with PyTorch's FSDP2 (`fully_shard`), block by
+            block, whether the student is under DDP, FSDP2 or ZeRO. Each block is put together for
+            its forward, so all processes must ask it equally often, as a training does.
+
+    Raises:
+        ValueError: the weights are quantised or on several devices already, and cannot be sharded.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, task: Task | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        task: Task | None = None,
+        *,
+        shard: bool = False,
+    ):
         self.model = model.requires_grad_(False).eval()
         self.head = Head(model, task)
         self.config = self.head.config
         self.provides = self.head.provides
         self._tokenizer = tokenizer
         self._autocast: Any = contextlib.nullcontext
+        self._shard = shard
+        if shard and self._placed:
+            raise ValueError(
+                "Expected a teacher on one device to shard, got one that is quantised or has a "
+                "device map. Load it without them, or leave shard=True out."
+            )
 
     @classmethod
     def load(cls, name: str | Path, task: Task, init_kwargs: Mapping[str, Any]) -> ModelTeacher:
@@ -78,13 +99,37 @@ class ModelTeacher:
     def place(self, accelerator: Accelerator) -> None:
         # Not accelerator.prepare_model: that registers the teacher as a model of the accelerator,
         # and a later evaluate() then skips preparing the student.
-        quantized = getattr(self.model, "hf_quantizer", None) is not None
-        if not quantized and getattr(self.model, "hf_device_map", None) is None:
+        if self._shard and accelerator.num_processes > 1:
+            _sharded(self.model, accelerator)
+        elif not self._placed:
             self.model.to(accelerator.device)
         self._autocast = accelerator.autocast
+
+    @property
+    def _placed(self) -> bool:
+        """Whether transformers has put it where it must stay."""
+        own = ("hf_quantizer", "hf_device_map")
+        return any(getattr(self.head.model, name, None) is not None for name in own)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
 
     def describe(self) -> dict[str, Any]:
         return {
             **describe_model(self.head.model),
             "dtype": str(self.head.model.dtype).removeprefix("torch."),
         }
+
+
+def _sharded(model: nn.Module, accelerator: Accelerator) -> None:
+    """Spread a model over all processes, in place; once."""
+    if isinstance(model, FSDPModule):
+        return
+    device = accelerator.device.type
+    mesh = init_device_mesh(device, (accelerator.num_processes,))
+    names = set(getattr(base_of(model), "_no_split_modules", None) or ())
+    blocks = [m for m in model.modules() if type(m).__name__ in names and m is not model]
+    if device != "cpu":
+        model.to("cpu")  # the whole model need not fit on one device
+    for block in [*blocks, model]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)

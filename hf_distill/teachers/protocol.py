@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
@@ -14,6 +15,8 @@ from hf_distill.signals import Items, Needs, Signal
 @runtime_checkable
 class Teacher(Protocol):
     """Whatever says, for a batch, what a teacher says.
+
+    One that is a `transformers.TrainerCallback` too follows the training: the trainer calls it.
 
     Attributes:
         config: The configuration that names its labels and vocabulary; None if there is none.
@@ -37,6 +40,13 @@ class Teacher(Protocol):
 
     def place(self, accelerator: Accelerator) -> None:
         """Move to the accelerator's device; called again when there is a new accelerator."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint must hold for a resumed run to have the same teacher.
+
+        Empty for a frozen one; otherwise the tensors themselves, into which they are loaded back.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

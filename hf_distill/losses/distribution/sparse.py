@@ -111,6 +111,48 @@ def sparse_kl(
     return times_t_squared(values, temperature, t_squared)
 
 
+def coarsened(
+    student: Tensor,
+    teacher_log_probs: Tensor,
+    indices: Tensor,
+    log_rest: Tensor,
+    temperature: Temperature = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Both log-probabilities on k classes and one bucket for all others.
+
+    Any divergence of the two is a lower bound of that on all classes (data processing inequality),
+    and equal to it where nothing of either is in the bucket.
+
+    Args:
+        student: logits (..., C).
+        teacher_log_probs: (..., k) of softmax(logits / T); -inf marks an unused slot.
+        indices: (..., k) integers, the classes these belong to, each once.
+        log_rest: (...), the log of the teacher's mass on all other classes; -inf: none.
+        temperature: T > 0, of the student here.
+
+    Returns:
+        Two tensors (..., k + 1), the student's and the teacher's; never below finfo.min.
+
+    >>> ours, theirs = coarsened(
+    ...     torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.5]]).log(), torch.tensor([[1]]),
+    ...     torch.tensor([0.5]).log())
+    >>> ours.exp(), theirs.exp()
+    (tensor([[0.2447, 0.7553]]), tensor([[0.5000, 0.5000]]))
+    """
+    check_temperature(temperature, student.shape[:-1])
+    dtype = compute_dtype(student, teacher_log_probs)
+    lowest = torch.finfo(dtype).min
+    log_s = F.log_softmax(over_temperature(student, temperature, dtype), dim=-1, dtype=dtype)
+    used = teacher_log_probs > -torch.inf
+    ours = log_s.gather(-1, indices).masked_fill(~used, lowest)
+    counts = torch.zeros_like(log_s, dtype=torch.uint8).scatter_add(
+        -1, indices, used.to(torch.uint8)
+    )
+    rest = log_s.masked_fill(counts > 0, lowest).logsumexp(-1)
+    theirs = torch.cat([teacher_log_probs.to(dtype), log_rest.to(dtype).unsqueeze(-1)], dim=-1)
+    return torch.cat([ours, rest.unsqueeze(-1)], dim=-1), theirs.clamp(min=lowest)
+
+
 def _bucketed_kl(log_s: Tensor, log_top: Tensor, indices: Tensor, log_rest: Tensor) -> Tensor:
     """KL over the classes at the indices and the rest; log_rest is the teacher's."""
     top = kl(log_top, log_s.gather(-1, indices))

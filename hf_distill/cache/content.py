@@ -1,0 +1,342 @@
+"""Signals of whole batches, taken apart into examples and put together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Features
+from torch import Tensor
+
+from hf_distill.cache import formats
+from hf_distill.cache.formats import Full, Sampled, TopK
+from hf_distill.cache.keys import Piece
+from hf_distill.cache.packing import Row
+from hf_distill.cache.states import States
+from hf_distill.signals import Items, Needs, Signal, Sparse
+
+LogitFormat = Full | TopK | Sampled
+Wanted = bool | Mapping[str, Sequence[int] | bool]
+"""Which hidden states: all, none, or by group all or the layers with these indices."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a cache keeps of every example.
+
+    Attributes:
+        kind: How the logits are read, see `Signal`.
+        logits: How they are kept; None: not at all.
+        states: How hidden states and attention maps are kept; None: not at all.
+        layers: How many layers each group of the teacher has, ``hidden.<group>`` and
+            ``attention.<group>``.
+        axis: The dimension of the items that is the batch.
+    """
+
+    kind: str
+    logits: LogitFormat | None
+    states: States | None
+    layers: Mapping[str, int]
+    axis: int = 0
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether the classes are positions of a text, padding included (question answering)."""
+        return self.axis == 1
+
+    @property
+    def features(self) -> Features:
+        """The columns of a shard."""
+        parts = [part.columns() for part in (self.logits, self.states) if part is not None]
+        return Features({name: value for part in parts for name, value in part.items()})
+
+    @property
+    def provides(self) -> Needs:
+        """What can be read from it."""
+        kept = self.states.shapes if self.states is not None else {}
+        return Needs(
+            logits=self.logits is not None,
+            exact=self.logits is not None and not isinstance(self.logits, Sampled),
+            whole=isinstance(self.logits, Full),
+            hidden_states=any(name.startswith("hidden.") for name in kept),
+            attentions=any(name.startswith("attention.") for name in kept),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return {
+            **dataclasses.asdict(self),
+            "logits": None if self.logits is None else formats.to_json(self.logits),
+            "states": None if self.states is None else formats.to_json(self.states),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Content:
+        parts: dict[str, Any] = {
+            name: None if values[name] is None else formats.from_json(values[name])
+            for name in ("logits", "states")
+        }
+        return cls(**{**values, **parts})
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    def encode(self, signal: Signal, found: Sequence[Piece], items: Items) -> Iterator[Row]:
+        """The rows of the examples of a batch, in their order, each with its key."""
+        logits = mask = None
+        if self.logits is not None and signal.logits is not None:
+            logits = signal.logits.movedim(self.axis, 0)
+            mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
+        tensors = dict(named_states(signal))
+        for piece in found:
+            row: dict[str, Any] = {"key": piece.key}
+            if self.logits is not None and logits is not None and mask is not None:
+                own = logits[piece.row]
+                if self.trimmed:
+                    own = own[..., slice(*piece.ranges["hidden"])]
+                chosen = _cut(mask[piece.row], piece)
+                own = own[torch.from_numpy(np.asarray(chosen)).to(own.device)]
+                row |= self.logits.encode(own.reshape(-1, own.shape[-1]), piece.key)
+            if self.states is not None:
+                kept = {n: _part(n, tensors[n], piece) for n in self.states.shapes}
+                row |= self.states.encode(kept, piece.key)
+            yield row
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def decode(
+        self, rows: Sequence[Row], found: Sequence[Piece], items: Items, needs: Needs
+    ) -> Signal:
+        """The signal of a batch, float32, padded as the batch is; what does not count is 0.
+
+        Args:
+            rows: What `encode` gave for the examples, in the order of ``found``.
+            found: The examples of the batch.
+            items: What there is to count in it.
+            needs: What is asked for.
+        """
+        device = items.masks["samples"].device
+        whole, sparse = None, None
+        if needs.logits and self.logits is not None:
+            whole, sparse = self._classes(rows, found, items, device)
+        groups: dict[str, dict[str, tuple[Tensor, ...]]] = {"hidden": {}, "attention": {}}
+        if self.states is not None and (needs.hidden_states or needs.attentions):
+            prefixes = [p for p, on in zip(groups, (needs.hidden_states, needs.attentions)) if on]  # noqa: B905
+            names = [n for n in self.states.shapes if n.split(".")[0] in prefixes]
+            decoded = self.states.decode_batch(rows, names)
+            full = {n: _padded(n, decoded[n], found, items).to(device) for n in names}
+            for name, count in self.layers.items():
+                prefix, _, group = name.partition(".")
+                layers = [full.get(f"{name}.{index}") for index in range(count)]
+                if any(layer is not None for layer in layers):
+                    groups[prefix][group] = Layers(layers, name)
+        return Signal(
+            whole,
+            self.kind,
+            hidden_states=groups["hidden"],
+            attentions=groups["attention"],
+            sparse=sparse,
+        )
+
+    def _classes(
+        self, rows: Sequence[Row], found: Sequence[Piece], items: Items, device: torch.device
+    ) -> tuple[Tensor | None, Sparse | None]:
+        mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
+        places = torch.from_numpy(_covered(mask, found))
+        spec: Any = self.logits
+        read = spec.decode_batch(rows)
+        if isinstance(spec, Full):
+            if self.trimmed:
+                return self._spans(read.logits, read.sizes, found, items).to(device), None
+            out = read.logits.new_zeros((*places.shape, read.logits.shape[-1]))
+            out[places] = read.logits
+            return out.movedim(0, self.axis).to(device), None
+        ids = read.ids.new_zeros((*places.shape, read.ids.shape[-1]))
+        log_probs = read.log_probs.new_full(ids.shape, -torch.inf)
+        rest = read.log_rest.new_zeros(places.shape)
+        ids[places], log_probs[places], rest[places] = read.ids, read.log_probs, read.log_rest
+        parts = [part.movedim(0, self.axis).to(device) for part in (ids, log_probs, rest)]
+        exact = not isinstance(spec, Sampled)
+        ids, log_probs, rest = parts
+        return None, Sparse(ids, log_probs, rest, spec.width, spec.temperature, exact)
+
+    def _spans(
+        self, logits: Tensor, sizes: Sequence[int], found: Sequence[Piece], items: Items
+    ) -> Tensor:
+        """Logits over positions: padding is masked, as the model itself masks it."""
+        length = items.masks["hidden"].shape[-1]
+        shape = items.masks["items"].movedim(self.axis, 0).shape
+        out = logits.new_full((*shape, length), torch.finfo(logits.dtype).min / 4)
+        for own, piece in zip(logits.split(list(sizes)), found, strict=True):
+            start, stop = piece.ranges["hidden"]
+            out[piece.row, :, start:stop] = own[:, : stop - start]
+        return out.movedim(0, self.axis)
+
+
+class Layers(tuple[Any, ...]):
+    """The layers of one group, of which a cache keeps some."""
+
+    def __new__(cls, layers: Iterable[Tensor | None], name: str) -> Layers:
+        made = super().__new__(cls, layers)
+        made.name = name
+        return made
+
+    name: str
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if found is None:
+            kept = [i for i, layer in enumerate(tuple.__iter__(self)) if layer is not None]
+            raise ValueError(
+                f"Expected layer {index} of {self.name}, got a cache that keeps {kept} of "
+                f"{len(self)}. Align one of these, or write the cache with this layer."
+            )
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+
+def named_states(signal: Signal) -> Iterator[tuple[str, Tensor]]:
+    """Hidden states and attention maps by the names under which they are kept."""
+    for prefix, groups in (("hidden", signal.hidden_states), ("attention", signal.attentions)):
+        for group, layers in groups.items():
+            for index, layer in enumerate(layers):
+                yield f"{prefix}.{group}.{index}", layer
+
+
+def content_of(
+    signal: Signal,
+    found: Sequence[Piece],
+    logits: LogitFormat | None,
+    hidden_states: Wanted,
+    dtype: str,
+    axis: int,
+    rows: int,
+) -> Content:
+    """What to keep, from what the teacher says of a first batch.
+
+    Args:
+        signal: What it says.
+        found: The examples of the batch.
+        logits: How its logits are to be kept.
+        hidden_states: Which hidden states.
+        dtype: Of hidden states and attention maps.
+        axis: The dimension of the items that is the batch.
+        rows: How many examples the batch has.
+
+    Raises:
+        ValueError: probabilities of single classes for a head that has none; no such layer; states
+            that are not one per example.
+    """
+    odd = signal.kind not in ("softmax", "ctc") or axis == 1
+    if logits is not None and not isinstance(logits, Full) and odd:
+        raise ValueError(
+            f"Expected one softmax over fixed classes for {type(logits).__name__}, got a "
+            f"{signal.kind} head{' over positions' if axis == 1 else ''}. Keep all its logits: "
+            "format={'kind': 'full'}."
+        )
+    if logits is not None and signal.logits is not None:
+        width = None if axis == 1 else signal.logits.shape[-1]
+        logits = dataclasses.replace(logits, width=width)
+    layers: dict[str, int] = {}
+    for prefix, groups in (("hidden", signal.hidden_states), ("attention", signal.attentions)):
+        layers.update({f"{prefix}.{group}": len(own) for group, own in groups.items()})
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for name, tensor in named_states(signal):
+        prefix, group, index = name.split(".")
+        if prefix == "hidden" and not _is_wanted(hidden_states, group, int(index), layers):
+            continue
+        if len(tensor) != rows:
+            raise ValueError(
+                f"Expected {name} of {rows} examples, got {len(tensor)} rows: several choices to an "
+                "example cannot be kept. Keep the logits alone."
+            )
+        shape: list[int | None] = list(_part(name, tensor, found[0]).shape)
+        if _ranged(name, tensor, found[0]):
+            where = slice(1, 3) if prefix == "attention" else slice(0, 1)
+            shape[where] = [None] * len(shape[where])
+        shapes[name] = tuple(shape)
+    states = States(dtype, shapes) if shapes else None
+    return Content(signal.kind, logits, states, layers, axis)
+
+
+def _is_wanted(wanted: Wanted, group: str, index: int, layers: Mapping[str, int]) -> bool:
+    if isinstance(wanted, bool):
+        return wanted
+    own = wanted.get(group, False)
+    if isinstance(own, bool):
+        return own
+    count = layers[f"hidden.{group}"]
+    if bad := [i for i in own if not -count <= i < count]:
+        raise ValueError(f"Expected layers of {group!r} from {-count} to {count - 1}, got {bad}.")
+    return index in {i % count for i in own}
+
+
+def _ranged(name: str, tensor: Tensor, piece: Piece) -> bool:
+    """Whether a tensor has positions, which padding may follow."""
+    group = name.split(".")[1]
+    return group in piece.ranges and tensor.dim() >= 3
+
+
+def _part(name: str, tensor: Tensor, piece: Piece) -> Tensor:
+    """One example's share of a batch's hidden states ``(B, T, H)`` or maps ``(B, heads, T, T)``."""
+    own = tensor[piece.row]
+    if not _ranged(name, tensor, piece):
+        return own
+    cut = slice(*piece.ranges[name.split(".")[1]])
+    return own[:, cut, cut] if name.startswith("attention.") else own[cut]
+
+
+def _padded(name: str, parts: Sequence[Tensor], found: Sequence[Piece], items: Items) -> Tensor:
+    """The examples' parts in the shape of the batch, 0 where there is none."""
+    group, rows = name.split(".")[1], len(items.masks["samples"])
+    attention = name.startswith("attention.")
+    first = parts[0]
+    ranged = group in items.masks and found[0].ranges.get(group) is not None
+    ranged = ranged and first.dim() == (3 if attention else 2)
+    if not ranged:
+        out = first.new_zeros((rows, *first.shape))
+        for part, piece in zip(parts, found, strict=True):
+            out[piece.row] = part
+        return out
+    length = items.masks[group].shape[-1]
+    sizes = (first.shape[0], length, length) if attention else (length, *first.shape[1:])
+    out = first.new_zeros((rows, *sizes))
+    for part, piece in zip(parts, found, strict=True):
+        cut = slice(*piece.ranges[group])
+        if attention:
+            out[piece.row, :, cut, cut] = part
+        else:
+            out[piece.row, cut] = part
+    return out
+
+
+def _cut(mask: np.ndarray, piece: Piece) -> np.ndarray:
+    """The items of a piece within its row."""
+    if piece.items is None:
+        return mask
+    own = np.zeros_like(mask)
+    own[slice(*piece.items)] = mask[slice(*piece.items)]
+    return own
+
+
+def _covered(mask: np.ndarray, found: Sequence[Piece]) -> np.ndarray:
+    """The items of all pieces.
+
+    Raises:
+        ValueError: an item belongs to none: it crosses from one packed text into the next.
+    """
+    own = np.zeros_like(mask)
+    for piece in found:
+        own[piece.row] |= _cut(mask[piece.row], piece)
+    if (own != mask).any():
+        raise ValueError(
+            "Expected every item to belong to one text, got packed texts whose last token predicts "
+            "the first of the next text. Give labels that leave it out (-100), as "
+            "DataCollatorWithFlattening does."
+        )
+    return own

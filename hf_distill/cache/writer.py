@@ -1,0 +1,269 @@
+"""Running a teacher once over a data set, and keeping what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+
+from hf_distill.cache import formats, manifest
+from hf_distill.cache.content import Content, Wanted, content_of
+from hf_distill.cache.keys import Piece, pieces
+from hf_distill.cache.packing import Row
+from hf_distill.cache.sealed import MANIFEST, read_manifest, write_manifest
+from hf_distill.cache.shards import damaged, finished, read_keys, remove_stale, write_shard
+from hf_distill.heads import Head
+from hf_distill.reading import Batch
+from hf_distill.signals import Items, Needs, Signal
+
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+
+def write_cache(
+    path: str | Path,
+    teacher: Any,
+    data: Any,
+    data_collator: Collator,
+    *,
+    format: Mapping[str, Any] | None = None,
+    hidden_states: Wanted = False,
+    attentions: bool = False,
+    dtype: str = "float16",
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    head: Head | None = None,
+    processing_class: Any = None,
+    views: Any = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run a teacher over data and keep what it says, for `CachedTeacher`.
+
+    Every process of a launch calls this; they share the shards. Interrupted, the same call goes on:
+    finished shards stay, and none is made twice. A shard that was damaged is made again.
+
+    Args:
+        path: The folder of the cache.
+        teacher: A `Teacher`: a model, an ensemble, a server, ….
+        data: A data set with a length, or a list of them; collated as training will collate them.
+        data_collator: Makes a batch of examples. It must not change them at random.
+        format: How logits are kept, by ``kind``: ``full`` (``dtype``), ``top_k`` (``k``, ``dtype``,
+            ``temperature``), ``sampled`` (``draws``, ``temperature``, ``seed``), ``none``; see
+            `hf_distill.cache.formats`. By default all logits in float32.
+        hidden_states: Keep hidden states: all, or ``{group: [layers]}``.
+        attentions: Keep attention maps.
+        dtype: Of hidden states and attention maps: float32, float16, bfloat16, int8.
+        batch_size: Examples per forward.
+        shard_size: Examples per file.
+        head: How the batches are read; by default the teacher's own.
+        processing_class: The tokenizer or processor, to be recognised later.
+        views: What `hf_distill.cache.record_views` recorded, if ``data`` are those views.
+        say: Prints a line, on the main process.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a cache of another teacher, tokenizer, preprocessing or format is there, saying
+            which; data that change from one reading to the next; a head that cannot be cached.
+        OSError: the disk is full; what is finished stays.
+    """
+    maker = _Maker(teacher, head, data_collator, batch_size)
+    source = _Source(data, maker.columns)
+    folder, shards = Path(path), -(-len(source) // shard_size)
+    if not len(source):
+        raise ValueError("Expected data with examples, got none.")
+    settings = {"kind": "full"} if format is None else dict(format)
+    spec: Any = None if settings["kind"] == "none" else formats.from_json(settings)
+    needs = Needs(
+        logits=spec is not None,
+        exact=spec is not None,
+        whole=spec is not None,
+        hidden_states=bool(hidden_states),
+        attentions=attentions,
+    )
+    if missing := needs.missing_from(teacher.provides):
+        raise ValueError(f"Expected a teacher that gives {missing}; this one does not.")
+    signal, found, items = maker.ask([source[i] for i in range(min(len(source), 2))], needs)
+    content = content_of(
+        signal,
+        found,
+        spec,
+        hidden_states,
+        dtype,
+        maker.axis,
+        len(items.masks["samples"]),
+    )
+    wanted = {
+        "teacher": manifest.teacher_fingerprint(teacher),
+        "task": maker.head.task.name,
+        "inputs": sorted(maker.inputs),
+        "tokenizer": manifest.tokenizer_fingerprint(teacher.tokens()),
+        "preprocessing": manifest.preprocessing_fingerprint(processing_class),
+        "content": content.to_json(),
+        "views": None if views is None else views.to_json(),
+    }
+    facts = {
+        **wanted,
+        "describe": manifest.public(teacher.describe()),
+        "config": manifest.config_values(teacher.config),
+        "examples": len(source),
+        "shard_size": shard_size,
+        "shards": shards,
+    }
+    accelerator = maker.accelerator
+    if accelerator.is_main_process:
+        _begin(folder, facts, teacher.tokens())
+    accelerator.wait_for_everyone()
+    done = {i for i in finished(folder) - set(damaged(folder)) if i < shards}
+    maker.refuse_other_data(folder, source, shard_size, done)
+    accelerator.wait_for_everyone()  # before anything is added
+    todo = [i for i in range(shards) if i not in done]
+    if accelerator.is_main_process:
+        say(f"cache {folder}: {len(done)} of {shards} shards are there")
+    # the missing ones in turn, so that after an interruption too all processes have work
+    for number, index in enumerate(todo):
+        if number % accelerator.num_processes == accelerator.process_index:
+            examples = range(index * shard_size, min(len(source), (index + 1) * shard_size))
+            rows = maker.rows([source[i] for i in examples], content, needs)
+            write_shard(folder, index, rows, content.features)
+            if accelerator.is_main_process:
+                say(f"cache {folder}: shard {number + 1} of {len(todo)}")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+class _Maker:
+    """Asks the teacher, and turns what it says into rows."""
+
+    def __init__(self, teacher: Any, head: Head | None, collate: Collator, batch_size: int):
+        self.teacher, self.collate, self.batch_size = teacher, collate, batch_size
+        found = getattr(teacher, "head", None) if head is None else head
+        if not isinstance(found, Head):
+            raise ValueError(
+                f"Expected a teacher with a model to read the batches by, got a "
+                f"{type(teacher).__name__}. Pass head=Head(student)."
+            )
+        self.head = found
+        if self.head.task.axis is None:
+            raise ValueError(
+                f"Expected a head that judges examples one by one, got {self.head.task.name}: what "
+                "it says of an example depends on the batch. Train with the live teacher."
+            )
+        self.axis = self.head.task.axis
+        labels = set(self.head.task.label_keys)
+        self.inputs = (self.head.accepts | teacher.columns()) - labels
+        self.columns = self.inputs | labels
+        self.accelerator = Accelerator()
+        teacher.place(self.accelerator)
+
+    def ask(self, examples: list[Any], needs: Needs) -> tuple[Signal, list[Piece], Items]:
+        """What the teacher says of some examples, and where they are in the batch."""
+        batch = self._batch(examples)
+        items = self.head.items(batch)
+        return self.teacher(batch, needs, items), self._pieces(batch, items), items
+
+    def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
+        """The rows of a shard; texts of about one length together, so that little is padding."""
+        order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
+        for start in range(0, len(order), self.batch_size):
+            chosen = [examples[i] for i in order[start : start + self.batch_size]]
+            signal, found, items = self.ask(chosen, needs)
+            yield from content.encode(signal, found, items)
+
+    def refuse_other_data(self, folder: Path, source: _Source, size: int, done: set[int]) -> None:
+        """See that what is there is of these data: the first example of each shard is in it.
+
+        Raises:
+            ValueError: it is not, or examples change from one reading to the next.
+        """
+        first, again = ([p.key for p in self._look(source, [0])] for _ in range(2))
+        if first != again:
+            raise ValueError(
+                "Expected the same example each time it is read, got another one: the data or the "
+                "collator change it at random, and training would find nothing in the cache. "
+                "Record the views (hf_distill.cache.record_views), or leave the augmentation out."
+            )
+        for index in sorted(done):
+            held = set(read_keys(folder, index))
+            begins = index * size
+            if begins >= len(source) or self._look(source, [begins])[0].key not in held:
+                raise ValueError(
+                    f"The cache {folder} is of other data: shard {index} does not hold example "
+                    f"{begins}. Use the data, order and preprocessing it was begun with, or write "
+                    "another cache (another folder, or delete this one)."
+                )
+
+    def _look(self, source: _Source, indices: Sequence[int]) -> list[Piece]:
+        batch = self._batch([source[i] for i in indices])
+        return self._pieces(batch, self.head.items(batch))
+
+    def _batch(self, examples: list[Any]) -> Batch:
+        batch = send_to_device(dict(self.collate(examples)), self.accelerator.device)
+        return self.head.task.share(batch, self.head.model)
+
+    def _pieces(self, batch: Batch, items: Items) -> list[Piece]:
+        return pieces(batch, items, self.inputs, self.axis)
+
+
+class _Source:
+    """The examples of one or several data sets, one after the other, with the models' columns."""
+
+    def __init__(self, data: Any, columns: set[str]):
+        parts = list(data) if isinstance(data, (list, tuple)) and _holds_data(data) else [data]
+        for part in parts:
+            if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+                raise ValueError(
+                    f"Expected data with a length, read by index, got {type(part).__name__}. Save "
+                    "a stream as a data set first (datasets.Dataset.from_generator)."
+                )
+        self.parts = [_selected(part, columns) for part in parts]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _holds_data(data: Sequence[Any]) -> bool:
+    return bool(data) and not isinstance(data[0], Mapping)
+
+
+def _selected(part: Any, columns: set[str]) -> Any:
+    """Without the columns that no model takes, as `Trainer` leaves them out."""
+    if not isinstance(part, datasets.Dataset) or part.format["type"] == "custom":
+        return part
+    return part.select_columns([name for name in part.column_names if name in columns])
+
+
+def _length(example: Any) -> int:
+    ids = example.get("input_ids") if isinstance(example, Mapping) else None
+    return 0 if ids is None else len(ids)
+
+
+def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
+    """Write the manifest, or see that the one that is there says the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).is_file():
+        held = read_manifest(folder)
+        manifest.refuse_changes(folder, held, facts)
+        if (held["shard_size"], held["examples"]) != (facts["shard_size"], facts["examples"]):
+            raise ValueError(
+                f"The cache {folder} is of {held['examples']} examples, {held['shard_size']} to a "
+                f"shard, and this one would be of {facts['examples']}, {facts['shard_size']} to a "
+                "shard. Write another cache, or use these sizes."
+            )
+    else:
+        if tokens is not None:
+            manifest.write_vocabulary(folder, tokens)
+        write_manifest(folder, dict(facts))
+        manifest.write_readme(folder, facts)
+    remove_stale(folder)

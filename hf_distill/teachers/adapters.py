@@ -1,0 +1,86 @@
+"""An adapted student without its adapters as the teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+
+from hf_distill.heads import Head, describe_model
+from hf_distill.reading import Batch
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.tasks import Task
+
+
+class AdaptersOff:
+    """The model below a student's adapters, which stays as it was: no second model in memory.
+
+    For each batch the adapters are switched off, the model is in eval mode and asked without
+    gradients, and then everything is again as it was. What PEFT trains besides
+    (``modules_to_save``, such as a new classifier) is replaced by its first weights too.
+
+    Args:
+        student: The very `PeftModel` that is trained.
+        tokenizer: Its tokenizer, if it is to be compared with the trainer's.
+        task: Its row of the task table, if its class does not say it.
+
+    Raises:
+        ValueError: a model without adapters.
+    """
+
+    def __init__(self, student: nn.Module, tokenizer: Any = None, task: Task | None = None):
+        if not isinstance(student, PeftModel):
+            raise ValueError(
+                f"Expected a student with adapters (PeftModel), got {type(student).__name__}. Put "
+                "them on first (peft.get_peft_model), and pass that model to the trainer as well."
+            )
+        self.student = student
+        self.head = Head(student, task)
+        self.config = self.head.config
+        self.provides = self.head.provides
+        self._tokenizer = tokenizer
+        self._autocast: Any = contextlib.nullcontext
+
+    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+        with torch.no_grad(), self._off(), self._autocast():
+            _, signal = self.head.ask(self.head.model, batch, needs, items)
+        return signal.detach()
+
+    @contextlib.contextmanager
+    def _off(self) -> Iterator[None]:
+        """The model in eval mode without its adapters, and after that as it was before.
+
+        PEFT's own context makes every adapter trainable on its way out, whatever it was.
+        """
+        training = [module for module in self.student.modules() if module.training]
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        try:
+            with self.student.disable_adapter():
+                self.student.eval()
+                yield
+        finally:
+            for module in training:
+                module.training = True
+            self.student.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def columns(self) -> set[str]:
+        return self.head.accepts - set(self.head.task.label_keys)
+
+    def tokens(self) -> Mapping[str, int] | None:
+        return None if self._tokenizer is None else self._tokenizer.get_vocab()
+
+    def place(self, accelerator: Accelerator) -> None:
+        self._autocast = accelerator.autocast
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {**describe_model(self.head.model), "adapters": "off"}

@@ -1,0 +1,187 @@
+"""Writing a cache: killed at any moment, on several processes, on a full disk, onto the Hub."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+from hub_server import HubServer
+from launch import launch
+from small import data, models
+from zoo import collate
+
+from hf_distill import CachedTeacher, ModelTeacher, Needs, push_cache, write_cache
+from hf_distill.cache import Store
+from hf_distill.cache.shards import damaged
+
+NAME = "sequence_classification"
+ROWS = 60
+FORM: dict[str, Any] = {"hidden_states": True, "batch_size": 4, "shard_size": 6}
+
+
+LOGITS = Needs(logits=True, exact=True, whole=True)
+
+
+def quiet(line: str) -> None:
+    """Nothing is printed."""
+
+
+def write(folder: str | Path, **options: Any) -> None:
+    options = {**FORM, "say": quiet, **options}
+    write_cache(folder, ModelTeacher(models(NAME)[1]), data(NAME, ROWS), collate, **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder)
+    return folder
+
+
+def test_a_kill_at_any_moment_loses_one_shard_at_most(tmp_path: Path, whole: Path) -> None:
+    """Twenty kills in a row, each in another place; what is there in the end is the same."""
+    chance = random.Random(0)
+    folder, counts, kills = tmp_path / "cache", [0], 0
+    start = time.perf_counter()
+    write(tmp_path / "timed")
+    duration = time.perf_counter() - start
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            try:
+                write(folder)
+            finally:
+                os._exit(0)
+        time.sleep(chance.uniform(0.0, 0.5 * duration))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        there = len(list((folder / "data").glob("shard-*.json"))) if folder.is_dir() else 0
+        assert there >= counts[-1]  # nothing is lost
+        counts.append(there)
+        assert not damaged(folder)
+        if there == ROWS // FORM["shard_size"]:  # done: once more from the start
+            assert files(folder).keys() >= files(whole).keys()
+            folder, counts = tmp_path / f"cache {kills}", [0]
+    write(folder)
+    assert files(folder) == files(whole)
+
+
+def test_nothing_is_done_twice(tmp_path: Path) -> None:
+    """A second call asks the teacher about no shard that is there."""
+    teacher, calls = ModelTeacher(models(NAME)[1]), []
+    ask = teacher.head.ask
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]["input_ids"]))
+        return ask(*arguments)
+
+    teacher.head.ask = counted  # type: ignore[method-assign]
+    options: dict[str, Any] = {**FORM, "say": quiet}
+    write_cache(tmp_path, teacher, data(NAME, ROWS), collate, **options)
+    assert sum(calls) == ROWS + 2  # a look at two of them first
+    calls.clear()
+    shard = tmp_path / "data" / "shard-00003.arrow"
+    before = files(tmp_path)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="shard-00003.arrow"):
+        CachedTeacher(tmp_path)
+    write_cache(tmp_path, teacher, data(NAME, ROWS), collate, **options)
+    assert sum(calls) == FORM["shard_size"] + 2  # it alone is made again
+    assert files(tmp_path) == before
+
+
+def write_together(folder: str) -> None:
+    write(folder)
+
+
+def test_two_processes_write_the_same_cache(tmp_path: Path, whole: Path) -> None:
+    """A shard that is written twice, or by none, would be seen months later."""
+    launch(write_together, tmp_path / "cache", processes=2)
+    assert files(tmp_path / "cache") == files(whole)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished stays and can be read; the message says what to do."""
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"(?s)disk|space") as error:
+        write(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    monkeypatch.undo()
+    there = Store(tmp_path, partial=True)
+    assert len(there) > 0
+    assert not list(tmp_path.rglob("*.partial"))
+    with pytest.raises(ValueError, match=r"Expected 10 shards"):
+        CachedTeacher(tmp_path)
+    write(tmp_path)
+    assert len(CachedTeacher(tmp_path)._store) == ROWS
+
+
+def test_order_and_batches_of_the_training_do_not_matter(whole: Path) -> None:
+    """The same example has the same outputs wherever it stands."""
+    cached, live = CachedTeacher(whole), ModelTeacher(models(NAME)[1])
+    examples = data(NAME, ROWS)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()
+    for size in (1, 7):
+        for start in range(0, ROWS, size):
+            batch = collate([examples[i] for i in order[start : start + size]])
+            items = live.head.items(batch)
+            ours, theirs = (t(batch, LOGITS, items).logits for t in (cached, live))
+            assert ours is not None
+            assert theirs is not None
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+# huggingface_hub's own way of uploading, which httpx finds old
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_cache_is_a_data_set_of_the_hub(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes up is the whole cache, without a path of this machine; what comes down works."""
+    (whole / "notes.txt").write_text("mine")
+    with HubServer() as hub, monkeypatch.context() as patch:
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        push_cache(whole, "tester/outputs", token="dummy")
+        sent = hub.files("tester/outputs")
+        cached = CachedTeacher("tester/outputs")
+    (whole / "notes.txt").unlink()
+    assert sent == files(whole)
+    for name, content in sent.items():
+        assert name.endswith(".arrow") or str(whole.parent).encode() not in content
+    assert len(cached._store) == ROWS
+    rows = datasets.load_dataset(str(whole), split="train", streaming=True)
+    first = next(iter(rows))
+    assert {"key", "logits"} <= first.keys()
+    assert len(first["key"]) == 16

@@ -1,0 +1,312 @@
+"""A cached teacher teaches what the live one teaches, whatever the order, batch or process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import config, data, finite, log_softmax, models, same, trainer, weights
+from torch import Tensor
+from transformers import DataCollatorWithFlattening
+from zoo import CASES, collate
+
+from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher, ReverseKL
+from hf_distill.cache import write_cache
+from hf_distill.cache.sealed import read_sealed, write_sealed
+from hf_distill.heads import Head
+from hf_distill.objectives import AttentionMaps
+from hf_distill.signals import Needs, Signal
+from hf_distill.teachers import CachedTeacher
+
+HEADS = sorted(set(CASES) - {"dual_encoder"})
+NAME = "sequence_classification"
+
+
+def quiet(line: str) -> None:
+    """Nothing is printed."""
+
+
+def written(folder: Path, name: str = NAME, examples: Any = None, **options: Any) -> Path:
+    _, teacher = models(name)
+    examples = data(name) if examples is None else examples
+    options = {"batch_size": 3, "shard_size": 5, "say": quiet, **options}
+    return write_cache(folder / "cache", ModelTeacher(teacher), examples, collate, **options)
+
+
+def asked(teacher: Any, name: str, examples: list[Any], needs: Needs, head: Head) -> Signal:
+    batch = head.task.share(collate(examples), head.model)
+    found: Signal = teacher(batch, needs, head.items(batch))
+    return found
+
+
+def whole_length(examples: list[Any]) -> list[Any]:
+    """The longest ones alone: no batch pads them, so that kernels see the same shapes."""
+    return [{**e, "input_ids": (e["input_ids"] * 9)[:9]} for e in examples]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_is_read_back(tmp_path: Path, name: str) -> None:
+    """A head whose items or classes are laid out another way would be taught by garbage."""
+    student, teacher = models(name)
+    head, live = Head(student), ModelTeacher(teacher)
+    kept = name != "multiple_choice"  # which has several rows of states to an example
+    attended = kept and live.provides.attentions
+    options: dict[str, Any] = {"hidden_states": kept, "attentions": attended, "dtype": "float32"}
+    if not live.provides.logits:
+        options["format"] = {"kind": "none"}
+    cached = CachedTeacher(written(tmp_path, name, **options))
+    needs = live.provides & cached.provides
+    examples = [data(name)[i] for i in (6, 1, 4, 0)]
+    ours, theirs = (asked(t, name, examples, needs, head) for t in (cached, live))
+    batch = head.task.share(collate(examples), head.model)
+    items = head.items(batch)
+    assert ours.kind == theirs.kind
+    if theirs.logits is not None and ours.logits is not None:
+        mask = items.masks["items"]
+        torch.testing.assert_close(ours.logits[mask], theirs.logits[mask], rtol=1e-5, atol=1e-5)
+        assert ours.logits.shape == theirs.logits.shape
+    for group, layers in theirs.hidden_states.items() if kept else ():
+        mask = items.masks.get(group, items.masks["samples"])
+        assert len(ours.hidden_states[group]) == len(layers)
+        for one, other in zip(ours.hidden_states[group], layers, strict=True):
+            assert one.shape == other.shape
+            own = mask if mask.shape == one.shape[: mask.dim()] else items.masks["samples"]
+            torch.testing.assert_close(one[own], other[own], rtol=1e-4, atol=1e-5)
+    for group, layers in theirs.attentions.items() if attended else ():
+        for one, other in zip(ours.attentions[group], layers, strict=True):
+            assert one.shape == other.shape
+            mask = items.masks.get(group)
+            both = torch.ones_like(one).bool()
+            if mask is not None:
+                both = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(one)
+            torch.testing.assert_close(one[both], other[both], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_cached_and_live_training_are_bit_equal(tmp_path: Path, order: str) -> None:
+    """The whole promise: the same losses, the same weights, over shuffled epochs."""
+    examples = whole_length(data(NAME))
+    options: dict[str, Any] = {
+        "train_dataset": examples,
+        "eval_dataset": examples,
+        "objective": 0.5 * HardLabels() + 0.5 * ForwardKL(2.0) + HiddenStates(),
+        "max_steps": 5,
+        "train_sampling_strategy": order,
+    }
+    live = trainer(tmp_path, teacher_model=ModelTeacher(models(NAME)[1]), **options)
+    live.train()
+    folder = written(tmp_path, NAME, examples, hidden_states=True, dtype="float32", batch_size=4)
+    cached = trainer(tmp_path, teacher_model=CachedTeacher(folder), **options)
+    cached.train()
+    logs = [
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
+        for entry in live.state.log_history
+    ]
+    for one, other in zip(logs, cached.state.log_history, strict=True):
+        assert one == {k: other[k] for k in one}
+    assert same(weights(live.model), weights(cached.model))
+    one, other = (t.evaluate() for t in (live, cached))
+    for key in ("eval_loss", "eval_agreement", "eval_kl_forward"):
+        assert other[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("form", [{"kind": "top_k", "k": 39}, {"kind": "top_k", "k": 5}])
+def test_likeliest_tokens_give_the_bucketed_divergence(
+    tmp_path: Path, form: dict[str, Any]
+) -> None:
+    """With all but one class it is the dense loss; with few a bound from below, in numpy."""
+    name = "causal_lm"
+    student, teacher = models(name)
+    folder = written(tmp_path, name, format={**form, "dtype": "float32", "temperature": 2.0})
+    cached, live = CachedTeacher(folder), ModelTeacher(teacher)
+    head, examples = Head(student), data(name)
+    needs = Needs(logits=True, exact=True)
+    sparse = asked(cached, name, examples, needs, head).sparse
+    assert sparse is not None
+    theirs = asked(live, name, examples, needs, head).logits
+    batch = collate(examples)
+    _, ours = head.ask(student, batch, needs, head.items(batch))
+    mask = head.items(batch).masks["items"]
+    assert ours.logits is not None and theirs is not None
+    p, q = (log_softmax((x / 2).detach()) for x in (theirs, ours.logits))
+    ids = np.argsort(-p, axis=-1)[..., : form["k"]]
+    tops = [np.take_along_axis(x, ids, -1) for x in (p, q)]
+    rests = [np.log(np.maximum(-np.expm1(np.log(np.exp(t).sum(-1))), 1e-30)) for t in tops]
+    expected = (np.exp(tops[0]) * (tops[0] - tops[1])).sum(-1)
+    expected += np.exp(rests[0]) * (rests[0] - rests[1])
+    objective = 1.0 * ForwardKL(2.0)
+    from hf_distill.schedules import Progress
+    from hf_distill.terms import Context
+
+    context = Context(torch.nn.ModuleDict(), {}, {}, Progress(0, 0.0, 1))
+    (term,) = objective.terms(ours, Signal(sparse=sparse), head.items(batch), context)
+    torch.testing.assert_close(
+        term.values[mask].double(), torch.from_numpy(4 * expected)[mask], rtol=1e-4, atol=1e-5
+    )
+    (dense,) = objective.terms(ours, Signal(theirs), head.items(batch), context)
+    assert (term.values <= dense.values + 1e-5)[mask].all()
+    if form["k"] == 39:
+        torch.testing.assert_close(term.values[mask], dense.values[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_sparse_caches_train_and_are_measured(tmp_path: Path) -> None:
+    """A format that evaluation or a divergence cannot read ends after the first epoch."""
+    name = "causal_lm"
+    forms: list[tuple[dict[str, Any], Any]] = [
+        ({"kind": "top_k", "k": 6}, ReverseKL()),
+        ({"kind": "sampled", "draws": 12}, ForwardKL()),
+    ]
+    for form, objective in forms:
+        folder = written(tmp_path / form["kind"], name, format=form)
+        teacher = CachedTeacher(folder)
+        ours = trainer(tmp_path / "out", name, teacher_model=teacher, objective=objective)
+        ours.train()
+        figures = ours.evaluate()
+        assert finite({k: v for k, v in figures.items() if isinstance(v, float)})
+        assert 0 <= figures["eval_agreement"] <= 1
+        assert ("eval_kl_forward" in figures) == (form["kind"] == "top_k")
+
+
+def test_what_a_format_cannot_give_is_refused(tmp_path: Path) -> None:
+    """Reverse KL from draws is infinite; a temperature that was not kept, another distribution."""
+    name = "causal_lm"
+    drawn = CachedTeacher(written(tmp_path / "a", name, format={"kind": "sampled"}))
+    with pytest.raises(ValueError, match=r"reverse_kl.*exact probabilities \(not draws\)"):
+        trainer(tmp_path, name, teacher_model=drawn, objective=ReverseKL())
+    top = CachedTeacher(written(tmp_path / "b", name, format={"kind": "top_k", "k": 4}))
+    from hf_distill.objectives import LogitMSE
+
+    with pytest.raises(ValueError, match=r"logit_mse.*the logits of every class"):
+        trainer(tmp_path, name, teacher_model=top, objective=LogitMSE())
+    with pytest.raises(ValueError, match=r"ForwardKL\(temperature=1\).*got 2.0"):
+        trainer(tmp_path, name, teacher_model=top, objective=ForwardKL(2.0))
+    with pytest.raises(ValueError, match="hidden_states"):
+        trainer(tmp_path, name, teacher_model=top, objective=HiddenStates())
+    with pytest.raises(ValueError, match="attentions"):
+        trainer(tmp_path, name, teacher_model=top, objective=AttentionMaps())
+    with pytest.raises(ValueError, match="one softmax over fixed classes"):
+        written(tmp_path / "c", "multi_label", format={"kind": "sampled"})
+    with pytest.raises(ValueError, match="several choices"):
+        written(tmp_path / "e", "multiple_choice", hidden_states=True)
+    with pytest.raises(ValueError, match="judges examples one by one"):
+        written(tmp_path / "d", "dual_encoder")
+
+
+def test_layers_that_are_kept(tmp_path: Path) -> None:
+    """A layer map onto a layer that was not kept must not read another one."""
+    folder = written(tmp_path, hidden_states={"hidden": [0, -1]}, dtype="int8")
+    options: dict[str, Any] = {"teacher_model": CachedTeacher(folder)}
+    ours = trainer(tmp_path, objective=HiddenStates([[-1, -1]]), **options)
+    ours.train()
+    with pytest.raises(ValueError, match=r"layer 2 of hidden.hidden.*keeps \[0, 4\] of 5"):
+        trainer(tmp_path, objective=HiddenStates([[1, 2]]), **options)
+
+
+def test_missing_examples_are_named_or_asked_for(tmp_path: Path) -> None:
+    """Silently skipping them, or teaching them with zeros, would look like training."""
+    examples, name = data(NAME), NAME
+    folder = written(tmp_path, name, examples[:5])
+    head = Head(models(name)[0])
+    needs = Needs(logits=True, exact=True, whole=True)
+    cached = CachedTeacher(folder)
+    with pytest.raises(ValueError, match=r"2 that are not there; the first is row 1 .*input_ids"):
+        asked(cached, name, [examples[i] for i in (0, 6, 7)], needs, head)
+    with pytest.raises(ValueError, match=r"got none of 2; .*changes the examples at random"):
+        asked(cached, name, examples[6:], needs, head)
+    live = ModelTeacher(models(name)[1])
+    helped = CachedTeacher(folder, live=live)
+    chosen = [examples[i] for i in (6, 0, 7)]
+    one, other = (asked(t, name, chosen, needs, head).logits for t in (helped, live))
+    assert one is not None and other is not None
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    ours = trainer(tmp_path, teacher_model=helped, max_steps=4)
+    ours.train()
+    assert len(CachedTeacher(folder)._store) == 8  # they are added
+    again = asked(CachedTeacher(folder), name, chosen, needs, head).logits
+    assert again is not None
+    assert torch.equal(again, one)
+
+
+def test_stale_and_foreign_caches_are_refused(tmp_path: Path) -> None:
+    """The outputs of last week's teacher under this week's name."""
+    folder = written(tmp_path)
+    other = models(NAME)[1]
+    for parameter in other.parameters():
+        parameter.data.add_(1e-3)
+        break
+    with pytest.raises(ValueError, match="the teacher's weights"):
+        CachedTeacher(folder, live=ModelTeacher(other))
+    with pytest.raises(ValueError, match="the teacher's weights"):
+        write_cache(folder, ModelTeacher(other), data(NAME), collate, say=quiet, shard_size=5)
+    teacher = ModelTeacher(models(NAME)[1])
+    with pytest.raises(ValueError, match=r"what is kept.*top_k"):
+        form = {"kind": "top_k", "k": 2}
+        write_cache(folder, teacher, data(NAME), collate, format=form, say=quiet, shard_size=5)
+    with pytest.raises(ValueError, match=r"of other data: shard 0"):
+        turned = data(NAME)[5:] + data(NAME)[:5]
+        write_cache(folder, teacher, turned, collate, say=quiet, shard_size=5)
+    with pytest.raises(ValueError, match=r"8 examples, 5 to a shard"):
+        write_cache(folder, teacher, data(NAME), collate, say=quiet, shard_size=4)
+    facts = read_sealed(folder / "cache.json")
+    write_sealed(folder / "cache.json", {**facts, "format_version": 99})
+    with pytest.raises(ValueError, match="format version 1"):
+        CachedTeacher(folder)
+
+
+def test_examples_that_change_are_refused(tmp_path: Path) -> None:
+    """A cache of one augmentation would never be found again, after hours of writing it."""
+
+    def masking(rows: list[Any]) -> dict[str, Tensor]:
+        batch = collate(rows)
+        return {**batch, "input_ids": torch.randint_like(batch["input_ids"], 3, 40)}
+
+    with pytest.raises(ValueError, match="Record the views"):
+        write_cache(tmp_path, ModelTeacher(models(NAME)[1]), data(NAME), masking, say=quiet)
+
+
+def test_packed_rows_read_the_cache_of_single_texts(tmp_path: Path) -> None:
+    """Each text gets its own outputs, as if the others were not in its row."""
+    name = "causal_lm"
+    examples = [{"input_ids": e["input_ids"], "labels": e["input_ids"]} for e in data(name)]
+    student, teacher = models(name)
+    head, live = Head(student), ModelTeacher(teacher)
+    cached = CachedTeacher(written(tmp_path, name, examples))
+    packed = dict(DataCollatorWithFlattening(return_tensors="pt")(examples[:3]))
+    needs = Needs(logits=True, exact=True, whole=True)
+    items = head.items(packed)
+    found = cached(packed, needs, items).logits
+    assert found is not None
+    expected = []
+    for example in examples[:3]:
+        logits = asked(live, name, [example], needs, head).logits
+        assert logits is not None
+        expected.append(logits[0])
+    mask = items.masks["items"]
+    torch.testing.assert_close(found[mask], torch.cat(expected), rtol=1e-5, atol=1e-5)
+    del packed["labels"]
+    with pytest.raises(ValueError, match="packed texts whose last token"):
+        cached(packed, needs, head.items(packed))
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    """A cache is read by content, so a resumed run goes on with the same targets."""
+    folder = written(tmp_path)
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path / "whole", teacher_model=CachedTeacher(folder), **options)
+    whole.train()
+    again = trainer(tmp_path / "again", teacher_model=CachedTeacher(folder), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert same(weights(whole.model), weights(again.model))
+
+
+def test_settings_of_the_trainer(tmp_path: Path) -> None:
+    """The card names the teacher, and what of it was kept."""
+    folder = written(tmp_path, format={"kind": "full", "dtype": "bfloat16"})
+    ours = trainer(tmp_path, teacher_model=CachedTeacher(folder), args=config(tmp_path))
+    told = ours.teacher.describe()
+    assert told["architecture"] == "BertForSequenceClassification"
+    assert told["cache"]["logits"]["dtype"] == "bfloat16"
+    assert told["cache"]["examples"] == 8
