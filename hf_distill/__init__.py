@@ -17,6 +17,8 @@ from hf_distill.teachers import (
     Ensemble,
     ModelTeacher,
     PastStudent,
+    RemoteTeacher,
+    ServerTeacher,
     Teacher,
 )
 from hf_distill.temperature import AdaptiveTemperature, LearnedTemperature
@@ -42,9 +44,11 @@ __all__ = [
     "Needs",
     "Objective",
     "PastStudent",
+    "RemoteTeacher",
     "Schedule",
     "Seq2SeqDistillationConfig",
     "Seq2SeqDistillationTrainer",
+    "ServerTeacher",
     "Share",
     "Signal",
     "Sparse",

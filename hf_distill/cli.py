@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_distill import __version__
+from hf_distill import __version__, serving
+from hf_distill.cache import push_cache
 from hf_distill.hub.push import push_folder
 from hf_distill.initialise import write_student
 from hf_distill.recipe import RecipeError, Run, load_recipe
@@ -23,6 +24,8 @@ EXAMPLES = """examples:
   accelerate launch -m hf_distill train recipe.yaml
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
+  hf-distill cache recipe.yaml
+  hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
 """
 INIT_EXAMPLES = """examples:
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
@@ -37,7 +40,7 @@ recipe, or for DistillationTrainer.
 EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with the
 recipe or the command line; 130 interrupted (the same command again resumes).
 """
-FLAGS = {"help", "version", "dry-run"}
+FLAGS = {"help", "version", "dry-run", "push"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="show the resolved recipe and what would be done"
     )
+    _add_cache(commands)
     push = commands.add_parser(
         "push",
         help="publish a finished student with its card",
@@ -80,7 +84,25 @@ def parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", default=None, help="if it is created")
     push.add_argument("--revision", help="branch to push to, created when missing")
     _add_init_student(commands)
+    serving.add_parser(commands)
     return main
+
+
+def _add_cache(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="run a recipe's teacher over its data, and keep what it says",
+        description=(
+            "Train the teacher if need be, run it once over the training and validation data and\n"
+            "keep its outputs; `train` with a section `teacher.cache` then needs no teacher in\n"
+            "memory. Interrupted, the same command goes on; damaged files alone are made again."
+        ),
+        usage="hf-distill cache RECIPE [--push ID] [--key value]...",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cache.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
+    cache.add_argument("--push", metavar="ID", help="publish it as a data set, namespace/name")
 
 
 def _add_init_student(commands: Any) -> None:
@@ -133,14 +155,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     overrides: list[tuple[str, str]] = []
     try:
-        if words[:1] == ["train"]:
+        if words[:1] in (["train"], ["cache"]):
             words, overrides = split_overrides(words)
         args = parser().parse_args(words)
         if args.command == "push":
             return _push(args)
         if args.command == "init-student":
             return _init_student(args)
+        if args.command == "serve-teacher":
+            return serving.run(args)
         run = Run(load_recipe(args.recipe, overrides), _say)
+        if args.command == "cache":
+            return _cache(run, args.push)
         if args.dry_run:
             run.say(f"{run.recipe.to_yaml()}\n{run.plan()}")
         else:
@@ -154,6 +180,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; the same command again resumes from the last checkpoint")
         return 130
+    return 0
+
+
+def _cache(run: Run, repo: str | None) -> int:
+    try:
+        folder = run.write_cache()
+        if repo is not None and run.state.is_main_process:
+            run.say(f"pushed: {push_cache(folder, repo).commit_url}")
+    except RecipeError:
+        raise
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        _complain(str(error))
+        return 1
     return 0
 
 

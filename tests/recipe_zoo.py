@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = ("good", "bad", "film", "plot", "the", "was", "a", "and", "very", "not")
 SOURCE = """
@@ -144,3 +151,24 @@ def record(folder: Path, stage: str) -> dict[str, Any]:
     """What a stage of the recipe in this folder has written down."""
     loaded: dict[str, Any] = json.loads((folder / "out" / stage / "stage.json").read_text())
     return loaded
+
+
+def held_out(folder: Path) -> tuple[list[str], list[int]]:
+    """The texts and labels of the test split of the recipe in this folder."""
+    spec = importlib.util.spec_from_file_location("lines_of_a_test", folder / "lines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    test = module.lines()["test"]
+    return test["text"][:], test["label"][:]
+
+
+def probabilities(model: Path, texts: list[str]) -> np.ndarray:
+    """Plain transformers, one text at a time, in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForSequenceClassification.from_pretrained(model).double().eval()
+    with torch.no_grad():
+        rows = [loaded(**tokenizer(text, return_tensors="pt")).logits for text in texts]
+    probabilities: np.ndarray = torch.cat(rows).softmax(-1).numpy()
+    return probabilities

@@ -103,7 +103,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match="shard-00003.arrow"):
+    with pytest.raises(ValueError, match=r"shard-00003\.arrow"):
         CachedTeacher(tmp_path)
     write_cache(tmp_path, teacher, data(NAME, ROWS), collate, **options)
     assert sum(calls) == FORM["shard_size"] + 2  # it alone is made again

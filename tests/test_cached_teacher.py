@@ -17,10 +17,13 @@ from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher, Revers
 from hf_distill.cache import write_cache
 from hf_distill.cache.sealed import read_sealed, write_sealed
 from hf_distill.heads import Head
-from hf_distill.objectives import AttentionMaps
+from hf_distill.objectives import AttentionMaps, LogitMSE
+from hf_distill.schedules import Progress
 from hf_distill.signals import Needs, Signal
 from hf_distill.teachers import CachedTeacher
+from hf_distill.terms import Context
 
+CONTEXT = Context(torch.nn.ModuleDict(), {}, {}, Progress(0, 0.0, 1))
 HEADS = sorted(set(CASES) - {"dual_encoder"})
 NAME = "sequence_classification"
 
@@ -130,7 +133,8 @@ def test_likeliest_tokens_give_the_bucketed_divergence(
     batch = collate(examples)
     _, ours = head.ask(student, batch, needs, head.items(batch))
     mask = head.items(batch).masks["items"]
-    assert ours.logits is not None and theirs is not None
+    assert ours.logits is not None
+    assert theirs is not None
     p, q = (log_softmax((x / 2).detach()) for x in (theirs, ours.logits))
     ids = np.argsort(-p, axis=-1)[..., : form["k"]]
     tops = [np.take_along_axis(x, ids, -1) for x in (p, q)]
@@ -138,15 +142,11 @@ def test_likeliest_tokens_give_the_bucketed_divergence(
     expected = (np.exp(tops[0]) * (tops[0] - tops[1])).sum(-1)
     expected += np.exp(rests[0]) * (rests[0] - rests[1])
     objective = 1.0 * ForwardKL(2.0)
-    from hf_distill.schedules import Progress
-    from hf_distill.terms import Context
-
-    context = Context(torch.nn.ModuleDict(), {}, {}, Progress(0, 0.0, 1))
-    (term,) = objective.terms(ours, Signal(sparse=sparse), head.items(batch), context)
+    (term,) = objective.terms(ours, Signal(sparse=sparse), head.items(batch), CONTEXT)
     torch.testing.assert_close(
         term.values[mask].double(), torch.from_numpy(4 * expected)[mask], rtol=1e-4, atol=1e-5
     )
-    (dense,) = objective.terms(ours, Signal(theirs), head.items(batch), context)
+    (dense,) = objective.terms(ours, Signal(theirs), head.items(batch), CONTEXT)
     assert (term.values <= dense.values + 1e-5)[mask].all()
     if form["k"] == 39:
         torch.testing.assert_close(term.values[mask], dense.values[mask], rtol=1e-4, atol=1e-5)
@@ -177,8 +177,6 @@ def test_what_a_format_cannot_give_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reverse_kl.*exact probabilities \(not draws\)"):
         trainer(tmp_path, name, teacher_model=drawn, objective=ReverseKL())
     top = CachedTeacher(written(tmp_path / "b", name, format={"kind": "top_k", "k": 4}))
-    from hf_distill.objectives import LogitMSE
-
     with pytest.raises(ValueError, match=r"logit_mse.*the logits of every class"):
         trainer(tmp_path, name, teacher_model=top, objective=LogitMSE())
     with pytest.raises(ValueError, match=r"ForwardKL\(temperature=1\).*got 2.0"):
@@ -220,7 +218,8 @@ def test_missing_examples_are_named_or_asked_for(tmp_path: Path) -> None:
     helped = CachedTeacher(folder, live=live)
     chosen = [examples[i] for i in (6, 0, 7)]
     one, other = (asked(t, name, chosen, needs, head).logits for t in (helped, live))
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     ours = trainer(tmp_path, teacher_model=helped, max_steps=4)
     ours.train()
@@ -242,11 +241,11 @@ def test_stale_and_foreign_caches_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the teacher's weights"):
         write_cache(folder, ModelTeacher(other), data(NAME), collate, say=quiet, shard_size=5)
     teacher = ModelTeacher(models(NAME)[1])
+    form = {"kind": "top_k", "k": 2}
     with pytest.raises(ValueError, match=r"what is kept.*top_k"):
-        form = {"kind": "top_k", "k": 2}
         write_cache(folder, teacher, data(NAME), collate, format=form, say=quiet, shard_size=5)
+    turned = data(NAME)[5:] + data(NAME)[:5]
     with pytest.raises(ValueError, match=r"of other data: shard 0"):
-        turned = data(NAME)[5:] + data(NAME)[:5]
         write_cache(folder, teacher, turned, collate, say=quiet, shard_size=5)
     with pytest.raises(ValueError, match=r"8 examples, 5 to a shard"):
         write_cache(folder, teacher, data(NAME), collate, say=quiet, shard_size=4)
@@ -310,3 +309,41 @@ def test_settings_of_the_trainer(tmp_path: Path) -> None:
     assert told["architecture"] == "BertForSequenceClassification"
     assert told["cache"]["logits"]["dtype"] == "bfloat16"
     assert told["cache"]["examples"] == 8
+
+
+def _gradient(student: Any, signal: Signal, batch: dict[str, Tensor]) -> Tensor:
+    head = Head(student)
+    items = head.items(batch)
+    _, ours = head.ask(student, batch, Needs(logits=True), items)
+    (term,) = ForwardKL().terms(ours, signal, items, CONTEXT)
+    assert term.mask is not None
+    loss = torch.where(term.mask, term.values, 0.0).sum() / term.mask.sum()
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None]).double()
+
+
+def test_draws_are_unbiased_and_a_cut_tail_is_not(tmp_path: Path) -> None:
+    """The mean gradient over many caches is the dense one, within three standard errors of its
+    length; the likeliest classes alone pull the student elsewhere, however often one writes."""
+    name = "causal_lm"
+    student, teacher = models(name)
+    head, live, examples = Head(student), ModelTeacher(teacher), data(name)
+    batch = collate(examples)
+    needs = Needs(logits=True, exact=True, whole=True)
+    dense = _gradient(student, live(batch, needs, head.items(batch)), batch)
+    found = []
+    for seed in range(100):
+        form: dict[str, Any] = {"kind": "sampled", "draws": 12, "seed": seed}
+        folder = write_cache(tmp_path / str(seed), live, examples, collate, format=form, say=quiet)
+        cached = CachedTeacher(folder)(batch, Needs(logits=True), head.items(batch))
+        found.append(_gradient(student, cached, batch))
+    runs = torch.stack(found)
+    error = runs.mean(0) - dense
+    standard = (runs.var(0, unbiased=True) / len(runs)).sum().sqrt()
+    assert error.norm() < 1.3 * standard  # its expectation is the standard error itself
+    assert standard < 0.3 * dense.norm()
+    form = {"kind": "top_k", "k": 4, "tail": False}
+    cut = CachedTeacher(written(tmp_path / "cut", name, format=form))
+    biased = _gradient(student, cut(batch, Needs(logits=True), head.items(batch)), batch)
+    assert (biased - dense).norm() > 10 * standard

@@ -49,7 +49,7 @@ class TopMargin(Objective):
 
     scale: float = 1.0
     name: ClassVar[str] = "top_margin"
-    needs: ClassVar[Needs] = Needs(logits=True)
+    needs: ClassVar[Needs] = Needs(logits=True, whole=True)
 
     def terms(self, student: Any, teacher: Any, items: Any, context: Any) -> list[Term]:
         ours, theirs = (self.margin(signal.logits) for signal in (student, teacher))

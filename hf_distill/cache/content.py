@@ -252,8 +252,8 @@ def content_of(
             continue
         if len(tensor) != rows:
             raise ValueError(
-                f"Expected {name} of {rows} examples, got {len(tensor)} rows: several choices to an "
-                "example cannot be kept. Keep the logits alone."
+                f"Expected {name} of {rows} examples, got {len(tensor)} rows: several choices to "
+                "an example cannot be kept. Keep the logits alone."
             )
         shape: list[int | None] = list(_part(name, tensor, found[0]).shape)
         if _ranged(name, tensor, found[0]):

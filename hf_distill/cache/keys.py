@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,7 @@ def _pieces(row: _Row, positions: np.ndarray | None) -> list[Piece]:
         if len(steps):
             edges = [first, *steps.tolist(), stop]
             short = len(ids) - len(row.wanted)  # the last token of a text predicts nothing
-            return [
-                _piece(row, {"": (a, b)}, (a, b - short))
-                for a, b in zip(edges, edges[1:], strict=False)
-            ]
+            return [_piece(row, {"": (a, b)}, (a, b - short)) for a, b in pairwise(edges)]
     return [_piece(row, {}, None)]
 
 

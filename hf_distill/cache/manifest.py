@@ -98,7 +98,8 @@ def config_from(values: Mapping[str, Any] | None) -> Any:
     """The teacher's configuration, without its weights; None if there is none."""
     if values is None:
         return None
-    kind = transformers.CONFIG_MAPPING.get(values.get("model_type", ""), PretrainedConfig)
+    known = values.get("model_type") in transformers.CONFIG_MAPPING  # its get() finds none
+    kind: Any = transformers.CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
     return kind.from_dict(dict(values))
 
 

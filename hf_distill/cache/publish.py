@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 
+from hf_distill.cache.sealed import read_manifest
 from hf_distill.cache.shards import verify
 
 FILES = ("cache.json", "vocabulary.json.gz", "views.jsonl", "README.md", "data/*.arrow")
@@ -32,7 +33,8 @@ def push_cache(
     Raises:
         ValueError: the cache is unfinished or damaged.
     """
-    verify(path)
+    verify(path, range(read_manifest(path)["shards"]))
+    verify(path)  # and what was added since
     api = HfApi(token=token)
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     if revision is not None:

@@ -26,7 +26,7 @@ PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
 WHOLE = Needs(logits=True, exact=True, whole=True)
 COARSE = Needs(logits=True, exact=True)
-"""What is defined by probabilities alone: for the likeliest classes and one for the rest as well."""
+"""What is defined by probabilities alone: for some classes and one for the rest as well."""
 DRAWN = Needs(logits=True)
 """What is linear in the teacher's probabilities, up to a constant: its gradient is unbiased if they
 are an unbiased estimate."""
@@ -152,8 +152,8 @@ class Divergence(LogitObjective):
         if self.temperature != temperature:
             raise ValueError(
                 f"Expected {type(self).__name__}(temperature={temperature:g}), the temperature of "
-                f"the teacher's stored probabilities, got {self.temperature}. Those of some classes "
-                "alone cannot be softened later: use theirs, or write the cache anew."
+                f"the teacher's stored probabilities, got {self.temperature}. Those of some "
+                "classes alone cannot be softened later: use theirs, or write the cache anew."
             )
         return temperature
 

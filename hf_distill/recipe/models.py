@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from hf_distill.initialise import student_from_teacher
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
-from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
 
 
@@ -38,9 +38,9 @@ class Models:
             "problem_type": "single_label_classification",
         }
         self.paths = {
-            role: sources.locate(model, recipe.file.parent, f"{role}.model")
-            for role in ("teacher", "student")
-            if (model := getattr(recipe, role).model) is not None
+            role: sources.locate(model, recipe.file.parent, f"{key_of(role)}.model")
+            for role in ("teacher", *recipe.assistant_roles, "student")
+            if (model := recipe.section(role).model) is not None
         }
 
     def teacher(self, seed: int) -> PreTrainedModel:
@@ -49,14 +49,20 @@ class Models:
 
     def student(self, seed: int) -> PreTrainedModel:
         """The student before training; the baseline starts from the same weights."""
-        layers = self.recipe.student.from_teacher_layers
-        if layers is None:
-            return self._new("student", self.recipe.student.config, seed)
-        width = self.recipe.student.hidden_size
+        return self.learner("student", seed)
+
+    def learner(self, role: str, seed: int) -> PreTrainedModel:
+        """The model of a role before training: teacher, student or an assistant."""
+        if role == "teacher":
+            return self.teacher(seed)
+        section = self.recipe.section(role)
+        if section.from_teacher_layers is None:
+            return self._new(role, section.config, seed)
+        layers, width = section.from_teacher_layers, section.hidden_size
         try:
             return student_from_teacher(self.teacher(seed), layers, hidden_size=width)
         except ValueError as error:
-            raise RecipeError(f"`student.from_teacher_layers`: {error}") from error
+            raise RecipeError(f"`{key_of(role)}.from_teacher_layers`: {error}") from error
 
     def trained(self, folder: str) -> PreTrainedModel:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
@@ -68,16 +74,16 @@ class Models:
         return model
 
     def identities(self) -> dict[str, Any]:
-        """What the models are made of, for fingerprints: ``teacher`` and ``student``."""
-        teacher = self._identity("teacher", self.recipe.teacher.config)
-        student = self._identity("student", self.recipe.student.config)
-        layers = self.recipe.student.from_teacher_layers
-        if layers is not None:
-            width = self.recipe.student.hidden_size
-            student = {"layers": layers, "of": teacher}
-            if width is not None:
-                student["hidden_size"] = width
-        return {"teacher": teacher, "student": student}
+        """What the models are made of, for fingerprints, by role."""
+        found = {"teacher": self._identity("teacher", self.recipe.teacher.config)}
+        for role in (*self.recipe.assistant_roles, "student"):
+            section = self.recipe.section(role)
+            found[role] = self._identity(role, section.config)
+            if section.from_teacher_layers is not None:
+                found[role] = {"layers": section.from_teacher_layers, "of": found["teacher"]}
+                if section.hidden_size is not None:
+                    found[role]["hidden_size"] = section.hidden_size
+        return found
 
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
@@ -97,13 +103,13 @@ class Models:
                 )
             except (OSError, ValueError) as error:
                 raise RecipeError(
-                    f"`{role}.model`: {self.paths[role]} cannot be loaded with "
+                    f"`{key_of(role)}.model`: {self.paths[role]} cannot be loaded with "
                     f"{self._auto.__name__}: {error}"
                 ) from error
         return loaded
 
     def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
-        options = dict(settings)
+        options, role = dict(settings), key_of(role)
         kind = options.pop("model_type", None)
         if kind is None:
             raise RecipeError(f"`{role}.config.model_type` is missing: bert, resnet, ….")

@@ -13,7 +13,7 @@ from hf_distill.hub.check import scrub
 from hf_distill.publishing import PIPELINES, TOLD
 from hf_distill.recipe import sources
 from hf_distill.recipe.examples import Examples
-from hf_distill.recipe.report import NAMES, SIZES, verdict
+from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import write_text
 from hf_distill.recipe.tasks import RecipeTask
@@ -69,6 +69,8 @@ def student_card(
     if not recipe.teacher.fine_tuned:
         how = "fine-tuned" if recipe.teacher.model is not None else "trained"
         named += f" {how} on {data['name']}"
+    if "members" in facts["models"]["teacher"]:
+        named += f" with {facts['models']['teacher']['members']} seeds, their mean"
     models = facts["models"]
     derived = recipe.student.from_teacher_layers is not None
     return StudentCard(
@@ -141,7 +143,19 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
             f"{seed}, the best of {facts['student_seeds']} on the validation split; "
             f"its own test {metric} is {value:.4f}"
         )
+    for role in between(facts):
+        rows[name_of(role, facts["models"][role])] = _in_words(facts, role)
     return rows
+
+
+def _in_words(facts: Mapping[str, Any], role: str) -> str:
+    """A model between teacher and student in one line."""
+    model, metric = facts["models"][role], facts["metric"]
+    return (
+        f"{model['parameters']:,} parameters, test {metric} {show(model['test'][metric])}, "
+        f"agreement with the teacher {show(model['test'].get('agreement'))}, trained for "
+        f"{show(model['train_seconds'], 0)} s"
+    )
 
 
 def _limitations(recipe: Recipe, examples: Examples, facts: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.publishing import environment
-from hf_distill.recipe.schema import ROLES, Recipe
+from hf_distill.recipe.chain import TEACHER, generations
+from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.terms import Sum
 
@@ -22,6 +24,8 @@ NAMES = {
     "student": "Distilled student",
 }
 _COLOURS = {"teacher": "#555555", "baseline": "#e08214", "student": "#2166ac"}
+_MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
+"""Colours of assistants and earlier generations, in turn."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,22 @@ class Outcome:
     examples: Mapping[str, int]
     metric: str
 
+    @property
+    def roles(self) -> list[str]:
+        """Who is compared: teacher, assistants, baseline, generations of students."""
+        recipe = self.recipe
+        return [TEACHER, *recipe.assistant_roles, "baseline", *generations(recipe)]
+
     def keys(self, role: str) -> list[str]:
-        """The runs of a role: one teacher, a baseline and a student per seed."""
-        return [key for key in self.results["evaluation"] if key.split("/")[0] == role]
+        """The runs of a role: one teacher and assistant, a baseline and a student per seed."""
+        found = [key for key in self.results["evaluation"] if key.split("/")[0] == role]
+        return [role] if role in found else found  # of several teachers, all of them together
+
+    def seconds(self, role: str) -> list[float]:
+        """How long the training of each run of a role took; of several teachers the sum."""
+        runs = [run for key, run in self.results.items() if key.split("/")[0] == role]
+        seconds = [run["seconds"] for run in runs]
+        return [sum(seconds)] if role == TEACHER and seconds else seconds
 
     def tested(self, role: str, figure: str) -> list[float]:
         """A figure on the test split, one value per seed; empty where it does not apply."""
@@ -62,15 +79,18 @@ class Outcome:
 def summary(outcome: Outcome) -> dict[str, Any]:
     """The report as plain values, without anything of this machine but its kind."""
     recipe, models = outcome.recipe, {}
-    for role in ROLES:
+    for role in outcome.roles:
         keys = outcome.keys(role)
         first = outcome.results["evaluation"][keys[0]]
         figures = [*FIGURES, f"retained_{outcome.metric}"]
         test = {f: spread(values) for f in figures if (values := outcome.tested(role, f))}
         models[role] = {**{key: first[key] for key in SIZES}, "test": test}
+        if "members" in first:
+            models[role]["members"] = first["members"]
+        if seconds := outcome.seconds(role):
+            models[role]["train_seconds"] = spread(seconds)
         runs = [outcome.results[key] for key in keys if key in outcome.results]
         if runs:
-            models[role]["train_seconds"] = spread([run["seconds"] for run in runs])
             models[role]["train_steps"] = runs[0]["steps"]
     return {
         "name": recipe.name,
@@ -128,19 +148,34 @@ def show(value: float | dict[str, float] | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
+def name_of(role: str, model: Mapping[str, Any]) -> str:
+    """What a role is called: ``Assistant 1``, ``Student, generation 1``, ``Teacher (mean of 2)``.
+
+    The last generation is the student.
+    """
+    if role.startswith("generation-"):
+        return f"Student, {role.replace('-', ' ')}"
+    name = NAMES.get(role, role.replace("-", " ").capitalize())
+    return f"{name} (mean of {model['members']})" if "members" in model else name
+
+
+def between(facts: Mapping[str, Any]) -> list[str]:
+    """The models of a report between the teacher and the student: assistants and generations."""
+    return [role for role in facts["models"] if role not in NAMES]
+
+
 def table(facts: Mapping[str, Any]) -> str:
-    """Teacher, baseline and student in a Markdown table."""
+    """Teacher, assistants, baseline and students in a Markdown table."""
     metric = facts["metric"]
     header = ["", "Parameters", metric.title(), "Agreement", "Share kept", "ECE", "Training"]
     rows = [header, [":--", *["--:"] * (len(header) - 1)]]
-    for role, name in NAMES.items():
-        model = facts["models"][role]
+    for role, model in facts["models"].items():
         test = model["test"]
         kept = test.get(f"retained_{metric}")
         seconds = model.get("train_seconds")
         rows.append(
             [
-                name,
+                name_of(role, model),
                 f"{model['parameters']:,}",
                 show(test[metric]),
                 show(test.get("agreement")),
@@ -206,20 +241,23 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
     metric = facts["metric"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
+    more = zip(between(facts), itertools.cycle(_MORE), strict=False)
+    colours = {**_COLOURS, **dict(more)}
     for key, run in facts["curves"].items():
         role = key.split("/")[0]
-        first = key == next(k for k in facts["curves"] if k.startswith(role))
+        first = key == next(k for k in facts["curves"] if k.split("/")[0] == role)
         for panel, name in zip(panels, ("loss", metric), strict=True):
             marker = "o" if len(run[name]) <= 30 else None
             steps, values = [p[0] for p in run[name]], [p[1] for p in run[name]]
-            label = NAMES[role] if first and name == "loss" else None
+            named = name_of(role, facts["models"][role])
+            label = named if first and name == "loss" else None
             panel.plot(
                 steps,
                 values,
                 marker=marker,
                 markersize=3.5,
                 linewidth=1.3,
-                color=_COLOURS[role],
+                color=colours[role],
                 label=label,
             )
     panels[0].set(title="Training loss", ylabel="loss (each model's own objective)")
@@ -228,7 +266,7 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
         panel.set_xlabel("optimizer step")
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(NAMES), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(4, len(facts["models"])), frameon=False)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=130, format="png")
     temporary.replace(path)

@@ -1,43 +1,39 @@
-"""Runs a recipe: teacher, baseline, student, evaluation, report, card, push."""
+"""Runs a recipe: teachers, cache, assistants, baselines, students, evaluation, report, card."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distill.config import DistillationConfig
 from hf_distill.heads import describe_model
 from hf_distill.hub.push import push_folder
-from hf_distill.objectives import HardLabels, objective_from
+from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
-from hf_distill.recipe.casting import RecipeError
-from hf_distill.recipe.examples import Examples, fingerprints, load_examples, prepared
-from hf_distill.recipe.models import Models
-from hf_distill.recipe.publish import FINAL, publish
-from hf_distill.recipe.schema import ROLES, Recipe
-from hf_distill.recipe.stages import Stage, run_stage, versions
-from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
-from hf_distill.recipe.training import arguments, callbacks, figures, validated
-from hf_distill.terms import Sum
-from hf_distill.trainer import DistillationTrainer
-
-NEUTRAL = (
-    *("alpha", "temperature", "beta", "gamma"),  # part of the objective, which counts by itself
-    *("report_to", "run_name", "project", "disable_tqdm", "log_level", "save_total_limit"),
+from hf_distill.recipe.caching import CACHE, CacheStage, write
+from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
+from hf_distill.recipe.judging import (
+    Compute,
+    describe_ensemble,
+    of_the_teacher,
+    together,
+    with_nll_and_ece,
 )
-"""Training arguments that a finished stage does not depend on."""
+from hf_distill.recipe.planning import Plan
+from hf_distill.recipe.publish import FINAL, publish
+from hf_distill.recipe.schema import CacheSection
+from hf_distill.recipe.stages import run_stage
+from hf_distill.recipe.tasks import compute_metrics
+from hf_distill.recipe.training import arguments, callbacks, figures, validated
+from hf_distill.teachers import ModelTeacher, Teacher
 
 
-class Run:
-    """A recipe with its data and models at hand. Every process of a launch makes one.
+class Run(Plan):
+    """A recipe that is carried out. Every process of a launch makes one.
 
     Args:
         recipe: The recipe.
@@ -46,72 +42,6 @@ class Run:
     Raises:
         RecipeError: anything in the recipe that cannot work, before anything is trained.
     """
-
-    def __init__(self, recipe: Recipe, say: Callable[[str], None] = print):
-        self.recipe, self.task = recipe, recipe_task(recipe)
-        self.root = Path(recipe.output_dir)
-        student = arguments(self.recipe, "student", recipe.student_seeds[0], self.root)
-        for role in ROLES:  # wrong arguments are told now, not after an hour
-            arguments(self.recipe, role, recipe.seed, self.root)
-        self.state = PartialState()
-        self.say = say if self.state.is_main_process else lambda line: None
-        with self.state.main_process_first():
-            self.examples: Examples = load_examples(recipe)
-            self.models = Models(recipe, self.examples.labels)
-            self.processor = load_processor(recipe, self.models.paths.get("teacher"))
-            self.data = prepared(self.examples, recipe, self.processor)
-        rows = recipe.objective
-        self.objective: Sum = student.objective() if rows is None else objective_from(rows)
-        self.stages = self._stages()
-
-    # ---- what there is to do -------------------------------------------------------------------
-
-    def _stages(self) -> dict[str, Stage]:
-        """The stages by name, each with exactly what it depends on."""
-        data, models = fingerprints(self.data, self.processor), self.models.identities()
-        splits = {name: data[name] for name in ("train", "validation")}
-        common = {
-            "task": self.recipe.task,
-            "labels": self.examples.labels,
-            "data": splits,
-            "versions": versions(),
-        }
-        stages: dict[str, Stage] = {}
-
-        def add(key: str, role: str, seed: int, **inputs: Any) -> None:
-            training = self.recipe.training_of(role)
-            training = {k: v for k, v in training.items() if k not in NEUTRAL}
-            inputs = {**common, **inputs, "training": training, "seed": seed}
-            stages[key] = Stage(key, self.root / key, inputs)
-
-        if self.recipe.teacher.fine_tuned:
-            teacher = {"given": models["teacher"]}
-        else:
-            add("teacher", "teacher", self.recipe.seed, model=models["teacher"])
-            teacher = {"trained": stages["teacher"].fingerprint}
-        objective = [
-            {key: value for key, value in row.items() if key != "citation"}
-            for row in self.objective.describe()
-        ]
-        hard = self._hard_labels().describe()
-        for seed in self.recipe.student_seeds:
-            key = f"baseline/seed-{seed}"
-            add(key, "baseline", seed, model=models["student"], objective=hard)
-            key = f"student/seed-{seed}"
-            model = models["student"]
-            add(key, "student", seed, model=model, objective=objective, teacher=teacher)
-        inputs = {
-            "models": {key: stage.fingerprint for key, stage in stages.items()} | teacher,
-            "data": data["test"],
-            "versions": versions(),
-        }
-        stages["evaluation"] = Stage("evaluation", self.root / "evaluation", inputs)
-        return stages
-
-    def _hard_labels(self) -> HardLabels:
-        """The labels' part of the objective (label smoothing, class weights), for the baseline."""
-        own = [part for _, part in self.objective.parts if isinstance(part, HardLabels)]
-        return own[0] if own else HardLabels()
 
     # ---- doing it ------------------------------------------------------------------------------
 
@@ -124,12 +54,12 @@ class Run:
         self.check()
         results = {}
         for key, stage in self.stages.items():
-            role, _, seed = key.partition("/seed-")
-            if key == "evaluation":
+            if key == EVALUATION:
                 results[key] = run_stage(stage, self._evaluate, self.say)
+            elif isinstance(stage, CacheStage):
+                self._cache(stage)
             else:
-                number = int(seed) if seed else self.recipe.seed
-                results[key] = run_stage(stage, self._training(role, number, stage), self.say)
+                results[key] = run_stage(stage, self._training(self.lessons[key]), self.say)
         final = self.root / FINAL
         if self.state.is_main_process:
             self._report(results)
@@ -140,6 +70,26 @@ class Run:
                 self.say(f"pushed: {commit.commit_url}")
         self.state.wait_for_everyone()
         return final
+
+    def write_cache(self) -> Path:
+        """Train the teacher if that is left to do, write its outputs to disk, and stop there.
+
+        What the recipe says in ``teacher.cache`` is written, by default all logits. Interrupted, it
+        goes on where it was; of a finished cache, damaged shards are made again.
+
+        Returns:
+            The folder of the cache.
+        """
+        stage = self.stages.get(CACHE)
+        if not isinstance(stage, CacheStage):
+            section = dataclasses.replace(self.recipe.teacher, cache=CacheSection())
+            stage = self.stages_of(dataclasses.replace(self.recipe, teacher=section))[CACHE]
+        assert isinstance(stage, CacheStage)
+        self.check_cache(stage)
+        for key in self.teacher_keys:
+            run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
+        run_stage(stage, self._caching(stage), self.say, again=True)
+        return stage.path
 
     def _report(self, results: dict[str, dict[str, Any]]) -> None:
         """Cheap, so done every time: a change of how things are shown repeats no training."""
@@ -152,35 +102,51 @@ class Run:
         self.say(f"\n{report.table(facts)}\n\n{report.verdict(facts)}")
         self.say(f"report: {self.root / 'report.md'}; student with its card: {final}")
 
-    def teacher(self) -> PreTrainedModel:
-        """The fine-tuned teacher."""
-        stage = self.stages.get("teacher")
-        return self.models.trained(
-            str(stage.model) if stage is not None else self.models.paths["teacher"]
-        )
+    def _teacher_of(self, lesson: Lesson) -> Teacher | None:
+        """Who teaches a lesson, as it is when the lesson begins."""
+        if lesson.teacher is None:
+            return None
+        if lesson.teacher != TEACHER:
+            return ModelTeacher(self.models.trained(str(self.stages[lesson.teacher].model)))
+        stage = self.stages.get(CACHE)
+        if isinstance(stage, CacheStage):
+            return stage.teacher(self.processor)
+        return together(self.teachers())
 
-    def _training(self, role: str, seed: int, stage: Stage) -> Callable[[], dict[str, Any]]:
+    def _caching(self, stage: CacheStage) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
-            if role == "teacher":
-                return self._train(role, seed, stage, self.models.teacher(seed), HardLabels())
-            student = self.models.student(seed)
-            if role == "baseline":
-                return self._train(role, seed, stage, student, self._hard_labels())
-            return self._train(role, seed, stage, student, self.objective, self.teacher())
+            models = self.teachers()
+            first, teacher = next(iter(models.values())), together(models)
+            learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
+            args = arguments(self.recipe, learner.role, learner.seed, stage.folder)
+            data = [self.data["train"], self.data["validation"]]
+            collator = self.task.collator(self.processor)
+            return write(stage, teacher, first, data, collator, self.processor, args, self.say)
+
+        return work
+
+    def _cache(self, stage: CacheStage) -> None:
+        """Write the cache, unless all that learn from it are done."""
+        learners = [key for key, lesson in self.lessons.items() if lesson.teacher == TEACHER]
+        if any(self.stages[key].results() is None for key in learners):
+            run_stage(stage, self._caching(stage), self.say)
+
+    # ---- training and evaluation ---------------------------------------------------------------
+
+    def _training(self, lesson: Lesson) -> Callable[[], dict[str, Any]]:
+        def work() -> dict[str, Any]:
+            model = self.models.learner(lesson.model, lesson.seed)
+            return self._train(lesson, model, self._teacher_of(lesson))
 
         return work
 
     def _train(
-        self,
-        role: str,
-        seed: int,
-        stage: Stage,
-        model: PreTrainedModel,
-        objective: Sum | HardLabels,
-        teacher: PreTrainedModel | None = None,
+        self, lesson: Lesson, model: PreTrainedModel, teacher: Teacher | None
     ) -> dict[str, Any]:
-        args = arguments(self.recipe, role, seed, stage.checkpoints)
-        trainer = self._trainer(model, args, objective, teacher, callbacks(self.recipe, role))
+        stage, role = self.stages[lesson.key], lesson.role
+        args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
+        called = callbacks(self.recipe, role)
+        trainer = self.make_trainer(model, args, lesson.objective, teacher, called)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")
@@ -197,88 +163,37 @@ class Run:
             "history": trainer.state.log_history,
         }
 
-    def _trainer(
-        self,
-        model: PreTrainedModel,
-        args: DistillationConfig,
-        objective: Sum | HardLabels,
-        teacher: PreTrainedModel | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
-    ) -> DistillationTrainer:
-        try:
-            return DistillationTrainer(
-                model=model,
-                args=args,
-                teacher_model=teacher,
-                objective=objective,
-                train_dataset=self.data["train"],
-                eval_dataset=self.data["validation"],
-                processing_class=self.processor,
-                data_collator=self.task.collator(self.processor),
-                compute_metrics=compute_metrics(self.task),
-                callbacks=list(callbacks),
-            )
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
-
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
-        teacher, stage = self.teacher(), self.stages["evaluation"]
-        # As plain transformers will run the student, and on every example.
-        whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
-        measured: dict[str, Any] = {}
-        for key in ("teacher", *(k for k in self.stages if "/" in k)):
-            itself = key == "teacher"
-            model = teacher if itself else self.models.trained(str(self.stages[key].model))
-            args = arguments(self.recipe, "student", self.recipe.seed, stage.folder, **whole)
-            trainer = self._trainer(model, args, HardLabels(), None if itself else teacher)
-            metrics = trainer.evaluate(self.data["test"])
-            measured[key] = {
-                **figures(metrics),
-                **describe_model(model),
-            }
+        teachers = self.teachers()
+        teacher = together(teachers)
+        measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, teacher)}
+        for key in self.lessons:
+            if key != TEACHER:
+                known = teachers.get(key)
+                model = known or self.models.trained(str(self.stages[key].model))
+                measured[key] = {**figures(self._judged(model, teacher)), **describe_model(model)}
         return measured
 
-    # ---- before doing it -----------------------------------------------------------------------
+    def _judged_teacher(
+        self, teachers: dict[str, PreTrainedModel], teacher: Teacher
+    ) -> dict[str, Any]:
+        first = next(iter(teachers.values()))
+        if len(teachers) == 1:
+            return {**figures(self._judged(first, None)), **describe_model(first)}
+        beside = self._judged(first, teacher, with_nll_and_ece(compute_metrics(self.task)))
+        return {**of_the_teacher(figures(beside)), **describe_ensemble(teachers)}
 
-    def check(self) -> None:
-        """Put the student's trainer together once, before the teacher takes its hours.
-
-        Raises:
-            RecipeError: an objective, layer map or model that does not fit.
-        """
-        todo = [k for k, s in self.stages.items() if k.startswith("student") and not s.results()]
-        if not todo:
-            return
-        seed, given = self.recipe.seed, self.recipe.teacher.fine_tuned
-        teacher = self.teacher() if given else self.models.teacher(seed)
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an untrained teacher has nothing to teach yet
-            args = arguments(self.recipe, "student", seed, Path(folder))
-            self._trainer(self.models.student(seed), args, self.objective, teacher)
-
-    def plan(self) -> str:
-        """What would be done: models, steps, and what is done already."""
-        self.check()
-        lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
-        sizes = {
-            "teacher": self.models.teacher(self.recipe.seed).num_parameters(),
-            "student": self.models.student(self.recipe.seed).num_parameters(),
-        }
-        lines += [f"{name}: {size:,} parameters" for name, size in sizes.items()]
-        for key, stage in self.stages.items():
-            what = "done before" if stage.results() is not None else "to do"
-            role = key.split("/")[0]
-            if role in ROLES:
-                what += f", {self._steps(role):,} steps"
-            lines.append(f"stage {key}: {what}")
-        return "\n".join(lines)
-
-    def _steps(self, role: str) -> int:
-        args = arguments(self.recipe, role, self.recipe.seed, self.root)
-        if args.max_steps > 0:
-            return args.max_steps
-        batch = args.train_batch_size * self.state.num_processes
-        batches = -(-len(self.data["train"]) // batch)
-        per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-        return math.ceil(args.num_train_epochs * per_epoch)
+    def _judged(
+        self,
+        model: PreTrainedModel,
+        teacher: Teacher | None,
+        compute: Compute | None = None,
+    ) -> dict[str, float]:
+        # As plain transformers will run the student, and on every example.
+        whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
+        folder = self.stages[EVALUATION].folder
+        args = arguments(self.recipe, "student", self.recipe.seed, folder, **whole)
+        trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute)
+        found: dict[str, float] = trainer.evaluate(self.data["test"])
+        return found

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from hf_distill.config import DistillationConfig
-from hf_distill.objectives import OBJECTIVES, objective_from
-from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
+from hf_distill.recipe.casting import RecipeError
 
 ROLES = ("teacher", "baseline", "student")
+ASSISTANT = "assistant-"
 
 DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -25,23 +23,6 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
 }
 """Training arguments of a recipe that says nothing else."""
-
-MANAGED = {
-    "output_dir": "set `output_dir` at the top level",
-    "seed": "set `seed` or `seeds` at the top level",
-    "data_seed": "set `seed` or `seeds` at the top level",
-    "push_to_hub": "set `push_to_hub` at the top level",
-    "hub_model_id": "set `hub_model_id` at the top level",
-    "hub_private_repo": "set `hub_private_repo` at the top level",
-    "hub_strategy": "a recipe pushes once, when everything is written",
-    "hub_token": "log in with `hf auth login`, or set HF_TOKEN",
-    "resume_from_checkpoint": "running the same command again resumes",
-    "save_only_model": "without the optimizer's state an interrupted run could not resume",
-    "teacher_model_init_kwargs": "a recipe loads its teacher itself",
-    "remove_unused_columns": "the recipe keeps the columns that its task needs",
-    "label_names": "the recipe's task knows its labels",
-}
-"""Training arguments that a recipe may not set, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +48,27 @@ class Data:
 
 
 @dataclass(frozen=True)
+class CacheSection:
+    """How the teacher's outputs are kept on disk; what is None has its default."""
+
+    format: Literal["full", "top_k", "sampled"] = "full"
+    k: int | None = None
+    draws: int | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
+    hidden_states: bool = False
+    attentions: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True)
 class TeacherSection:
-    """A model to fine-tune first, or one that is ready (``fine_tuned: true``)."""
+    """A model to fine-tune first, one per seed, or one that is ready (``fine_tuned: true``)."""
 
     model: str | None = None
     config: dict[str, Any] | None = None
     fine_tuned: bool = False
+    seeds: list[int] | None = None
+    cache: CacheSection | None = None
     hub_id: str | None = None
     license: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +84,13 @@ class StudentSection:
     config: dict[str, Any] | None = None
     hub_id: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AssistantSection(StudentSection):
+    """A model between teacher and student: taught by the one before it, it teaches the next."""
+
+    objective: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Recipe:
     teacher: TeacherSection
     student: StudentSection
     output_dir: str = ""
+    assistants: list[AssistantSection] = field(default_factory=list)
+    generations: int = 1
     baseline: BaselineSection = field(default_factory=BaselineSection)
     objective: list[dict[str, Any]] | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -136,8 +141,10 @@ class Recipe:
         if not self.output_dir:
             object.__setattr__(self, "output_dir", f"runs/{self.name}")
         _check_models(self)
-        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) != len(self.seeds)):
-            raise RecipeError(f"`seeds`: expected different whole numbers, got {self.seeds}.")
+        _check_seeds(self.seeds, "seeds")
+        _check_seeds(self.teacher.seeds, "teacher.seeds")
+        if self.generations < 1:
+            raise RecipeError(f"`generations`: expected at least 1, got {self.generations}.")
         for key, count in vars(self.data).items():
             if key.startswith("max_") and count is not None and count < 1:
                 raise RecipeError(f"`data.{key}`: expected at least 1, got {count}.")
@@ -149,9 +156,20 @@ class Recipe:
         """One baseline and one student are trained for each of these."""
         return [self.seed] if self.seeds is None else self.seeds
 
+    @property
+    def assistant_roles(self) -> list[str]:
+        """``assistant-1``, …: as many as there are, in their order."""
+        return [f"{ASSISTANT}{number}" for number, _ in enumerate(self.assistants, 1)]
+
+    def section(self, role: str) -> Any:
+        """What the recipe says of a role: teacher, assistant-1, baseline, student."""
+        if role.startswith(ASSISTANT):
+            return self.assistants[int(role.removeprefix(ASSISTANT)) - 1]
+        return getattr(self, role)
+
     def training_of(self, role: str) -> dict[str, Any]:
         """The training arguments of a stage: the shared ones, then its own."""
-        return {**DEFAULTS, **self.training, **getattr(self, role).training}
+        return {**DEFAULTS, **self.training, **self.section(role).training}
 
     def to_yaml(self) -> str:
         """The recipe with all overrides applied, as a recipe file; defaults are left out."""
@@ -183,11 +201,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def key_of(role: str) -> str:
+    """Where a recipe speaks of a role, for messages: ``assistants[0]`` for assistant-1."""
+    if not role.startswith(ASSISTANT):
+        return role
+    return f"assistants[{int(role.removeprefix(ASSISTANT)) - 1}]"
+
+
 def _check_models(recipe: Recipe) -> None:
-    for name, section, keys in (
-        ("teacher", recipe.teacher, ("model", "config")),
-        ("student", recipe.student, ("from_teacher_layers", "model", "config")),
-    ):
+    for role in ("teacher", *recipe.assistant_roles, "student"):
+        name, section = key_of(role), recipe.section(role)
+        parts = () if role == "teacher" else ("from_teacher_layers",)
+        keys = (*parts, "model", "config")
         given = [key for key in keys if getattr(section, key) is not None]
         if len(given) != 1:
             wanted = " or ".join(f"`{name}.{key}`" for key in keys)
@@ -196,136 +221,20 @@ def _check_models(recipe: Recipe) -> None:
                 f"{' and '.join(f'`{name}.{key}`' for key in given) or 'none'}. An override takes "
                 f"one away with `--{name}.{keys[0]} null`."
             )
-    if recipe.student.hidden_size is not None and recipe.student.from_teacher_layers is None:
-        raise RecipeError(
-            "`student.hidden_size` cuts the width of `student.from_teacher_layers`, got none. Give "
-            "the layers, or set the width in `student.config`."
-        )
+        if parts and section.hidden_size is not None and section.from_teacher_layers is None:
+            raise RecipeError(
+                f"`{name}.hidden_size` cuts the width of `{name}.from_teacher_layers`, got none. "
+                f"Give the layers, or set the width in `{name}.config`."
+            )
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
-
-
-def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
-    """Read, override, cast and check a recipe.
-
-    Args:
-        path: The YAML file.
-        overrides: Pairs of a dotted key and its value in YAML: ``("training.max_steps", "2")``.
-            One of ``training`` holds for every stage, whatever the file says of single ones.
-
-    Raises:
-        RecipeError: anything that is wrong with the file or an override, with the remedy.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if recipe.teacher.fine_tuned and recipe.teacher.seeds is not None:
         raise RecipeError(
-            f"there is no recipe {path}; expected the path of a YAML file. The shipped ones are "
-            "under recipes/."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: expected a recipe (lines `key: value`), got {values!r:.60}.")
-    # What the command line says of all stages is stronger than what the file says of one.
-    for key, value in sorted(overrides, key=lambda pair: not pair[0].startswith("training.")):
-        if key.startswith("training."):
-            _forget(values, key.removeprefix("training."))
-        _override(values, key, parse_yaml(value, f"--{key}"))
-    try:
-        return _recipe(values, path)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def _forget(values: dict[str, Any], argument: str) -> None:
-    """Take a training argument out of the sections of single stages."""
-    for role in ROLES:
-        section = values.get(role)
-        training = section.get("training") if isinstance(section, dict) else None
-        if isinstance(training, dict):
-            training.pop(argument, None)
-
-
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        inner = values.get(parent)
-        if inner is None:
-            inner = values[parent] = {}
-        if not isinstance(inner, dict):
-            name = ".".join(parents[: depth + 1])
-            raise RecipeError(
-                f"--{key}: `{name}` is no section but {inner!r:.60}. "
-                f"Give it as a whole: --{name} '…'."
-            )
-        values = inner
-    values[last] = value
-
-
-def _recipe(values: dict[str, Any], path: Path) -> Recipe:
-    values = {
-        key: ({} if item is None and key in (*ROLES, "data", "training", "card") else item)
-        for key, item in values.items()
-    }
-    fields = cast_fields(Recipe, values)
-    if fields.get("objective") is not None:
-        fields["objective"] = [_row(row, i) for i, row in enumerate(fields["objective"])]
-    fields["training"] = _training(fields.get("training", {}), "training.")
-    for role in ROLES:
-        if role in fields:
-            section = fields[role]
-            training = _training(section.training, f"{role}.training.")
-            fields[role] = dataclasses.replace(section, training=training)
-    recipe = Recipe(**fields)
-    object.__setattr__(recipe, "file", path)
-    return recipe
-
-
-def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Check and cast training arguments: the fields of `DistillationConfig`, and our own one."""
-    hints = typing.get_type_hints(DistillationConfig)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(DistillationConfig) if f.init}
-    known["early_stopping_patience"] = int | None
-    checked = {}
-    for key, value in values.items():
-        if key in MANAGED:
-            raise RecipeError(f"`{prefix}{key}` cannot be set: {MANAGED[key]}.")
-        if key not in known:
-            raise unknown(str(key), known.keys() - MANAGED.keys(), prefix)
-        checked[key] = cast(value, known[key], prefix + key)
-    return checked
-
-
-def _row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Check and cast one row of the objective."""
-    where = f"objective[{index}]."
-    name = row.get("name")
-    if name not in OBJECTIVES:
-        raise RecipeError(
-            f"`{where}name`: {unknown(str(name), OBJECTIVES)}"
-            if name is not None
-            else f"`{where}name` is missing: expected one of {', '.join(sorted(OBJECTIVES))}."
+            "`teacher.seeds` trains a teacher for each seed, and `teacher.fine_tuned` none. Take "
+            "one of them away."
         )
-    settings = {key: value for key, value in row.items() if key not in ("name", "weight")}
-    fields = {f.name for f in dataclasses.fields(OBJECTIVES[name])}
-    for key in settings:
-        if key not in fields:
-            raise unknown(str(key), fields | {"weight"}, where)
-    plans = {
-        k: v
-        for k, v in settings.items()
-        if k == "temperature" and isinstance(v, (Mapping, list, tuple))
-    }
-    plain = {k: v for k, v in settings.items() if k not in plans}  # objective_from reads a plan
-    checked = {"name": name, **cast_fields(OBJECTIVES[name], plain, where), **plans}
-    if "weight" in row:
-        weight = row["weight"]
-        checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")
-    try:
-        objective_from([checked])
-    except ValueError as error:
-        raise RecipeError(f"`objective[{index}]` ({name}): {error}") from error
-    return checked
+
+
+def _check_seeds(seeds: list[int] | None, key: str) -> None:
+    if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
+        raise RecipeError(f"`{key}`: expected different whole numbers, got {seeds}.")

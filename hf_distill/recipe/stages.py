@@ -125,7 +125,10 @@ class Stage:
 
 
 def run_stage(
-    stage: Stage, work: Callable[[], dict[str, Any]], say: Callable[[str], None]
+    stage: Stage,
+    work: Callable[[], dict[str, Any]],
+    say: Callable[[str], None],
+    again: bool = False,
 ) -> dict[str, Any]:
     """Do a stage unless it is done. Every process calls this; the main one writes.
 
@@ -133,9 +136,10 @@ def run_stage(
         stage: The stage.
         work: Does it, on every process, and gives the results on the main one.
         say: Prints a line, on the main process only.
+        again: Do it even if it is done: the work itself knows what is left.
     """
     state = PartialState()
-    done = [stage.results() if state.is_main_process else None]
+    done = [stage.results() if state.is_main_process and not again else None]
     if state.num_processes > 1:
         broadcast_object_list(done)
     if done[0] is not None:

@@ -6,6 +6,8 @@ from hf_distill.teachers.ensemble import Ensemble
 from hf_distill.teachers.model import ModelTeacher
 from hf_distill.teachers.past import PastStudent
 from hf_distill.teachers.protocol import Teacher
+from hf_distill.teachers.remote import RemoteTeacher
+from hf_distill.teachers.server import ServerTeacher
 
 __all__ = [
     "AdaptersOff",
@@ -13,5 +15,7 @@ __all__ = [
     "Ensemble",
     "ModelTeacher",
     "PastStudent",
+    "RemoteTeacher",
+    "ServerTeacher",
     "Teacher",
 ]

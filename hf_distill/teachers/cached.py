@@ -77,7 +77,8 @@ class CachedTeacher(TrainerCallback):
         return self.content.decode(rows, found, items, needs)
 
     def _rows(self, found: Sequence[Piece], batch: Batch, items: Items) -> list[Row]:
-        missing = [p for p in found if p.key not in self._added and p.key not in self._store]
+        absent = set(self._store.missing([p.key for p in found if p.key not in self._added]))
+        missing = [piece for piece in found if piece.key in absent]
         if missing and self.live is None:
             raise ValueError(self._complaint(missing, found, batch))
         if missing:

@@ -1,0 +1,217 @@
+"""The teacher's outputs on disk: what a recipe keeps of them, and the stage that writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from hf_distill.cache import formats, write_cache
+from hf_distill.config import DistillationConfig
+from hf_distill.heads import Head
+from hf_distill.objectives import HardLabels
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.schema import CacheSection
+from hf_distill.recipe.stages import Stage
+from hf_distill.signals import Needs
+from hf_distill.teachers import CachedTeacher, Teacher
+from hf_distill.terms import Sum
+
+CACHE = "cache"
+MANIFEST = "cache.json"
+STATES = "float16"
+"""The type of hidden states and attention maps where the recipe names none."""
+
+
+@dataclass(frozen=True)
+class CacheStage(Stage):
+    """The stage that writes a cache.
+
+    Args:
+        section: What the recipe says of it. Its ``path`` is no input: it is where, not what.
+    """
+
+    section: CacheSection
+
+    @property
+    def path(self) -> Path:
+        """The folder of the cache."""
+        return self.folder if self.section.path is None else Path(self.section.path)
+
+    def results(self) -> dict[str, Any] | None:
+        """The results, if the cache is finished and still there."""
+        found = super().results()
+        there = found is not None and found["path"] == self.section.path
+        return found if there and (self.path / MANIFEST).is_file() else None
+
+    def teacher(self, processor: Any) -> CachedTeacher:
+        """What the cache says, without a model.
+
+        Raises:
+            RecipeError: it is not whole, or of something else.
+        """
+        try:
+            return CachedTeacher(self.path, processing_class=processor)
+        except ValueError as error:
+            raise RecipeError(f"`teacher.cache`: {error}") from error
+
+
+def write(
+    stage: CacheStage,
+    teacher: Teacher,
+    model: nn.Module,
+    data: list[Any],
+    collator: Callable[[list[Any]], Mapping[str, Any]],
+    processor: Any,
+    args: DistillationConfig,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the cache of a stage; gives its path and size. Every process calls this.
+
+    Args:
+        stage: The stage.
+        teacher: Who is asked.
+        model: The teacher's model, or one of them: how batches are read.
+        data: The splits.
+        collator: Makes batches, as the training does.
+        processor: The tokenizer or image processor.
+        args: The learner's, for batch size and device; new ones, which reset accelerate's state.
+        say: Prints a line.
+
+    Raises:
+        RecipeError: a cache of something else is there, or the outputs cannot be cached.
+    """
+    # The state that write_cache finds: what an earlier trainer left there would decide otherwise.
+    Accelerator(mixed_precision=stage.inputs["precision"], cpu=args.use_cpu)
+    kept = stage.inputs["kept"]
+    try:
+        write_cache(
+            stage.path,
+            teacher,
+            data,
+            collator,
+            format=kept["format"],
+            hidden_states=kept["hidden_states"],
+            attentions=kept["attentions"],
+            dtype=kept["dtype"],
+            batch_size=args.per_device_eval_batch_size,
+            head=Head(model),
+            processing_class=processor,
+            say=say,
+        )
+    except ValueError as error:
+        raise RecipeError(f"`teacher.cache`: {error}") from error
+    sizes = [path.stat().st_size for path in stage.path.rglob("*.arrow")]
+    examples = sum(len(part) for part in data)
+    return {"path": stage.section.path, "examples": examples, "bytes": sum(sizes)}
+
+
+def cache_format(
+    section: CacheSection, learners: Iterable[tuple[str, Sum | HardLabels]]
+) -> dict[str, Any]:
+    """What a cache keeps: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
+
+    Args:
+        section: What the recipe says.
+        learners: Who learns from it, and their objectives.
+
+    Raises:
+        RecipeError: settings that go together with no format, or an objective that needs more than
+            is kept.
+    """
+    goals = [(key, goal) for key, goal in learners if isinstance(goal, Sum)]
+    states = section.hidden_states or section.attentions
+    for key, kind in (("k", "top_k"), ("draws", "sampled")):
+        if getattr(section, key) is not None and section.format != kind:
+            raise RecipeError(
+                f"`teacher.cache.{key}` is a setting of `format: {kind}`, got `format: "
+                f"{section.format}`."
+            )
+    if section.format == "sampled" and section.dtype is not None and not states:
+        raise RecipeError(
+            "`teacher.cache.dtype`: draws are counts and have none; it is the type of logits, of "
+            "the log-probabilities of `top_k`, and of hidden states and attentions."
+        )
+    for learner, objective in goals:
+        _check_kept(section, learner, objective)
+    settings: dict[str, Any] = {"kind": section.format}
+    if section.format != "sampled" and section.dtype is not None:
+        settings["dtype"] = section.dtype
+    if section.format == "top_k":
+        settings["k"] = 32 if section.k is None else section.k
+    if section.format == "sampled":
+        settings["draws"] = 12 if section.draws is None else section.draws
+    if section.format != "full":
+        settings["temperature"] = _temperature(section.format, goals)
+    try:
+        settings = formats.to_json(formats.from_json(settings))
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"`teacher.cache`: {error}") from error
+    return {
+        "format": settings,
+        "hidden_states": section.hidden_states,
+        "attentions": section.attentions,
+        "dtype": section.dtype or STATES,
+    }
+
+
+def check_given(stage: CacheStage, provides: Needs) -> None:
+    """See that the teacher has what is to be kept, before it is trained.
+
+    Raises:
+        RecipeError: it has not.
+    """
+    kept = stage.inputs["kept"]
+    wanted = Needs(hidden_states=kept["hidden_states"], attentions=kept["attentions"])
+    if missing := wanted.missing_from(provides):
+        raise RecipeError(
+            f"`teacher.cache`: expected a teacher that gives {missing}, and this one does not "
+            "(several teachers, `teacher.seeds`, have only their mean of the logits)."
+        )
+
+
+def _check_kept(section: CacheSection, learner: str, objective: Sum) -> None:
+    kept = Needs(
+        logits=True,
+        exact=section.format != "sampled",
+        whole=section.format == "full",
+        hidden_states=section.hidden_states,
+        attentions=section.attentions,
+    )
+    for name, _, part in objective.named():
+        missing = part.needs.missing_from(kept)
+        if not missing:
+            continue
+        switch = next((key for key in ("hidden_states", "attentions") if key in missing), None)
+        if switch is not None:
+            remedy = f"Set `teacher.cache.{switch}: true`"
+        elif (part.needs & Needs(exact=True, whole=True)).missing_from(kept):
+            remedy = "Set `teacher.cache.format: full`"
+        else:
+            remedy = "Take this objective away"
+        raise RecipeError(
+            f"`teacher.cache` (format {section.format}) does not keep {missing}, which {name} of "
+            f"{learner} needs. {remedy}, or train with the live teacher (`teacher.cache: null`)."
+        )
+
+
+def _temperature(kind: str, learners: Iterable[tuple[str, Sum]]) -> float:
+    """The one temperature at which all learners compare probabilities with the teacher's."""
+    found: dict[str, Any] = {}
+    for learner, objective in learners:
+        for name, _, part in objective.named():
+            if part.needs.logits and hasattr(part, "temperature"):
+                found[f"{name} of {learner}"] = part.temperature
+    values = list(found.values())
+    if all(isinstance(value, (int, float)) and value == values[0] for value in values):
+        return float(values[0]) if values else 1.0
+    told = ", ".join(f"{value} ({name})" for name, value in found.items())
+    raise RecipeError(
+        f"`teacher.cache.format: {kind}` keeps probabilities at one temperature, and those of some "
+        f"classes alone cannot be softened later. Expected one number for all, got {told}. Give "
+        "all the same temperature, or set `teacher.cache.format: full`."
+    )

@@ -1,0 +1,178 @@
+"""Reading a recipe: YAML and overrides in, a checked `Recipe` out."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_distill.config import DistillationConfig
+from hf_distill.objectives import OBJECTIVES, objective_from
+from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
+from hf_distill.recipe.schema import ROLES, Recipe
+
+MANAGED = {
+    "output_dir": "set `output_dir` at the top level",
+    "seed": "set `seed` or `seeds` at the top level",
+    "data_seed": "set `seed` or `seeds` at the top level",
+    "push_to_hub": "set `push_to_hub` at the top level",
+    "hub_model_id": "set `hub_model_id` at the top level",
+    "hub_private_repo": "set `hub_private_repo` at the top level",
+    "hub_strategy": "a recipe pushes once, when everything is written",
+    "hub_token": "log in with `hf auth login`, or set HF_TOKEN",
+    "resume_from_checkpoint": "running the same command again resumes",
+    "save_only_model": "without the optimizer's state an interrupted run could not resume",
+    "teacher_model_init_kwargs": "a recipe loads its teacher itself",
+    "remove_unused_columns": "the recipe keeps the columns that its task needs",
+    "label_names": "the recipe's task knows its labels",
+}
+"""Training arguments that a recipe may not set, and what to do instead."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read, override, cast and check a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: Pairs of a dotted key and its value in YAML: ``("training.max_steps", "2")``.
+            One of ``training`` holds for every stage, whatever the file says of single ones.
+
+    Raises:
+        RecipeError: anything that is wrong with the file or an override, with the remedy.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no recipe {path}; expected the path of a YAML file. The shipped ones are "
+            "under recipes/."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected a recipe (lines `key: value`), got {values!r:.60}.")
+    # What the command line says of all stages is stronger than what the file says of one.
+    for key, value in sorted(overrides, key=lambda pair: not pair[0].startswith("training.")):
+        if key.startswith("training."):
+            _forget(values, key.removeprefix("training."))
+        _override(values, key, parse_yaml(value, f"--{key}"))
+    try:
+        return _recipe(values, path)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _forget(values: dict[str, Any], argument: str) -> None:
+    """Take a training argument out of the sections of single stages."""
+    assistants = values.get("assistants")
+    sections = [values.get(role) for role in ROLES]
+    for section in [*sections, *(assistants if isinstance(assistants, list) else [])]:
+        training = section.get("training") if isinstance(section, dict) else None
+        if isinstance(training, dict):
+            training.pop(argument, None)
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        inner = values.get(parent)
+        if inner is None:
+            inner = values[parent] = {}
+        if not isinstance(inner, dict):
+            name = ".".join(parents[: depth + 1])
+            raise RecipeError(
+                f"--{key}: `{name}` is no section but {inner!r:.60}. "
+                f"Give it as a whole: --{name} '…'."
+            )
+        values = inner
+    values[last] = value
+
+
+def _recipe(values: dict[str, Any], path: Path) -> Recipe:
+    values = {
+        key: ({} if item is None and key in (*ROLES, "data", "training", "card") else item)
+        for key, item in values.items()
+    }
+    if values.get("assistants", ()) is None:  # an override takes them away
+        del values["assistants"]
+    fields = cast_fields(Recipe, values)
+    if fields.get("objective") is not None:
+        fields["objective"] = _rows(fields["objective"], "objective")
+    fields["training"] = _training(fields.get("training", {}), "training.")
+    for role in ROLES:
+        if role in fields:
+            fields[role] = _trained(fields[role], role)
+    for index, section in enumerate(fields.get("assistants", ())):
+        key = f"assistants[{index}]"
+        own = _trained(section, key)
+        if own.objective is not None:
+            rows = _rows(own.objective, f"{key}.objective")
+            own = dataclasses.replace(own, objective=rows)
+        fields["assistants"][index] = own
+    recipe = Recipe(**fields)
+    object.__setattr__(recipe, "file", path)
+    return recipe
+
+
+def _trained(section: Any, key: str) -> Any:
+    """A section with its training arguments checked and cast."""
+    training = _training(section.training, f"{key}.training.")
+    return dataclasses.replace(section, training=training)
+
+
+def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Check and cast training arguments: the fields of `DistillationConfig`, and our own one."""
+    hints = typing.get_type_hints(DistillationConfig)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(DistillationConfig) if f.init}
+    known["early_stopping_patience"] = int | None
+    checked = {}
+    for key, value in values.items():
+        if key in MANAGED:
+            raise RecipeError(f"`{prefix}{key}` cannot be set: {MANAGED[key]}.")
+        if key not in known:
+            raise unknown(str(key), known.keys() - MANAGED.keys(), prefix)
+        checked[key] = cast(value, known[key], prefix + key)
+    return checked
+
+
+def _rows(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Check and cast the rows of an objective."""
+    if not rows:
+        raise RecipeError(f"`{key}`: expected at least one row with a `name`, got an empty list.")
+    return [_row(row, f"{key}[{index}]") for index, row in enumerate(rows)]
+
+
+def _row(row: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Check and cast one row of an objective."""
+    where = f"{key}."
+    name = row.get("name")
+    if name not in OBJECTIVES:
+        raise RecipeError(
+            f"`{where}name`: {unknown(str(name), OBJECTIVES)}"
+            if name is not None
+            else f"`{where}name` is missing: expected one of {', '.join(sorted(OBJECTIVES))}."
+        )
+    settings = {key: value for key, value in row.items() if key not in ("name", "weight")}
+    fields = {f.name for f in dataclasses.fields(OBJECTIVES[name])}
+    for key in settings:
+        if key not in fields:
+            raise unknown(str(key), fields | {"weight"}, where)
+    plans = {
+        k: v
+        for k, v in settings.items()
+        if k == "temperature" and isinstance(v, (Mapping, list, tuple))
+    }
+    plain = {k: v for k, v in settings.items() if k not in plans}  # objective_from reads a plan
+    checked = {"name": name, **cast_fields(OBJECTIVES[name], plain, where), **plans}
+    if "weight" in row:
+        weight = row["weight"]
+        checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")
+    try:
+        objective_from([checked])
+    except ValueError as error:
+        raise RecipeError(f"`{key}` ({name}): {error}") from error
+    return checked

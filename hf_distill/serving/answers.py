@@ -1,0 +1,166 @@
+"""What a served teacher says of itself and of batches: the other side of `RemoteTeacher`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from hf_distill.cache.manifest import (
+    config_values,
+    public,
+    teacher_fingerprint,
+    tokenizer_fingerprint,
+)
+from hf_distill.heads import vocabulary_size
+from hf_distill.signals import Needs, Signal, Sparse
+from hf_distill.teachers import ModelTeacher
+from hf_distill.teachers.wire import (
+    PROTOCOL,
+    from_bytes,
+    items_from_tree,
+    needs_from_json,
+    needs_to_json,
+    signal_to_tree,
+    to_bytes,
+)
+
+TOKEN_IDS = ("input_ids", "decoder_input_ids")
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure of the server
+    """A request that is not served: an HTTP status and the reason."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Answers:
+    """Answers for one teacher; not to be asked by two threads at once."""
+
+    def __init__(self, teacher: ModelTeacher):
+        self.teacher = teacher
+        self.provides = replace(teacher.provides, inputs=False)  # a graph cannot be sent
+        self._fingerprint = teacher_fingerprint(teacher)
+        tokens = teacher.tokens()
+        self._vocabulary = tokenizer_fingerprint(tokens)
+        self._tokens = b"" if tokens is None else gzip.compress(json.dumps(dict(tokens)).encode())
+
+    def facts(self) -> dict[str, Any]:
+        """What a client must know before the first batch."""
+        teacher = self.teacher
+        return {
+            "protocol": PROTOCOL,
+            "describe": public(teacher.describe()),
+            "task": teacher.head.task.name,
+            "provides": needs_to_json(self.provides),
+            "columns": sorted(teacher.columns()),
+            "config": config_values(teacher.config),
+            "fingerprint": self._fingerprint,
+            "vocabulary": self._vocabulary,
+        }
+
+    def vocabulary(self) -> bytes:
+        """Token -> id as JSON, compressed with gzip.
+
+        Raises:
+            Refused: it is not known.
+        """
+        if not self._tokens:
+            raise Refused(404, "This teacher has no tokenizer.")
+        return self._tokens
+
+    def signal(self, body: bytes) -> bytes:
+        """The signal for a batch.
+
+        Raises:
+            Refused: a malformed request, or one that this teacher cannot serve.
+        """
+        try:
+            request = from_bytes(body)
+            batch, items = request["batch"], items_from_tree(request["items"])
+            needs, k = needs_from_json(request["needs"]), request["top_k"]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise Refused(400, f"Malformed request: {error}") from error
+        self._check(batch, needs, k)
+        device, dtype = self.teacher.head.model.device, self.teacher.head.model.dtype
+        batch = {key: _cast(value, dtype) for key, value in batch.items()}
+        batch, masks = send_to_device((batch, dict(items.masks)), device)
+        labels = None if items.labels is None else items.labels.to(device)
+        signal = self.teacher(batch, needs, replace(items, masks=masks, labels=labels))
+        if not needs.logits:
+            signal = replace(signal, logits=None)  # the largest part, and nobody asked for it
+        elif k is not None:
+            signal = replace(signal, logits=None, sparse=likeliest(signal, k))
+        return to_bytes({"signal": signal_to_tree(signal), "fingerprint": self._fingerprint})
+
+    def _check(self, batch: Any, needs: Needs, k: Any) -> None:
+        if not isinstance(batch, dict) or not any(isinstance(v, Tensor) for v in batch.values()):
+            raise Refused(400, "Expected a batch with tensors.")
+        if unknown := sorted(set(batch) - self.teacher.columns()):
+            raise Refused(
+                400,
+                f"Expected a batch of {sorted(self.teacher.columns())} at most, got {unknown} too.",
+            )
+        if missing := needs.missing_from(self.provides):
+            raise Refused(400, f"This teacher does not provide {missing}.")
+        if k is not None and (type(k) is not int or k < 1):
+            raise Refused(400, f"Expected top_k of at least 1, or null, got {k!r}.")
+        for key in TOKEN_IDS:
+            if isinstance(batch.get(key), Tensor):
+                check_ids(key, batch[key], vocabulary_size(self.teacher.config))
+
+
+def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
+    """Refuse token ids that are not in the vocabulary: a GPU does not survive them."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise Refused(400, f"Expected {name} as int64, got {ids.dtype}.")
+    if classes is not None and ids.numel():
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise Refused(
+                400,
+                f"Expected {name} from 0 to {classes - 1}, got {wrong}: the tokenizer has more "
+                "tokens than this model.",
+            )
+
+
+def likeliest(signal: Signal, k: int) -> Sparse:
+    """The k likeliest classes of every item, and the mass of all others, in at least float32.
+
+    Raises:
+        Refused: these logits are no softmax's.
+    """
+    if signal.logits is None or signal.kind not in ("softmax", "ctc"):
+        raise Refused(400, f"top_k is for the logits of a softmax, these are {signal.kind!r}.")
+    logits = signal.logits
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_all = logits.log_softmax(-1, dtype=dtype)
+    classes = log_all.shape[-1]
+    log_probs, ids = log_all.topk(min(k, classes), dim=-1)
+    others = log_all.scatter(-1, ids, -torch.inf)
+    return Sparse(ids, log_probs, others.logsumexp(-1), classes)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating inputs in the model's dtype, as its own processor would be told to give them."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def plain_object(body: bytes) -> Mapping[str, Any]:
+    """A JSON object. Raises: Refused: it is none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"Expected JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refused(400, f"Expected a JSON object, got a {type(found).__name__}.")
+    return found

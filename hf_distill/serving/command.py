@@ -1,0 +1,116 @@
+"""``hf-distill serve-teacher``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+from typing import Any
+
+import torch
+import transformers
+
+from hf_distill.cache.manifest import public
+from hf_distill.serving.server import TeacherServer
+from hf_distill.tasks import TASKS
+from hf_distill.teachers import ModelTeacher
+
+PORT = 8300
+EXAMPLES = """examples:
+  hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
+  HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
+      --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
+
+A training asks it with RemoteTeacher("http://HOST:8300", token=…), a language model also with
+ServerTeacher or any client of the OpenAI completion protocol. Ctrl-C ends it. There is no
+encryption: over an untrusted network, put it behind a TLS proxy or an SSH tunnel.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``serve-teacher`` to the subcommands of a command line."""
+    serve = commands.add_parser(
+        "serve-teacher",
+        help="let trainings ask one teacher over HTTP",
+        description="Serve a teacher to any number of trainings.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("model", metavar="MODEL", help="a model: Hub id or folder")
+    serve.add_argument("--task", required=True, choices=sorted(TASKS), help="its head")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: a free one")
+    serve.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    serve.add_argument("--device", help="default: a GPU if there is one")
+    serve.add_argument("--max-pending", type=int, default=16, help="requests that run or wait")
+    serve.add_argument("--token-env", metavar="NAME", help="variable with the clients' token")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted.
+
+    Returns:
+        The exit code: 0 ended by Ctrl-C; 1 the model or the address cannot be had; 2 a wrong
+        command line.
+    """
+    token = None if args.token_env is None else os.environ.get(args.token_env, "")
+    if token == "":
+        return _complain(f"the variable {args.token_env} is empty; put the token there", 2)
+    if token is None and not _is_loopback(args.host):
+        _say(f"warning: anyone who reaches {args.host} can ask this teacher; see --token-env")
+    try:
+        teacher, tokenizer = _load(args)
+        server = TeacherServer(
+            teacher,
+            args.host,
+            args.port,
+            args.max_pending,
+            tokenizer=tokenizer,
+            name=public(args.model),
+            token=token,
+        )
+    except (OSError, OverflowError) as error:  # OverflowError: no such port
+        return _complain(str(error), 1)
+    except (ValueError, RuntimeError) as error:
+        return _complain(str(error), 2 if isinstance(error, ValueError) else 1)
+    try:
+        _say(f"serving {args.model} ({args.task}) at {server.url}; Ctrl-C ends it")
+        server.serve_forever()
+    except KeyboardInterrupt:
+        _say("ended")
+    finally:
+        server.close()
+    return 0
+
+
+def _load(args: argparse.Namespace) -> tuple[ModelTeacher, Any]:
+    task = TASKS[args.task]
+    model: Any = ModelTeacher.load(args.model, task, {"dtype": args.dtype}).model
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(model, "hf_quantizer", None) is None:
+        model.to(device)
+    tokenizer = None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    except (OSError, ValueError, KeyError):
+        _say(f"{args.model} has no tokenizer: vocabularies cannot be compared")
+    return ModelTeacher(model, tokenizer, task), tokenizer
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"hf-distill: {message}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,140 @@
+"""A teacher in a process of its own, on this machine or another: ``hf-distill serve-teacher``."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from hf_distill.cache.manifest import tokenizer_fingerprint
+from hf_distill.reading import Batch
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.teachers.http import Client
+from hf_distill.teachers.wire import (
+    CONTENT_TYPE,
+    PROTOCOL,
+    from_bytes,
+    items_to_tree,
+    needs_from_json,
+    needs_to_json,
+    signal_from_tree,
+    to_bytes,
+)
+
+
+class RemoteTeacher:
+    """Asks a teacher that ``hf-distill serve-teacher`` (`TeacherServer`) holds: any head.
+
+    What it says is that of the model itself, in the server's dtype, bit for bit.
+
+    Args:
+        url: Where it is served: ``http://host:port``.
+        timeout: Seconds for one attempt at a batch, waiting for its turn included.
+        retries: How many more attempts there are after the first.
+        token: What the server was started with (``--token-env``); shown nowhere.
+        top_k: Ask for the k likeliest classes and the mass of the rest, instead of all logits:
+            8 + 4 bytes a class instead of 4 a class of the whole vocabulary.
+        backoff: Seconds before the second attempt; doubled for each further one.
+
+    Raises:
+        ConnectionError: there is no server.
+        ValueError: it is no such server, or it refuses this client.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 60.0,
+        retries: int = 4,
+        token: str | None = None,
+        top_k: int | None = None,
+        backoff: float = 0.5,
+    ):
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"Expected top_k of at least 1, or None for all logits, got {top_k}.")
+        self._client = Client(url, timeout, retries, backoff, token)
+        self._top_k = top_k
+        self._tokens: dict[str, int] | None = None
+        facts = self._client.json("GET", "/teacher") or {}
+        if facts.get("protocol", PROTOCOL) != PROTOCOL:
+            raise ValueError(
+                f"Expected version {PROTOCOL} of the protocol at {self._client.url}, got "
+                f"{facts['protocol']}. Install the same hf_distill on both sides."
+            )
+        try:
+            self._facts = {key: facts[key] for key in ("describe", "fingerprint", "columns")}
+            self._vocabulary = facts["vocabulary"]
+            self.config = _config(facts["config"])
+            self.provides = needs_from_json(facts["provides"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Expected a server of `hf-distill serve-teacher` at {self._client.url}, got "
+                f"{str(facts)[:200]}. A vLLM server is asked with ServerTeacher."
+            ) from error
+        if top_k is not None:
+            self.provides = replace(self.provides, whole=False)
+
+    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+        kept = {key: value for key, value in batch.items() if key in self._facts["columns"]}
+        request = {
+            "batch": kept,
+            "items": items_to_tree(items),
+            "needs": needs_to_json(needs),
+            "top_k": self._top_k,
+        }
+        answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE)
+        found = from_bytes(b"" if answer is None else answer.body)
+        if found.get("fingerprint") != self._facts["fingerprint"]:
+            raise ValueError(
+                f"The teacher at {self._client.url} is not the one this training started with: "
+                "other weights are served there now. Serve the same model again, and resume."
+            )
+        signal = send_to_device(found["signal"], _device(batch))
+        return signal_from_tree(signal)
+
+    def columns(self) -> set[str]:
+        return set(self._facts["columns"])
+
+    def tokens(self) -> Mapping[str, int] | None:
+        if self._vocabulary is not None and self._tokens is None:
+            answer = self._client.request("GET", "/teacher/vocabulary")
+            tokens = json.loads(gzip.decompress(b"" if answer is None else answer.body))
+            if tokenizer_fingerprint(tokens) != self._vocabulary:
+                raise ValueError(
+                    f"Expected the vocabulary that {self._client.url} described, got another one: "
+                    "another teacher is served there now. Serve the same model again."
+                )
+            self._tokens = tokens
+        return self._tokens
+
+    def place(self, accelerator: Accelerator) -> None:
+        """Nothing to move: signals come to the device of their batch."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._facts["describe"], "url": self._client.url, "top_k": self._top_k}
+
+    def close(self) -> None:
+        """Close the connections; they are opened anew when needed."""
+        self._client.close()
+
+
+def _config(values: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of the served model, without its weights."""
+    known = values.get("model_type") in CONFIG_MAPPING  # its get() finds none
+    kind: Any = CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
+    config: PretrainedConfig = kind.from_dict(dict(values))
+    return config
+
+
+def _device(batch: Batch) -> Any:
+    return next(value.device for value in batch.values() if isinstance(value, Tensor))
