@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,16 @@ from hf_distill.cache import formats
 from hf_distill.cache.formats import Full, Sampled, TopK
 from hf_distill.cache.keys import Piece
 from hf_distill.cache.packing import Row
+from hf_distill.cache.placing import (
+    Layers,
+    covered,
+    cut,
+    named_states,
+    nothing_of,
+    padded,
+    part_of,
+    ranged,
+)
 from hf_distill.cache.states import States
 from hf_distill.signals import Items, Needs, Signal, Sparse
 
@@ -97,11 +107,11 @@ class Content:
                 own = logits[piece.row]
                 if self.trimmed:
                     own = own[..., slice(*piece.ranges["hidden"])]
-                chosen = _cut(mask[piece.row], piece)
+                chosen = cut(mask[piece.row], piece)
                 own = own[torch.from_numpy(np.asarray(chosen)).to(own.device)]
                 row |= self.logits.encode(own.reshape(-1, own.shape[-1]), piece.key)
             if self.states is not None:
-                kept = {n: _part(n, tensors[n], piece) for n in self.states.shapes}
+                kept = {n: part_of(n, tensors[n], piece) for n in self.states.shapes}
                 row |= self.states.encode(kept, piece.key)
             yield row
 
@@ -121,13 +131,18 @@ class Content:
         device = items.masks["samples"].device
         whole, sparse = None, None
         if needs.logits and self.logits is not None:
-            whole, sparse = self._classes(rows, found, items, device)
+            whole, sparse = (
+                self._classes(rows, found, items, device) if found else self._no_classes(items)
+            )
         groups: dict[str, dict[str, tuple[Tensor, ...]]] = {"hidden": {}, "attention": {}}
         if self.states is not None and (needs.hidden_states or needs.attentions):
             prefixes = [p for p, on in zip(groups, (needs.hidden_states, needs.attentions)) if on]  # noqa: B905
             names = [n for n in self.states.shapes if n.split(".")[0] in prefixes]
-            decoded = self.states.decode_batch(rows, names)
-            full = {n: _padded(n, decoded[n], found, items).to(device) for n in names}
+            if found:
+                decoded = self.states.decode_batch(rows, names)
+                full = {n: padded(n, decoded[n], found, items).to(device) for n in names}
+            else:
+                full = {n: nothing_of(n, self.states.shapes[n], items) for n in names}
             for name, count in self.layers.items():
                 prefix, _, group = name.partition(".")
                 layers = [full.get(f"{name}.{index}") for index in range(count)]
@@ -145,7 +160,7 @@ class Content:
         self, rows: Sequence[Row], found: Sequence[Piece], items: Items, device: torch.device
     ) -> tuple[Tensor | None, Sparse | None]:
         mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
-        places = torch.from_numpy(_covered(mask, found))
+        places = torch.from_numpy(covered(mask, found))
         spec: Any = self.logits
         read = spec.decode_batch(rows)
         if isinstance(spec, Full):
@@ -163,6 +178,17 @@ class Content:
         ids, log_probs, rest = parts
         return None, Sparse(ids, log_probs, rest, spec.width, spec.temperature, exact)
 
+    def _no_classes(self, items: Items) -> tuple[Tensor | None, Sparse | None]:
+        """For a batch whose rows all repeat others, at the end of a distributed evaluation."""
+        mask, spec = items.masks["items"], self.logits
+        if spec is None or isinstance(spec, Full):
+            width = items.masks["hidden"].shape[-1] if self.trimmed else getattr(spec, "width", 1)
+            return torch.zeros(*mask.shape, width, device=mask.device), None
+        ids = torch.zeros(*mask.shape, 1, dtype=torch.int64, device=mask.device)
+        nothing = torch.full(ids.shape, -torch.inf, device=mask.device)
+        rest, exact = torch.zeros(mask.shape, device=mask.device), not isinstance(spec, Sampled)
+        return None, Sparse(ids, nothing, rest, spec.width or 1, spec.temperature, exact)
+
     def _spans(
         self, logits: Tensor, sizes: Sequence[int], found: Sequence[Piece], items: Items
     ) -> Tensor:
@@ -174,38 +200,6 @@ class Content:
             start, stop = piece.ranges["hidden"]
             out[piece.row, :, start:stop] = own[:, : stop - start]
         return out.movedim(0, self.axis)
-
-
-class Layers(tuple[Any, ...]):
-    """The layers of one group, of which a cache keeps some."""
-
-    def __new__(cls, layers: Iterable[Tensor | None], name: str) -> Layers:
-        made = super().__new__(cls, layers)
-        made.name = name
-        return made
-
-    name: str
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        if found is None:
-            kept = [i for i, layer in enumerate(tuple.__iter__(self)) if layer is not None]
-            raise ValueError(
-                f"Expected layer {index} of {self.name}, got a cache that keeps {kept} of "
-                f"{len(self)}. Align one of these, or write the cache with this layer."
-            )
-        return found
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
-
-
-def named_states(signal: Signal) -> Iterator[tuple[str, Tensor]]:
-    """Hidden states and attention maps by the names under which they are kept."""
-    for prefix, groups in (("hidden", signal.hidden_states), ("attention", signal.attentions)):
-        for group, layers in groups.items():
-            for index, layer in enumerate(layers):
-                yield f"{prefix}.{group}.{index}", layer
 
 
 def content_of(
@@ -255,8 +249,8 @@ def content_of(
                 f"Expected {name} of {rows} examples, got {len(tensor)} rows: several choices to "
                 "an example cannot be kept. Keep the logits alone."
             )
-        shape: list[int | None] = list(_part(name, tensor, found[0]).shape)
-        if _ranged(name, tensor, found[0]):
+        shape: list[int | None] = list(part_of(name, tensor, found[0]).shape)
+        if ranged(name, tensor, found[0]):
             where = slice(1, 3) if prefix == "attention" else slice(0, 1)
             shape[where] = [None] * len(shape[where])
         shapes[name] = tuple(shape)
@@ -274,69 +268,3 @@ def _is_wanted(wanted: Wanted, group: str, index: int, layers: Mapping[str, int]
     if bad := [i for i in own if not -count <= i < count]:
         raise ValueError(f"Expected layers of {group!r} from {-count} to {count - 1}, got {bad}.")
     return index in {i % count for i in own}
-
-
-def _ranged(name: str, tensor: Tensor, piece: Piece) -> bool:
-    """Whether a tensor has positions, which padding may follow."""
-    group = name.split(".")[1]
-    return group in piece.ranges and tensor.dim() >= 3
-
-
-def _part(name: str, tensor: Tensor, piece: Piece) -> Tensor:
-    """One example's share of a batch's hidden states ``(B, T, H)`` or maps ``(B, heads, T, T)``."""
-    own = tensor[piece.row]
-    if not _ranged(name, tensor, piece):
-        return own
-    cut = slice(*piece.ranges[name.split(".")[1]])
-    return own[:, cut, cut] if name.startswith("attention.") else own[cut]
-
-
-def _padded(name: str, parts: Sequence[Tensor], found: Sequence[Piece], items: Items) -> Tensor:
-    """The examples' parts in the shape of the batch, 0 where there is none."""
-    group, rows = name.split(".")[1], len(items.masks["samples"])
-    attention = name.startswith("attention.")
-    first = parts[0]
-    ranged = group in items.masks and found[0].ranges.get(group) is not None
-    ranged = ranged and first.dim() == (3 if attention else 2)
-    if not ranged:
-        out = first.new_zeros((rows, *first.shape))
-        for part, piece in zip(parts, found, strict=True):
-            out[piece.row] = part
-        return out
-    length = items.masks[group].shape[-1]
-    sizes = (first.shape[0], length, length) if attention else (length, *first.shape[1:])
-    out = first.new_zeros((rows, *sizes))
-    for part, piece in zip(parts, found, strict=True):
-        cut = slice(*piece.ranges[group])
-        if attention:
-            out[piece.row, :, cut, cut] = part
-        else:
-            out[piece.row, cut] = part
-    return out
-
-
-def _cut(mask: np.ndarray, piece: Piece) -> np.ndarray:
-    """The items of a piece within its row."""
-    if piece.items is None:
-        return mask
-    own = np.zeros_like(mask)
-    own[slice(*piece.items)] = mask[slice(*piece.items)]
-    return own
-
-
-def _covered(mask: np.ndarray, found: Sequence[Piece]) -> np.ndarray:
-    """The items of all pieces.
-
-    Raises:
-        ValueError: an item belongs to none: it crosses from one packed text into the next.
-    """
-    own = np.zeros_like(mask)
-    for piece in found:
-        own[piece.row] |= _cut(mask[piece.row], piece)
-    if (own != mask).any():
-        raise ValueError(
-            "Expected every item to belong to one text, got packed texts whose last token predicts "
-            "the first of the next text. Give labels that leave it out (-100), as "
-            "DataCollatorWithFlattening does."
-        )
-    return own
