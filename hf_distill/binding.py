@@ -23,7 +23,7 @@ from hf_distill.checks import (
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
-from hf_distill.matching import match_heads, reorder, reorder_sparse
+from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
@@ -156,7 +156,7 @@ class Binding(Trainer):
             if placed or inside:
                 own, needs = send_to_device(sample, device), goal.student_needs
                 _, asked = self._head.ask(self._student, own, needs, self._head.items(own))
-                ours = reordered(asked, self._student_order)
+                ours = ordered(asked, self._student_order)
             torch.manual_seed(self.args.seed)
             built = goal.build(ours, theirs).to(self.args.device)
             if placed and ours is not None:
@@ -170,19 +170,3 @@ def _smoothed(objective: Objective, factor: float) -> Objective:
     if isinstance(objective, HardLabels) and objective.label_smoothing is None:
         return dataclasses.replace(objective, label_smoothing=factor)
     return objective
-
-
-def reordered(signal: Signal, order: int | Tensor | None) -> Signal:
-    """The signal with its classes in another order."""
-    if order is None:
-        return signal
-    if signal.sparse is not None:
-        signal = dataclasses.replace(signal, sparse=reorder_sparse(signal.sparse, order))
-    if signal.members:
-        members = {name: reordered(member, order) for name, member in signal.members.items()}
-        signal = dataclasses.replace(signal, members=members)
-    if signal.logits is None:
-        return signal
-    with torch.enable_grad():
-        traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])
-    return dataclasses.replace(signal, logits=reorder(signal.logits, order), traced=traced)

@@ -6,13 +6,14 @@ import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce as fold
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_distill.capture import (
     attention_projections,
@@ -248,3 +249,13 @@ def vocabulary_size(config: Any) -> int | None:
     """The number of entries of a model's vocabulary, its padding included."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "vocab_size", None)
+
+
+def local_vocabulary(head: Head) -> dict[str, int] | None:
+    """The vocabulary of the tokenizer in a model's local folder, if there is one."""
+    folder = Path(str(head.config._name_or_path))
+    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    if "input_ids" not in head.accepts or not any((folder / name).is_file() for name in files):
+        return None
+    vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
+    return vocabulary

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.heads import Head, vocabulary_size
-from hf_distill.signals import Sparse
+from hf_distill.signals import Signal, Sparse
 
 Order = int | Tensor | None
 """How to bring logits into the common order: None (as they are), n (the first n classes: the rest
@@ -44,6 +44,21 @@ def reorder_sparse(sparse: Sparse, order: Order) -> Sparse:
             classes=order,
         )
     return replace(sparse, ids=order.to(sparse.ids.device).argsort()[sparse.ids])
+
+
+def ordered(signal: Signal, order: Order) -> Signal:
+    """The signal with its classes in another order."""
+    if order is None:
+        return signal
+    with torch.enable_grad():
+        traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])
+    return replace(
+        signal,
+        logits=None if signal.logits is None else reorder(signal.logits, order),
+        sparse=None if signal.sparse is None else reorder_sparse(signal.sparse, order),
+        traced=traced,
+        members={name: ordered(member, order) for name, member in signal.members.items()},
+    )
 
 
 def match_heads(

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import set_seed
 
-from hf_distill.binding import Binding, reordered
+from hf_distill.binding import Binding
 from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
     check_arguments,
@@ -25,6 +25,7 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
+from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.publishing import Publishing
 from hf_distill.schedules import Progress
@@ -164,7 +165,7 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         needs = self._asked()
         call = model if _is_compiled(model) else self._student
         outputs, signal = self._head.ask(call, batch, needs, items)
-        return outputs, reordered(signal, self._student_order)
+        return outputs, ordered(signal, self._student_order)
 
     def _asked(self) -> Needs:
         """What the student is asked for."""
@@ -205,7 +206,7 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         needs = needs & self.teacher.provides
         if not needs:
             return None
-        return reordered(self.teacher(batch, needs, items), self._teacher_order)
+        return ordered(self.teacher(batch, needs, items), self._teacher_order)
 
     def _logs_gradients(self) -> bool:
         """Whether this step's gradient norms are wanted: the last step before a log."""

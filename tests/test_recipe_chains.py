@@ -434,7 +434,7 @@ PLAN = "[{name: forward_kl, temperature: {schedule: linear, start: 4, end: 1}}]"
             "Set `teacher.cache.format: full`",
         ),
         (
-            {"teacher.cache": "{}", "objective": "[{name: hidden_states}]"},
+            {"teacher.cache": "{hidden_states: false}", "objective": "[{name: hidden_states}]"},
             "Set `teacher.cache.hidden_states: true`",
         ),
         (

@@ -171,7 +171,8 @@ themselves are not in here. Kept is:
 def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the card of the cache as a data set."""
     told = facts["describe"]
-    name = told.get("name") or told.get("architecture") or "a teacher"
+    parts = [str(told[key]) for key in ("architecture", "name") if told.get(key)]
+    name = f"{parts[0]} ({parts[1]})" if len(parts) == 2 else (parts or ["a teacher"])[0]
     kept = {key: facts["content"][key] for key in ("kind", "logits", "states")}
     text = README.format(
         examples=facts["examples"], teacher=name, content=json.dumps(kept, indent=1)

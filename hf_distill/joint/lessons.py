@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_distill.binding import reordered
 from hf_distill.joint.peers import STUDENT, Peers
-from hf_distill.matching import Order
+from hf_distill.matching import Order, ordered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Sum, Term
 from hf_distill.trainer import DistillationTrainer
@@ -61,7 +60,7 @@ class Lessons(DistillationTrainer):
         found = {}
         for name, order in self._orders.items():
             needs = self._needs_of(name, learners) | (more or Needs())
-            found[name] = reordered(self._peers.ask(name, batch, needs, items), order)
+            found[name] = ordered(self._peers.ask(name, batch, needs, items), order)
         return found
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:

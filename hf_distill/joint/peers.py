@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from hf_distill.heads import Head, describe_model
+from hf_distill.heads import Head, describe_model, local_vocabulary
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 
 STUDENT = "student"
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 
 
 class Peers:
@@ -70,12 +67,7 @@ class Peers:
 
     def tokens_of(self, name: str) -> Mapping[str, int] | None:
         """The vocabulary of the tokenizer in a model's local folder, if there is one."""
-        folder = Path(str(self.heads[name].config._name_or_path))
-        saved = any((folder / file).is_file() for file in TOKENIZERS)
-        if not saved or "input_ids" not in self.heads[name].accepts:
-            return None
-        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
-        return vocabulary
+        return local_vocabulary(self.heads[name])
 
     def place(self, accelerator: Accelerator) -> None:
         for model in self.models.values():

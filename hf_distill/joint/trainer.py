@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_distill.binding import reordered
 from hf_distill.checks import (
     check_data,
     check_objective,
@@ -23,7 +22,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.joint.lessons import Lessons
 from hf_distill.joint.peers import STUDENT, Peers, named_peers
 from hf_distill.joint.saving import split_groups, write_model
-from hf_distill.matching import match_heads
+from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.terms import BALANCE, Objective, Sum
 
@@ -166,7 +165,7 @@ class JointTrainer(Lessons):
         with torch.no_grad(), same_randomness(), warnings.catch_warnings():
             needs = self._needs_of(STUDENT, self._goals)
             _, signal = self._head.ask(self._student, sample, needs, items)
-            signals = {STUDENT: reordered(signal, self._student_order)}
+            signals = {STUDENT: ordered(signal, self._student_order)}
             signals.update(self._ask_peers(sample, items, self._goals))
             for name in self._peers.heads:
                 check_targets(signals[name], items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def cache_format(
             is kept.
     """
     goals = [(key, goal) for key, goal in learners if isinstance(goal, Sum)]
+    section = _resolved(section, goals)
     states = section.hidden_states or section.attentions
     for key, kind in (("k", "top_k"), ("draws", "sampled")):
         if getattr(section, key) is not None and section.format != kind:
@@ -159,6 +160,17 @@ def cache_format(
     }
 
 
+def _resolved(section: CacheSection, goals: Iterable[tuple[str, Sum]]) -> CacheSection:
+    """Keep the states that the objectives need, where the recipe does not say it."""
+    needs = [goal.needs for _, goal in goals]
+    hidden, attentions = section.hidden_states, section.attentions
+    return replace(
+        section,
+        hidden_states=any(n.hidden_states for n in needs) if hidden is None else hidden,
+        attentions=any(n.attentions for n in needs) if attentions is None else attentions,
+    )
+
+
 def check_given(stage: CacheStage, provides: Needs) -> None:
     """See that the teacher has what is to be kept, before it is trained.
 
@@ -166,7 +178,7 @@ def check_given(stage: CacheStage, provides: Needs) -> None:
         RecipeError: it has not.
     """
     kept = stage.inputs["kept"]
-    wanted = Needs(hidden_states=kept["hidden_states"], attentions=kept["attentions"])
+    wanted = Needs(hidden_states=bool(kept["hidden_states"]), attentions=kept["attentions"])
     if missing := wanted.missing_from(provides):
         raise RecipeError(
             f"`teacher.cache`: expected a teacher that gives {missing}, and this one does not "
@@ -179,8 +191,8 @@ def _check_kept(section: CacheSection, learner: str, objective: Sum) -> None:
         logits=True,
         exact=section.format != "sampled",
         whole=section.format == "full",
-        hidden_states=section.hidden_states,
-        attentions=section.attentions,
+        hidden_states=bool(section.hidden_states),
+        attentions=bool(section.attentions),
     )
     for name, _, part in objective.named():
         missing = part.needs.missing_from(kept)

@@ -55,8 +55,8 @@ class CacheSection:
     k: int | None = None
     draws: int | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
-    hidden_states: bool = False
-    attentions: bool = False
+    hidden_states: bool | dict[str, Any] | None = None
+    attentions: bool | None = None
     path: str | None = None
 
 

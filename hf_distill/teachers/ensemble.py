@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hf_distill.heads import Head
+from hf_distill.matching import ordered
 from hf_distill.objectives.taught import for_member, of_member
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
@@ -28,7 +29,7 @@ from hf_distill.teachers.members import (
     orders_of,
     task_of_members,
 )
-from hf_distill.teachers.mixing import Voice, mean_of, ordered, voices
+from hf_distill.teachers.mixing import Voice, mean_of, voices
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.routing import Router
 from hf_distill.temperature import above_zero

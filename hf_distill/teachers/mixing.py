@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hf_distill.losses.numerics import compute_dtype
-from hf_distill.matching import Order, reorder, reorder_sparse
 from hf_distill.signals import Items, Signal, Sparse
 from hf_distill.teachers.tails import Union, spread, union
 
@@ -283,18 +282,3 @@ def _joined(mean: Tensor, voice: Voice, joined: Union, average: str, exact: bool
         mean = torch.cat([listed, rest[..., None]], -1).log_softmax(-1)
     listed, rest = mean[..., :-1], mean[..., -1]
     return Sparse(joined.ids, listed, rest, joined.classes, voice.temperature, exact)
-
-
-def ordered(signal: Signal, order: Order) -> Signal:
-    """The signal with its classes in another order."""
-    if order is None:
-        return signal
-    with torch.enable_grad():
-        traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])
-    return replace(
-        signal,
-        logits=None if signal.logits is None else reorder(signal.logits, order),
-        sparse=None if signal.sparse is None else reorder_sparse(signal.sparse, order),
-        traced=traced,
-        members={name: ordered(member, order) for name, member in signal.members.items()},
-    )

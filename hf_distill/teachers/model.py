@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from hf_distill.heads import Head, base_of, describe_model
+from hf_distill.heads import Head, base_of, describe_model, local_vocabulary
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task
@@ -52,7 +52,7 @@ class ModelTeacher:
         self.head = Head(model, task)
         self.config = self.head.config
         self.provides = self.head.provides
-        self._tokenizer = tokenizer
+        self._tokens = None if tokenizer is None else tokenizer.get_vocab()
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
         if shard and self._placed:
@@ -87,14 +87,9 @@ class ModelTeacher:
         return self.head.accepts - set(self.head.task.label_keys)
 
     def tokens(self) -> Mapping[str, int] | None:
-        if self._tokenizer is None and "input_ids" in self.head.accepts:
-            folder = Path(str(self.config._name_or_path))
-            if any(
-                (folder / name).is_file()
-                for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-            ):
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        return None if self._tokenizer is None else self._tokenizer.get_vocab()
+        if self._tokens is None:
+            self._tokens = local_vocabulary(self.head)
+        return self._tokens
 
     def place(self, accelerator: Accelerator) -> None:
         # Not accelerator.prepare_model: that registers the teacher as a model of the accelerator,
