@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
 from huggingface_hub import CommitInfo
 from recipe_zoo import recipe
 
@@ -46,6 +49,8 @@ def test_an_override_without_a_value_is_refused(words: list[str]) -> None:
         (["--help"], "accelerate launch -m hf_distill train"),
         (["train", "--help"], "--training.learning_rate 2e-5"),
         (["push", "--help"], "--repo"),
+        (["cache", "--help"], "--push ID"),
+        (["serve-teacher", "--help"], "--token-env"),
         (["--version"], __version__),
     ],
 )
@@ -164,3 +169,33 @@ def test_push_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     """The remedy is in the error's message: it must reach the user."""
     assert main(["push", str(tmp_path), "--repo", "me/student"]) == 1
     assert "expected a finished student" in capsys.readouterr().err
+
+
+def test_cache_writes_what_train_then_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command must leave what the section `teacher.cache` looks for, and say what is wrong."""
+    path = str(recipe(tmp_path))
+    assert main(["cache", path]) == 0
+    assert "cache: done" in capsys.readouterr().out
+    assert (tmp_path / "out/cache/cache.json").is_file()
+    assert main(["cache", path, "--teacher.cache.formt", "full"]) == 2
+    assert "did you mean `teacher.cache.format`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
+def test_accelerate_configurations_load(name: str) -> None:
+    """A key that accelerate does not know ends a launch on the machine that was waited for."""
+    root = Path(__file__).parent.parent / "recipes/accelerate_configs"
+    found: Any = load_config_from_file(str(root / f"{name}.yaml"))
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}
+    assert found.distributed_type == kinds[name]
+    if name == "fsdp2":
+        known = {f"fsdp_{field.name}" for field in fields(FullyShardedDataParallelPlugin)}
+        known |= {
+            "fsdp_version",
+            "fsdp_auto_wrap_policy",
+            "fsdp_offload_params",
+            "fsdp_cpu_ram_efficient_loading",
+        }
+        assert set(found.fsdp_config) <= known

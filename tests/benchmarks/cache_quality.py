@@ -153,9 +153,10 @@ def draw(results: dict[str, dict[str, float]], live: float, path: Path) -> None:
             rows = [r for name, r in results.items() if name.endswith(family)]
             rows.sort(key=lambda row: row["bytes"])
             x, y = [row["bytes"] for row in rows], [row[key] for row in rows]
-            panel.plot(
-                x, y, "o-", color=colour, label=f"top k, {family}" if "ai" in family else family
+            label = {"tail cut": "top k, tail cut", "and tail": "top k and tail"}.get(
+                family, family
             )
+            panel.plot(x, y, "o-", color=colour, label=label)
         if key == "to_teacher":
             panel.axhline(live, color="#555555", linestyle="--", label="live teacher")
         panel.set(xscale="log", xlabel="bytes a token on disk", ylabel="KL, nats a token")
@@ -163,6 +164,8 @@ def draw(results: dict[str, dict[str, float]], live: float, path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("{x:g}")
     panels[1].legend(frameon=False)
     figure.savefig(path, dpi=130)
 
