@@ -26,7 +26,7 @@ from hf_distill.heads import Head
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.teachers import Teacher
+from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
 
 LOOK = 8
@@ -93,9 +93,8 @@ class Binding(Trainer):
                 "which is not the student's. List a member with the student's id2label first."
             )
 
-    def _sample(self) -> dict[str, Any] | None:
-        """A few collated examples of the training data, or of the evaluation data."""
-        dataset: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+    def _sample(self, dataset: Any) -> dict[str, Any] | None:
+        """A few collated examples of a data set."""
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
         if dataset is None or (has_length(dataset) and len(dataset) == 0):
@@ -113,6 +112,19 @@ class Binding(Trainer):
                 examples = [dataset[index] for index in range(few)]
             batch = self._prepare_inputs(dict(collate(examples)))
         return dict(self._head.task.share(batch, self._head.model))
+
+    def _look_at_evaluation(self) -> None:
+        """Let a teacher that does not know everything (a cache) say so before training, and not at
+        the first evaluation."""
+        data: Any = self.eval_dataset
+        if self.teacher is None or isinstance(self.teacher, ModelTeacher):
+            return
+        for dataset in data.values() if isinstance(data, dict) else [data]:
+            streams = isinstance(dataset, IterableDataset)  # which may not be read again
+            batch = None if streams else self._sample(dataset)
+            if batch is not None:
+                with torch.no_grad(), same_randomness():
+                    self._teach(batch, self.goal.needs, self._head.items(batch))
 
     def _bind(self) -> None:
         """Make what belongs to this very student: projections, initial weights."""

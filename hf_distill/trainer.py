@@ -86,9 +86,11 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
             self.add_callback(self.teacher)
         self._refresh_objective()
         self._match()
-        self._first_batch = self._sample()  # once: a stream may not be read again
+        looked_at = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         self._bind()
+        self._look_at_evaluation()
 
     # ---- one step ----------------------------------------------------------------------------
 

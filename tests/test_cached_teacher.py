@@ -187,6 +187,8 @@ def test_what_a_format_cannot_give_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, name, teacher_model=top, objective=AttentionMaps())
     with pytest.raises(ValueError, match="one softmax over fixed classes"):
         written(tmp_path / "c", "multi_label", format={"kind": "sampled"})
+    with pytest.raises(ValueError, match=r"Pass ModelTeacher\(model\)"):
+        write_cache(tmp_path / "f", models(NAME)[1], data(NAME), collate, say=quiet)
     with pytest.raises(ValueError, match="several choices"):
         written(tmp_path / "e", "multiple_choice", hidden_states=True)
     with pytest.raises(ValueError, match="judges examples one by one"):
@@ -227,6 +229,18 @@ def test_missing_examples_are_named_or_asked_for(tmp_path: Path) -> None:
     again = asked(CachedTeacher(folder), name, chosen, needs, head).logits
     assert again is not None
     assert torch.equal(again, one)
+
+
+def test_evaluation_data_that_are_missing_are_told_first(tmp_path: Path) -> None:
+    """Otherwise the first evaluation ends the training, after an epoch."""
+    folder = written(tmp_path, NAME, data(NAME)[:5])
+    with pytest.raises(ValueError, match=r"got none of 3"):
+        trainer(
+            tmp_path,
+            teacher_model=CachedTeacher(folder),
+            train_dataset=data(NAME)[:5],
+            eval_dataset=data(NAME)[5:],
+        )
 
 
 def test_stale_and_foreign_caches_are_refused(tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ class _Maker:
     """Asks the teacher, and turns what it says into rows."""
 
     def __init__(self, teacher: Any, head: Head | None, collate: Collator, batch_size: int):
+        if not hasattr(teacher, "provides"):
+            raise ValueError(
+                f"Expected a Teacher, got a {type(teacher).__name__}. Pass ModelTeacher(model)."
+            )
         self.teacher, self.collate, self.batch_size = teacher, collate, batch_size
         found = getattr(teacher, "head", None) if head is None else head
         if not isinstance(found, Head):
