@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from step_overhead import classifier, language_model
 from torch import Tensor, nn
 
 from hf_distill import (
@@ -39,32 +40,6 @@ from hf_distill import (
 
 Example = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def classifier(layers: int, hidden: int) -> nn.Module:
-    return tf.BertForSequenceClassification(
-        tf.BertConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 32,
-            intermediate_size=4 * hidden,
-            num_labels=2,
-            vocab_size=8192,
-        )
-    )
-
-
-def language_model(layers: int, hidden: int) -> nn.Module:
-    return tf.LlamaForCausalLM(
-        tf.LlamaConfig(
-            vocab_size=8192,
-            hidden_size=hidden,
-            intermediate_size=3 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 32,
-            num_key_value_heads=hidden // 32,
-        )
-    )
 
 
 def vision(layers: int, hidden: int) -> nn.Module:
