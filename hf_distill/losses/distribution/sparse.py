@@ -1,7 +1,6 @@
 """Forward KL over the teacher's likeliest classes and one bucket for the rest."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.losses.numerics import (
@@ -53,9 +52,11 @@ def top_k_kl(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k!r}; it is the number of classes compared")
-    log_s, log_t = log_probs("top_k_kl", student, teacher, temperature)
+    _, log_t = log_probs("top_k_kl", student, teacher, temperature)
     log_top, indices = log_t.topk(min(k, log_t.shape[-1]), dim=-1)
-    values = _bucketed_kl(log_s, log_top, indices, _log_rest(log_t, indices))
+    theirs, _ = coarsened(teacher, log_top, indices, log_top[..., 0], temperature)
+    ours, _ = coarsened(student, log_top, indices, theirs[..., -1], temperature)
+    values = _bucketed_kl(ours, theirs, student.shape[-1])
     return times_t_squared(values, temperature, t_squared)
 
 
@@ -103,11 +104,11 @@ def sparse_kl(
         )
     check_temperature(temperature, shape)
     dtype = compute_dtype(student, teacher_log_probs)
-    log_s = F.log_softmax(over_temperature(student, temperature, dtype), dim=-1, dtype=dtype)
     log_top = teacher_log_probs.to(dtype).clamp(min=torch.finfo(dtype).min)
     rest = -torch.expm1(log_top.logsumexp(-1))
     log_rest = rest.clamp(min=torch.finfo(dtype).tiny).log()
-    values = _bucketed_kl(log_s, log_top, indices, log_rest)
+    pair = coarsened(student, log_top, indices, log_rest, temperature)
+    values = _bucketed_kl(*pair, student.shape[-1])
     return times_t_squared(values, temperature, t_squared)
 
 
@@ -115,13 +116,15 @@ def coarsened(
     student: Tensor,
     teacher_log_probs: Tensor,
     indices: Tensor,
-    log_rest: Tensor,
+    log_rest: Tensor | None = None,
     temperature: Temperature = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Both log-probabilities on k classes and one bucket for all others.
 
     Any divergence of the two is a lower bound of that on all classes (data processing inequality),
-    and equal to it where nothing of either is in the bucket.
+    and equal to it where nothing of either is in the bucket. Without ``log_rest`` the teacher has
+    nothing in the bucket, and the student's is 1 - its k classes: exact to the rounding of 1, which
+    is enough for what takes the teacher's probabilities as weights.
 
     Args:
         student: logits (..., C).
@@ -142,27 +145,26 @@ def coarsened(
     check_temperature(temperature, student.shape[:-1])
     dtype = compute_dtype(student, teacher_log_probs)
     lowest = torch.finfo(dtype).min
-    log_s = F.log_softmax(over_temperature(student, temperature, dtype), dim=-1, dtype=dtype)
+    z = over_temperature(student, temperature, dtype).to(dtype)
     used = teacher_log_probs > -torch.inf
-    ours = log_s.gather(-1, indices).masked_fill(~used, lowest)
-    counts = torch.zeros_like(log_s, dtype=torch.uint8).scatter_add(
-        -1, indices, used.to(torch.uint8)
-    )
-    rest = log_s.masked_fill(counts > 0, lowest).logsumexp(-1)
-    theirs = torch.cat([teacher_log_probs.to(dtype), log_rest.to(dtype).unsqueeze(-1)], dim=-1)
-    return torch.cat([ours, rest.unsqueeze(-1)], dim=-1), theirs.clamp(min=lowest)
+    top = z.gather(-1, indices).masked_fill(~used, lowest)
+    top_mass = top.logsumexp(-1)
+    if log_rest is None:
+        total = z.logsumexp(-1)
+        left = -torch.expm1((top_mass - total).clamp(max=0.0))
+        rest = left.clamp(min=torch.finfo(dtype).tiny).log()
+        bucket = torch.full_like(total, lowest)
+    else:
+        best = indices.gather(-1, teacher_log_probs.argmax(-1, keepdim=True))
+        others = z.scatter(-1, torch.where(used, indices, best), lowest).logsumexp(-1)
+        total = torch.logaddexp(top_mass, others)
+        rest, bucket = others - total, log_rest.to(dtype)
+    ours = torch.cat([top - total.unsqueeze(-1), rest.unsqueeze(-1)], dim=-1)
+    theirs = torch.cat([teacher_log_probs.to(dtype), bucket.unsqueeze(-1)], dim=-1)
+    return ours.clamp(min=lowest), theirs.clamp(min=lowest)
 
 
-def _bucketed_kl(log_s: Tensor, log_top: Tensor, indices: Tensor, log_rest: Tensor) -> Tensor:
-    """KL over the classes at the indices and the rest; log_rest is the teacher's."""
-    top = kl(log_top, log_s.gather(-1, indices))
-    if indices.shape[-1] == log_s.shape[-1]:
-        return top  # there is no rest
-    rest_s = _log_rest(log_s, indices)
-    return top + kl(log_rest.unsqueeze(-1), rest_s.unsqueeze(-1))
-
-
-def _log_rest(log_probs: Tensor, indices: Tensor) -> Tensor:
-    """log of the mass of all other classes, from their own log-probabilities: no 1 - 1."""
-    chosen = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, indices, True)
-    return log_probs.masked_fill(chosen, torch.finfo(log_probs.dtype).min).logsumexp(-1)
+def _bucketed_kl(ours: Tensor, theirs: Tensor, classes: int) -> Tensor:
+    """KL over some classes and the bucket, which is left out where there is no other class."""
+    k = min(ours.shape[-1], classes)
+    return kl(theirs[..., :k], ours[..., :k])
