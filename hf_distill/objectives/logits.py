@@ -141,7 +141,8 @@ class Divergence(LogitObjective):
         sparse = teacher.sparse
         temperature = self._stored(sparse.temperature)
         check_shapes(student.logits.shape, (*sparse.ids.shape[:-1], sparse.classes))
-        pair = coarsened(student.logits, sparse.log_probs, sparse.ids, sparse.log_rest, temperature)
+        rest = sparse.log_rest if sparse.exact else None
+        pair = coarsened(student.logits, sparse.log_probs, sparse.ids, rest, temperature)
         settings = super().settings(*pair, items, context, False)
         settings |= {"temperature": 1.0, "t_squared": False}
         values = times_t_squared(type(self).loss(*pair, **settings), temperature, self.t_squared)

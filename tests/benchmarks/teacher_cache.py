@@ -32,7 +32,6 @@ from hf_distill import (
     DistillationConfig,
     DistillationTrainer,
     ForwardKL,
-    HardLabels,
     ModelTeacher,
     student_from_teacher,
     write_cache,
@@ -77,22 +76,22 @@ def pictures(rows: int) -> list[Example]:
 CASES: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[], list[Example]], Any]] = {
     "sequence classification, all logits": (
         classifier,
-        lambda: texts(256, False),
+        lambda: texts(128, False),
         {"kind": "full"},
     ),
     "image classification 96 x 96, all logits": (
         vision,
-        lambda: pictures(256),
+        lambda: pictures(128),
         {"kind": "full"},
     ),
     "causal LM, vocabulary 8,192, 12 draws": (
         language_model,
-        lambda: texts(256, True),
+        lambda: texts(128, True),
         {"kind": "sampled", "draws": 12},
     ),
     "causal LM, vocabulary 8,192, top 12 and tail": (
         language_model,
-        lambda: texts(256, True),
+        lambda: texts(128, True),
         {"kind": "top_k", "k": 12},
     ),
 }
@@ -153,7 +152,7 @@ def step_ratio(student: Any, other: Any, cached: Any, examples: list[Example], r
                 student,
                 DistillationConfig(folder, use_cpu=True, **options),
                 teacher_model=cached,
-                objective=0.5 * HardLabels() + 0.5 * ForwardKL(),
+                objective=ForwardKL(),
                 **common,
             )
         )

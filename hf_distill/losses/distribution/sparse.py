@@ -1,6 +1,7 @@
 """Forward KL over the teacher's likeliest classes and one bucket for the rest."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.losses.numerics import (
@@ -147,19 +148,19 @@ def coarsened(
     lowest = torch.finfo(dtype).min
     z = over_temperature(student, temperature, dtype).to(dtype)
     used = teacher_log_probs > -torch.inf
-    top = z.gather(-1, indices).masked_fill(~used, lowest)
-    top_mass = top.logsumexp(-1)
     if log_rest is None:
-        total = z.logsumexp(-1)
-        left = -torch.expm1((top_mass - total).clamp(max=0.0))
+        top = F.log_softmax(z, dim=-1).gather(-1, indices).masked_fill(~used, lowest)
+        left = -torch.expm1(top.logsumexp(-1).clamp(max=0.0))
         rest = left.clamp(min=torch.finfo(dtype).tiny).log()
-        bucket = torch.full_like(total, lowest)
+        bucket = torch.full_like(rest, lowest)
     else:
+        top = z.gather(-1, indices).masked_fill(~used, lowest)
         best = indices.gather(-1, teacher_log_probs.argmax(-1, keepdim=True))
         others = z.scatter(-1, torch.where(used, indices, best), lowest).logsumexp(-1)
-        total = torch.logaddexp(top_mass, others)
-        rest, bucket = others - total, log_rest.to(dtype)
-    ours = torch.cat([top - total.unsqueeze(-1), rest.unsqueeze(-1)], dim=-1)
+        total = torch.logaddexp(top.logsumexp(-1), others)
+        top, rest = top - total.unsqueeze(-1), others - total
+        bucket = log_rest.to(dtype)
+    ours = torch.cat([top, rest.unsqueeze(-1)], dim=-1)
     theirs = torch.cat([teacher_log_probs.to(dtype), bucket.unsqueeze(-1)], dim=-1)
     return ours.clamp(min=lowest), theirs.clamp(min=lowest)
 
