@@ -35,6 +35,8 @@ from hf_distill.cache.shards import (
 )
 from hf_distill.cache.store import Store
 
+pytestmark = pytest.mark.xdist_group("cache_faults")  # fixtures that are expensive are made once
+
 SPEC = Full("float32", 2)
 FULL = Path("/dev/full")
 SHARDS, KILLS = 16, 20

@@ -23,6 +23,8 @@ from hf_distill import CachedTeacher, ModelTeacher, Needs, push_cache, write_cac
 from hf_distill.cache import Store
 from hf_distill.cache.shards import damaged
 
+pytestmark = pytest.mark.xdist_group("cache_writing")  # fixtures that are expensive are made once
+
 NAME = "sequence_classification"
 ROWS = 60
 FORM: dict[str, Any] = {"hidden_states": True, "batch_size": 4, "shard_size": 6}

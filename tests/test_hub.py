@@ -23,6 +23,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from hf_distill.hub import PUBLISHED, StudentCard, published_files, push_folder, write
 
+pytestmark = pytest.mark.xdist_group("hub")  # fixtures that are expensive are made once
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "write", "a", "sentence", "here", "."]
 PRIVATE = [

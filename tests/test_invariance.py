@@ -18,6 +18,8 @@ from splits import TABLE, WHOLE, Measured, Split, alone, measure, objectives_of
 from transformers import Trainer
 from zoo import CASES, collate, quiet_arguments
 
+pytestmark = pytest.mark.xdist_group("invariance")  # fixtures that are expensive are made once
+
 ALONE: tuple[Split, ...] = ((2, 4, 1), (1, 8, 1))
 TOGETHER: tuple[Split, ...] = ((4, 1, 2), (2, 2, 2))
 FIGURES = 1e-6  # relative, in float64; transformers' own loss passes through a float32

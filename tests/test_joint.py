@@ -25,6 +25,8 @@ from hf_distill.checkpoints import EXTRAS
 from hf_distill.joint import JointTrainer
 from hf_distill.terms import BALANCE
 
+pytestmark = pytest.mark.xdist_group("joint")  # fixtures that are expensive are made once
+
 HEAD = "sequence_classification"
 MUTUAL = HardLabels() + Mutual()
 

@@ -22,6 +22,8 @@ from hf_distill.metrics import (
     retained,
 )
 
+pytestmark = pytest.mark.xdist_group("metrics")  # fixtures that are expensive are made once
+
 REPOSITORY = Path(metrics.__file__).parents[2]
 
 

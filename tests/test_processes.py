@@ -99,7 +99,10 @@ def train_all(folder: str, batch: str) -> None:
 
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from hf_distill.recipe import RecipeError, Run, load_recipe
 from hf_distill.recipe.stages import Stage
 from hf_distill.teachers import CachedTeacher, Ensemble, ModelTeacher
 
+pytestmark = pytest.mark.xdist_group("recipe_chains")  # fixtures that are expensive are made once
+
 CHAIN: dict[str, Any] = {
     "teacher": {"seeds": [0, 1]},
     "assistants": [

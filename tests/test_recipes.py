@@ -37,6 +37,8 @@ from hf_distill.hub import published_files, validate
 from hf_distill.recipe import RecipeError, Run, load_recipe
 from hf_distill.recipe.stages import Stage
 
+pytestmark = pytest.mark.xdist_group("recipes")  # fixtures that are expensive are made once
+
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = {"seeds": [0, 1]}
 PUBLISHED = {

@@ -418,7 +418,7 @@ def trained(folder: Path, teacher: Any, data: Any) -> tuple[dict[str, torch.Tens
         model=MODELS["cnn"].models(torch.float32)[0],
         teacher_model=teacher,
         train_dataset=data,
-        eval_dataset=MODELS["cnn"].data(4, torch.float32),
+        eval_dataset=data,
         objective=ForwardKL(2.0) + HardLabels(),
         callbacks=[recorder],
         max_steps=6,

@@ -39,6 +39,8 @@ from hf_distill import (
 from hf_distill.checkpoints import EXTRAS
 from hf_distill.terms import Context
 
+pytestmark = pytest.mark.xdist_group("resume")  # fixtures that are expensive are made once
+
 CASE = CASES["token_classification"]
 STEPS = 6  # two epochs of ten rows: windows of 4, 4 and 2 on one process
 EVERYTHING = (

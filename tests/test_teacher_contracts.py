@@ -30,6 +30,10 @@ from hf_distill import (
 )
 from hf_distill.serving import TeacherServer
 
+pytestmark = pytest.mark.xdist_group(
+    "teacher_contracts"
+)  # fixtures that are expensive are made once
+
 NAME = "sequence_classification"
 CASE = CASES[NAME]
 SOFT = 0.5 * HardLabels() + 0.5 * ForwardKL()

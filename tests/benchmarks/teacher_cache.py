@@ -86,12 +86,12 @@ CASES: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[], list[Exampl
     ),
     "causal LM, vocabulary 8,192, 12 draws": (
         language_model,
-        lambda: texts(128, True),
+        lambda: texts(256, True),
         {"kind": "sampled", "draws": 12},
     ),
     "causal LM, vocabulary 8,192, top 12 and tail": (
         language_model,
-        lambda: texts(128, True),
+        lambda: texts(256, True),
         {"kind": "top_k", "k": 12},
     ),
 }
@@ -180,12 +180,14 @@ def step_ratio(student: Any, other: Any, cached: Any, examples: list[Example], r
     return [1000 * statistics.median(t) for t in times] + [ratio]
 
 
-def measure(rounds: int) -> None:
+def measure(rounds: int, only: str) -> None:
     print(
         "| case | cached step, ms | plain step, ms | ratio | writing / bare forward | "
         "bytes an example | bytes a token |\n| :-- | --: | --: | --: | --: | --: | --: |"
     )
     for name, (make, data, form) in CASES.items():
+        if only not in name:
+            continue
         torch.manual_seed(0)
         teacher, examples = ModelTeacher(make(6, 384)), data()
         student, other = make(2, 192), make(2, 192)
@@ -260,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--recipe", action="store_true")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--examples", type=int, default=2000)
@@ -271,7 +274,7 @@ def main() -> None:
         f"{torch.__version__}, {arguments.rounds} rounds; teacher 6 layers of 384, student 2 of "
         "192, batch 32\n"
     )
-    measure(arguments.rounds)
+    measure(arguments.rounds, arguments.only)
     if arguments.recipe:
         recipe(arguments.epochs, arguments.examples)
 
