@@ -60,6 +60,7 @@ def figures(folder: str, batch: str, accumulation: str) -> None:
         (Path(folder) / "figures.json").write_text(json.dumps(kept))
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """What runs inside DDP's forward, or keeps a state per process, would differ by rank: weights
     drift apart silently, or the reducer waits for a gradient that never comes."""

@@ -347,6 +347,7 @@ def _interrupt(path: Path, stage: Path, how: signal.Signals) -> int:
     return started.returncode
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     """A run that resumes elsewhere in the data or the schedule gives another student, unnoticed."""
     many = {"num_train_epochs": 8, "eval_strategy": "no"}

@@ -550,6 +550,7 @@ sys.exit(run(arguments(*sys.argv[2:])))
 """
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_interrupted(tmp_path: Path) -> None:
     """A teacher that cannot be asked from another process, or is not ended by Ctrl-C."""
     _, model = small.models("causal_lm")
