@@ -125,6 +125,7 @@ def test_the_split_into_batches_does_not_matter(tmp_path: Path, subclass: str) -
     assert found[0] == pytest.approx(found[1], rel=SINGLE)
 
 
+@pytest.mark.slow
 def test_the_subclass_with_two_processes(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     launch(figures, tmp_path / "two", "2", "2", "yes", processes=2)

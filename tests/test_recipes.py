@@ -398,6 +398,7 @@ def _run_twice(path: str) -> None:
         Run(load_recipe(path), print)()
 
 
+@pytest.mark.slow
 def test_two_processes_write_once_and_agree(tmp_path: Path) -> None:
     """Two writers of one file, or a process that waits for ever where the other has left."""
     one = recipe(tmp_path / "one", training={"per_device_train_batch_size": 8})
