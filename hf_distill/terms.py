@@ -316,6 +316,18 @@ def reduce(
     return loss, components, sums
 
 
+def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
+    """One term for what several sources say of the same items: the mean of their values.
+
+    Args:
+        terms: Of the same unit, mask and weight.
+        name: Of the mean; by default the first one's.
+    """
+    first = terms[0]
+    values = first.values if len(terms) == 1 else torch.stack([t.values for t in terms]).mean(0)
+    return dataclasses.replace(first, name=first.name if name is None else name, values=values)
+
+
 def _total(term: Term) -> Tensor:
     values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
     return values.sum()

@@ -241,10 +241,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(answer | ({"pullRequestUrl": f"{url}/discussions/1"} if request else {}))
 
     def _tree(self, files: dict[str, bytes], folder: str) -> None:
-        entries = [
+        start = f"{folder}/" if folder else ""
+        found = {path: data for path, data in files.items() if path.startswith(start)}
+        entries: list[dict[str, Any]] = []
+        if "recursive=true" not in urlsplit(self.path).query.lower():
+            inner = {p.removeprefix(start).partition("/") for p in found}
+            names = sorted({start + name for name, slash, _ in inner if slash})
+            entries += [
+                {"type": "directory", "path": name, "oid": oid(name, b"")} for name in names
+            ]
+            found = {p: d for p, d in found.items() if "/" not in p.removeprefix(start)}
+        entries += [
             {"type": "file", "path": path, "size": len(data), "oid": oid(path, data)}
-            for path, data in files.items()
-            if path.startswith(f"{folder}/" if folder else "")
+            for path, data in found.items()
         ]
         if folder and not entries:
             raise Refused(404, "EntryNotFound", f"no folder {folder}")

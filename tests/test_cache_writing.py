@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,29 @@ def test_a_cache_is_a_data_set_of_the_hub(
     first = next(iter(rows))
     assert {"key", "logits"} <= first.keys()
     assert len(first["key"]) == 16
+
+
+STREAM = """
+import sys
+import datasets
+from hf_distill import push_cache
+push_cache(sys.argv[1], "tester/outputs")
+rows = datasets.load_dataset("tester/outputs", split="train", streaming=True)
+print("streamed", sum(len(row["key"]) == 16 and len(row["logits"]) == 3 for row in rows))
+"""
+
+
+@pytest.mark.slow
+def test_it_is_streamed_from_the_hub(whole: Path, tmp_path: Path) -> None:
+    """In a process of its own: `datasets` reads where the Hub is when it is imported."""
+    with HubServer() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path), "HF_DATASETS_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, str(whole)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"streamed {ROWS}" in done.stdout

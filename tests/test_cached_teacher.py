@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import config, data, finite, log_softmax, models, same, trainer, weights
 from torch import Tensor
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, ViTImageProcessor
 from zoo import CASES, collate
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher, ReverseKL
@@ -267,6 +267,32 @@ def test_stale_and_foreign_caches_are_refused(tmp_path: Path) -> None:
     write_sealed(folder / "cache.json", {**facts, "format_version": 99})
     with pytest.raises(ValueError, match="format version 1"):
         CachedTeacher(folder)
+
+
+class Words:
+    """A tokenizer as far as a fingerprint reads it."""
+
+    def __init__(self, *words: str):
+        self.words = words
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+
+def test_another_tokenizer_or_preprocessing_is_named(tmp_path: Path) -> None:
+    """The same ids mean other words, the same pictures other pixels."""
+    model, examples = models(NAME)[1], data(NAME)
+    one, other = (ModelTeacher(model, tokenizer=Words(*words)) for words in ("ab", "ba"))
+    write_cache(tmp_path / "text", one, examples, collate, say=quiet)
+    with pytest.raises(ValueError, match="of something else: the tokenizer"):
+        write_cache(tmp_path / "text", other, examples, collate, say=quiet)
+    assert CachedTeacher(tmp_path / "text").tokens() == {"a": 0, "b": 1}
+    small, large = (ViTImageProcessor(size={"height": n, "width": n}) for n in (28, 32))
+    options: dict[str, Any] = {"say": quiet, "processing_class": small}
+    write_cache(tmp_path / "pictures", one, examples, collate, **options)
+    CachedTeacher(tmp_path / "pictures", processing_class=small)
+    with pytest.raises(ValueError, match="of something else: the preprocessing"):
+        CachedTeacher(tmp_path / "pictures", processing_class=large)
 
 
 def test_examples_that_change_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,12 +173,20 @@ def test_push_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_cache_writes_what_train_then_reads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command must leave what the section `teacher.cache` looks for, and say what is wrong."""
     path = str(recipe(tmp_path))
-    assert main(["cache", path]) == 0
-    assert "cache: done" in capsys.readouterr().out
+    pushed: list[tuple[Path, str]] = []
+
+    def push(folder: Path, repo: str) -> SimpleNamespace:
+        pushed.append((folder, repo))
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("hf_distill.cli.push_cache", push)
+    assert main(["cache", path, "--push", "me/outputs"]) == 0
+    assert pushed == [(tmp_path / "out/cache", "me/outputs")]
+    assert "pushed: https://hub/commit" in capsys.readouterr().out
     assert (tmp_path / "out/cache/cache.json").is_file()
     assert main(["cache", path, "--teacher.cache.formt", "full"]) == 2
     assert "did you mean `teacher.cache.format`?" in capsys.readouterr().err

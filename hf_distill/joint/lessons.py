@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_distill.joint.peers import STUDENT, Peers
 from hf_distill.matching import Order, ordered
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Sum, Term
+from hf_distill.teachers.mixing import mean_of, voices
+from hf_distill.terms import Context, Sum, Term, mean_term
 from hf_distill.trainer import DistillationTrainer
 
 
@@ -102,7 +101,7 @@ class Lessons(DistillationTrainer):
         """What each model tells the others, or what all of them do together: values alone."""
         told = {name: signal.detach() for name, signal in signals.items()}
         if self._ensemble and any(goal.needs for goal in self._goals.values()):
-            return {"ensemble": ensemble_of(list(told.values()))}
+            return {"ensemble": ensemble_of(told)}
         return told
 
     def _sources(self, learner: str, told: Mapping[str, Signal]) -> dict[str, Signal | None]:
@@ -140,32 +139,11 @@ class Lessons(DistillationTrainer):
             super()._observe(own_goal, own, components, self._lesson(learner))
 
 
-def ensemble_of(signals: Sequence[Signal]) -> Signal:
+def ensemble_of(signals: Mapping[str, Signal]) -> Signal:
     """The mean of the models' probabilities, as logits; for regression, of their outputs.
 
     Raises:
         ValueError: logits of several shapes, or none.
     """
-    found = [signal.logits for signal in signals if signal.logits is not None]
-    if len(found) < len(signals) or len({x.shape for x in found}) > 1:
-        raise ValueError(
-            "Expected logits of one shape from all models of the ensemble, got "
-            f"{[tuple(x.shape) for x in found]}. Use targets='others', or other models."
-        )
-    kind = signals[0].kind
-    x = torch.stack(
-        [logits if logits.dtype == torch.float64 else logits.float() for logits in found]
-    )
-    if kind == "regression":
-        return Signal(x.mean(0), kind)
-    if kind == "sigmoid":
-        return Signal(F.logsigmoid(x).logsumexp(0) - F.logsigmoid(-x).logsumexp(0), kind)
-    return Signal(x.log_softmax(-1).logsumexp(0) - math.log(len(found)), kind)
-
-
-def mean_term(terms: Sequence[Term]) -> Term:
-    """One term for the same term of several lessons: the mean of their sums."""
-    if len(terms) == 1:
-        return terms[0]
-    sums = [(t.values if t.mask is None else t.values.where(t.mask, 0.0)).sum() for t in terms]
-    return dataclasses.replace(terms[0], values=torch.stack(sums).mean(), mask=None)
+    heard = voices(signals.items(), temperature=1.0, partial=False)
+    return mean_of(heard, "probabilities", lambda voice: voice.chances.new_zeros(()))

@@ -15,7 +15,7 @@ from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.labels import HardLabels
 from hf_distill.schedules import check_weight
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
+from hf_distill.terms import Context, Objective, Term, bibtex, built_modules, mean_term
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class EarlyExits(Objective):
             raise ValueError(f"Expected a pooling 'mean' or 'first', got {self.pooling!r}.")
         check_weight(self.labels)
         ForwardKL(self.temperature)
-
-    @property
-    def needs_labels(self) -> bool:  # type: ignore[override]
-        return self.labels > 0
+        object.__setattr__(self, "needs_labels", self.labels > 0)
 
     def check(self, kind: str, classes: int | None = None) -> None:
         if kind == "none":
@@ -96,10 +93,10 @@ class EarlyExits(Objective):
             exits.append(replace(student, logits=found, traced=None))
         taught = replace(student, logits=last.detach(), traced=None)
         kl, labels = ForwardKL(self.temperature), HardLabels()
-        terms = [_mean([kl.terms(e, taught, items, context) for e in exits], self.name)]
+        terms = [mean_term([kl.terms(e, taught, items, context)[0] for e in exits], self.name)]
         if self.labels:
             name = f"{self.name}_labels"
-            own = _mean([labels.terms(e, None, items, context) for e in exits], name)
+            own = mean_term([labels.terms(e, None, items, context)[0] for e in exits], name)
             terms.append(replace(own, weight=self.labels))
         return terms
 
@@ -175,12 +172,4 @@ def _stack(student: Signal) -> tuple[str, Sequence[Tensor]]:
     raise ValueError(
         f"Expected one stack of layers below the logits, got {sorted(groups)}: EarlyExits does not "
         "know this head. Use another objective."
-    )
-
-
-def _mean(found: Sequence[Sequence[Term]], name: str) -> Term:
-    """One term for all exits: the mean of their values."""
-    first = found[0][0]
-    return replace(
-        first, name=name, values=torch.stack([terms[0].values for terms in found]).mean(0)
     )

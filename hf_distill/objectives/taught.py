@@ -16,6 +16,9 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """What a member may be called: it becomes part of names in logs and of learned parts."""
 FLAGS = tuple(f.name for f in dataclasses.fields(Needs) if f.name != "modules")
 
+SAME = ("in_batch", "needs_labels", "needs_initial", "citation")
+"""What it has of its objective."""
+
 
 def of_member(name: str, needs: Needs) -> Needs:
     """What is needed of one member of an ensemble: paths ``name/logits``, ``name/encoder.layer.3``.
@@ -69,34 +72,17 @@ class From(Objective):
                 f"{type(self.objective).__name__} asks nothing of a teacher. Use it as it is, "
                 f"without From({self.teacher!r}, …)."
             )
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"{self.objective.name}_{self.teacher}"
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        return of_member(self.teacher, self.objective.needs)
+        own: dict[str, Any] = {  # what others have as a class
+            "name": f"{self.objective.name}_{self.teacher}",
+            "needs": of_member(self.teacher, self.objective.needs),
+            **{name: getattr(self.objective, name) for name in SAME},
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
 
     @property
     def student_needs(self) -> Needs:
         return self.objective.student_needs
-
-    @property
-    def in_batch(self) -> bool:  # type: ignore[override]
-        return self.objective.in_batch
-
-    @property
-    def needs_labels(self) -> bool:  # type: ignore[override]
-        return self.objective.needs_labels
-
-    @property
-    def needs_initial(self) -> bool:  # type: ignore[override]
-        return self.objective.needs_initial
-
-    @property
-    def citation(self) -> str:  # type: ignore[override]
-        return self.objective.citation
 
     def check(self, kind: str, classes: int | None = None) -> None:
         self.objective.check(kind, classes)
