@@ -118,6 +118,7 @@ def write_together(folder: str) -> None:
     write(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_cache(tmp_path: Path, whole: Path) -> None:
     """A shard that is written twice, or by none, would be seen months later."""
     launch(write_together, tmp_path / "cache", processes=2)

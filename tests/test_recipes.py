@@ -179,6 +179,7 @@ print(pipeline("text-classification", model=folder)("the film was bad")[0]["labe
 """
 
 
+@pytest.mark.slow
 def test_published_folder_loads_where_hf_distill_is_not_installed(
     finished: Path, tmp_path: Path
 ) -> None:

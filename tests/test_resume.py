@@ -121,7 +121,7 @@ def stop_and_resume(folder: str) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_exact(tmp_path: Path, processes: int) -> None:
     """A run that was stopped would silently be another run: another dropout, order, weight, pull.
 

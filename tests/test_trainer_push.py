@@ -35,6 +35,7 @@ if not during:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["never", "every_save"])
 def test_the_plain_student_and_its_card_go_up(tmp_path: Path, strategy: str) -> None:
     """transformers' own push adds training_args.bin (a pickle), event files and a stock card."""
