@@ -129,17 +129,23 @@ def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 
 def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    """What a padding position before the first token would predict is no item: it would depend on
-    how long the other texts of the batch are."""
+    """The labels are shifted, and not the logits, whose copy would be as large as the vocabulary:
+    the last position predicts nothing. What a padding position before the first token would predict
+    is no item either: it would depend on how long the other texts of the batch are."""
     real = _token_mask(batch, rows)
     if batch.get("shift_labels") is not None:  # a collator that has shifted them already
-        labels, from_real = batch["shift_labels"], real
+        labels = batch["shift_labels"]
     elif batch.get("labels") is not None:
-        labels, from_real = batch["labels"][:, 1:], real[:, :-1]
+        labels = _next(batch["labels"], IGNORE)
     else:
-        return _count(rows, real[:, 1:] & real[:, :-1], hidden=real)
-    labelled = (labels != IGNORE) & from_real
+        return _count(rows, _next(real, False) & real, hidden=real)
+    labelled = (labels != IGNORE) & real
     return _count(rows, labelled, labels, labelled, hidden=real)
+
+
+def _next(values: Tensor, none: int) -> Tensor:
+    """What each position ``(B, T)`` has to its right; the last one ``none``."""
+    return F.pad(values[:, 1:], (0, 1), value=none)
 
 
 def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -225,10 +231,6 @@ def plain(outputs: Any, batch: Batch) -> Tensor:
     return outputs.logits
 
 
-def shifted(outputs: Any, batch: Batch) -> Tensor:
-    return outputs.logits if batch.get("shift_labels") is not None else outputs.logits[:, :-1]
-
-
 def start_end(outputs: Any, batch: Batch) -> Tensor:
     logits = torch.stack([outputs.start_logits, outputs.end_logits])
     mask = batch.get("attention_mask")
@@ -255,10 +257,6 @@ def similarities(outputs: Any, batch: Batch) -> Tensor:
 
 def as_is(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     return (logits,)
-
-
-def unshifted(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return (logits if batch.get("shift_labels") is not None else F.pad(logits, (0, 0, 0, 1)),)
 
 
 def unstacked(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:

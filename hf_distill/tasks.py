@@ -124,8 +124,6 @@ TASKS: dict[str, Task] = {
             "AutoModelForCausalLM",
             "CAUSAL_LM",
             reading.next_tokens,
-            reading.shifted,
-            reading.unshifted,
             classes="vocabulary",
             label_keys=("labels", "shift_labels"),
         ),

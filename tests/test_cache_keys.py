@@ -96,7 +96,7 @@ def test_packed_texts_are_found_one_by_one() -> None:
     assert packed["input_ids"].shape == (1, 9)
     found = keys_of("causal_lm", packed)
     assert [p.key for p in found] == alone
-    assert [p.items for p in found] == [(0, 2), (3, 6), (7, 8)]
+    assert [p.items for p in found] == [(0, 3), (3, 7), (7, 9)]
 
 
 def test_repeated_rows_are_left_out() -> None:

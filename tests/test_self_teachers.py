@@ -302,8 +302,6 @@ def expected_logits(head: str, linear: Any, states: Tensor, batch: Any, last: Te
         found = [r[m].mean(0) @ w.T + b for r, m in zip(x, mask.reshape(len(x), -1), strict=True)]
         return np.stack(found).reshape(last.shape)
     every = np.stack([[v @ w.T + b for v in row] for row in x])
-    if head == "causal_lm":
-        return every[:, :-1]
     if head == "question_answering":
         found = np.moveaxis(every, -1, 0)
         return np.where(mask, found, last.detach().numpy())

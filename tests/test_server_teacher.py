@@ -200,12 +200,12 @@ def ask(teacher: Any, batch: dict[str, Any], model: Any) -> Signal:
 
 
 def expected(model: Any, batch: dict[str, Any]) -> np.ndarray:
-    """log softmax of the whole padded batch in float64: (B, T - 1, V)."""
+    """log softmax of the whole padded batch in float64: (B, T, V)."""
     keys = ("input_ids", "attention_mask", "position_ids")
     with torch.no_grad():
         double = copy.deepcopy(model).double()
         logits = double(**{key: batch[key] for key in keys if key in batch}).logits
-    return log_softmax(logits[:, :-1].numpy())
+    return log_softmax(logits.numpy())
 
 
 def check(signal: Signal, truth: np.ndarray, counted: Any, tokens: Any, k: int) -> None:
@@ -254,7 +254,7 @@ def test_padding_changes_nothing(fake: FakeVLLM, llama: Any, side: str) -> None:
     for row, text in ((0, short), (1, long)):
         first = start if row == 0 else 0
         part = slice(first, first + len(text) - 1)
-        truth = expected(llama, {"input_ids": torch.tensor([text])})[0]
+        truth = expected(llama, {"input_ids": torch.tensor([text])})[0, :-1]
         assert signal.sparse is not None
         got = signal.sparse.log_probs[row, part, 0].numpy()
         np.testing.assert_allclose(got, truth.max(-1), atol=2e-5)
@@ -277,7 +277,7 @@ def test_packed_texts_are_sent_one_by_one(fake: FakeVLLM, llama: Any) -> None:
     )
     assert signal.sparse is not None
     for text, first in zip(texts, (0, 3), strict=True):
-        truth = expected(llama, {"input_ids": torch.tensor([text])})[0]
+        truth = expected(llama, {"input_ids": torch.tensor([text])})[0, :-1]
         got = signal.sparse.log_probs[0, first : first + len(text) - 1, 0].numpy()
         np.testing.assert_allclose(got, truth.max(-1), atol=2e-5)
 

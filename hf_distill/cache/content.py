@@ -18,7 +18,6 @@ from hf_distill.cache.keys import Piece
 from hf_distill.cache.packing import Row
 from hf_distill.cache.placing import (
     Layers,
-    covered,
     cut,
     named_states,
     nothing_of,
@@ -160,7 +159,7 @@ class Content:
         self, rows: Sequence[Row], found: Sequence[Piece], items: Items, device: torch.device
     ) -> tuple[Tensor | None, Sparse | None]:
         mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
-        places = torch.from_numpy(covered(mask, found))
+        places = torch.from_numpy(mask)
         spec: Any = self.logits
         read = spec.decode_batch(rows)
         if isinstance(spec, Full):

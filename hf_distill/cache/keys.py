@@ -97,15 +97,14 @@ def _pieces(row: _Row, positions: np.ndarray | None) -> list[Piece]:
         and row.wanted is not None
         and ids.ndim == 1
         and positions.shape == ids.shape
-        and row.wanted.shape in (ids.shape, (len(ids) - 1,))
+        and row.wanted.shape == ids.shape
     )
     if packed and positions is not None and ids is not None and row.wanted is not None:
         first, stop = _bounds(row.sides[""], len(ids))
         steps = np.flatnonzero(np.diff(positions[first:stop]) != 1) + first + 1
         if len(steps):
             edges = [first, *steps.tolist(), stop]
-            short = len(ids) - len(row.wanted)  # the last token of a text predicts nothing
-            return [_piece(row, {"": (a, b)}, (a, b - short)) for a, b in pairwise(edges)]
+            return [_piece(row, {"": (a, b)}, (a, b)) for a, b in pairwise(edges)]
     return [_piece(row, {}, None)]
 
 

@@ -100,21 +100,3 @@ def cut(mask: np.ndarray, piece: Piece) -> np.ndarray:
     own = np.zeros_like(mask)
     own[slice(*piece.items)] = mask[slice(*piece.items)]
     return own
-
-
-def covered(mask: np.ndarray, found: Sequence[Piece]) -> np.ndarray:
-    """The items of all pieces.
-
-    Raises:
-        ValueError: an item belongs to none: it crosses from one packed text into the next.
-    """
-    own = np.zeros_like(mask)
-    for piece in found:
-        own[piece.row] |= cut(mask[piece.row], piece)
-    if (own != mask).any():
-        raise ValueError(
-            "Expected every item to belong to one text, got packed texts whose last token predicts "
-            "the first of the next text. Give labels that leave it out (-100), as "
-            "DataCollatorWithFlattening does."
-        )
-    return own

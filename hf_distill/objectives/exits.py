@@ -127,7 +127,7 @@ class Exit(nn.Module):
             maps = self.linear(states.movedim(1, -1)).movedim(-1, 1)
             maps = F.interpolate(maps, like.shape[1:-1], mode="bilinear", align_corners=False)
             return maps.movedim(1, -1)
-        found = self.linear(states[:, : like.shape[1]] if self.form == "next_tokens" else states)
+        found = self.linear(states)
         if self.form != "spans":
             return found
         found = found.movedim(-1, 0)  # what is no place for an answer stays none
@@ -142,8 +142,6 @@ def _form(logits: Tensor, states: Tensor) -> str:
     if len(shape) == 3 and len(size) == 3:
         if shape[:2] == size[:2]:
             return "tokens"
-        if shape[0] == size[0] and shape[1] == size[1] - 1:
-            return "next_tokens"
         if shape[0] == 2 and shape[1:] == size[:2]:
             return "spans"
     if len(shape) == 2:

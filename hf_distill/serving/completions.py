@@ -159,8 +159,7 @@ class Completions:
     def _log_probs(self, prompt: list[int]) -> Tensor:
         """``(T, V)``: of the token after each token of the prompt."""
         ids = torch.tensor([prompt], device=self.teacher.head.model.device)
-        # with labels that are shifted already, the logits of the last position are kept
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "shift_labels": ids}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         signal = self.teacher(batch, WHOLE, self.teacher.head.items(batch))
         assert signal.logits is not None
         dtype = torch.promote_types(signal.logits.dtype, torch.float32)

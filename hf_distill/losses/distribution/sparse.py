@@ -1,8 +1,10 @@
 """Forward KL over the teacher's likeliest classes and one bucket for the rest."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hf_distill.losses.numerics import (
     Temperature,
@@ -148,21 +150,45 @@ def coarsened(
     lowest = torch.finfo(dtype).min
     z = over_temperature(student, temperature, dtype).to(dtype)
     used = teacher_log_probs > -torch.inf
-    if log_rest is None:
-        top = F.log_softmax(z, dim=-1).gather(-1, indices).masked_fill(~used, lowest)
-        left = -torch.expm1(top.logsumexp(-1).clamp(max=0.0))
-        rest = left.clamp(min=torch.finfo(dtype).tiny).log()
-        bucket = torch.full_like(rest, lowest)
-    else:
-        top = z.gather(-1, indices).masked_fill(~used, lowest)
-        best = indices.gather(-1, teacher_log_probs.argmax(-1, keepdim=True))
-        others = z.scatter(-1, torch.where(used, indices, best), lowest).logsumexp(-1)
-        total = torch.logaddexp(top.logsumexp(-1), others)
-        top, rest = top - total.unsqueeze(-1), others - total
-        bucket = log_rest.to(dtype)
+    best = indices.gather(-1, teacher_log_probs.argmax(-1, keepdim=True))
+    top, rest = _Coarsening.apply(z, torch.where(used, indices, best))
+    top = top.masked_fill(~used, lowest)
+    bucket = torch.full_like(rest, lowest) if log_rest is None else log_rest.to(dtype)
     ours = torch.cat([top, rest.unsqueeze(-1)], dim=-1)
     theirs = torch.cat([teacher_log_probs.to(dtype), bucket.unsqueeze(-1)], dim=-1)
     return ours.clamp(min=lowest), theirs.clamp(min=lowest)
+
+
+class _Coarsening(torch.autograd.Function):
+    """log softmax(z) of some classes, and the log of what all others have together.
+
+    Three passes over the classes forward and one backward, as many as a cross-entropy has. The mass
+    of the others is a sum of its own, and not 1 minus the rest. It is no less than the smallest
+    number: a student so sure is not drawn to the others any more, but is still pushed from the
+    classes that it is too sure of.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        top = z.amax(-1, keepdim=True)
+        masses = (z - top).exp_()
+        total = masses.sum(-1, keepdim=True)
+        chosen = masses.gather(-1, indices)
+        masses.scatter_(-1, indices, 0.0)
+        others = masses.sum(-1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
+        ctx.save_for_backward(indices, masses, chosen, others, total)
+        log_total = top + total.log()
+        return z.gather(-1, indices) - log_total, (others.log() - total.log()).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top: Tensor, rest: Tensor) -> tuple[Tensor, None]:
+        indices, masses, chosen, others, total = ctx.saved_tensors
+        rest = rest.unsqueeze(-1)
+        both = (top.sum(-1, keepdim=True) + rest) / total
+        gradient = masses * (rest / others - both)
+        gradient.scatter_(-1, indices, -chosen * both)  # once, where several slots name one class
+        return gradient.scatter_add_(-1, indices, top), None
 
 
 def _bucketed_kl(ours: Tensor, theirs: Tensor, classes: int) -> Tensor:
