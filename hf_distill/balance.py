@@ -1,4 +1,4 @@
-"""The running means that weights given as shares of the loss follow."""
+"""What weights follow: the running means of a loss's parts, and the losses of groups."""
 
 from __future__ import annotations
 
@@ -76,4 +76,61 @@ class Balance(nn.Module):
         if last:
             self.means.mul_(DECAY).add_((1 - DECAY) * over_ranks(self._window).abs())
             self.steps += 1
+            self._window = 0.0
+
+
+class GroupRisks(nn.Module):
+    """The weights of groups that follow their losses, and how often each group was seen.
+
+    After each optimizer step, with L_g the mean loss of group g over the whole window and all
+    processes (0 for a group that is not in it), q_g <- q_g exp(step L_g), divided by their sum. A
+    loss counts with q_g / p_g, where p_g is the share of the group among the items of the steps
+    before, one more item of each counted, so that the mean over items estimates the sum of
+    q_g L_g.
+
+    Args:
+        groups: How many.
+        step: The step size of q.
+    """
+
+    q: Tensor
+    seen: Tensor
+
+    def __init__(self, groups: int, step: float):
+        super().__init__()
+        self.step = step
+        self.register_buffer("q", torch.full((groups,), 1 / groups, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(groups, dtype=torch.float64))
+        self._latest: Tensor | None = None  # no buffers, as in `Balance`
+        self._window: Tensor | float = 0.0
+
+    def weights(self) -> Tensor:
+        """``(groups,)``: what the losses count with, from before this step."""
+        return self.q * (self.seen.sum() + len(self.seen)) / (self.seen + 1)
+
+    @torch.no_grad()
+    def keep(self, sums: Tensor, counts: Tensor) -> None:
+        """Hold what a micro-batch gave, for `observe` to take.
+
+        Args:
+            sums: ``(groups,)``, the sum of the losses of each group.
+            counts: ``(groups,)``, of how many.
+        """
+        self._latest = torch.stack([sums, counts]).double()
+
+    @torch.no_grad()
+    def observe(self, last: bool, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Add what the last micro-batch gave, and after the last one of a window move q.
+
+        Args:
+            last: Whether the optimizer steps after this micro-batch.
+            over_ranks: Adds up over the processes.
+        """
+        if self._latest is not None:
+            self._window, self._latest = self._window + self._latest, None
+        if last and isinstance(self._window, Tensor):
+            sums, counts = over_ranks(self._window).unbind()
+            self.q.mul_((self.step * sums / counts.clamp(min=1e-30)).exp())
+            self.q.div_(self.q.sum())
+            self.seen.add_(counts)
             self._window = 0.0

@@ -25,6 +25,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.pair import Pair
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
@@ -49,7 +50,10 @@ class Binding(Trainer):
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
         raise NotImplementedError
 
-    def _context(self, modules: nn.ModuleDict) -> Context:
+    def _context(self, modules: nn.ModuleDict, pair: Pair | None = None) -> Context:
+        raise NotImplementedError
+
+    def _pair(self, batch: Mapping[str, Any], items: Items) -> Pair:
         raise NotImplementedError
 
     @property
@@ -172,7 +176,7 @@ class Binding(Trainer):
             torch.manual_seed(self.args.seed)
             built = goal.build(ours, theirs).to(self.args.device)
             if placed and ours is not None:
-                goal.terms(ours, theirs, items, self._context(built))
+                goal.terms(ours, theirs, items, self._context(built, self._pair(sample, items)))
         self._student.train(training)
         return built
 

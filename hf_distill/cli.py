@@ -15,6 +15,9 @@ from hf_distill.cache import push_cache
 from hf_distill.hub.push import push_folder
 from hf_distill.initialise import write_student
 from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe.examples import split_of
+from hf_distill.robustness import command as robustness
+from hf_distill.robustness.report import RequirementError
 
 EXAMPLES = """examples:
   hf-distill train recipes/text_classification/movie_reviews.yaml
@@ -25,6 +28,7 @@ EXAMPLES = """examples:
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
   hf-distill cache recipe.yaml
+  hf-distill robustness --model runs/student --reference runs/alone --dataset data.py:reviews
   hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
 """
 INIT_EXAMPLES = """examples:
@@ -38,7 +42,8 @@ the like the number of blocks of each stage (2,2,2,2). The student is for `stude
 recipe, or for DistillationTrainer.
 """
 EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with the
-recipe or the command line; 130 interrupted (the same command again resumes).
+recipe or the command line; 3 a requirement on robustness is not met; 130 interrupted (the same
+command again resumes).
 """
 FLAGS = {"help", "version", "dry-run", "push"}
 
@@ -84,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", default=None, help="if it is created")
     push.add_argument("--revision", help="branch to push to, created when missing")
     _add_init_student(commands)
+    robustness.add_parser(commands, EXIT_CODES)
     serving.add_parser(commands)
     return main
 
@@ -164,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _init_student(args)
         if args.command == "serve-teacher":
             return serving.run(args)
+        if args.command == "robustness":
+            return robustness.run(args, split_of, _say)
         run = Run(load_recipe(args.recipe, overrides), _say)
         if args.command == "cache":
             return _cache(run, args.push)
@@ -174,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         _complain(str(error))
         return 2
+    except RequirementError as error:
+        _complain(str(error))
+        return 3
     except FloatingPointError as error:
         _complain(str(error))
         return 1

@@ -66,7 +66,7 @@ class Head:
             hidden_states=True,
             attentions=not fields or bool(paths & set(fields)),
             qkv=bool(self._projections),
-            inputs=logits and (self._floating() is not None or "inputs_embeds" in self.accepts),
+            inputs=logits and (self.floating is not None or "inputs_embeds" in self.accepts),
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
 
@@ -77,7 +77,8 @@ class Head:
             return int(self.config.num_labels)
         return vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
 
-    def _floating(self) -> str | None:
+    @property
+    def floating(self) -> str | None:
         """The floating input of this model, if it has one."""
         name = str(getattr(self.model, "main_input_name", ""))
         return name if name in self.accepts and name in FLOATING else None
@@ -117,7 +118,7 @@ class Head:
                 stack.enter_context(
                     sdpa_kernel(SDPBackend.MATH)
                 )  # the one with a second derivative
-                key = self._floating()
+                key = self.floating
                 traced = stack.enter_context(traced_input(self.model, key, inputs))
             outputs = call(**inputs)
             return outputs, self.signal(outputs, batch, needs, items, taken, traced)

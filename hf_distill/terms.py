@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.balance import Balance
+from hf_distill.balance import Balance, GroupRisks
+from hf_distill.pair import Pair
 from hf_distill.schedules import Progress, Schedule
 from hf_distill.signals import Items, Needs, Signal, Unit
 from hf_distill.weights import Share, Weight, product
@@ -51,12 +52,15 @@ class Context:
         parameters: The student's trainable parameters that are subject to weight decay, by name.
         initial: Their values before training.
         progress: Where training is.
+        pair: Both models, for what is asked beyond the batch; None where they cannot be asked
+            again.
     """
 
     module: nn.Module | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    pair: Pair | None = None
 
 
 def built_modules(context: Context) -> dict[str, nn.Module]:
@@ -78,6 +82,11 @@ class Objective:
     needs_labels: ClassVar[bool] = False
     needs_initial: ClassVar[bool] = False
     citation: ClassVar[str] = ""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The batch keys that it reads besides what the models take, so that they are kept."""
+        return frozenset()
 
     @property
     def student_needs(self) -> Needs:
@@ -164,6 +173,10 @@ class Sum:
     def needs_initial(self) -> bool:
         return any(part.needs_initial for _, part in self.parts)
 
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset[str]().union(*(part.columns for _, part in self.parts))
+
     def terms(
         self, student: Signal, teacher: Signal | None, items: Items, context: Context
     ) -> list[Term]:
@@ -197,7 +210,7 @@ class Sum:
         last: bool,
         over_ranks: Callable[[Tensor], Tensor],
     ) -> None:
-        """Let weights that are shares follow what a micro-batch of training gave.
+        """Let weights that are shares, or those of groups, follow what a micro-batch gave.
 
         Args:
             terms: What `terms` gave.
@@ -206,6 +219,9 @@ class Sum:
             last: Whether this micro-batch ends the window.
             over_ranks: Adds up over the processes.
         """
+        for module in modules.modules():
+            if isinstance(module, GroupRisks):
+                module.observe(last, over_ranks)
         balance = dict(modules.items()).get(BALANCE)
         if not isinstance(balance, Balance):
             return
@@ -218,10 +234,10 @@ class Sum:
 
     def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
         """The learned parts of all objectives, by name, and the running means of their shares."""
+        ours = Signal() if student is None else student  # nothing, to those that need nothing
+        said = Signal() if teacher is None else teacher
         built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
-        if student is not None:
-            said = Signal() if teacher is None else teacher  # nothing, to those that need nothing
-            built.update({name: part.build(student, said) for name, _, part in self.named()})
+        built.update({name: part.build(ours, said) for name, _, part in self.named()})
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
     def balance(self) -> Balance | None:

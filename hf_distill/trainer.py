@@ -27,6 +27,7 @@ from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
+from hf_distill.pair import Pair
 from hf_distill.publishing import Publishing
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
@@ -99,6 +100,7 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
             super()._set_signature_columns_if_needed()
             known: Any = self._signature_columns
             theirs = set() if self.teacher is None else self.teacher.columns()
+            theirs |= (self._own_objective or self.args.objective()).columns
             self._signature_columns = known + sorted(theirs - set(known))
 
     def _get_num_items_in_batch(  # type: ignore[override]
@@ -142,7 +144,9 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         teacher = self._teach(batch, wanted, items)
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
-            outputs, student = self._ask_student(model, batch, items)
+            asked, outputs, student = self._asked(), None, Signal()
+            if asked or not model.training:  # else nothing is read of the answer to the batch
+                outputs, student = self._ask_student(batch, items, asked, model)
             terms = self._terms(student, teacher, batch, items)
             loss, components, sums = reduce(
                 terms, counts, self._loss_scale() if whole_window else 1.0
@@ -162,10 +166,13 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         return (loss, outputs) if return_outputs else loss
 
     def _ask_student(
-        self, model: nn.Module, batch: Mapping[str, Any], items: Items
+        self,
+        batch: Mapping[str, Any],
+        items: Items,
+        needs: Needs,
+        model: nn.Module | None = None,
     ) -> tuple[Any, Signal]:
-        needs = self._asked()
-        call = model if _is_compiled(model) else self._student
+        call = model if model is not None and _is_compiled(model) else self._student
         outputs, signal = self._head.ask(call, batch, needs, items)
         return outputs, ordered(signal, self._student_order)
 
@@ -177,7 +184,8 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         self, student: Signal, teacher: Signal | None, batch: Mapping[str, Any], items: Items
     ) -> list[Term]:
         """What is minimised on one micro-batch; called within the wrapped model's forward."""
-        return self.goal.terms(student, teacher, items, self._context(self.projections))
+        context = self._context(self.projections, self._pair(batch, items))
+        return self.goal.terms(student, teacher, items, context)
 
     def _follow(self, terms: list[Term], components: Mapping[str, Tensor], items: Items) -> None:
         """What a micro-batch of training gave, for weights that are shares and for the log."""
@@ -222,10 +230,25 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
             return 1.0
         return self.accelerator.num_processes / self.get_tp_size()
 
-    def _context(self, modules: nn.ModuleDict) -> Context:
+    def _context(self, modules: nn.ModuleDict, pair: Pair | None = None) -> Context:
         state = self.state
         progress = Progress(state.global_step, state.epoch or 0.0, state.max_steps)
-        return Context(modules, self._parameters, self._initial, progress)
+        return Context(modules, self._parameters, self._initial, progress, pair)
+
+    def _pair(self, batch: Mapping[str, Any], items: Items) -> Pair:
+        """Both models, for objectives that ask them about more than the batch."""
+
+        def ask_teacher(other: Mapping[str, Any], needs: Needs) -> Signal:
+            signal = self._teach(other, needs, items)
+            return Signal() if signal is None else signal
+
+        return Pair(
+            batch,
+            self._head,
+            lambda other, needs: self._ask_student(other, items, needs)[1],
+            None if self.teacher is None else ask_teacher,
+            self.processing_class,
+        )
 
     def _real_rows(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
         """False for the examples that are repeated to fill the last batch of an evaluation."""

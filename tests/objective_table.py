@@ -40,6 +40,8 @@ PROBABLE = (*ALL, "multi_label", "ctc")
 GAUSSIAN = (*PROBABLE, "regression")
 PICTURES = ("cnn", "vit")
 HIDDEN = (*ALL, "encoder")
+WRITTEN = ("text", "causal_lm", "seq2seq")
+EXAMPLES = ("text", *PICTURES)
 ATTENDING = ("text", "vit", "causal_lm", "seq2seq")
 
 
@@ -106,6 +108,22 @@ ROWS: dict[str, Row] = {
     "minilm_v2": Row(hd.MiniLMv2(relation_heads=4), ATTENDING),
     "tinybert": Row(hd.TinyBERT(prediction=0.0), ATTENDING),
     "jacobian": Row(hd.Jacobian("teacher", saliency=True), ("text", "causal_lm", "seq2seq")),
+    "on_perturbed": Row(
+        hd.OnPerturbed(hd.HardLabels(), hd.PGD(0.1, 2, start="none")),
+        (*PROBABLE, "regression"),
+        zero=False,
+    ),
+    "smoothness": Row(hd.Smoothness(hd.TokenNoise(1.0, "mask", 2, keep=(0,))), WRITTEN, zero=False),
+    "introspection": Row(hd.Introspection(hd.PGD(0.1, 2, start="none")), PICTURES, zero=False),
+    "free_lb": Row(hd.FreeLB(hd.HardLabels(), 0.1, start="none"), (*PICTURES, "text"), zero=False),
+    "group_dro": Row(hd.GroupDRO(hd.ForwardKL(2.0), 3, "labels"), EXAMPLES, zero=False),
+    "group_weights": Row(
+        hd.GroupWeights(hd.HardLabels(), (2, 1, 3), "labels"), EXAMPLES, zero=False
+    ),
+    "trusted_labels": Row(hd.TrustedLabels(0.5), (*ALL, "multiple_choice"), zero=False),
+    "generalized_cross_entropy": Row(
+        hd.GeneralizedCrossEntropy(), (*ALL, "multiple_choice"), zero=False
+    ),
     "weight_decay": Row(hd.WeightDecay(0.01), (*ALL, "encoder"), zero=False),
 }
 """Name -> row; every objective of the library has one."""

@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses | signals | capture reading | tasks | heads layers schedules | matching "
-    "alignment balance initialise temperature views weights | cache | terms | objectives | "
-    "teachers | metrics | config | forward | evaluation | hub | checkpoints checks measuring "
-    "publishing | binding | trainer | seq2seq joint | serving | recipe | cli | __main__"
+    "losses ascent | signals | capture reading | tasks | heads layers schedules | spaces | pair | "
+    "matching alignment balance initialise temperature views noisy weights | cache | terms | "
+    "objectives | teachers | metrics | config | forward | evaluation robustness | hub | "
+    "checkpoints checks measuring publishing | binding | trainer | seq2seq joint | serving | "
+    "recipe | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}

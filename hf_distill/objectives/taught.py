@@ -84,6 +84,10 @@ class From(Objective):
     def student_needs(self) -> Needs:
         return self.objective.student_needs
 
+    @property
+    def columns(self) -> frozenset[str]:
+        return self.objective.columns
+
     def check(self, kind: str, classes: int | None = None) -> None:
         self.objective.check(kind, classes)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
@@ -46,9 +47,10 @@ def load_examples(recipe: Recipe) -> Examples:
         RecipeError: what the recipe names is not there, or is of no use for its task.
     """
     data = recipe.data
-    loaded, facts = _load(data, recipe)
+    loaded, facts = load_source(data, recipe.file.parent)
     columns = [getattr(data, key) for key in recipe_task(recipe).columns]
     columns = [name for name in columns if name is not None]
+    groups = None if recipe.robustness is None else recipe.robustness.groups
     found = _splits(loaded, data)
     for name, dataset in found.items():
         for column in (*columns, data.label_column):
@@ -59,7 +61,15 @@ def load_examples(recipe: Recipe) -> Examples:
                     f"{', '.join(f'`data.{key}`' for key in recipe_task(recipe).columns)} and "
                     "`data.label_column`."
                 )
-        found[name] = dataset.select_columns([*columns, data.label_column])
+        kept = [*columns, data.label_column]
+        if name == "test" and groups is not None and groups not in kept:
+            if groups not in dataset.column_names:
+                raise RecipeError(
+                    f"`robustness.groups`: split {name!r} of {data.source} has no column "
+                    f"{groups!r}, but {dataset.column_names}."
+                )
+            kept.append(groups)
+        found[name] = dataset.select_columns(kept)
     found, labels = _classes(found, data)
     if "validation" not in found:
         parts = found["train"].train_test_split(
@@ -74,8 +84,16 @@ def load_examples(recipe: Recipe) -> Examples:
     return Examples(found, labels, facts)
 
 
-def _load(data: Data, recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
-    folder = recipe.file.parent
+def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
+    """The splits that a source gives, and what it says about itself.
+
+    Args:
+        data: The source.
+        folder: From which the path of a source ``file.py:function`` is read.
+
+    Raises:
+        RecipeError: it cannot be loaded.
+    """
     if sources.is_function(data.source):
         for key in ("config", "revision"):
             if getattr(data, key) is not None:
@@ -99,6 +117,22 @@ def _load(data: Data, recipe: Recipe) -> tuple[DatasetDict, dict[str, Any]]:
             f"per split), got {type(loaded).__name__}."
         )
     return loaded, facts
+
+
+def split_of(
+    source: str, split: str, config: str | None = None, revision: str | None = None
+) -> Dataset:
+    """One split of a source outside of a recipe; relative paths are read from where one is.
+
+    Raises:
+        RecipeError: no such source or split.
+    """
+    loaded, _ = load_source(Data(source, config, revision), Path())
+    if split not in loaded:
+        raise RecipeError(
+            f"{source} has no split {split!r}, but {', '.join(map(repr, sorted(loaded)))}."
+        )
+    return loaded[split]
 
 
 def _splits(loaded: DatasetDict, data: Data) -> DatasetDict:

@@ -19,6 +19,7 @@ from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objec
 from hf_distill.recipe.examples import Examples, fingerprints, load_examples, prepared
 from hf_distill.recipe.judging import Compute, together
 from hf_distill.recipe.models import Models
+from hf_distill.recipe.robustness import Robustness, stage_of
 from hf_distill.recipe.schema import ROLES, Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
@@ -51,6 +52,9 @@ class Plan:
             self.models = Models(recipe, self.examples.labels)
             self.processor = load_processor(recipe, self.models.paths.get(TEACHER))
             self.data = prepared(self.examples, recipe, self.processor)
+        self.robustness: Robustness | None = None
+        if recipe.robustness is not None:
+            self.robustness = Robustness(recipe, self.examples, self.say)
         goals = objectives(recipe)
         self.objective: Sum = goals["student"]
         self.lessons = {lesson.key: lesson for lesson in lessons(recipe, goals)}
@@ -66,7 +70,8 @@ class Plan:
     def stages_of(self, recipe: Recipe) -> dict[str, Stage]:
         """The stages of a recipe with these data and lessons."""
         plan, test = list(self.lessons.values()), self._data["test"]
-        return make_stages(recipe, plan, self._common, self.models.identities(), test)
+        stages = make_stages(recipe, plan, self._common, self.models.identities(), test)
+        return stages | stage_of(self.robustness, stages)
 
     # ---- the teacher ---------------------------------------------------------------------------
 

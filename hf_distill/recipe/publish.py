@@ -14,6 +14,7 @@ from hf_distill.publishing import PIPELINES, TOLD
 from hf_distill.recipe import sources
 from hf_distill.recipe.examples import Examples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
+from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import write_text
 from hf_distill.recipe.tasks import RecipeTask
@@ -41,7 +42,8 @@ def publish(
     shutil.copytree(root / f"student/seed-{facts['published_seed']}" / "model", staging)
     if (final / "README.md").is_file():  # what a person wrote into the card is kept
         shutil.copy2(final / "README.md", staging / "README.md")
-    for name in ("report.json", "curves.png"):
+    more = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
+    for name in ("report.json", "curves.png", *more):
         shutil.copy2(root / name, staging / name)
     resolved = scrub(recipe.to_yaml())
     write_text(staging / "recipe.yaml", resolved)
@@ -92,6 +94,7 @@ def student_card(
         reproduce={"command": f"hf-distill train {_shown(recipe.file)}", "recipe": resolved},
         limitations=_limitations(recipe, examples, facts),
         plots=["curves.png"],
+        robustness=on_card(facts[ROBUSTNESS]) if ROBUSTNESS in facts else {},
     )
 
 

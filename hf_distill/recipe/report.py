@@ -11,8 +11,10 @@ from typing import Any
 
 from hf_distill.publishing import environment
 from hf_distill.recipe.chain import TEACHER, generations
+from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import write_json, write_text
+from hf_distill.robustness.report import write_report
 from hf_distill.terms import Sum
 
 FIGURES = ("accuracy", "agreement", "kl_forward", "kl_reverse", "nll", "ece")
@@ -78,7 +80,7 @@ class Outcome:
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """The report as plain values, without anything of this machine but its kind."""
-    recipe, models = outcome.recipe, {}
+    recipe, models, found = outcome.recipe, {}, outcome.results
     for role in outcome.roles:
         keys = outcome.keys(role)
         first = outcome.results["evaluation"][keys[0]]
@@ -112,6 +114,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         },
         "curves": {key: curves(outcome.results[key], outcome.metric) for key in _trained(outcome)},
         "environment": environment(),
+        **({ROBUSTNESS: found[ROBUSTNESS]} if ROBUSTNESS in found else {}),
     }
 
 
@@ -211,7 +214,8 @@ def verdict(facts: Mapping[str, Any]) -> str:
 
 
 def write(facts: Mapping[str, Any], root: Path) -> None:
-    """Write report.json, report.md and curves.png into the output folder."""
+    """Write report.json, report.md and curves.png into the output folder, and of a report on
+    robustness its own files."""
     write_json(root / "report.json", facts)
     seeds = len(facts["student_seeds"])
     note = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
@@ -221,9 +225,12 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
         f"{facts['examples']['test']:,} test examples{note}. Agreement: the share of examples on "
         "which a model and the teacher choose the same class. Share kept: of the teacher's "
         f"{facts['metric']}. ECE: expected calibration error, 15 bins.\n\n"
-        "![training loss and validation curves](curves.png)\n",
+        "![training loss and validation curves](curves.png)\n"
+        + (f"\n{in_report(facts[ROBUSTNESS])}" if ROBUSTNESS in facts else ""),
     )
     plot(facts, root / "curves.png")
+    if ROBUSTNESS in facts:
+        write_report(facts[ROBUSTNESS], root, f"Robustness of {facts['name']}")
 
 
 def plot(facts: Mapping[str, Any], path: Path) -> None:

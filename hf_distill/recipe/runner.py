@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from hf_distill.recipe.judging import (
 )
 from hf_distill.recipe.planning import Plan
 from hf_distill.recipe.publish import FINAL, publish
+from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.schema import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import compute_metrics
 from hf_distill.recipe.training import arguments, callbacks, figures, validated
+from hf_distill.robustness.report import RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
 
 
@@ -56,6 +59,8 @@ class Run(Plan):
         for key, stage in self.stages.items():
             if key == EVALUATION:
                 results[key] = run_stage(stage, self._evaluate, self.say)
+            elif key == ROBUSTNESS:
+                results[key] = run_stage(stage, self._attack, self.say)
             elif isinstance(stage, CacheStage):
                 self._cache(stage)
             else:
@@ -63,6 +68,7 @@ class Run(Plan):
         final = self.root / FINAL
         if self.state.is_main_process:
             self._report(results)
+            self._require(results)
             if self.recipe.push_to_hub:
                 commit = push_folder(
                     final, str(self.recipe.hub_model_id), private=self.recipe.hub_private_repo
@@ -174,6 +180,25 @@ class Run(Plan):
                 model = known or self.models.trained(str(self.stages[key].model))
                 measured[key] = {**figures(self._judged(model, teacher)), **describe_model(model)}
         return measured
+
+    def _attack(self) -> dict[str, Any]:
+        """Robustness of all models, on the main process."""
+        assert self.robustness is not None
+        if not self.state.is_main_process:
+            return {}
+        keys = [key for key in self.lessons if key not in self.teacher_keys]
+        models: dict[str, Callable[[], PreTrainedModel]] = {
+            key: partial(self.models.trained, str(self.stages[key].model)) for key in keys
+        }
+        models |= {key: partial(lambda one: one, one) for key, one in self.teachers().items()}
+        return self.robustness.measure(models, self.processor, self.stages[ROBUSTNESS].folder)
+
+    def _require(self, results: dict[str, dict[str, Any]]) -> None:
+        """Refuse to publish what the recipe's requirements do not let pass."""
+        if self.robustness is not None:
+            failures = self.robustness.failures(results[ROBUSTNESS])
+            if failures:
+                raise RequirementError("; ".join(failures))
 
     def _judged_teacher(
         self, teachers: dict[str, PreTrainedModel], teacher: Teacher

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from hf_distill.recipe.casting import RecipeError
+from hf_distill.robustness.plan import Plan as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
 ASSISTANT = "assistant-"
@@ -101,6 +102,31 @@ class BaselineSection:
 
 
 @dataclass(frozen=True)
+class RobustnessSection(RobustnessPlan):
+    """What the report on robustness measures, besides what its own plan says.
+
+    Args:
+        shifted: Test sets of other origins: name -> a source, like `data.source`.
+        require: Requirements such as ``noise>=0``; where one is not met, the run fails.
+    """
+
+    shifted: dict[str, str] = field(default_factory=dict)
+    require: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise RecipeError(f"`robustness`: {error}") from error
+        for name, source in self.shifted.items():
+            if not isinstance(source, str):
+                raise RecipeError(
+                    f"`robustness.shifted.{name}`: expected a data set of the Hub or "
+                    f"file.py:function, got {source!r}."
+                )
+
+
+@dataclass(frozen=True)
 class CardSection:
     """What only a person can say about the student."""
 
@@ -129,6 +155,7 @@ class Recipe:
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
+    robustness: RobustnessSection | None = None
     card: CardSection = field(default_factory=CardSection)
     file: Path = field(default=Path(), init=False, compare=False)
 

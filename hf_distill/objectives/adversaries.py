@@ -1,0 +1,291 @@
+"""Perturbations that are searched for: projected gradient ascent and the virtual adversary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_distill.ascent import Ball, ascent, check_budget
+from hf_distill.objectives.distributions import ForwardKL
+from hf_distill.objectives.labels import HardLabels
+from hf_distill.objectives.perturbations import Perturbation, one_of
+from hf_distill.pair import Pair, evaluating
+from hf_distill.reading import Batch
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.spaces import EMBEDDINGS
+from hf_distill.terms import Context, bibtex
+
+MAXIMISED = ("labels", "teacher", "itself", "adaptive")
+STARTS = ("random", "gaussian", "none")
+SMALL = 1e-3
+"""The deviation of a Gaussian start, in units of the norm (TRADES and RSLAD)."""
+LOGITS = Needs(logits=True)
+
+CITATIONS = {
+    "labels": bibtex(
+        "madry2018towards",
+        "Towards Deep Learning Models Resistant to Adversarial Attacks",
+        "Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and "
+        "Vladu, Adrian",
+        2018,
+        "1706.06083",
+    ),
+    "teacher": bibtex(
+        "zi2021revisiting",
+        "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better",
+        "Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang",
+        2021,
+        "2108.07969",
+    ),
+    "itself": bibtex(
+        "zhang2019theoretically",
+        "Theoretically Principled Trade-off between Robustness and Accuracy",
+        "Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and El Ghaoui, "
+        "Laurent and Jordan, Michael I.",
+        2019,
+        "1901.08573",
+    ),
+    "adaptive": bibtex(
+        "huang2023boosting",
+        "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation",
+        "Huang, Bo and Chen, Mingyang and Wang, Yi and Lu, Junda and Cheng, Minhao and Wang, Wei",
+        2023,
+        "2306.16170",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PGD(Perturbation):
+    """The input in a ball around the plain one that projected gradient ascent finds.
+
+    Each step asks the student in eval mode (without dropout, and without moving the statistics of a
+    batch normalisation), and differentiates by the input alone. For text the ball is one of
+    embeddings, around each token's own; padding stays.
+
+    Args:
+        epsilon: The radius, in the units of the input's `hf_distill.spaces.Space` (pictures: grey
+            levels from 0 to 1, so 8 / 255; text: lengths of the token's embedding).
+        steps: How many.
+        step_size: In the same units; None: 2.5 epsilon / steps, and no more than epsilon.
+        norm: ``linf`` or ``l2``.
+        start: ``random`` (anywhere in the ball), ``gaussian`` (noise of deviation 0.001) or
+            ``none``.
+        maximise: ``labels``: the loss of the labels (Madry et al., 1706.06083; ARD). ``teacher``:
+            KL(T(x) || S(x')) (RSLAD, 2108.07969). ``itself``: KL(S(x) || S(x')) (TRADES,
+            1901.08573), without labels or teacher. ``adaptive``: KL(T(x') || S(x')), also through
+            the teacher (AdaAD), which costs a forward and a backward of it in each step.
+        train_mode: Leave the student in the mode that it is in during the search (as ARD's code).
+
+    Raises:
+        ValueError: a step above epsilon, an unknown word; ``itself`` from no random start, where
+            the gradient is 0.
+    """
+
+    epsilon: float
+    steps: int = 10
+    step_size: float | None = None
+    norm: str = "linf"
+    start: str = "random"
+    maximise: str = "labels"
+    train_mode: bool = False
+    name: ClassVar[str] = "pgd"
+
+    def __post_init__(self) -> None:
+        check_budget(self.epsilon, self.norm, self.step_size)
+        one_of("a start", self.start, STARTS)
+        one_of("something to maximise", self.maximise, MAXIMISED)
+        if self.steps < 1:
+            raise ValueError(f"Expected 1 step or more, got {self.steps}. For noise use Uniform.")
+        if self.maximise == "itself" and self.start == "none":
+            raise ValueError(
+                "Expected a random start, got start='none': KL(S(x) || S(x')) has its minimum at "
+                "x' = x and no gradient there. Use start='gaussian' or 'random'."
+            )
+        own = {
+            "needs": LOGITS if self.maximise in ("teacher", "adaptive") else Needs(),
+            "needs_labels": self.maximise == "labels",
+            "citation": CITATIONS[self.maximise],
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def size(self) -> float:
+        """The size of a step."""
+        default = min(self.epsilon, 2.5 * self.epsilon / self.steps)
+        return default if self.step_size is None else self.step_size
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        (HardLabels() if self.maximise == "labels" else ForwardKL()).check(kind, classes)
+
+    def batch(self, pair: Pair, teacher: Signal | None, items: Items, context: Context) -> Batch:
+        space, generator = pair.space, pair.generator()
+        ball = space.ball(pair.batch, space.point(pair.head, pair.batch), self.epsilon, self.norm)
+        x = self.begin(ball, generator)
+        with contextlib.nullcontext() if self.train_mode else evaluating(pair.head.model):
+            target = _itself(pair) if self.maximise == "itself" else teacher
+            if self.maximise == "adaptive":
+                gradient = _adaptive(pair, items)
+            else:
+                gradient = _rise(pair, items, None if self.needs_labels else target)
+            for after in ascent(gradient, ball, self.steps, self.size, x):
+                x = after
+        return pair.perturbed(x)
+
+    def begin(self, ball: Ball, generator: torch.Generator | None) -> Tensor:
+        """Where the ascent starts."""
+        if self.start == "random":
+            return ball.start(generator)
+        if self.start == "none":
+            return ball.center
+        return ball.project(ball.center + SMALL * ball.scale * _normal(ball.center, generator))
+
+
+@dataclass(frozen=True)
+class Virtual(Perturbation):
+    """The direction to which the student's output is most sensitive (VAT, arXiv 1704.03976).
+
+    The first eigenvector of the Hessian of KL(S(x) || S(x + r)) at r = 0 by power iteration: from a
+    random direction d, repeat d = g / |g| with g the gradient at x + xi d. Then x' = x + epsilon d.
+    The student is asked in eval mode. For text every token has a direction of its own.
+
+    Args:
+        epsilon: The length, in the units of the input's `hf_distill.spaces.Space`.
+        xi: How far from x the gradient is taken; above 0.
+        steps: Power iterations.
+        norm: ``l2``; ``linf`` takes the signs of the gradient.
+    """
+
+    epsilon: float
+    xi: float = 1e-3
+    steps: int = 1
+    norm: str = "l2"
+    name: ClassVar[str] = "virtual"
+    citation: ClassVar[str] = bibtex(
+        "miyato2018virtual",
+        "Virtual Adversarial Training: A Regularization Method for Supervised and Semi-Supervised "
+        "Learning",
+        "Miyato, Takeru and Maeda, Shin-ichi and Koyama, Masanori and Ishii, Shin",
+        2018,
+        "1704.03976",
+    )
+
+    def __post_init__(self) -> None:
+        check_budget(self.epsilon, self.norm)
+        if not 0 < self.xi < math.inf or self.steps < 1:
+            raise ValueError(
+                f"Expected xi above 0 and 1 step or more, got xi={self.xi} and steps={self.steps}."
+            )
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        ForwardKL().check(kind, classes)
+
+    def batch(self, pair: Pair, teacher: Signal | None, items: Items, context: Context) -> Batch:
+        space, generator = pair.space, pair.generator()
+        center = space.point(pair.head, pair.batch)
+        near, far = (
+            space.ball(pair.batch, center, radius, self.norm) for radius in (self.xi, self.epsilon)
+        )
+        uphill = _normal(center, generator) / near.scale
+        with evaluating(pair.head.model):
+            gradient = _rise(pair, items, _itself(pair))
+            for _ in range(self.steps):
+                uphill = gradient(near.step(center, uphill, self.xi))
+        return pair.perturbed(far.step(center, uphill, self.epsilon).detach())
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _itself(pair: Pair) -> Signal:
+    """What the student says about the plain batch, as a target."""
+    device = next(pair.head.model.parameters()).device.type
+    # a cached cast of the weights, made without a graph, would have none in the loss either
+    with (
+        torch.no_grad(),
+        torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
+    ):
+        return pair.show(pair.batch, LOGITS).detach()
+
+
+def _total(student: Signal, target: Signal | None, items: Items) -> Tensor:
+    """The summed loss of the labels (no target), or KL(target || student)."""
+    objective = HardLabels() if target is None else ForwardKL()
+    (term,) = objective.terms(student, target, items, Context())
+    values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
+    return values.sum()
+
+
+def _by_inputs(total: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The gradient by the inputs alone: none of a parameter is computed, none is added up."""
+    with torch.autocast(total.device.type, enabled=False):  # a backward runs outside of it
+        first, *others = torch.autograd.grad(total, inputs)
+    return sum(others, first)
+
+
+def _rise(pair: Pair, items: Items, target: Signal | None) -> Callable[[Tensor], Tensor]:
+    """The gradient of the loss by the input, of the labels or towards a fixed target."""
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():  # an evaluation turns it off
+            shown = pair.show(pair.perturbed(x), LOGITS)
+            total = _total(shown, target, items)
+        return _by_inputs(total, [x])
+
+    return gradient
+
+
+def _adaptive(pair: Pair, items: Items) -> Callable[[Tensor], Tensor]:
+    """The gradient of KL(T(x) || S(x)) by the input of both."""
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        batch = pair.perturbed(x)
+        theirs = ask_teacher(pair, batch, replace(LOGITS, inputs=True), "PGD(maximise='adaptive')")
+        if theirs.traced is None:
+            raise ValueError(
+                "Expected a teacher that can be differentiated by its input, got one that cannot "
+                "(a cache, a server). Give the model itself as teacher_model, or use "
+                "PGD(maximise='teacher')."
+            )
+        logits, own = theirs.traced
+        with torch.enable_grad():
+            shown = pair.show(batch, LOGITS)
+            total = _total(shown, replace(theirs, logits=logits, sparse=None), items)
+        return _by_inputs(total, [x, own])
+
+    return gradient
+
+
+def ask_teacher(pair: Pair, batch: Batch, needs: Needs, who: str) -> Signal:
+    """What the teacher says about a perturbed batch.
+
+    Raises:
+        ValueError: there is no teacher; it knows the plain data alone; the student's embeddings
+            are what is perturbed.
+    """
+    if pair.ask_teacher is None:
+        raise ValueError(f"{who} asks the teacher, and there is none. Pass teacher_model=….")
+    if EMBEDDINGS in batch and EMBEDDINGS not in pair.batch:
+        raise ValueError(
+            f"{who} would show the teacher the student's token embeddings, which mean nothing to "
+            "it. Let it answer about the plain text (teacher='clean', maximise='labels' or "
+            "'teacher'), or perturb the tokens (TokenNoise, Columns)."
+        )
+    try:
+        return pair.ask_teacher(batch, needs)
+    except ValueError as error:
+        raise ValueError(
+            f"{who} asks the teacher about perturbed inputs, and this one does not answer. A cache "
+            "holds the plain data: give the model itself as teacher_model, or let the teacher "
+            f"answer about the plain input (teacher='clean'). It said: {error}"
+        ) from error

@@ -1,0 +1,176 @@
+"""Published methods as sums of objectives; a recipe names them like one objective.
+
+Values are means over items of sums over classes, whatever a method's code divides by: ARD's and
+RSLAD's code takes the mean over the classes too, so that their weights and learning rates are not
+ours (RSLAD's 10 classes make a factor of 10). For all of them a teacher that is not robust itself
+has little to teach; compare with `adversarial_training` and `trades`, which have none.
+"""
+
+from __future__ import annotations
+
+from hf_distill.objectives.adversaries import PGD, Virtual
+from hf_distill.objectives.distributions import ForwardKL
+from hf_distill.objectives.labels import HardLabels
+from hf_distill.objectives.perturbations import Again
+from hf_distill.objectives.perturbed import OnPerturbed, one_objective
+from hf_distill.objectives.smoothness import Smoothness
+from hf_distill.terms import Objective, Sum
+
+
+def adversarial_training(
+    epsilon: float, steps: int = 10, step_size: float | None = None, norm: str = "linf"
+) -> Sum:
+    """CE(S(x'), y) with x' that maximises it (Madry et al. 2018, arXiv 1706.06083). No teacher.
+
+    Args:
+        epsilon: As in `PGD`, as are the others.
+        steps: Of the ascent.
+        step_size: Of each.
+        norm: ``linf`` or ``l2``.
+    """
+    return 1.0 * OnPerturbed(HardLabels(), PGD(epsilon, steps, step_size, norm))
+
+
+def trades(
+    epsilon: float,
+    beta: float = 6.0,
+    steps: int = 10,
+    step_size: float | None = None,
+    norm: str = "linf",
+) -> Sum:
+    """CE(S(x), y) + beta KL(S(x) || S(x')), x' maximising the second (Zhang et al. 2019,
+    arXiv 1901.08573). No teacher.
+
+    Args:
+        epsilon: As in `PGD`, as are the others.
+        beta: The weight of smoothness.
+        steps: Of the ascent.
+        step_size: Of each.
+        norm: ``linf`` or ``l2``.
+    """
+    by = PGD(epsilon, steps, step_size, norm, "gaussian", "itself")
+    return HardLabels() + beta * Smoothness(by)
+
+
+def ard(
+    epsilon: float,
+    alpha: float = 1.0,
+    temperature: float = 30.0,
+    steps: int = 10,
+    step_size: float | None = None,
+    norm: str = "linf",
+) -> Sum:
+    """Adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
+
+    alpha T² KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y), x' maximising CE(S(x'), y). The teacher
+    answers about the plain input alone, so that its outputs may be cached.
+
+    Args:
+        epsilon: As in `PGD`, as are the others.
+        alpha: The weight of the teacher.
+        temperature: T.
+        steps: Of the ascent.
+        step_size: Of each.
+        norm: ``linf`` or ``l2``.
+    """
+    by = PGD(epsilon, steps, step_size, norm)
+    return _mixed(alpha, OnPerturbed(ForwardKL(temperature), by), HardLabels())
+
+
+def rslad(
+    epsilon: float,
+    alpha: float = 5 / 6,
+    steps: int = 10,
+    step_size: float | None = None,
+    norm: str = "linf",
+) -> Sum:
+    """Robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969).
+
+    alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first. No labels; the
+    teacher answers about the plain input alone, so that its outputs may be cached.
+
+    Args:
+        epsilon: As in `PGD`, as are the others.
+        alpha: The weight of the perturbed input.
+        steps: Of the ascent.
+        step_size: Of each.
+        norm: ``linf`` or ``l2``.
+    """
+    by = PGD(epsilon, steps, step_size, norm, "gaussian", "teacher")
+    return _mixed(alpha, OnPerturbed(ForwardKL(), by), ForwardKL())
+
+
+def adaad(
+    epsilon: float,
+    alpha: float = 1.0,
+    steps: int = 10,
+    step_size: float | None = None,
+    norm: str = "linf",
+) -> Sum:
+    """Adaptive adversarial distillation (Huang et al. 2023, arXiv 2306.16170).
+
+    alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first, by the input
+    of both models. Needs the teacher itself, and for text none works: embeddings differ.
+
+    Args:
+        epsilon: As in `PGD`, as are the others.
+        alpha: The weight of the perturbed input.
+        steps: Of the ascent.
+        step_size: Of each.
+        norm: ``linf`` or ``l2``.
+    """
+    by = PGD(epsilon, steps, step_size, norm, "gaussian", "adaptive")
+    return _mixed(alpha, OnPerturbed(ForwardKL(), by, teacher="perturbed"), ForwardKL())
+
+
+def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> Sum:
+    """Two passes with two dropout masks that agree (Liang et al. 2021, arXiv 2106.14448).
+
+    (L(S1) + L(S2)) / 2 + alpha (KL(S1 || S2) + KL(S2 || S1)) / 2, where L is the loss of the labels
+    or, with ``ForwardKL()``, the divergence from the teacher.
+
+    Args:
+        alpha: The weight of the agreement (5 in the paper for translation, .3 for pictures).
+        objective: L; None: ``HardLabels()``.
+    """
+    part = HardLabels() if objective is None else one_objective(objective, "r_drop")
+    halves = 0.5 * part + 0.5 * OnPerturbed(part, Again())
+    return halves + alpha * Smoothness(Again(), symmetric=True)
+
+
+def vat(epsilon: float, alpha: float = 1.0, steps: int = 1) -> Sum:
+    """CE(S(x), y) + alpha KL(S(x) || S(x')) with the virtual adversary x' and S(x) fixed (Miyato et
+    al. 2018, arXiv 1704.03976). No teacher; examples without a label count in the second part.
+
+    Args:
+        epsilon: As in `Virtual`.
+        alpha: The weight of smoothness.
+        steps: Power iterations.
+    """
+    return HardLabels() + alpha * Smoothness(Virtual(epsilon, steps=steps), detach=True)
+
+
+def smart(
+    epsilon: float, weight: float = 1.0, steps: int = 1, step_size: float | None = None
+) -> Sum:
+    """CE(S(x), y) + weight (KL(S(x) || S(x')) + KL(S(x') || S(x))), x' within epsilon of x (Jiang
+    et al. 2020, arXiv 1911.03437): the smoothness of SMART, without its proximal point steps.
+
+    The divergence is the textbook one, x' stays in the ball and padding as it is: in the authors'
+    code neither holds.
+
+    Args:
+        epsilon: As in `PGD`, as are the steps.
+        weight: Of smoothness.
+        steps: Of the ascent from a small random start.
+        step_size: Of each.
+    """
+    by = PGD(epsilon, steps, step_size, "linf", "gaussian", "itself")
+    return HardLabels() + 2 * weight * Smoothness(by, symmetric=True)
+
+
+def _mixed(alpha: float, perturbed: Objective, plain: Objective) -> Sum:
+    """alpha of one and the rest of the other, which is left out at weight 0."""
+    if not 0 < alpha <= 1:
+        raise ValueError(f"Expected alpha in (0, 1], got {alpha}.")
+    return alpha * perturbed + (1 - alpha) * plain if alpha < 1 else 1.0 * perturbed

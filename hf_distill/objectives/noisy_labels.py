@@ -1,0 +1,100 @@
+"""Objectives for data whose labels are partly wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_distill.objectives.introspection import LOGITS, label_probability
+from hf_distill.objectives.labels import HardLabels
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.terms import Context, Objective, Term, bibtex
+
+
+@dataclass(frozen=True)
+class TrustedLabels(Objective):
+    """The loss of each label, as far as the teacher believes it: p_T(y)^power CE(S(x), y).
+
+    A label that the teacher holds for impossible counts nothing. The values are divided by the
+    number of labels, not by the sum of the weights, so that the split does not matter. (A teacher
+    trained to the end on the same wrong labels believes all of them: stop its training early.)
+
+    Args:
+        power: 0: all labels count.
+    """
+
+    power: float = 1.0
+    name: ClassVar[str] = "trusted_labels"
+    needs: ClassVar[Needs] = LOGITS
+    needs_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.power >= 0:
+            raise ValueError(f"Expected a power of at least 0, got {self.power}.")
+
+    @property
+    def student_needs(self) -> Needs:
+        return Needs(logits=True)
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        _softmax(type(self).__name__, kind)
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        if teacher is None:
+            raise ValueError("TrustedLabels asks the teacher, and there is none.")
+        (term,) = HardLabels().terms(student, None, items, context)
+        trust = label_probability(teacher, items).to(term.values.dtype) ** self.power
+        return [replace(term, name=self.name, values=trust * term.values)]
+
+
+@dataclass(frozen=True)
+class GeneralizedCrossEntropy(Objective):
+    """(1 - p_S(y)^q) / q, between cross-entropy (q = 0) and the absolute error 1 - p (q = 1).
+
+    Large q forgives labels that the student cannot fit (Zhang & Sabuncu 2018, arXiv 1805.07836).
+
+    Args:
+        q: From 0 to 1.
+    """
+
+    q: float = 0.7
+    name: ClassVar[str] = "generalized_cross_entropy"
+    needs_labels: ClassVar[bool] = True
+    student_needs: ClassVar[Needs] = Needs(logits=True)
+    citation: ClassVar[str] = bibtex(
+        "zhang2018generalized",
+        "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
+        "Zhang, Zhilu and Sabuncu, Mert R.",
+        2018,
+        "1805.07836",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q <= 1:
+            raise ValueError(f"Expected q from 0 to 1, got {self.q}.")
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        _softmax(type(self).__name__, kind)
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        (term,) = HardLabels().terms(student, None, items, context)
+        return [replace(term, name=self.name, values=_box_cox(term.values, self.q))]
+
+
+def _box_cox(loss: Tensor, q: float) -> Tensor:
+    """(1 - p^q) / q of -log p; 0 gives -log p itself."""
+    return -torch.expm1(-q * loss) / q if q > 0 else loss
+
+
+def _softmax(name: str, kind: str) -> None:
+    if kind != "softmax":
+        raise ValueError(
+            f"{name} reads the probability of one class, and this is a {kind} head. Use HardLabels."
+        )

@@ -1,0 +1,242 @@
+"""The report on robustness in a recipe: its stage, and what of it goes into report and card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_distill.objectives import FreeLB, Introspection, OnPerturbed, Smoothness
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.chain import EVALUATION, TEACHER, objectives
+from hf_distill.recipe.examples import Examples, load_source
+from hf_distill.recipe.schema import Data, Recipe, RobustnessSection
+from hf_distill.recipe.stages import Stage, versions
+from hf_distill.robustness import examples as raw
+from hf_distill.robustness import tables
+from hf_distill.robustness.comparing import check_requirements
+from hf_distill.robustness.plan import Plan
+from hf_distill.robustness.report import Report, evaluate_robustness
+from hf_distill.robustness.subject import Subject
+
+ROBUSTNESS = "robustness"
+FILES = ("severity.png", "reliability.png")
+"""What is published beside the card."""
+_MODALITIES = {"text_classification": "text", "image_classification": "image"}
+_ROLES = {"baseline": "alone", "student": "student", TEACHER: TEACHER}
+_NEUTRAL = ("require", "batch_size", "shifted")
+_ROBUST = (FreeLB, Introspection, OnPerturbed, Smoothness)
+"""Objectives that make robust: with one of them a control is due."""
+
+
+class Robustness:
+    """The stage of a recipe that measures robustness.
+
+    Args:
+        recipe: A recipe with a section ``robustness``.
+        data: Its examples.
+        say: Prints a line.
+
+    Raises:
+        RecipeError: perturbations, attacks or requirements that do not exist or are not for the
+            recipe's kind of examples; shifted sets that cannot be loaded or have other classes.
+    """
+
+    def __init__(self, recipe: Recipe, data: Examples, say: Callable[[str], None]):
+        assert recipe.robustness is not None
+        self.recipe, self.say = recipe, say
+        self.section: RobustnessSection = recipe.robustness
+        try:
+            self._check()
+            self.test = self._read(data, "test", self.section.groups)
+            self.validation = self._read(data, "validation", None)
+            self.shifted = {
+                name: self._shifted(name, source) for name, source in self.section.shifted.items()
+            }
+        except ValueError as error:
+            if isinstance(error, RecipeError):
+                raise
+            raise RecipeError(f"`robustness`: {error}") from error
+
+    def _check(self) -> None:
+        modality, section = _MODALITIES[self.recipe.task], self.section
+        if self.recipe.data.text_pair_column is not None:
+            raise RecipeError("`robustness` is for single texts: pairs cannot be perturbed yet.")
+        section.perturbations_for(modality)
+        section.attacks_for(modality)
+        section.invariance_for(modality)
+        check_requirements(section.require, section, modality, section.shifted)
+
+    @property
+    def _input(self) -> str:
+        data = self.recipe.data
+        return data.text_column if self.recipe.task == "text_classification" else data.image_column
+
+    def _read(self, data: Examples, split: str, groups: str | None) -> raw.Examples:
+        found = raw.Examples.read(data.raw[split], self._input, "labels", groups)
+        return replace(found, names=tuple(data.labels))
+
+    def _shifted(self, name: str, source: str) -> raw.Examples:
+        data, key = self.recipe.data, f"robustness.shifted.{name}"
+        loaded, _ = load_source(Data(source), self.recipe.file.parent)
+        split = data.test_split if data.test_split in loaded else next(iter(loaded))
+        try:
+            found = raw.Examples.read(loaded[split], self._input, data.label_column)
+            return found.renamed(self.test.names)
+        except ValueError as error:
+            raise RecipeError(f"`{key}`: {error}") from error
+
+    def stage(self, models: Stage) -> Stage:
+        """The stage, with all that it depends on.
+
+        Args:
+            models: The stage of the evaluation, which depends on the same models.
+        """
+        inputs = {
+            "models": models.inputs["models"],
+            "data": {
+                "test": self.test.fingerprint,
+                "groups": self.test.groups_fingerprint,
+                "validation": self.validation.fingerprint,
+                "shifted": {name: one.fingerprint for name, one in self.shifted.items()},
+            },
+            "plan": {
+                k: v for k, v in dataclasses.asdict(self.section).items() if k not in _NEUTRAL
+            },
+            "versions": versions(),
+        }
+        return Stage(ROBUSTNESS, Path(self.recipe.output_dir) / ROBUSTNESS, inputs)
+
+    def measure(
+        self,
+        models: Mapping[str, Callable[[], PreTrainedModel]],
+        processor: Any,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """The report's facts.
+
+        Args:
+            models: Stage -> loads its model: ``teacher``, ``baseline/seed-0``, ….
+            processor: Of all of them.
+            folder: Where parts are kept, so that an interrupted report goes on.
+        """
+        limit = self.recipe.data.max_length
+        roles: dict[str, dict[int, Subject]] = {}
+        for key, load in models.items():
+            role, _, seed = key.partition("/seed-")
+            if role in _ROLES:
+                subject = Subject(key, load(), processor, max_length=limit)
+                roles.setdefault(_ROLES[role], {})[int(seed or self.recipe.seed)] = subject
+        teachers = list(roles.pop(TEACHER).values())
+        return evaluate_robustness(
+            {**roles, TEACHER: teachers[0] if len(teachers) == 1 else teachers},
+            self.test,
+            plan=self.plan,
+            validation=self.validation,
+            shifted=self.shifted,
+            folder=folder,
+            say=lambda line: self.say(f"{ROBUSTNESS}: {line}"),
+        ).facts
+
+    @property
+    def plan(self) -> Plan:
+        """The section's plan; a robust objective of the student is seen without being told."""
+        section = self.section
+        fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(Plan)}
+        parts = [part for _, part in objectives(self.recipe)["student"].parts]
+        robust = any(isinstance(part, _ROBUST) for part in parts)
+        return Plan(**{**fields, "robust_objective": section.robust_objective or robust})
+
+    def failures(self, facts: Mapping[str, Any]) -> list[str]:
+        """The requirements that are not met."""
+        return Report(dict(facts)).require(self.section.require)
+
+
+def stage_of(section: Robustness | None, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stage under its name; nothing where the recipe has no such section."""
+    return {} if section is None else {ROBUSTNESS: section.stage(stages[EVALUATION])}
+
+
+# ---- in report and card --------------------------------------------------------------------------
+
+
+def in_report(facts: Mapping[str, Any]) -> str:
+    """The verdicts in Markdown, for the recipe's report."""
+    verdicts = facts["verdicts"]["alone"]
+    return (
+        f"## Robustness\n\n{tables.verdict_table(verdicts, 'alone', facts['plan']['level'])}\n\n"
+        f"{tables.sentences(verdicts, 'alone')}\n\nAll figures, what ran, and the pictures: "
+        "[robustness.md](robustness.md).\n"
+    )
+
+
+def on_card(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says: plain values, all of them the report's."""
+    verdicts = facts["verdicts"]["alone"]
+    return {
+        "verdicts": tables.verdict_table(verdicts, "alone", facts["plan"]["level"]),
+        "sentences": tables.sentences(verdicts, "alone"),
+        "figures": tables.figure_table(facts),
+        "attacks": tables.attack_table(facts) if facts["attacks"] else "",
+        "notes": list(facts["notes"]),
+        "metrics": _metrics(facts),
+        "plots": [name for name in FILES if name != "severity.png" or facts["perturbations"]],
+    }
+
+
+_AXES = {"accuracy": "clean"}
+"""Figure -> the judged axis that it is called by, where the names differ."""
+_TYPES = ("nll", "brier", "ece", "mce")
+
+
+def _metrics(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows for the card's model-index: type, a name of their own, value, and what ran."""
+    student, verdicts = facts["roles"]["student"], facts["verdicts"]["alone"]
+    seeds, rows = len(student["accuracy"]["values"]), []
+    for figure in _listed(student):
+        arguments: dict[str, Any] = {"train_seeds": seeds, "seed": facts["plan"]["seed"]}
+        arguments |= _circumstances(figure, facts)
+        verdict = verdicts.get(_AXES.get(figure, figure))
+        if verdict is not None:
+            arguments["delta_vs_no_teacher"] = verdict["difference"]
+            if verdict["low"] is not None:
+                arguments["ci95"] = [verdict["low"], verdict["high"]]
+            arguments["verdict"] = verdict["word"]
+        kind = figure if figure in _TYPES else "accuracy"
+        name = tables.name_of(figure)
+        rows.append(
+            {"type": kind, "name": name, "value": student[figure]["mean"], "args": arguments}
+        )
+    return rows
+
+
+def _listed(student: Mapping[str, Any]) -> Sequence[str]:
+    plain = ("noise", "worst_case", "mce", "attacked", "shifted", "worst_group", *_TYPES[:3])
+    return [
+        figure
+        for figure in student
+        if figure in plain
+        or (figure.split(".")[0] in ("attack", "transfer", "shifted") and figure.count(".") == 1)
+    ]
+
+
+def _circumstances(figure: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    kind, _, which = figure.partition(".")
+    sizes = facts["examples"]
+    if kind in ("noise", "worst_case", "mce"):
+        names = [n for n in facts["perturbations"] if n not in facts["plan"]["seen"]]
+        levels = list(facts["plan"]["severities"])
+        return {"n": sizes["perturbed"], "perturbations": names, "severities": levels}
+    if kind in ("attack", "transfer"):
+        made_on = {"made_on": "the student without a teacher"} if kind == "transfer" else {}
+        return {"n": sizes["attacked"], **facts["attacks"][which], **made_on}
+    if kind == "attacked":
+        return {"n": sizes["attacked"], "attacks": list(facts["attacks"])}
+    if kind == "shifted":
+        shifted = sizes["shifted"]
+        return {"n": shifted[which] if which else sum(shifted.values())}
+    return {"n": sizes["clean"]}

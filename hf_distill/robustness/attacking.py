@@ -1,0 +1,134 @@
+"""The attacks of a plan, carried out on a subject: from raw examples to arrays that can be kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_distill.robustness.attacks.gates import masked, run_gates
+from hf_distill.robustness.attacks.gradient import Attack, attack_batch
+from hf_distill.robustness.attacks.text import TextAttack, attack_texts
+from hf_distill.robustness.attacks.words import embedding_neighbours
+from hf_distill.robustness.examples import Examples
+from hf_distill.robustness.plan import TEXT_SEARCH, Plan
+from hf_distill.robustness.store import Arrays
+from hf_distill.robustness.subject import Subject
+from hf_distill.spaces import space_of
+
+
+def attack_of(name: str, plan: Plan, modality: str) -> Attack:
+    """An attack by gradient or by score, with the budget of a plan."""
+    epsilon, norm = plan.budget(modality)
+    steps = {"pgd": plan.steps, "square": max(1, plan.queries), "fgsm": 1, "noise": plan.steps}
+    return Attack(name, epsilon, norm, steps.get(name, plan.steps), restarts=plan.restarts)
+
+
+def text_attack(name: str, plan: Plan, neighbours: dict[str, Any] | None = None) -> TextAttack:
+    """A search in the text itself, with the budget of a plan."""
+    level = "character" if name == "characters" else "word"
+    return TextAttack(name, level, max_queries=plan.queries, neighbours=neighbours)
+
+
+def settings_of(name: str, plan: Plan, modality: str) -> dict[str, Any]:
+    """Everything a reader must know about an attack, as plain values."""
+    if name not in TEXT_SEARCH:
+        return dict(attack_of(name, plan, modality).describe())
+    attack = text_attack(name, plan, {} if name == "words" else None)
+    facts = dataclasses.asdict(attack)
+    del facts["neighbours"]
+    return {**facts, "edits": list(facts["edits"])}
+
+
+def attack_examples(subject: Subject, examples: Examples, name: str, plan: Plan) -> Arrays:
+    """An attack on the model's inputs.
+
+    Returns:
+        ``original_correct`` and ``attacked_correct``, ``(n,)`` bool; ``queries``, ``(n,)``; and for
+        pictures ``pictures``: ``(n, H, W, C)``, the attacked ones with grey levels from 0 to 1.
+    """
+    attack = attack_of(name, plan, subject.modality)
+    space = space_of(subject.head, subject.processor)
+    size = len(examples)
+    right, before = np.zeros(size, bool), np.zeros(size, bool)
+    asked, pictures = np.zeros(size, np.int64), list[Any]([None] * size)
+    for rows, batch, labels in subject.batches(examples.values, examples.labels, plan.batch_size):
+        keys = [examples.keys[row] for row in rows]
+        found = attack_batch(subject.model, batch, labels, attack, space, plan.seed, keys)
+        right[rows], before[rows] = _bools(found.correct), _bools(found.clean_correct)
+        asked[rows] = _numbers(found.queries, len(rows))
+        if space.key == "pixel_values":
+            for row, unit in zip(rows, space.to_unit(found.adversarial), strict=True):
+                pictures[row] = np.moveaxis(unit.float().cpu().numpy(), 0, -1)
+    arrays: Arrays = {
+        "original_correct": before,
+        "attacked_correct": right & before,
+        "queries": asked,
+    }
+    if space.key == "pixel_values":
+        arrays["pictures"] = np.stack(pictures)
+    return arrays
+
+
+def search_for(
+    subject: Subject, examples: Examples, name: str, plan: Plan, reference: Subject
+) -> Arrays:
+    """A search in the text.
+
+    Returns:
+        ``original_correct``, ``attacked_correct``, ``queries``, ``words_changed`` and ``texts``.
+    """
+    neighbours = _neighbours(reference) if name == "words" else None
+
+    def predict(texts: Any) -> np.ndarray:
+        return subject.logits(texts, plan.batch_size)
+
+    attack = text_attack(name, plan, neighbours)
+    found = attack_texts(predict, examples.values, examples.labels, attack, plan.seed)
+    return {
+        "original_correct": found.original_correct,
+        "attacked_correct": found.attacked_correct,
+        "queries": found.queries,
+        "words_changed": found.words_changed,
+        "texts": np.array(found.texts),
+    }
+
+
+@lru_cache(maxsize=2)
+def _neighbours(reference: Subject) -> dict[str, Any]:
+    model: Any = reference.model
+    return embedding_neighbours(reference.processor, model.get_input_embeddings().weight)
+
+
+def check_gates(subject: Subject, examples: Examples, name: str, plan: Plan) -> Arrays:
+    """Whether the gradients of a model can be believed, on a small sample.
+
+    Returns:
+        ``masked``, and columns of the gates: ``name``, ``passed``, ``figures`` (JSON), ``message``.
+    """
+    attack = attack_of(name, plan, subject.modality)
+    space = space_of(subject.head, subject.processor)
+    batches = [
+        (batch, labels)
+        for _, batch, labels in subject.batches(examples.values, examples.labels, plan.batch_size)
+    ]
+    gates = run_gates(subject.model, batches, attack, space, seed=plan.seed)
+    return {
+        "name": np.array([gate.name for gate in gates]),
+        "passed": np.array([gate.passed for gate in gates], bool),
+        "figures": np.array([json.dumps(gate.figures) for gate in gates]),
+        "message": np.array([gate.message for gate in gates]),
+        "masked": np.array(masked(gates)),
+    }
+
+
+def _bools(values: Any) -> np.ndarray:
+    return np.asarray(torch.as_tensor(values).cpu().numpy(), bool)
+
+
+def _numbers(values: Any, size: int) -> np.ndarray:
+    return np.broadcast_to(torch.as_tensor(values).cpu().numpy(), (size,))

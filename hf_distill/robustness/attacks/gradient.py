@@ -1,0 +1,152 @@
+"""Attacks on one batch: the accuracy that is left within a budget, and what took it away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.reading import Batch
+from hf_distill.robustness.attacks import extras
+from hf_distill.robustness.attacks.attack import FOOLBOX, Attack, AttackResult
+from hf_distill.robustness.attacks.search import Search, undisturbed
+from hf_distill.robustness.attacks.square import square
+from hf_distill.spaces import Space
+
+__all__ = ["Attack", "AttackResult", "attack_batch", "transfer", "zero_gradients"]
+
+
+def attack_batch(
+    model: nn.Module,
+    batch: Batch,
+    labels: Tensor,
+    attack: Attack,
+    space: Space,
+    seed: int = 0,
+    keys: Sequence[Any] | None = None,
+) -> AttackResult:
+    """Attack a classifier on one batch.
+
+    An example counts as right only if the model is right on the input itself and on every input
+    that was tried, for each loss, restart and step; one that is fooled is attacked no further. What
+    is random depends on the seed, on the example and on the restart, not on the batch around it.
+    The model stays as it was; no gradient of a parameter is computed.
+
+    Args:
+        model: A transformers (or PEFT) classifier, on the device of the batch.
+        batch: What the collator gave; labels in it are not used.
+        labels: ``(B,)``, class ids in the model's order.
+        attack: Which attack, and its budget.
+        space: What `space_of` says of the model and its processor.
+        seed: Of what is random.
+        keys: One for each example (its number, say), the same for all models; None: its content,
+            without padding where the batch has an attention mask.
+
+    Raises:
+        ValueError: no classifier, labels that do not fit, an input outside the bounds of the space,
+            an attack that is not for this input.
+        ImportError: the attack is another library's, and this library is not installed.
+    """
+    with undisturbed(model):
+        search = Search(model, batch, labels, attack, space, seed, keys)
+        run = extras.foolbox if attack.name.startswith(FOOLBOX) else ATTACKS[attack.name]
+        run(search, attack)
+    return search.result()
+
+
+def pgd(search: Search, attack: Attack) -> None:
+    """Projected gradient ascent from random points, on each of the losses."""
+    for loss in attack.losses:
+        for restart in range(attack.restarts):
+            rows = search.standing()
+            if len(rows):
+                _ascend(search, rows, search.start(rows, restart), loss, attack.steps, attack.size)
+
+
+def fgsm(search: Search, attack: Attack) -> None:
+    """One step of size epsilon from the input, on each of the losses."""
+    for loss in attack.losses:
+        rows = search.standing()
+        if len(rows):
+            _ascend(search, rows, search.center[rows], loss, 1, attack.size)
+
+
+def _ascend(search: Search, rows: Tensor, x: Tensor, loss: str, steps: int, size: float) -> None:
+    ball = search.ball.rows(rows)
+    for _ in range(steps):
+        logits, gradient = search.climb(rows, x, loss)
+        held = search.offer(rows, x, logits)
+        if not held.all():
+            rows, x, gradient, ball = rows[held], x[held], gradient[held], ball.rows(held)
+        if not len(rows):
+            return
+        x = ball.step(x, gradient, size)
+    with torch.no_grad():
+        search.offer(rows, x, search.logits(rows, x))
+
+
+def noise(search: Search, attack: Attack) -> None:
+    """Random points of the ball."""
+    with torch.no_grad():
+        for draw in range(attack.steps * attack.restarts):
+            rows = search.standing()
+            if not len(rows):
+                return
+            x = search.start(rows, draw)
+            search.offer(rows, x, search.logits(rows, x))
+
+
+ATTACKS: dict[str, Callable[[Search, Attack], None]] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "square": square,
+    "noise": noise,
+    "autoattack": extras.autoattack,
+}
+
+
+def transfer(
+    adversarial: Iterable[tuple[Tensor, Tensor]], model: nn.Module, space: Space
+) -> Tensor:
+    """Where ``(N,)`` a model is right on inputs that were made to fool another one.
+
+    Args:
+        adversarial: Batches of pictures as grey levels from 0 to 1, ``(B, C, h, w)``
+            (`Space.to_unit` of what `attack_batch` found), and labels ``(B,)``.
+        model: The other model.
+        space: Its own space.
+
+    Raises:
+        ValueError: no pictures (the embeddings of one model mean nothing to another, and sound is
+            normalised by the clip), pictures of a size that the model does not take.
+    """
+    untouched = Attack("noise", epsilon=0.0, steps=1)
+    correct = []
+    with undisturbed(model):
+        for levels, labels in adversarial:
+            pixels = space.from_unit(levels)
+            wanted = getattr(model.config, "image_size", None)
+            if isinstance(wanted, int) and pixels.shape[-1] != wanted:
+                raise ValueError(
+                    f"Expected pictures {wanted} pixels wide for {type(model).__name__}, got "
+                    f"{tuple(pixels.shape)}. A transfer needs models of the same input size."
+                )
+            search = Search(model, {space.key: pixels}, labels, untouched, space)
+            correct.append(search.clean_correct)
+    return torch.cat(correct)
+
+
+def zero_gradients(model: nn.Module, batch: Batch, labels: Tensor, space: Space) -> Tensor:
+    """Where ``(B,)`` the gradient of the cross-entropy by the input is exactly zero.
+
+    There gradient attacks on this loss see nothing, whatever the model would say nearby.
+    """
+    with undisturbed(model):
+        search = Search(model, batch, labels, Attack("fgsm", epsilon=0.0), space)
+        rows = torch.arange(search.size, device=search.labels.device)
+        _, gradient = search.climb(rows, search.center, "ce")
+        if search.ball.mask is not None:
+            gradient = gradient * search.ball.mask
+        return (gradient == 0).flatten(1).all(-1)

@@ -1,0 +1,105 @@
+"""Student against reference: pairs of equal seeds, verdicts, differences, requirements."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_distill.robustness.figures import LOWER_IS_BETTER, scores_of
+from hf_distill.robustness.plan import Plan
+from hf_distill.robustness.runner import Outcome, Runner
+from hf_distill.robustness.statistics import paired_t
+from hf_distill.robustness.tables import AXES, NAMES
+from hf_distill.robustness.verdicts import judge, require
+
+MASKED = "masked gradients suspected"
+"""Stands for the verdict where accuracy under attack is no evidence."""
+
+
+def role_of(key: str) -> str:
+    """``alone`` of ``alone/seed-0``."""
+    return key.split("/")[0]
+
+
+def pairs_of(keys: Sequence[str], one: str, other: str) -> list[tuple[str, str]]:
+    """Same-seed pairs of two roles; a single model of each is a pair whatever its seed."""
+    ours, theirs = ([k for k in keys if role_of(k) == role] for role in (one, other))
+    if len(ours) == len(theirs) == 1:
+        return [(ours[0], theirs[0])]
+    found = [(k, k.replace(one, other)) for k in ours if k.replace(one, other) in theirs]
+    if not found:
+        raise ValueError(
+            f"Expected {one} and {other} with equal seeds, which are compared in pairs, got "
+            f"{ours} and {theirs}."
+        )
+    return found
+
+
+def verdicts_against(
+    runner: Runner, outcomes: Mapping[str, Outcome], other: str
+) -> dict[str, dict[str, Any]]:
+    """A verdict per axis, as plain values: `Verdict`'s, and the mean of either role.
+
+    Args:
+        runner: Which examples were shown.
+        outcomes: What all models said.
+        other: ``alone`` or ``control``.
+    """
+    pairs = pairs_of(list(outcomes), "student", other)
+    scores = {key: scores_of(runner, outcomes[key]) for pair in pairs for key in pair}
+    shared = [axis for axis in scores[pairs[0][0]] if all(axis in row for row in scores.values())]
+    axes = {
+        axis: tuple(np.stack([scores[pair[side]][axis] for pair in pairs]) for side in (0, 1))
+        for axis in shared
+    }
+    upwards = {axis: axis not in LOWER_IS_BETTER for axis in axes}
+    found = judge(axes, runner.plan.level, upwards)  # type: ignore[arg-type]
+    masked = any(outcomes[ours].masked for ours, _ in pairs)
+    rows = {}
+    for axis, verdict in found.items():
+        row = {**dataclasses.asdict(verdict), "higher_is_better": upwards[axis]}
+        row["student"], row[other] = (float(np.mean(axes[axis][side])) for side in (0, 1))
+        if masked and axis == "attacked" and verdict.difference > 0:
+            row["word"] = MASKED
+        rows[axis] = {k: None if v != v else v for k, v in row.items()}
+    return rows
+
+
+def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Figure -> the mean over pairs of student - alone, with Student's interval; no verdict."""
+    pairs, found = pairs_of(list(rows), "student", "alone"), {}
+    for name in rows[pairs[0][0]]:
+        if all(name in rows[key] for pair in pairs for key in pair):
+            values = [rows[ours][name] - rows[theirs][name] for ours, theirs in pairs]
+            low = high = None
+            if len(values) > 1:
+                _, low, high, _ = paired_t(values)
+            found[name] = {"difference": statistics.fmean(values), "low": low, "high": high}
+    return found
+
+
+def check_requirements(
+    expressions: Sequence[str], plan: Plan, modality: str, shifted: Iterable[str] = ()
+) -> None:
+    """Refuse what is no requirement, or names an axis that no such report can have.
+
+    Raises:
+        ValueError: with the nearest axis.
+    """
+    names = {*AXES, *NAMES}
+    names |= {
+        f"{kind}.{name}" for kind in ("attack", "transfer") for name in plan.attacks_for(modality)
+    }
+    names |= {f"shifted.{name}" for name in shifted}
+    names |= {f"invariance.{name}" for name in plan.invariance_for(modality)}
+    names |= {f"loyalty.{what}" for what in ("label", "probability")}
+    absent = {
+        name for name, given in (("shifted", shifted), ("worst_group", plan.groups)) if not given
+    }
+    absent |= set() if plan.attacks_for(modality) else {"attacked"}
+    known = sorted(names - absent)
+    require(expressions, dict.fromkeys([*known, *(f"student.{name}" for name in known)], 0.0))

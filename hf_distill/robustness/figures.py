@@ -1,0 +1,214 @@
+"""From what a model said to figures, and to the scores that verdicts are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hf_distill.robustness.calibration import (
+    adaptive_ece,
+    ece,
+    ece_floor,
+    fit_temperature,
+    reliability,
+)
+from hf_distill.robustness.corruption import mean_corruption_error
+from hf_distill.robustness.examples import Examples
+from hf_distill.robustness.groups import group_accuracies, worst_group
+from hf_distill.robustness.measures import (
+    accuracy,
+    attack_summary,
+    brier,
+    label_loyalty,
+    log_softmax,
+    nll,
+    probability_loyalty,
+    risk_coverage_area,
+    selective_accuracy,
+)
+from hf_distill.robustness.plan import TEXT_SEARCH
+from hf_distill.robustness.runner import Outcome, Runner
+
+LOWER_IS_BETTER = (
+    *("nll", "brier", "ece", "adaptive_ece", "nll_scaled", "ece_scaled", "risk_coverage_area"),
+    *("mce", "relative_mce"),
+)
+"""Figures of which less is better; invariance failure rates are too."""
+
+
+def figures_of(
+    runner: Runner, outcome: Outcome, teacher: Outcome | None, reference: Outcome | None
+) -> dict[str, float]:
+    """All figures of a model, by plain names.
+
+    Args:
+        runner: Which examples were shown.
+        outcome: What the model said.
+        teacher: What the teacher said, for loyalty.
+        reference: What the student alone said, for mCE.
+    """
+    labels, found = runner.data.labels, {"accuracy": accuracy(outcome.clean, runner.data.labels)}
+    found |= {name: float(np.mean(values)) for name, values in _means(runner, outcome).items()}
+    if outcome.perturbed and reference is not None:
+        found |= _corruption_errors(runner, outcome, reference)
+    for name, attacked in outcome.attacks.items():
+        found[f"attack.{name}"] = float(attacked["attacked_correct"].mean())
+        if name in TEXT_SEARCH:
+            columns = ("original_correct", "attacked_correct", "queries", "words_changed")
+            original, correct, queries, changed = (attacked[column] for column in columns)
+            summary = attack_summary(original, correct, queries, changed)
+            for key in ("success_rate", "mean_queries", "words_perturbed"):
+                found[f"attack.{name}.{key}"] = summary[key]
+    found |= {f"transfer.{name}": float(hit.mean()) for name, hit in outcome.transfer.items()}
+    for name, logits in outcome.shifted.items():
+        found[f"shifted.{name}"] = accuracy(logits, runner.shifted[name].labels)
+    found |= _worst_group(runner, outcome)
+    for name, result in outcome.invariance.items():
+        if len(result["failed"]):
+            found[f"invariance.{name}"] = float(result["failed"].mean())
+    found |= _calibration(outcome, labels)
+    if teacher is not None and teacher is not outcome:
+        found |= _loyalty(outcome, teacher)
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def scores_of(runner: Runner, outcome: Outcome) -> dict[str, Any]:
+    """The judged axes: a score for each example, or one value.
+
+    At most six of them, in a fixed order: with eight pairs of seeds, more could not be told apart.
+    """
+    found: dict[str, Any] = {"clean": _right(outcome.clean, runner.data).astype(float)}
+    means = _means(runner, outcome)
+    found |= {name: means[name] for name in ("noise", "attacked", "shifted") if name in means}
+    found |= _worst_group(runner, outcome)
+    rows = np.arange(len(runner.data))
+    found["nll"] = -log_softmax(outcome.clean)[rows, runner.data.labels]
+    return found
+
+
+def unperturbed(runner: Runner, outcome: Outcome) -> float:
+    """Accuracy on the examples that are perturbed, as they are."""
+    return float(_right(outcome.clean, runner.data)[runner.rows].mean())
+
+
+def severities(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
+    """Perturbation -> accuracy at each severity."""
+    labels = runner.some.labels
+    return {
+        name: (logits.argmax(-1) == labels).mean(-1).tolist()
+        for name, logits in outcome.perturbed.items()
+    }
+
+
+def groups(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
+    """Group -> accuracy, size and 95 % Wilson interval."""
+    if runner.data.groups is None:
+        return {}
+    found = group_accuracies(_right(outcome.clean, runner.data), runner.data.groups)
+    return {str(name): list(row) for name, row in found.items()}
+
+
+def diagram(runner: Runner, outcome: Outcome) -> list[list[float]]:
+    """Confidence, accuracy and number of each bin that holds any example."""
+    count, confidence, right = reliability(outcome.clean, runner.data.labels)
+    rows = np.stack([confidence, right, count], axis=1)[count > 0]
+    return [list(map(float, row)) for row in rows]
+
+
+def _worst_group(runner: Runner, outcome: Outcome) -> dict[str, float]:
+    """Nothing without groups, or where none of them is large enough."""
+    if runner.data.groups is None:
+        return {}
+    worst = worst_group(_right(outcome.clean, runner.data), runner.data.groups)
+    return {} if worst is None else {"worst_group": worst[1].accuracy}
+
+
+def _right(logits: np.ndarray, examples: Examples) -> np.ndarray:
+    return np.asarray(logits.argmax(-1) == examples.labels)
+
+
+def _means(runner: Runner, outcome: Outcome) -> dict[str, np.ndarray]:
+    """Scores per example whose means are figures: noise, worst case, attacked, shifted."""
+    found = {}
+    hits = [
+        logits.argmax(-1) == runner.some.labels
+        for name, logits in outcome.perturbed.items()
+        if name not in runner.plan.seen
+    ]
+    if hits:
+        levels = np.concatenate(hits)
+        clean = _right(outcome.clean, runner.data)[runner.rows]
+        found["noise"] = levels.mean(0)
+        found["worst_case"] = (levels.all(0) & clean).astype(float)
+    if outcome.attacks:
+        survived = [attacked["attacked_correct"] for attacked in outcome.attacks.values()]
+        found["attacked"] = np.all(survived, axis=0).astype(float)
+    if outcome.shifted:
+        every = [_right(v, runner.shifted[name]) for name, v in outcome.shifted.items()]
+        found["shifted"] = np.concatenate(every).astype(float)
+    return found
+
+
+def _corruption_errors(runner: Runner, outcome: Outcome, reference: Outcome) -> dict[str, float]:
+    seen = runner.plan.seen
+
+    def rates(said: Outcome) -> dict[str, list[float]]:
+        curves = severities(runner, said).items()
+        return {name: [1 - a for a in curve] for name, curve in curves if name not in seen}
+
+    clean = tuple(1 - accuracy(o.clean, runner.data.labels) for o in (outcome, reference))
+    ours = rates(outcome)
+    if not ours:
+        return {}
+    found = mean_corruption_error(ours, rates(reference), (clean[0], clean[1]))
+    relative = math.nan if found.relative is None else found.relative
+    return {"mce": found.mean, "relative_mce": relative}
+
+
+def _calibration(outcome: Outcome, labels: np.ndarray) -> dict[str, float]:
+    logits = outcome.clean
+    found = {
+        "nll": nll(logits, labels),
+        "brier": brier(logits, labels),
+        "ece": ece(logits, labels),
+        "ece_floor": ece_floor(logits),
+        "adaptive_ece": adaptive_ece(logits, labels),
+        "risk_coverage_area": risk_coverage_area(logits, labels),
+    }
+    for coverage, right in selective_accuracy(logits, labels).items():
+        if coverage < 1:
+            found[f"selective_accuracy.{coverage:g}"] = right
+    return found
+
+
+def scaled(runner: Runner, outcome: Outcome, found: Mapping[str, float]) -> dict[str, float]:
+    """NLL and ECE after one temperature, fitted on the validation examples."""
+    if outcome.validation is None or runner.validation is None:
+        return dict(found)
+    temperature = fit_temperature(outcome.validation, runner.validation.labels)
+    logits, labels = outcome.clean / temperature, runner.data.labels
+    return {
+        **found,
+        "temperature": temperature,
+        "nll_scaled": nll(logits, labels),
+        "ece_scaled": ece(logits, labels),
+        "ece_floor_scaled": ece_floor(logits),
+    }
+
+
+def _loyalty(outcome: Outcome, teacher: Outcome) -> dict[str, float]:
+    found = {
+        "loyalty.label": label_loyalty(outcome.clean, teacher.clean),
+        "loyalty.probability": probability_loyalty(outcome.clean, teacher.clean),
+    }
+    if outcome.perturbed:
+        ours, theirs = (
+            np.concatenate([v.reshape(-1, v.shape[-1]) for v in said.perturbed.values()])
+            for said in (outcome, teacher)
+        )
+        found["loyalty.label perturbed"] = label_loyalty(ours, theirs)
+        found["loyalty.probability perturbed"] = probability_loyalty(ours, theirs)
+    return found

@@ -1,0 +1,48 @@
+"""What a reader must know before believing the figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_distill.robustness.comparing import MASKED
+from hf_distill.robustness.runner import Outcome, Runner
+
+FEW = 1000
+"""Below this many examples the ECE says little."""
+
+
+def notes_of(
+    runner: Runner, outcomes: Mapping[str, Outcome], roles: Mapping[str, Any]
+) -> list[str]:
+    """Sentences: a control that is missing, a teacher with nothing to teach, gates that failed."""
+    notes, plan = [], runner.plan
+    if plan.robust_objective:
+        if "control" not in roles:
+            notes.append(
+                "A robust objective was used, and there is no control: a student alone that was "
+                "trained on the same noise or attack. What the noise or attack gave and what the "
+                "teacher gave cannot be told apart."
+            )
+        for axis in ("noise", "attacked"):
+            if {"teacher", "alone"} <= set(roles) and axis in roles["teacher"]:
+                teacher, alone = (roles[role][axis]["mean"] for role in ("teacher", "alone"))
+                if teacher < alone:
+                    notes.append(
+                        f"The teacher is less robust than the student alone ({axis}: "
+                        f"{teacher:.3f} against {alone:.3f}): it has no robustness to teach."
+                    )
+    if plan.seen:
+        notes.append(f"Seen in training, and left out of the means: {', '.join(plan.seen)}.")
+    if len(runner.data) < FEW:
+        notes.append(
+            f"The ECE of {len(runner.data):,} examples is mostly its floor; read NLL and Brier."
+        )
+    if runner.validation is None:
+        notes.append("No validation examples, so no temperature was fitted.")
+    for key, outcome in outcomes.items():
+        failed = [gate["message"] for gate in outcome.gates if not gate["passed"]]
+        notes += [f"{key}: {message}" for message in failed]
+        if outcome.masked:
+            notes.append(f"{key}: {MASKED}; its accuracy under attack is no evidence.")
+    return notes

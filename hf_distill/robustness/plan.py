@@ -1,0 +1,169 @@
+"""What a report measures: perturbations, attacks, sizes and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from hf_distill.robustness.invariance import TESTS
+from hf_distill.robustness.perturbations import CORE, SEVERITIES, perturbation
+
+ATTACKS: dict[str, tuple[str, ...]] = {
+    "text": ("pgd", "characters"),
+    "image": ("pgd", "square", "noise"),
+    "audio": ("pgd", "noise"),
+    "tabular": (),
+}
+"""The attacks of a report by default."""
+KNOWN: dict[str, tuple[str, ...]] = {
+    "text": ("fgsm", "pgd", "noise", "characters", "words"),
+    "image": ("fgsm", "pgd", "square", "noise", "autoattack"),
+    "audio": ("fgsm", "pgd", "noise"),
+    "tabular": (),
+}
+TEXT_SEARCH = ("characters", "words")
+"""Attacks that change the text itself, not its embeddings."""
+BUDGETS: dict[str, tuple[float, str]] = {
+    "text": (0.2, "l2"),
+    "image": (8 / 255, "linf"),
+    "audio": (0.01, "linf"),
+}
+"""Radius and norm by default: parts of each token's embedding length; grey levels from 0 to 1;
+units of the samples that the model gets."""
+INVARIANCE = ("names in front", "places in front")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and on how many examples.
+
+    Args:
+        perturbations: By name; None: the core set of the modality.
+        severities: Which of 1 to 5; mCE wants all five.
+        seen: Perturbations that a model was trained on. They are shown, and left out of the means.
+        attacks: By name; None: the usual ones of the modality; empty: none.
+        epsilon: Radius of the attacks; None: 8/255 for pictures, 0.2 of a token's embedding
+            length, 0.01 for sounds.
+        norm: ``linf`` or ``l2``; None: linf, and for embeddings l2.
+        steps: Of PGD.
+        restarts: Of PGD.
+        queries: How often Square and the searches in text may ask a model about one example.
+        perturbed_examples: How many are perturbed.
+        attacked_examples: How many are attacked.
+        gate_examples: How many are used to see whether gradients are masked; 0: that is not done.
+        groups: The column with the group of each example, for worst-group accuracy.
+        invariance: Tests for text: names, places, …; None: the usual ones; empty: none.
+        robust_objective: A robust objective was used, so a control is due.
+        level: Of significance, over all axes.
+        batch_size: How many examples are run at a time; changes no result.
+        seed: Of examples, perturbations and attacks.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    perturbations: tuple[str, ...] | None = None
+    severities: tuple[int, ...] = SEVERITIES
+    seen: tuple[str, ...] = ()
+    attacks: tuple[str, ...] | None = None
+    epsilon: float | None = None
+    norm: Literal["linf", "l2"] | None = None
+    steps: int = 20
+    restarts: int = 1
+    queries: int = 200
+    perturbed_examples: int = 300
+    attacked_examples: int = 200
+    gate_examples: int = 32
+    groups: str | None = None
+    invariance: tuple[str, ...] | None = None
+    robust_objective: bool = False
+    level: float = 0.05
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "perturbed_examples", "attacked_examples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` of at least 1, got {getattr(self, name)}.")
+        for name in ("queries", "gate_examples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Expected `{name}` of at least 0, got {getattr(self, name)}.")
+        if not self.severities or set(self.severities) - set(SEVERITIES):
+            raise ValueError(
+                f"Expected `severities` out of {list(SEVERITIES)}, got {list(self.severities)}."
+            )
+        if not 0 < self.level < 1:
+            raise ValueError(f"Expected a `level` such as 0.05, got {self.level}.")
+        if self.epsilon is not None and not self.epsilon >= 0:
+            raise ValueError(f"Expected `epsilon` of at least 0, got {self.epsilon}.")
+
+    def perturbations_for(self, modality: str) -> tuple[str, ...]:
+        """The names, checked.
+
+        Raises:
+            ValueError: an unknown one, or one of another modality.
+        """
+        wanted = CORE[modality] if self.perturbations is None else self.perturbations
+        for name in (*wanted, *self.seen):
+            perturbation(name, modality)
+        return wanted
+
+    def attacks_for(self, modality: str) -> tuple[str, ...]:
+        """The names, checked.
+
+        Raises:
+            ValueError: an unknown one, or one of another modality.
+        """
+        wanted = ATTACKS[modality] if self.attacks is None else self.attacks
+        for name in wanted:
+            if name not in KNOWN[modality] and not (
+                modality == "image" and name.startswith("foolbox-")
+            ):
+                raise ValueError(_no_attack(name, modality))
+        return wanted
+
+    def invariance_for(self, modality: str) -> tuple[str, ...]:
+        """The names of the tests, checked; only texts have any.
+
+        Raises:
+            ValueError: an unknown one, or tests for another modality.
+        """
+        if modality == "text":
+            for name in self.invariance or ():
+                if name not in TESTS:
+                    raise ValueError(
+                        f"Expected the name of an invariance test, got {name!r}. "
+                        f"{nearest(name, tuple(TESTS))}"
+                    )
+            return INVARIANCE if self.invariance is None else self.invariance
+        if self.invariance:
+            raise ValueError(
+                f"Expected invariance tests for text only, got {list(self.invariance)} for "
+                f"{modality}."
+            )
+        return ()
+
+    def budget(self, modality: str) -> tuple[float, str]:
+        """Radius and norm of the attacks."""
+        epsilon, norm = BUDGETS[modality]
+        return (epsilon if self.epsilon is None else self.epsilon, self.norm or norm)
+
+
+def _no_attack(name: str, modality: str) -> str:
+    for other, names in KNOWN.items():
+        if name in names:
+            return (
+                f"Expected attacks for {modality}, got {name!r}, which is for {other}. For "
+                f"{modality} there are: {', '.join(KNOWN[modality]) or 'none'}."
+            )
+    return f"Expected the name of an attack, got {name!r}. {nearest(name, KNOWN[modality])}"
+
+
+def nearest(name: str, known: Sequence[Any]) -> str:
+    """What may have been meant, in a sentence."""
+    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.4)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Choose from: {', '.join(map(str, known)) or 'none'}."

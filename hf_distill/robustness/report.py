@@ -1,0 +1,296 @@
+"""Robustness as evidence: the same questions to every model, figures, and a verdict per axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_distill.robustness import figures as measured
+from hf_distill.robustness import plots, tables
+from hf_distill.robustness.attacking import settings_of
+from hf_distill.robustness.comparing import (
+    MASKED,
+    differences_of,
+    pairs_of,
+    role_of,
+    verdicts_against,
+)
+from hf_distill.robustness.examples import Examples
+from hf_distill.robustness.notes import notes_of
+from hf_distill.robustness.perturbations import perturbation
+from hf_distill.robustness.plan import Plan
+from hf_distill.robustness.runner import Outcome, Runner
+from hf_distill.robustness.store import Store, write_text
+from hf_distill.robustness.subject import Subject
+from hf_distill.robustness.verdicts import require
+
+ROLES = ("teacher", "alone", "control", "student")
+
+Models = Mapping[str, "Subject | Mapping[int, Subject] | Sequence[Subject]"]
+
+
+class RequirementError(Exception):
+    """A requirement on robustness that is not met."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        facts: All figures, the plan, the verdicts, as plain values.
+    """
+
+    facts: dict[str, Any]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What requirements may name.
+
+        The judged axes and all other figures as differences of the student against the student
+        alone (``noise``), and the student's own figures (``student.noise``). NaN, which meets no
+        requirement, where gradients seem to be masked.
+        """
+        own = self.facts["roles"].get("student", {})
+        found = {f"student.{name}": row["mean"] for name, row in own.items()}
+        found |= {k: row["difference"] for k, row in self.facts["differences"].items()}
+        judged = self.facts["verdicts"].get("alone", {})
+        return found | {
+            axis: math.nan if row["word"] == MASKED else row["difference"]
+            for axis, row in judged.items()
+        }
+
+    def require(self, expressions: Sequence[str]) -> list[str]:
+        """The requirements that are not met, a message each.
+
+        Raises:
+            ValueError: an expression that is none, or an axis without a figure.
+        """
+        return require(expressions, self.figures)
+
+    def write(self, folder: str | Path, title: str = "Robustness") -> None:
+        """Write ``robustness.json``, ``robustness.md``, ``severity.png``, ``reliability.png``.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        write_report(self.facts, Path(folder), title)
+
+
+def write_report(facts: Mapping[str, Any], folder: Path, title: str = "Robustness") -> None:
+    """See `Report.write`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "robustness.json", json.dumps(facts, indent=1) + "\n")
+    write_text(folder / "robustness.md", tables.markdown(facts, title))
+    if facts["perturbations"]:
+        plots.severity(facts, folder / "severity.png")
+    plots.reliability(facts, folder / "reliability.png")
+
+
+def evaluate_robustness(
+    models: Models | Subject,
+    dataset: Examples | Dataset,
+    *,
+    plan: Plan | None = None,
+    validation: Examples | Dataset | None = None,
+    shifted: Mapping[str, Examples | Dataset] | None = None,
+    folder: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Ask all models the same questions, and judge the student against the student alone.
+
+    Args:
+        models: By role: ``teacher`` (one, or several), ``alone`` (the student trained without a
+            teacher), ``control`` (alone, with the same noise or attack in training), ``student``;
+            the last three may be mappings seed -> model, whose equal seeds are pairs. Or one model.
+        dataset: Test examples; a `Dataset` with usual column names is read by `Examples.read`.
+        plan: What is measured; by default what suits the kind of examples.
+        validation: Examples on which one temperature per model is fitted.
+        shifted: Test sets of other origins, by name.
+        folder: Where parts are kept (in ``parts``), so that a second run, or one after an
+            interruption, computes nothing twice.
+        say: Prints a line of progress.
+
+    Raises:
+        ValueError: an unknown role, perturbation or attack, attacks or perturbations of another
+            modality, examples that do not fit the models or have no labels.
+    """
+    plan = plan or Plan()
+    subjects = _named({"student": models} if isinstance(models, Subject) else models)
+    data = _examples(dataset, plan.groups)
+    others = {
+        name: _examples(given, None).renamed(data.names) for name, given in (shifted or {}).items()
+    }
+    valid = None if validation is None else _examples(validation, None)
+    notes: list[str] = []
+    subjects = _aligned(subjects, data, notes)
+    plan.perturbations_for(data.modality)
+    plan.attacks_for(data.modality)
+    plan.invariance_for(data.modality)
+    for other in ("alone", "control"):
+        if {"student", other} <= set(map(role_of, subjects)):
+            pairs_of(list(subjects), "student", other)
+    store = Store(None if folder is None else Path(folder) / "parts", say)
+    runner = Runner(plan, data, valid, others, store)
+    outcomes = _asked(runner, subjects)
+    return Report(_facts(runner, subjects, outcomes, notes))
+
+
+def _examples(given: Examples | Dataset, groups: str | None) -> Examples:
+    return given if isinstance(given, Examples) else Examples.read(given, groups_column=groups)
+
+
+def _named(models: Models) -> dict[str, Subject]:
+    """``teacher``, ``alone/seed-0``, …: every model under a key of its own, with its role."""
+    found: dict[str, Subject] = {}
+    unknown = [role for role in models if role not in ROLES]
+    if unknown or not models:
+        raise ValueError(f"Expected models by role, out of {', '.join(ROLES)}, got {unknown}.")
+    for role in (role for role in ROLES if role in models):
+        given = models[role]
+        if isinstance(given, Subject):
+            found[role] = given
+        elif isinstance(given, Mapping):
+            found |= {f"{role}/seed-{seed}": one for seed, one in given.items()}
+        else:
+            found |= {f"{role}/{number}": one for number, one in enumerate(given, 1)}
+    return {
+        key: dataclasses.replace(one, name=key, role=role_of(key)) for key, one in found.items()
+    }
+
+
+def _aligned(
+    subjects: Mapping[str, Subject], data: Examples, notes: list[str]
+) -> dict[str, Subject]:
+    found = {}
+    for key, subject in subjects.items():
+        if subject.modality != data.modality:
+            raise ValueError(
+                f"Expected examples for {key}, a model of {subject.modality}, got "
+                f"{data.modality}. Name the right column, or another model."
+            )
+        found[key] = subject.aligned(data.names)
+        known = getattr(getattr(subject.model, "config", None), "id2label", None) or {}
+        strange = set(map(str.casefold, data.names)) != {str(n).casefold() for n in known.values()}
+        if data.names and known and strange:
+            notes.append(
+                f"{key}: its classes ({', '.join(map(str, known.values()))}) are not called as in "
+                f"the data ({', '.join(data.names)}); they are taken in their order."
+            )
+    return found
+
+
+def _asked(runner: Runner, subjects: Mapping[str, Subject]) -> dict[str, Outcome]:
+    outcomes = {key: runner.clean(subject) for key, subject in subjects.items()}
+    runner.perturb(subjects, outcomes)
+    first = _first(subjects)
+    reference = subjects[first.get("alone", first.get("student", next(iter(subjects))))]
+    for key, subject in subjects.items():
+        runner.attack(subject, outcomes[key], reference)
+        runner.invariance(subject, outcomes[key])
+    for key in (first[role] for role in ("alone", "student") if role in first):
+        runner.gates(subjects[key], outcomes[key])
+    if "alone" in first:
+        for key, subject in subjects.items():
+            origin = key.replace(role_of(key), "alone")
+            origin = origin if origin in outcomes else first["alone"]
+            runner.transfer(subject, outcomes[key], outcomes[origin], subjects[origin].fingerprint)
+    return outcomes
+
+
+def _first(subjects: Mapping[str, Any]) -> dict[str, str]:
+    """The first model of each role."""
+    found: dict[str, str] = {}
+    for key in subjects:
+        found.setdefault(role_of(key), key)
+    return found
+
+
+def _facts(
+    runner: Runner,
+    subjects: Mapping[str, Subject],
+    outcomes: Mapping[str, Outcome],
+    notes: list[str],
+) -> dict[str, Any]:
+    plan, first = runner.plan, _first(subjects)
+    rows: dict[str, dict[str, float]] = {}
+    for key, outcome in outcomes.items():
+        pair = key.replace(role_of(key), "alone")
+        reference = outcomes.get(pair) or outcomes.get(first.get("alone", ""))
+        found = measured.figures_of(
+            runner, outcome, outcomes.get(first.get("teacher", "")), reference
+        )
+        rows[key] = measured.scaled(runner, outcome, found)
+    verdicts = {
+        other: verdicts_against(runner, outcomes, other)
+        for other in ("alone", "control")
+        if other in first and "student" in first
+    }
+    roles = {role: _spread([rows[k] for k in rows if role_of(k) == role]) for role in first}
+    facts: dict[str, Any] = {
+        "modality": runner.modality,
+        "classes": list(runner.data.names),
+        "examples": _sizes(runner),
+        "plan": {**dataclasses.asdict(plan), "versions": _versions()},
+        "perturbations": {
+            name: perturbation(name).family for name in next(iter(outcomes.values())).perturbed
+        },
+        "attacks": {
+            name: settings_of(name, plan, runner.modality)
+            for name in plan.attacks_for(runner.modality)
+        },
+        "models": {
+            key: {
+                "role": role_of(key),
+                "parameters": subject.parameters,
+                "fingerprint": subject.fingerprint,
+                "figures": rows[key],
+                "unperturbed": measured.unperturbed(runner, outcomes[key]),
+                "severities": measured.severities(runner, outcomes[key]),
+                "groups": measured.groups(runner, outcomes[key]),
+                "reliability": measured.diagram(runner, outcomes[key]),
+                "gates": outcomes[key].gates,
+            }
+            for key, subject in subjects.items()
+        },
+        "roles": roles,
+        "verdicts": verdicts,
+        "differences": differences_of(rows) if "alone" in first and "student" in first else {},
+    }
+    facts["notes"] = [*notes, *notes_of(runner, outcomes, roles)]
+    plain: dict[str, Any] = json.loads(json.dumps(facts))  # as it comes back from a file
+    return plain
+
+
+def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Figure -> mean, sample deviation and values over the models of a role."""
+    found = {}
+    for name in (name for name in rows[0] if all(name in row for row in rows)):
+        values = [row[name] for row in rows]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    return found
+
+
+def _sizes(runner: Runner) -> dict[str, Any]:
+    return {
+        "clean": len(runner.data),
+        "perturbed": len(runner.some),
+        "attacked": len(runner.few),
+        "validation": 0 if runner.validation is None else len(runner.validation),
+        "shifted": {name: len(examples) for name, examples in runner.shifted.items()},
+        "fingerprint": runner.data.fingerprint,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("numpy", "torch", "transformers")}

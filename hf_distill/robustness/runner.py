@@ -1,0 +1,204 @@
+"""Asks every model the same questions; each answer is kept, so that a second run finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from hf_distill import __version__
+from hf_distill.robustness.attacking import (
+    attack_examples,
+    check_gates,
+    search_for,
+    settings_of,
+)
+from hf_distill.robustness.examples import Examples
+from hf_distill.robustness.invariance import invariance
+from hf_distill.robustness.perturbations import perturb
+from hf_distill.robustness.plan import TEXT_SEARCH, Plan
+from hf_distill.robustness.store import Arrays, Store
+from hf_distill.robustness.subject import Subject
+
+FORMAT = 1
+"""Raise it when parts that were kept can no longer be read as they are."""
+
+
+@dataclass
+class Outcome:
+    """What one model said.
+
+    Attributes:
+        clean: ``(N, C)`` logits of all examples.
+        validation: Logits of the validation examples; None: there are none.
+        perturbed: Perturbation -> ``(severities, n, C)`` logits.
+        shifted: Name of a shifted set -> its logits.
+        attacks: Attack -> ``original_correct``, ``attacked_correct``, ``queries`` and more.
+        transfer: Attack made on the student alone -> ``(n,)`` right in spite of it.
+        invariance: Test -> ``rows`` it applies to, ``failed``.
+        gates: What `run_gates` said, as plain values.
+    """
+
+    clean: np.ndarray
+    validation: np.ndarray | None = None
+    perturbed: dict[str, np.ndarray] = field(default_factory=dict)
+    shifted: dict[str, np.ndarray] = field(default_factory=dict)
+    attacks: dict[str, Arrays] = field(default_factory=dict)
+    transfer: dict[str, np.ndarray] = field(default_factory=dict)
+    invariance: dict[str, Arrays] = field(default_factory=dict)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    masked: bool = False
+
+
+class Runner:
+    """Carries out a plan, model by model.
+
+    Args:
+        plan: The plan, checked.
+        data: All test examples.
+        validation: Examples to fit the temperature on.
+        shifted: Test sets of other origins.
+        store: Keeps the parts.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Examples,
+        validation: Examples | None,
+        shifted: Mapping[str, Examples],
+        store: Store,
+    ):
+        self.plan, self.data, self.validation, self.shifted = plan, data, validation, shifted
+        self.store = store
+        self.modality = data.modality
+        self.rows = data.sample(plan.perturbed_examples, plan.seed)
+        self.some = data.take(self.rows)
+        self.few = data.take(data.sample(plan.attacked_examples, plan.seed))
+
+    def clean(self, subject: Subject) -> Outcome:
+        """The examples as they are, the validation examples and the shifted sets."""
+        logits = self._logits(subject, "clean", self.data)
+        found = Outcome(logits)
+        if self.validation is not None:
+            found.validation = self._logits(subject, "validation", self.validation)
+        for name, examples in self.shifted.items():
+            found.shifted[name] = self._logits(subject, f"shifted {name}", examples)
+        return found
+
+    def perturb(self, subjects: Mapping[str, Subject], outcomes: Mapping[str, Outcome]) -> None:
+        """Every perturbation: made once, shown to all models."""
+        plan = self.plan
+        for name in dict.fromkeys((*plan.perturbations_for(self.modality), *plan.seen)):
+            made = cache(partial(self._perturbed, name))
+            facts = {"perturbation": name, "severities": plan.severities, "seed": plan.seed}
+            for key, subject in subjects.items():
+                compute = partial(self._answers, subject, made)
+                part = self._part(subject, name, self.some, facts, compute)
+                outcomes[key].perturbed[name] = part["logits"]
+
+    def _perturbed(self, name: str) -> list[list[Any]]:
+        plan = self.plan
+        return [perturb(self.some.values, name, s, plan.seed) for s in plan.severities]
+
+    def _answers(self, subject: Subject, made: Callable[[], list[list[Any]]]) -> Arrays:
+        levels = [subject.logits(values, self.plan.batch_size) for values in made()]
+        return {"logits": np.stack(levels)}
+
+    def attack(self, subject: Subject, outcome: Outcome, reference: Subject) -> None:
+        """Every attack on a model, by gradient or by search.
+
+        Args:
+            subject: The model.
+            outcome: Takes the results.
+            reference: Whose embeddings say which words are near one another: the same for all.
+        """
+        plan = self.plan
+        for name in plan.attacks_for(self.modality):
+            facts = {"attack": name, "seed": plan.seed, **settings_of(name, plan, self.modality)}
+            if name == "words":
+                facts["reference"] = reference.fingerprint
+
+            def compute(name: str = name) -> Arrays:
+                if name in TEXT_SEARCH:
+                    return search_for(subject, self.few, name, plan, reference)
+                return attack_examples(subject, self.few, name, plan)
+
+            outcome.attacks[name] = self._part(subject, name, self.few, facts, compute)
+
+    def transfer(self, subject: Subject, outcome: Outcome, origin: Outcome, made_on: str) -> None:
+        """The adversarial examples of another model, shown to this one."""
+        for name, attacked in origin.attacks.items():
+            if "texts" not in attacked and "pictures" not in attacked:
+                continue  # embeddings are no input that another model could be given
+            values = _adversarial(attacked)
+
+            def compute(values: list[Any] = values) -> Arrays:
+                return {"logits": subject.logits(values, self.plan.batch_size)}
+
+            facts = {"transfer": name, "made on": made_on, "seed": self.plan.seed}
+            facts |= settings_of(name, self.plan, self.modality)
+            found = self._part(subject, f"transfer {name}", self.few, facts, compute)
+            outcome.transfer[name] = found["logits"].argmax(-1) == self.few.labels
+
+    def invariance(self, subject: Subject, outcome: Outcome) -> None:
+        """Whether the class changes where only a name or a place does."""
+        for test in self.plan.invariance_for(self.modality):
+
+            def compute(test: str = test) -> Arrays:
+                found = invariance(self._predict(subject), self.few.values, test, self.plan.seed)
+                return {"rows": found.rows, "failed": found.failed}
+
+            facts = {"invariance": test, "seed": self.plan.seed}
+            outcome.invariance[test] = self._part(subject, test, self.few, facts, compute)
+
+    def gates(self, subject: Subject, outcome: Outcome) -> None:
+        """Whether gradients are masked, seen on a small sample."""
+        plan = self.plan
+        by_gradient = [a for a in plan.attacks_for(self.modality) if a not in TEXT_SEARCH]
+        if not by_gradient or not plan.gate_examples:
+            return
+        sample = self.data.take(self.data.sample(plan.gate_examples, plan.seed))
+        name = "pgd" if "pgd" in by_gradient else by_gradient[0]
+        facts = {"gates": name, "seed": plan.seed, **settings_of(name, plan, self.modality)}
+        found = self._part(
+            subject, "gates", sample, facts, lambda: check_gates(subject, sample, name, plan)
+        )
+        names = ("name", "passed", "figures", "message")
+        columns = [found[column].tolist() for column in names]
+        outcome.gates = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        outcome.masked = bool(found["masked"])
+
+    def _predict(self, subject: Subject) -> Callable[[Sequence[str]], np.ndarray]:
+        return lambda texts: subject.logits(texts, self.plan.batch_size)
+
+    def _logits(self, subject: Subject, name: str, examples: Examples) -> np.ndarray:
+        def compute() -> Arrays:
+            return {"logits": subject.logits(examples.values, self.plan.batch_size)}
+
+        return self._part(subject, name, examples, {}, compute)["logits"]
+
+    def _part(
+        self,
+        subject: Subject,
+        name: str,
+        examples: Examples,
+        facts: Mapping[str, Any],
+        compute: Callable[[], Arrays],
+    ) -> Arrays:
+        key = {
+            "model": subject.fingerprint,
+            "data": examples.fingerprint,
+            "version": [__version__, FORMAT],
+            **facts,
+        }
+        return self.store.get(f"{subject.name}: {name}", key, compute)
+
+
+def _adversarial(attacked: Arrays) -> list[Any]:
+    if "texts" in attacked:
+        return [str(text) for text in attacked["texts"].tolist()]
+    return list(attacked["pictures"])

@@ -1,0 +1,57 @@
+"""Raw examples: texts, pictures, sounds, rows of numbers, and how to tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.Image import fromarray
+
+
+def picture(value: Any) -> Image.Image:
+    """A picture as PIL has it: arrays of floats in [0, 1] are rounded to 256 grey levels."""
+    if isinstance(value, Image.Image):
+        return value if value.mode in ("L", "RGB") else value.convert("RGB")
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        array = np.rint(np.clip(array, 0.0, 1.0) * 255).astype(np.uint8)
+    return fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+
+
+def modality_of(value: Any) -> str:
+    """``text``, ``image``, ``audio`` or ``tabular``, by the kind of one example.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value):
+        return "audio"
+    if isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim in (2, 3)):
+        return "image"
+    if isinstance(value, (np.ndarray, list, tuple)) and np.asarray(value).ndim == 1:
+        return "tabular"
+    raise ValueError(
+        "Expected examples that are texts, pictures (PIL or arrays), sounds ({'array', "
+        f"'sampling_rate'}}) or rows of numbers, got {type(value).__name__}."
+    )
+
+
+def check_values(values: Sequence[Any], modality: str) -> None:
+    """Raise a ValueError where an example is of another kind than the model takes."""
+    for value in values:
+        if modality_of(value) != modality:
+            raise ValueError(
+                f"Expected examples for a model of {modality}, got {modality_of(value)} "
+                f"({type(value).__name__}). Name the right column."
+            )
+
+
+def length_of(value: Any) -> int:
+    """Characters of a text, samples of a sound; 0 where all are alike."""
+    if isinstance(value, str):
+        return len(value)
+    return len(value["array"]) if isinstance(value, Mapping) else 0
