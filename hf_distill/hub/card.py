@@ -40,7 +40,7 @@ class StudentCard:
     A model (``teacher``, ``student``) is a dict with any of ``name`` (Hub id or path),
     ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``, ``architecture``, and for a
     classifier ``num_labels``. A local path is never written: only its last name, in prose.
-    ``results``: model ('student', 'baseline', 'teacher') -> metric -> a number, or
+    ``results``: model ('student', 'baseline', 'control', 'teacher') -> metric -> a number, or
     ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.
     ``objective``: dicts of ``name``, ``weight``, ``settings`` (dict) and ``citation`` (BibTeX).
     ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name -> size),

@@ -12,7 +12,12 @@ ABOUT_THE_TEACHER = re.compile(r"agreement|retention|retained|teacher|kept|(^|_)
 _LOWER_IS_BETTER = re.compile(
     r"loss|perplexity|error|(^|_)(ece|brier|nll|wer|cer|mse|mae|rmse)(_|$)"
 )
-_MODELS = {"student": "Student", "baseline": "Same student, no teacher", "teacher": "Teacher"}
+_MODELS = {
+    "student": "Student",
+    "baseline": "Same student, no teacher",
+    "control": "The same, on the student's noise",
+    "teacher": "Teacher",
+}
 _SIZES = {
     "parameters": "Parameters",
     "layers": "Layers",
@@ -144,8 +149,9 @@ def _comparison(facts: dict[str, Any]) -> list[list[str]]:
     """The table of the models, a header row first; empty when there is nothing to compare."""
     results = facts.get("results", {})
     sizes = {model: facts.get(model, {}) for model in ("student", "teacher")}
-    sizes["baseline"] = sizes["student"]  # the same model, trained without the teacher
-    models = [m for m in _MODELS if m in results or (m != "baseline" and _SIZES.keys() & sizes[m])]
+    models = [m for m in _MODELS if m in results or _SIZES.keys() & sizes.get(m, {})]
+    for alone in ("baseline", "control"):  # the same model, trained without the teacher
+        sizes[alone] = sizes["student"]
     rows: list[list[str]] = []
     for key, label in _SIZES.items():
         values = [sizes[model].get(key) for model in models]

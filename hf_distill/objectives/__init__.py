@@ -190,6 +190,7 @@ __all__ = [
     "Uniform",
     "Virtual",
     "objective_from",
+    "settings_of",
 ]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from hf_distill.objectives import HardLabels, objective_from
 from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
-from hf_distill.recipe.schema import CacheSection, Recipe
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.schema import CONTROL, CacheSection, ControlSection, Recipe
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.training import arguments
 from hf_distill.terms import Sum
@@ -48,15 +49,27 @@ class Lesson:
     @property
     def model(self) -> str:
         """Whose model it begins with."""
-        return "student" if self.role == "baseline" else self.role
+        return "student" if self.role in ("baseline", CONTROL) else self.role
 
 
 def objectives(recipe: Recipe) -> dict[str, Sum]:
-    """What each assistant and the student minimise.
+    """What each assistant and the student minimise, and teacher and control where they say it.
 
     Rows of their own, else those of the recipe, else what the scalars of the training say.
+
+    Raises:
+        RecipeError: an objective that needs a teacher, of a model that has none.
     """
     found = {}
+    for role, rows in ((TEACHER, recipe.teacher.objective), (CONTROL, recipe.control)):
+        rows = rows.objective if isinstance(rows, ControlSection) else rows
+        if rows is not None:
+            found[role] = objective_from(rows)
+            if found[role].needs:
+                raise RecipeError(
+                    f"`{role}.objective`: expected objectives without a teacher, got "
+                    f"{found[role]}. HardLabels, alone or in OnPerturbed, Smoothness, … need none."
+                )
     for role in (*recipe.assistant_roles, "student"):
         rows = getattr(recipe.section(role), "objective", None) or recipe.objective
         args = arguments(recipe, role, recipe.seed, Path(recipe.output_dir))
@@ -71,16 +84,16 @@ def hard_labels(objective: Sum) -> HardLabels:
 
 
 def lessons(recipe: Recipe, goals: Mapping[str, Sum]) -> list[Lesson]:
-    """All trainings: teachers, assistants, and for each seed the baseline and the students.
+    """All trainings: teachers, assistants, and for each seed baseline, control and students.
 
     A student of the last generation is called ``student``, whatever the number of generations.
     """
-    found = []
+    found, own = [], goals.get(TEACHER, HardLabels())
     if recipe.teacher.seeds is not None:
         for seed in recipe.teacher.seeds:
-            found.append(Lesson(f"{TEACHER}/seed-{seed}", TEACHER, seed, HardLabels()))
+            found.append(Lesson(f"{TEACHER}/seed-{seed}", TEACHER, seed, own))
     elif not recipe.teacher.fine_tuned:
-        found.append(Lesson(TEACHER, TEACHER, recipe.seed, HardLabels()))
+        found.append(Lesson(TEACHER, TEACHER, recipe.seed, own))
     last = TEACHER
     for role in recipe.assistant_roles:
         found.append(Lesson(role, role, recipe.seed, goals[role], last))
@@ -88,6 +101,8 @@ def lessons(recipe: Recipe, goals: Mapping[str, Sum]) -> list[Lesson]:
     goal = goals["student"]
     for seed in recipe.student_seeds:
         found.append(Lesson(f"baseline/seed-{seed}", "baseline", seed, hard_labels(goal)))
+        if CONTROL in goals:
+            found.append(Lesson(f"{CONTROL}/seed-{seed}", CONTROL, seed, goals[CONTROL]))
         before = last
         for name in generations(recipe):
             key = f"{name}/seed-{seed}"

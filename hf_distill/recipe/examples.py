@@ -210,9 +210,24 @@ def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def prepared(examples: Examples, recipe: Recipe, processor: Any) -> dict[str, Dataset]:
-    """The splits as the trainers take them."""
-    task = recipe_task(recipe)
-    return {name: task.prepare(examples.raw[name], recipe.data, processor) for name in SPLITS}
+    """The splits as the trainers take them.
+
+    Raises:
+        RecipeError: noise for what is no single text, or noise that there is none of.
+    """
+    task, noise = recipe_task(recipe), recipe.data.noisy
+    found = {name: task.prepare(examples.raw[name], recipe.data, processor) for name in SPLITS}
+    if noise is not None:
+        if task.noisy is None or recipe.data.text_pair_column is not None:
+            raise RecipeError("`data.noisy` is for single texts. For pictures use `by: gaussian`.")
+        versions = {"train": noise.versions, "validation": 1}
+        try:
+            for name, count in versions.items():
+                raw = examples.raw[name]
+                found[name] = task.noisy(found[name], raw, recipe.data, processor, count)
+        except ValueError as error:
+            raise RecipeError(f"`data.noisy`: {error}") from error
+    return found
 
 
 def fingerprints(splits: Mapping[str, Dataset], processor: Any) -> dict[str, str]:

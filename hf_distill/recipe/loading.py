@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.config import DistillationConfig
-from hf_distill.objectives import OBJECTIVES, objective_from
+from hf_distill.objectives import METHODS, OBJECTIVES, objective_from, settings_of
 from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
-from hf_distill.recipe.schema import ROLES, Recipe
+from hf_distill.recipe.schema import CONTROL, ROLES, Recipe
 
 MANAGED = {
     "output_dir": "set `output_dir` at the top level",
@@ -69,7 +69,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
 def _forget(values: dict[str, Any], argument: str) -> None:
     """Take a training argument out of the sections of single stages."""
     assistants = values.get("assistants")
-    sections = [values.get(role) for role in ROLES]
+    sections = [values.get(role) for role in (*ROLES, CONTROL)]
     for section in [*sections, *(assistants if isinstance(assistants, list) else [])]:
         training = section.get("training") if isinstance(section, dict) else None
         if isinstance(training, dict):
@@ -103,8 +103,8 @@ def _recipe(values: dict[str, Any], path: Path) -> Recipe:
     if fields.get("objective") is not None:
         fields["objective"] = _rows(fields["objective"], "objective")
     fields["training"] = _training(fields.get("training", {}), "training.")
-    for role in ROLES:
-        if role in fields:
+    for role in (*ROLES, CONTROL):
+        if fields.get(role) is not None:
             fields[role] = _trained(fields[role], role)
     for index, section in enumerate(fields.get("assistants", ())):
         key = f"assistants[{index}]"
@@ -113,6 +113,11 @@ def _recipe(values: dict[str, Any], path: Path) -> Recipe:
             rows = _rows(own.objective, f"{key}.objective")
             own = dataclasses.replace(own, objective=rows)
         fields["assistants"][index] = own
+    for role in ("teacher", CONTROL):
+        given = getattr(fields.get(role), "objective", None)
+        if given is not None:
+            rows = _rows(given, f"{role}.objective")
+            fields[role] = dataclasses.replace(fields[role], objective=rows)
     recipe = Recipe(**fields)
     object.__setattr__(recipe, "file", path)
     return recipe
@@ -146,33 +151,47 @@ def _rows(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     return [_row(row, f"{key}[{index}]") for index, row in enumerate(rows)]
 
 
+def _cast_settings(name: str, plain: Mapping[str, Any], where: str, more: bool) -> dict[str, Any]:
+    """The plain settings of an objective in the types of its fields; if there are more, they may be
+    the ones that it cannot do without."""
+    if name in METHODS:
+        return {}
+    if not more:
+        return cast_fields(OBJECTIVES[name], plain, where)
+    hints = typing.get_type_hints(OBJECTIVES[name])
+    return {key: cast(value, hints[key], where + key) for key, value in plain.items()}
+
+
 def _row(row: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Check and cast one row of an objective."""
     where = f"{key}."
     name = row.get("name")
-    if name not in OBJECTIVES:
+    names = [*OBJECTIVES, *METHODS]
+    if name not in names:
         raise RecipeError(
-            f"`{where}name`: {unknown(str(name), OBJECTIVES)}"
+            f"`{where}name`: {unknown(str(name), names)}"
             if name is not None
-            else f"`{where}name` is missing: expected one of {', '.join(sorted(OBJECTIVES))}."
+            else f"`{where}name` is missing: expected one of {', '.join(sorted(names))}."
         )
     settings = {key: value for key, value in row.items() if key not in ("name", "weight")}
-    fields = {f.name for f in dataclasses.fields(OBJECTIVES[name])}
+    fields = set(settings_of(name))
     for key in settings:
         if key not in fields:
             raise unknown(str(key), fields | {"weight"}, where)
-    plans = {
+    plans = {  # which objective_from reads: a schedule, an objective within this one, …
         k: v
         for k, v in settings.items()
-        if k == "temperature" and isinstance(v, (Mapping, list, tuple))
+        if name in METHODS
+        or isinstance(v, Mapping)
+        or (k == "temperature" and isinstance(v, (list, tuple)))
     }
-    plain = {k: v for k, v in settings.items() if k not in plans}  # objective_from reads a plan
-    checked = {"name": name, **cast_fields(OBJECTIVES[name], plain, where), **plans}
+    plain = {k: v for k, v in settings.items() if k not in plans}
+    checked = {"name": name, **_cast_settings(name, plain, where, bool(plans)), **plans}
     if "weight" in row:
         weight = row["weight"]
         checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")
     try:
         objective_from([checked])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RecipeError(f"`{key}` ({name}): {error}") from error
     return checked

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_distill.initialise import student_from_teacher
+from hf_distill.initialise import student_from_teacher, with_dropout
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe, key_of
@@ -56,6 +56,14 @@ class Models:
         if role == "teacher":
             return self.teacher(seed)
         section = self.recipe.section(role)
+        if section.dropout is None:
+            return self._learner(role, section, seed)
+        try:
+            return with_dropout(self._learner(role, section, seed), section.dropout)
+        except ValueError as error:
+            raise RecipeError(f"`{key_of(role)}.dropout`: {error}") from error
+
+    def _learner(self, role: str, section: Any, seed: int) -> PreTrainedModel:
         if section.from_teacher_layers is None:
             return self._new(role, section.config, seed)
         layers, width = section.from_teacher_layers, section.hidden_size
@@ -83,6 +91,8 @@ class Models:
                 found[role] = {"layers": section.from_teacher_layers, "of": found["teacher"]}
                 if section.hidden_size is not None:
                     found[role]["hidden_size"] = section.hidden_size
+            if section.dropout is not None:
+                found[role]["dropout"] = section.dropout
         return found
 
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:

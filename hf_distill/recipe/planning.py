@@ -19,8 +19,9 @@ from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objec
 from hf_distill.recipe.examples import Examples, fingerprints, load_examples, prepared
 from hf_distill.recipe.judging import Compute, together
 from hf_distill.recipe.models import Models
+from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.robustness import Robustness, stage_of
-from hf_distill.recipe.schema import ROLES, Recipe, key_of
+from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
 from hf_distill.recipe.training import arguments
@@ -43,7 +44,7 @@ class Plan:
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = print):
         self.recipe, self.task = recipe, recipe_task(recipe)
         self.root = Path(recipe.output_dir)
-        for role in (*ROLES, *recipe.assistant_roles):  # wrong ones are told now, not in an hour
+        for role in recipe.roles:  # wrong ones are told now, not in an hour
             arguments(recipe, role, recipe.seed, self.root)
         self.state = PartialState()
         self.say = say if self.state.is_main_process else lambda line: None
@@ -105,7 +106,7 @@ class Plan:
                 train_dataset=self.data["train"],
                 eval_dataset=self.data["validation"],
                 processing_class=self.processor,
-                data_collator=self.task.collator(self.processor),
+                data_collator=OneVersion(self.task.collator(self.processor)),
                 compute_metrics=compute or compute_metrics(self.task),
                 callbacks=list(callbacks),
             )

@@ -86,7 +86,7 @@ def student_card(
         objective=list(facts["objective"]),
         formula=facts["formula"],
         data=data,
-        results={role: _results(models[role]["test"]) for role in NAMES},
+        results={role: _results(models[role]["test"]) for role in NAMES if role in models},
         test_examples=facts["examples"]["test"],
         seeds=len(facts["student_seeds"]),
         training=_training(recipe, facts),

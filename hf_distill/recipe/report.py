@@ -12,7 +12,7 @@ from typing import Any
 from hf_distill.publishing import environment
 from hf_distill.recipe.chain import TEACHER, generations
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
-from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.robustness.report import write_report
 from hf_distill.terms import Sum
@@ -23,9 +23,15 @@ SIZES = ("parameters", "architecture", "layers", "hidden_size", "num_labels")
 NAMES = {
     "teacher": "Teacher",
     "baseline": "Same student, no teacher",
+    "control": "The same, on the student's noise",
     "student": "Distilled student",
 }
-_COLOURS = {"teacher": "#555555", "baseline": "#e08214", "student": "#2166ac"}
+_COLOURS = {
+    "teacher": "#555555",
+    "baseline": "#e08214",
+    "control": "#8073ac",
+    "student": "#2166ac",
+}
 _MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
 """Colours of assistants and earlier generations, in turn."""
 
@@ -50,9 +56,10 @@ class Outcome:
 
     @property
     def roles(self) -> list[str]:
-        """Who is compared: teacher, assistants, baseline, generations of students."""
+        """Who is compared: teacher, assistants, baseline, control, generations of students."""
         recipe = self.recipe
-        return [TEACHER, *recipe.assistant_roles, "baseline", *generations(recipe)]
+        control = [] if recipe.control is None else [CONTROL]
+        return [TEACHER, *recipe.assistant_roles, "baseline", *control, *generations(recipe)]
 
     def keys(self, role: str) -> list[str]:
         """The runs of a role: one teacher and assistant, a baseline and a student per seed."""

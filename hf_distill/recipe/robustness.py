@@ -14,7 +14,7 @@ from hf_distill.objectives import FreeLB, Introspection, OnPerturbed, Smoothness
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import EVALUATION, TEACHER, objectives
 from hf_distill.recipe.examples import Examples, load_source
-from hf_distill.recipe.schema import Data, Recipe, RobustnessSection
+from hf_distill.recipe.schema import CONTROL, Data, Recipe, RobustnessSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.robustness import examples as raw
 from hf_distill.robustness import tables
@@ -27,7 +27,7 @@ ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
 """What is published beside the card."""
 _MODALITIES = {"text_classification": "text", "image_classification": "image"}
-_ROLES = {"baseline": "alone", "student": "student", TEACHER: TEACHER}
+_ROLES = {"baseline": "alone", CONTROL: CONTROL, "student": "student", TEACHER: TEACHER}
 _NEUTRAL = ("require", "batch_size", "shifted")
 _ROBUST = (FreeLB, Introspection, OnPerturbed, Smoothness)
 """Objectives that make robust: with one of them a control is due."""

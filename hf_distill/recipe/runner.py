@@ -24,6 +24,7 @@ from hf_distill.recipe.judging import (
     together,
     with_nll_and_ece,
 )
+from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.planning import Plan
 from hf_distill.recipe.publish import FINAL, publish
 from hf_distill.recipe.robustness import ROBUSTNESS
@@ -126,7 +127,7 @@ class Run(Plan):
             learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
             args = arguments(self.recipe, learner.role, learner.seed, stage.folder)
             data = [self.data["train"], self.data["validation"]]
-            collator = self.task.collator(self.processor)
+            collator = OneVersion(self.task.collator(self.processor))
             return write(stage, teacher, first, data, collator, self.processor, args, self.say)
 
         return work

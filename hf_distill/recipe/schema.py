@@ -12,10 +12,12 @@ from typing import Any, Literal
 import yaml
 
 from hf_distill.recipe.casting import RecipeError
+from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import Plan as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
 ASSISTANT = "assistant-"
+CONTROL = "control"
 
 DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
@@ -24,6 +26,28 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
 }
 """Training arguments of a recipe that says nothing else."""
+
+
+@dataclass(frozen=True)
+class NoiseSection:
+    """Perturbed versions of the training texts, for objectives that read them: `Columns`."""
+
+    perturbations: list[str]
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    versions: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.perturbations or not self.severities or self.versions < 1:
+            raise RecipeError(
+                "`data.noisy`: expected at least one of `perturbations`, of `severities` and of "
+                f"`versions`, got {self.perturbations}, {self.severities}, {self.versions}."
+            )
+        for name in self.perturbations:
+            try:
+                perturbation(name, "text")
+            except ValueError as error:
+                raise RecipeError(f"`data.noisy.perturbations`: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,7 @@ class Data:
     max_test_examples: int | None = None
     max_length: int | None = None
     processor: str | dict[str, Any] | None = None
+    noisy: NoiseSection | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,7 @@ class TeacherSection:
     fine_tuned: bool = False
     seeds: list[int] | None = None
     cache: CacheSection | None = None
+    objective: list[dict[str, Any]] | None = None
     hub_id: str | None = None
     license: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +109,7 @@ class StudentSection:
     hidden_size: int | None = None
     model: str | None = None
     config: dict[str, Any] | None = None
+    dropout: float | None = None
     hub_id: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -98,6 +125,14 @@ class AssistantSection(StudentSection):
 class BaselineSection:
     """The same student, trained on the labels alone."""
 
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ControlSection:
+    """The same student without a teacher, with the noise or attacks that the student trains on."""
+
+    objective: list[dict[str, Any]]
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -148,6 +183,7 @@ class Recipe:
     assistants: list[AssistantSection] = field(default_factory=list)
     generations: int = 1
     baseline: BaselineSection = field(default_factory=BaselineSection)
+    control: ControlSection | None = None
     objective: list[dict[str, Any]] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -182,6 +218,11 @@ class Recipe:
     def student_seeds(self) -> list[int]:
         """One baseline and one student are trained for each of these."""
         return [self.seed] if self.seeds is None else self.seeds
+
+    @property
+    def roles(self) -> list[str]:
+        """Whoever is trained by arguments of its own."""
+        return [*ROLES, *([] if self.control is None else [CONTROL]), *self.assistant_roles]
 
     @property
     def assistant_roles(self) -> list[str]:

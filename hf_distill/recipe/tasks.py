@@ -23,6 +23,7 @@ from transformers import (
 from hf_distill.metrics import load as load_metric
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
+from hf_distill.recipe.noise import with_noise
 from hf_distill.recipe.schema import Data, Recipe
 from hf_distill.tasks import TASKS, Task
 
@@ -38,6 +39,7 @@ class RecipeTask:
         prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
         collator: Makes the collator of a processor.
         metric: A metric of `hf_distill.metrics` on the most likely class.
+        noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
     """
 
     task: Task
@@ -46,15 +48,21 @@ class RecipeTask:
     prepare: Callable[[Dataset, Data, Any], Dataset]
     collator: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
     metric: str = "accuracy"
+    noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
 
 
-def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
-    length = data.max_length or tokenizer.model_max_length
+def _length(data: Data, tokenizer: Any) -> int:
+    length: int = data.max_length or tokenizer.model_max_length
     if length > 1_000_000:
         raise RecipeError(
             "`data.max_length` is missing: this tokenizer does not say how long a text may be. "
             "Give the number of tokens at which texts are cut."
         )
+    return length
+
+
+def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
+    length = _length(data, tokenizer)
 
     def tokenize(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
         pair = batch[data.text_pair_column] if data.text_pair_column else None
@@ -65,6 +73,18 @@ def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
 
     others = [name for name in dataset.column_names if name != "labels"]
     return dataset.map(tokenize, batched=True, remove_columns=others, desc="Tokenizing")
+
+
+def _misspelt(dataset: Dataset, raw: Dataset, data: Data, tokenizer: Any, versions: int) -> Dataset:
+    """Tokenised examples with perturbed versions of their texts."""
+    length = _length(data, tokenizer)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+        return found
+
+    assert data.noisy is not None
+    return with_noise(dataset, raw[data.text_column][:], encode, data.noisy, versions)
 
 
 def _pictured(dataset: Dataset, data: Data, processor: Any) -> Dataset:
@@ -84,6 +104,7 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
         ("text_column", "text_pair_column"),
         _tokenized,
         DataCollatorWithPadding,
+        noisy=_misspelt,
     ),
     "image_classification": RecipeTask(
         TASKS["image_classification"],
