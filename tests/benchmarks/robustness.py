@@ -5,8 +5,7 @@
     python tests/benchmarks/robustness.py report fashion_mnist runs/robustness  # tables and plots
 
 For every seed and budget all arms begin with the same weights and see the same data in the same
-order for the same number of steps; the model after the last step is judged. The settings of the
-arms were chosen on the validation split (`--judge`).
+order for the same number of steps; the model after the last step is judged.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as tf
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_distill import (
@@ -35,15 +35,20 @@ from hf_distill import (
     DistillationConfig,
     DistillationTrainer,
     ForwardKL,
+    GroupDRO,
     HardLabels,
     ModelTeacher,
+    WeightDecay,
     student_from_teacher,
     write_cache,
 )
+from hf_distill.initialise import with_dropout
 from hf_distill.objectives.adversaries import PGD
 from hf_distill.objectives.perturbations import Columns
 from hf_distill.objectives.perturbed import OnPerturbed
-from hf_distill.robustness.perturbations import perturb
+from hf_distill.robustness import Examples, Plan, Subject, evaluate_robustness
+from hf_distill.robustness.bias import balanced, with_spurious_patch
+from hf_distill.robustness.perturbations import CORE, perturb
 from hf_distill.terms import Objective, Sum
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,10 +74,16 @@ class Arm:
     Attributes:
         objective: What it minimises.
         teacher: The name of its teacher; None: none.
+        split: What it trains on.
+        dropout: Of the student; None: its own.
+        settings: Training arguments of its own.
     """
 
     objective: Objective | Sum
     teacher: str | None = None
+    split: str = "train"
+    dropout: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -264,14 +275,166 @@ def texts() -> Study:
     )
 
 
-STUDIES: dict[str, Callable[[], Study]] = {"fashion_mnist": pictures, "movie_reviews": texts}
+# ---- a spurious mark ---------------------------------------------------------------------------
+
+SHIRTS, RATE, GROUPS = ("T-shirt/top", "Shirt"), 0.95, 4
+
+
+@cache
+def shirts(split: str) -> Dataset:
+    """T-shirts and shirts with a patch of the class's grey: in training 95 %, in testing half."""
+    part = "train" if split == "balanced" else split
+    rows = sources().fashion_mnist()[part]
+    names = rows.features["label"].names
+    wanted = [names.index(name) for name in SHIRTS]
+    labels = np.asarray(rows["label"])
+    rows = rows.select(np.flatnonzero(np.isin(labels, wanted))).shuffle(seed=0)
+    rows = rows.select(range(min(len(rows), {"train": 2000}.get(part, 2000))))
+    label = [wanted.index(y) for y in rows["label"]]
+    rows = rows.remove_columns("label").add_column("label", label)
+    rows = rows.cast_column("label", ClassLabel(names=list(SHIRTS)))
+    rows = with_spurious_patch(rows, "image", "label", RATE if part == "train" else 0.5)
+    return balanced(rows, "group") if split == "balanced" else rows
+
+
+def marked() -> Study:
+    plain = pictures()
+
+    @cache
+    def data(split: str) -> list[dict[str, Any]]:
+        rows = shirts(split)
+        pixels = np.stack([np.asarray(picture, np.float32) for picture in rows["image"]]) / 255
+        found = (torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1) - 0.286) / 0.353
+        return [
+            {"pixel_values": x, "labels": y, "group": g}
+            for x, y, g in zip(found, rows["label"], rows["group"], strict=True)
+        ]
+
+    def binary(make: Callable[[], nn.Module]) -> nn.Module:
+        config: Any = make().config
+        config.num_labels = len(SHIRTS)
+        config.id2label = dict(enumerate(SHIRTS))
+        config.label2id = {name: number for number, name in enumerate(SHIRTS)}
+        return tf.ResNetForImageClassification(config)
+
+    kd = 0.1 * HardLabels() + 0.9 * ForwardKL(4.0)
+    return replace(
+        plain,
+        data=data,
+        teacher=lambda: binary(plain.teacher),
+        student=lambda: binary(plain.student),
+        teachers={"teacher": plain.teachers["teacher"]},
+        arms={
+            "alone": Arm(1.0 * HardLabels()),
+            "distilled": Arm(kd, "teacher"),
+            "group DRO, alone": Arm(1.0 * GroupDRO(HardLabels(), GROUPS)),
+            "group DRO, distilled": Arm(1.0 * GroupDRO(ForwardKL(4.0), GROUPS), "teacher"),
+            "balanced sampling, distilled": Arm(kd, "teacher", "balanced"),
+            "balanced sampling, alone": Arm(1.0 * HardLabels(), None, "balanced"),
+        },
+        budgets={"short": 10},
+    )
+
+
+def compare_groups(name: str, root: Path) -> None:
+    """Average and worst group, each arm judged against balanced sampling without a teacher."""
+    rows = shirts("test")
+    names = rows.features["group"].names
+    read = Examples.read(rows.remove_columns("group"))
+    test = replace(read, groups=tuple(names[g] for g in rows["group"]))
+    plan = Plan(perturbations=(), attacks=(), gate_examples=0, groups="group")
+    arms = STUDIES[name]().arms
+    print(
+        "| | average | worst group | against balanced sampling, alone |\n| :-- | --: | --: | :-- |"
+    )
+    reference = "balanced sampling, alone"
+    for arm in arms:
+        folders = (root / name / "short" / which for which in (reference, arm))
+        alone, student = (
+            {int(f.name.partition("-")[2]): Subject.load(f) for f in sorted(folder.glob("seed-*"))}
+            for folder in folders
+        )
+        facts = evaluate_robustness(
+            {"alone": alone, "student": student}, test, plan=plan, folder=root / name / "judged"
+        ).facts
+        own, said = facts["roles"]["student"], facts["verdicts"]["alone"]["worst_group"]
+        row = [arm, *(f"{own[k]['mean']:.3f}" for k in ("accuracy", "worst_group"))]
+        print(f"| {' | '.join([*row, '–' if arm == reference else told(said)])} |", flush=True)
+
+
+# ---- regularisers ------------------------------------------------------------------------------
+
+
+def regularised() -> Study:
+    """The distilled movie-review student with one regulariser at a time."""
+    plain = texts()
+    kd: Sum = 1.0 * ForwardKL(2.0)
+    none = {"weight_decay": 0.0}
+    stopping = {
+        **none,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
+    return replace(
+        plain,
+        arms={
+            "none": Arm(kd, "teacher", dropout=0.0, settings=none),
+            "weight_decay 0.1": Arm(kd, "teacher", dropout=0.0, settings={"weight_decay": 0.1}),
+            "WeightDecay(1e-5) in the loss": Arm(
+                kd + WeightDecay(1e-5), "teacher", dropout=0.0, settings=none
+            ),
+            "WeightDecay(1e-4) to the initial weights": Arm(
+                kd + WeightDecay(1e-4, target="init"), "teacher", dropout=0.0, settings=none
+            ),
+            "dropout 0.1": Arm(kd, "teacher", dropout=0.1, settings=none),
+            "dropout 0.3": Arm(kd, "teacher", dropout=0.3, settings=none),
+            "early stopping": Arm(kd, "teacher", dropout=0.0, settings=stopping),
+        },
+        budgets={"long": 9},
+    )
+
+
+def compare_regularisers(name: str, root: Path) -> None:
+    """Figures of each arm on the test split, mean and deviation over the seeds."""
+    test = examples("movie_reviews", "test", 1000)
+    plan = replace(
+        plan_of("movie_reviews"), severities=(3,), attacks=(), invariance=(), gate_examples=0
+    )
+    figures = ("accuracy", "noise", "nll", "ece")
+    print(f"| | {' | '.join(figures)} |\n| :-- | {' | '.join('--:' for _ in figures)} |")
+    for arm in STUDIES[name]().arms:
+        folders = sorted((root / name / "long" / arm).glob("seed-*"))
+        models = {n: replace(Subject.load(f), max_length=32) for n, f in enumerate(folders)}
+        folder = root / name / "judged"
+        facts = evaluate_robustness({"student": models}, test, plan=plan, folder=folder).facts
+        own = [facts["roles"]["student"][figure]["values"] for figure in figures]
+        cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in own]
+        print(f"| {arm} | {' | '.join(cells)} |", flush=True)
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    "fashion_mnist": pictures,
+    "movie_reviews": texts,
+    "spurious_mark": marked,
+    "regularisers": regularised,
+}
 
 
 # ---- training --------------------------------------------------------------------------------
 
 
 def fit(
-    study: Study, model: nn.Module, objective: Any, teacher: Any, seed: int, where: Path, **own: Any
+    study: Study,
+    model: nn.Module,
+    objective: Any,
+    teacher: Any,
+    seed: int,
+    where: Path,
+    split: str = "train",
+    **own: Any,
 ) -> float:
     """Train, and write the model only when it is finished; gives the seconds."""
     scratch = where.with_name(f".{where.name}.tmp")
@@ -291,11 +454,14 @@ def fit(
             **own,
         },
     )
+    stops = bool(own.get("load_best_model_at_end"))
     trainer = DistillationTrainer(
         model,
         args,
         study.collator,
-        study.data("train"),
+        study.data(split),
+        study.data("validation") if stops else None,
+        callbacks=[tf.EarlyStoppingCallback(1)] if stops else None,
         teacher_model=teacher,
         objective=objective,
         processing_class=study.processor,
@@ -331,7 +497,8 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
         kept = root / name / f"{wanted}_outputs"
         if wanted not in loaded:
             model = type(study.teacher()).from_pretrained(folder)
-            write_cache(kept, ModelTeacher(model), study.data("train"), study.collator, say=quiet)
+            data = ConcatDataset([study.data("train"), study.data("validation")])
+            write_cache(kept, ModelTeacher(model), data, study.collator, say=quiet)
             loaded[wanted] = CachedTeacher(kept)
         return loaded[wanted]
 
@@ -345,49 +512,150 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
                 taught = None if what.teacher is None else teacher(what.teacher)
                 torch.manual_seed(seed)
                 model = study.student()
+                if what.dropout is not None:
+                    model = with_dropout(model, what.dropout)
                 seconds = fit(
-                    study, model, what.objective, taught, seed, folder, num_train_epochs=epochs
+                    study,
+                    model,
+                    what.objective,
+                    taught,
+                    seed,
+                    folder,
+                    what.split,
+                    num_train_epochs=epochs,
+                    **what.settings,
                 )
                 print(f"{name} {budget} {arm} seed {seed}: {seconds:.0f} s", flush=True)
 
 
-# ---- choosing settings -----------------------------------------------------------------------
+# ---- judging ---------------------------------------------------------------------------------
+
+AXES = ("accuracy", "noise", "attacked", "shifted", "worst_group", "nll", "ece")
+JUDGED = {"accuracy": "clean"}
+COLUMNS = {
+    "teacher": "teacher",
+    "alone": "alone",
+    "control": "alone, same noise or attack",
+    "distilled": "distilled",
+    "robust": "robustly distilled",
+}
 
 
-def judge(name: str, root: Path) -> None:
-    """Clean, noisy and attacked accuracy on the validation split, for choosing settings."""
-    from hf_distill.heads import Head
-    from hf_distill.robustness.attacks.gradient import Attack, attack_batch
-    from hf_distill.spaces import space_of
+def examples(name: str, split: str, size: int) -> Examples:
+    rows = sources().__dict__[name]()[split].shuffle(seed=0)
+    rows = rows.select(range(min(size, len(rows))))
+    found = Examples.read(rows)
+    if name != "fashion_mnist":
+        return found
+    return replace(found, groups=tuple(found.names[y] for y in found.labels))  # worst class
 
-    study = STUDIES[name]()
-    rows = study.data("validation")[:500]
-    batch = {"pixel_values": torch.stack([r["pixel_values"] for r in rows])}
-    labels = torch.tensor([r["labels"] for r in rows])
-    for folder in sorted((root / name).glob("**/config.json")):
-        model = tf.AutoModelForImageClassification.from_pretrained(folder.parent).eval()
-        space = space_of(Head(model), study.processor)
-        x = batch["pixel_values"]
-        noisy = x + 0.2 / 0.353 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            clean = (model(x).logits.argmax(-1) == labels).float().mean()
-            noise = (model(noisy).logits.argmax(-1) == labels).float().mean()
-        attack = Attack("pgd", EPSILON, steps=10)
-        attacked = attack_batch(model, batch, labels, attack, space).correct
-        print(
-            f"{folder.parent.relative_to(root / name)}: clean {clean:.3f} noise {noise:.3f} "
-            f"attacked {np.asarray(attacked, dtype=float).mean():.3f}",
-            flush=True,
+
+def plan_of(name: str) -> Plan:
+    if name == "fashion_mnist":
+        return Plan(epsilon=EPSILON, steps=10, queries=100, perturbed_examples=400, groups="class")
+    unseen = tuple(p for p in CORE["text"] if p not in SEEN)
+    return Plan(
+        perturbations=unseen,
+        severities=(1, 3, 5),
+        epsilon=0.2,
+        steps=5,
+        queries=100,
+        attacked_examples=100,
+        gate_examples=16,
+    )
+
+
+def report(name: str, root: Path, budgets: list[str]) -> None:
+    """Two reports for each budget (plain and robust distillation), and one table of both."""
+    test = examples(name, "test", 1000)
+    validation = examples(name, "validation", 1000)
+    others = ("tweets", "amazon_reviews", "nyt_editorials") if name == "movie_reviews" else ()
+    shifted = {other: examples(other, "test", 500) for other in others}
+    plan, length = plan_of(name), 32 if name == "movie_reviews" else None
+
+    def loaded(path: Path) -> Subject:
+        return replace(Subject.load(path), max_length=length)
+
+    for budget in budgets:
+        folder = root / name / budget
+        seeds = sorted(
+            int(path.name.partition("-")[2])
+            for path in (folder / "alone").glob("seed-*")
+            if all(
+                (folder / arm / path.name).is_dir() for arm in ("control", "distilled", "robust")
+            )
         )
+
+        def arm(which: str, folder: Path = folder, seeds: list[int] = seeds) -> Any:
+            where = {seed: folder / which / f"seed-{seed}" for seed in seeds}
+            return {seed: loaded(path) for seed, path in where.items()}
+
+        found: dict[str, dict[str, Any]] = {}
+        for student, teacher, roles in (
+            ("distilled", "teacher", ("alone",)),
+            ("robust", "robust_teacher", ("alone", "control")),
+        ):
+            models: dict[str, Any] = {role: arm(role) for role in roles}
+            models |= {
+                "student": arm(student),
+                "teacher": loaded(root / name / teacher),
+            }
+            made = evaluate_robustness(
+                models,
+                test,
+                plan=replace(plan, robust_objective=student == "robust"),
+                validation=validation,
+                shifted=shifted,
+                folder=root / name / "judged",
+                say=lambda line: print(line, flush=True),
+            )
+            made.write(root / name / f"report-{budget}-{student}", f"{name}, {budget}, {student}")
+            found[student] = made.facts
+        print(table(found, budget, len(seeds)), flush=True)
+
+
+def table(found: dict[str, dict[str, Any]], budget: str, seeds: int) -> str:
+    """One row per axis: means over the seeds, then what is judged, in points."""
+    plain, robust = found["distilled"], found["robust"]
+    roles = {
+        "teacher": plain["roles"]["teacher"],
+        "alone": plain["roles"]["alone"],
+        "control": robust["roles"]["control"],
+        "distilled": plain["roles"]["student"],
+        "robust": robust["roles"]["student"],
+    }
+    pairs = {
+        "distilled - alone": plain["verdicts"]["alone"],
+        "robust - alone": robust["verdicts"]["alone"],
+        "robust - control": robust["verdicts"]["control"],
+    }
+    head = [f"{budget}, {seeds} seeds", *COLUMNS.values(), *pairs]
+    rows = [head, [":--", *["--:"] * len(COLUMNS), *[":--"] * len(pairs)]]
+    for axis in AXES:
+        if axis not in roles["alone"]:
+            continue
+        row = [axis, *(f"{roles[role][axis]['mean']:.3f}" for role in COLUMNS)]
+        for verdicts in pairs.values():
+            said = verdicts.get(JUDGED.get(axis, axis))
+            row.append("–" if said is None else told(said))
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def told(said: dict[str, Any]) -> str:
+    difference, low, high = (said[k] for k in ("difference", "low", "high"))
+    found = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p {said['p_adjusted']:.3f}"
+    return f"{found}: {said['word']}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "judge", "report"])
+    parser.add_argument("what", choices=["train", "report"])
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("root", type=Path)
     parser.add_argument("--only", default="", help="arms whose budget/name holds this")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--budgets", nargs="+", default=["short", "long"])
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -395,8 +663,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if arguments.what == "train":
         train(arguments.study, arguments.root, arguments.only, arguments.seeds)
-    elif arguments.what == "judge":
-        judge(arguments.study, arguments.root)
+    elif arguments.study == "regularisers":
+        compare_regularisers(arguments.study, arguments.root)
+    elif arguments.study == "spurious_mark":
+        compare_groups(arguments.study, arguments.root)
+    else:
+        report(arguments.study, arguments.root, arguments.budgets)
 
 
 if __name__ == "__main__":
