@@ -668,3 +668,11 @@ def test_modules_are_not_shared() -> None:
         built = goal.build(Signal(), Signal())
         assert any(isinstance(p, nn.Parameter) for p in built.parameters())
         assert bench.loss(objective).requires_grad
+
+
+def test_a_member_is_named_inside_a_perturbed_teacher() -> None:
+    """Around it, the whole ensemble would be asked, and its mean taken for the member."""
+    part = hd.OnPerturbed(hd.ForwardKL(), hd.PGD(0.1), teacher="perturbed")
+    with pytest.raises(ValueError, match="Put the member inside"):
+        hd.From("large", part)
+    hd.From("large", hd.OnPerturbed(hd.ForwardKL(), hd.PGD(0.1)))

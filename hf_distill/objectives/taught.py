@@ -72,6 +72,12 @@ class From(Objective):
                 f"{type(self.objective).__name__} asks nothing of a teacher. Use it as it is, "
                 f"without From({self.teacher!r}, …)."
             )
+        if getattr(self.objective, "teacher", "clean") == "perturbed":
+            raise ValueError(
+                "Expected an objective whose teacher sees the batch itself, got one that asks it "
+                "about a perturbed one, which would ask the whole ensemble. Put the member inside: "
+                f"OnPerturbed(From({self.teacher!r}, …), …, teacher='perturbed')."
+            )
         own: dict[str, Any] = {  # what others have as a class
             "name": f"{self.objective.name}_{self.teacher}",
             "needs": of_member(self.teacher, self.objective.needs),
