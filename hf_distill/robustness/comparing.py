@@ -52,12 +52,13 @@ def verdicts_against(
     pairs = pairs_of(list(outcomes), "student", other)
     scores = {key: scores_of(runner, outcomes[key]) for pair in pairs for key in pair}
     shared = [axis for axis in scores[pairs[0][0]] if all(axis in row for row in scores.values())]
-    axes = {
-        axis: tuple(np.stack([scores[pair[side]][axis] for pair in pairs]) for side in (0, 1))
-        for axis in shared
-    }
+
+    def stacked(axis: str, side: int) -> np.ndarray:
+        return np.stack([scores[pair[side]][axis] for pair in pairs])
+
+    axes = {axis: (stacked(axis, 0), stacked(axis, 1)) for axis in shared}
     upwards = {axis: axis not in LOWER_IS_BETTER for axis in axes}
-    found = judge(axes, runner.plan.level, upwards)  # type: ignore[arg-type]
+    found = judge(axes, runner.plan.level, upwards)
     masked = any(outcomes[ours].masked for ours, _ in pairs)
     rows = {}
     for axis, verdict in found.items():

