@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 # Before any import of huggingface_hub, transformers or tokenizers, which read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,3 +28,8 @@ def pytest_collection_finish() -> None:
 def _seeded() -> None:
     """Every test starts from the same random state, whichever ran before it."""
     torch.manual_seed(0)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A suite started with & or nohup would hand that on to the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
