@@ -159,10 +159,10 @@ class Runner:
         """Whether gradients are masked, seen on a small sample."""
         plan = self.plan
         by_gradient = [a for a in plan.attacks_for(self.modality) if a not in TEXT_SEARCH]
-        if not by_gradient or not plan.gate_examples:
+        if not by_gradient or not plan.gate_examples or not plan.budget(self.modality)[0]:
             return
         sample = self.data.take(self.data.sample(plan.gate_examples, plan.seed))
-        name = "pgd" if "pgd" in by_gradient else by_gradient[0]
+        name = "fgsm" if "fgsm" in by_gradient and "pgd" not in by_gradient else "pgd"
         facts = {"gates": name, "seed": plan.seed, **settings_of(name, plan, self.modality)}
         found = self._part(
             subject, "gates", sample, facts, lambda: check_gates(subject, sample, name, plan)

@@ -37,12 +37,14 @@ from hf_distill import (
     GroupDRO,
     HardLabels,
     ModelTeacher,
+    ReverseKL,
     WeightDecay,
     student_from_teacher,
     write_cache,
 )
 from hf_distill.initialise import with_dropout
 from hf_distill.objectives.adversaries import PGD
+from hf_distill.objectives.methods import rslad
 from hf_distill.objectives.perturbations import Columns
 from hf_distill.objectives.perturbed import OnPerturbed
 from hf_distill.recipe.noise import OneVersion, with_noise
@@ -97,7 +99,7 @@ class Study:
         student: Makes a student from a seed (and a fresh teacher).
         processor: Of both.
         collator: Of both.
-        teachers: Name -> objective and training arguments of a teacher.
+        teachers: Name -> how a teacher is trained.
         arms: Name -> arm.
         budgets: Name -> epochs.
         settings: Training arguments of all students.
@@ -108,7 +110,7 @@ class Study:
     student: Callable[[], nn.Module]
     processor: Any
     collator: Any
-    teachers: dict[str, tuple[Objective | Sum, dict[str, Any]]]
+    teachers: dict[str, Arm]
     arms: dict[str, Arm]
     budgets: dict[str, int]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class Study:
 
 # ---- Fashion-MNIST ---------------------------------------------------------------------------
 
-TRAIN, EPSILON = 2000, 8 / 255
+SIZES, EPSILON = {"train": 2000, "more": 12_000}, 8 / 255
 
 
 def pictures() -> Study:
@@ -127,8 +129,8 @@ def pictures() -> Study:
 
     @cache
     def data(split: str) -> list[dict[str, Any]]:
-        rows = sources().fashion_mnist()[split].shuffle(seed=0)
-        rows = rows.select(range(min(len(rows), {"train": TRAIN}.get(split, 1000))))
+        rows = sources().fashion_mnist()["train" if split == "more" else split].shuffle(seed=0)
+        rows = rows.select(range(min(len(rows), SIZES.get(split, 1000))))
         pixels = np.stack([np.asarray(row["image"], np.float32) for row in rows]) / 255
         found = (torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1) - mean[0]) / std[0]
         return [
@@ -147,6 +149,7 @@ def pictures() -> Study:
 
     attack = PGD(EPSILON / 2, steps=2)
     adversarial = OnPerturbed(HardLabels(), attack)
+    of_teacher = {"num_train_epochs": 10, "learning_rate": 2e-3}
     return Study(
         data,
         lambda: resnet([32, 64, 128], 2),
@@ -154,10 +157,9 @@ def pictures() -> Study:
         processor,
         tf.default_data_collator,
         {
-            "teacher": (1.0 * HardLabels(), {"num_train_epochs": 15, "learning_rate": 2e-3}),
-            "robust_teacher": (
-                0.5 * HardLabels() + 0.5 * adversarial,
-                {"num_train_epochs": 20, "learning_rate": 2e-3},
+            "teacher": Arm(1.0 * HardLabels(), None, "more", settings=of_teacher),
+            "robust_teacher": Arm(
+                0.5 * HardLabels() + 0.5 * adversarial, None, "more", settings=of_teacher
             ),
         },
         {
@@ -170,6 +172,44 @@ def pictures() -> Study:
         },
         {"short": 10, "long": 30},
         {"learning_rate": 5e-3, "per_device_train_batch_size": 100, "weight_decay": 0.01},
+    )
+
+
+def tried() -> Study:
+    """What else was tried to be more robust than a student without a teacher."""
+    plain = pictures()
+    attack = PGD(EPSILON / 2, steps=2)
+    few = Arm(
+        plain.teachers["robust_teacher"].objective,
+        settings={"num_train_epochs": 20, "learning_rate": 2e-3},
+    )
+
+    def robustly(objective: Objective, share: float = 0.5) -> Sum:
+        return (1 - share) * objective + share * OnPerturbed(objective, attack)
+
+    best, teacher = robustly(ForwardKL()), "robust_teacher"
+    stretched = {"num_train_epochs": 90}
+    return replace(
+        plain,
+        teachers=plain.teachers | {"few": few},
+        arms={
+            "control": plain.arms["control"],
+            "teacher of the same 2,000": Arm(best, "few"),
+            "plain teacher": Arm(best, "teacher"),
+            "robust teacher": Arm(best, teacher),
+            "temperature 4": Arm(robustly(ForwardKL(4.0)), teacher),
+            "temperature 4, 5/6 perturbed": Arm(robustly(ForwardKL(4.0), 5 / 6), teacher),
+            "ReverseKL": Arm(robustly(ReverseKL()), teacher),
+            "with labels": Arm(0.3 * plain.arms["control"].objective + 0.7 * best, teacher),
+            "12,000 unlabelled pictures": Arm(best, teacher, "more", settings={"max_steps": 600}),
+            "RSLAD": Arm(rslad(EPSILON / 2, steps=2), teacher),
+            "control, 3 times as long": Arm(plain.arms["control"].objective, settings=stretched),
+            "robust teacher, 3 times as long": Arm(best, teacher, settings=stretched),
+            "12,000 unlabelled pictures, 3 times as long": Arm(
+                best, teacher, "more", settings={"max_steps": 1800}
+            ),
+        },
+        budgets={"long": 30},
     )
 
 
@@ -211,8 +251,8 @@ def texts() -> Study:
         tokenizer,
         OneVersion(tf.DataCollatorWithPadding(tokenizer)),
         {
-            "teacher": (1.0 * HardLabels(), fine_tuning),
-            "robust_teacher": (0.5 * HardLabels() + 0.5 * noisy, fine_tuning),
+            "teacher": Arm(1.0 * HardLabels(), settings=fine_tuning),
+            "robust_teacher": Arm(0.5 * HardLabels() + 0.5 * noisy, settings=fine_tuning),
         },
         {
             "alone": Arm(1.0 * HardLabels()),
@@ -281,7 +321,11 @@ def marked() -> Study:
         data=data,
         teacher=lambda: binary(plain.teacher),
         student=lambda: binary(plain.student),
-        teachers={"teacher": plain.teachers["teacher"]},
+        teachers={
+            "teacher": Arm(
+                1.0 * HardLabels(), settings={"num_train_epochs": 15, "learning_rate": 2e-3}
+            )
+        },
         arms={
             "alone": Arm(1.0 * HardLabels()),
             "distilled": Arm(kd, "teacher"),
@@ -377,6 +421,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "fashion_mnist": pictures,
     "movie_reviews": texts,
     "spurious_mark": marked,
+    "tried": tried,
     "regularisers": regularised,
 }
 
@@ -450,12 +495,13 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
         folder = root / name / wanted
         if not folder.is_dir():
             torch.manual_seed(0)
-            objective, own = study.teachers[wanted]
-            fit(study, study.teacher(), objective, None, 0, folder, **own)
+            how = study.teachers[wanted]
+            fit(study, study.teacher(), how.objective, None, 0, folder, how.split, **how.settings)
         kept = root / name / f"{wanted}_outputs"
         if wanted not in loaded:
             model = type(study.teacher()).from_pretrained(folder)
-            data = ConcatDataset([study.data("train"), study.data("validation")])
+            taught = {arm.split for arm in study.arms.values() if arm.teacher == wanted}
+            data = ConcatDataset([study.data(split) for split in ("validation", *sorted(taught))])
             write_cache(kept, ModelTeacher(model), data, study.collator, say=quiet)
             loaded[wanted] = CachedTeacher(kept)
         return loaded[wanted]
@@ -480,8 +526,7 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
                     seed,
                     folder,
                     what.split,
-                    num_train_epochs=epochs,
-                    **what.settings,
+                    **{"num_train_epochs": epochs, **what.settings},
                 )
                 print(f"{name} {budget} {arm} seed {seed}: {seconds:.0f} s", flush=True)
 

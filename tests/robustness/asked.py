@@ -1,4 +1,4 @@
-"""Small models and data for reports: texts for a tiny BERT, rows of numbers for a linear model."""
+"""Small models and data for reports: texts, pictures, sounds and rows of numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from recipe_zoo import WORDS, bert
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from hf_distill.robustness import Examples, Subject
 
+tf: Any = transformers
 NAMES = ("negative", "positive")
 
 
@@ -84,3 +86,55 @@ def saved(folder: Path, seed: int) -> Path:
     classifier(seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def pictures(count: int = 5) -> list[np.ndarray]:
+    """Coloured noise."""
+    return list(np.random.default_rng(0).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8))
+
+
+def viewer(seed: int = 0) -> Subject:
+    """A subject that looks at pictures."""
+    torch.manual_seed(seed)
+    config = tf.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_labels=3,
+    )
+    processor = tf.ViTImageProcessorPil(
+        size={"height": 8, "width": 8}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+    )
+    return Subject("viewer", tf.ViTForImageClassification(config), processor)
+
+
+def listener(seed: int = 0) -> Subject:
+    """A subject that hears sounds, of which it gets no mask."""
+    torch.manual_seed(seed)
+    config = tf.Wav2Vec2Config(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=8,
+        num_labels=2,
+    )
+    processor = tf.Wav2Vec2FeatureExtractor(sampling_rate=16000, return_attention_mask=False)
+    return Subject("listener", tf.Wav2Vec2ForSequenceClassification(config), processor)
+
+
+def sounds() -> list[dict[str, Any]]:
+    """Noises of several lengths, two of them twice."""
+    generator = np.random.default_rng(0)
+    lengths = (800, 500, 800, 650, 500)
+    arrays = [generator.normal(size=n).astype(np.float32) for n in lengths]
+    return [{"array": array, "sampling_rate": 16000} for array in arrays]

@@ -194,7 +194,12 @@ def test_our_attack_is_close_to_autoattack(transformer: Any) -> None:
     assert (usual & ~strong).sum() <= 1
 
 
-def test_our_squares_are_about_those_of_autoattack(transformer: Any) -> None:
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "theirs_named"), [("linf", 0.1, "Linf"), ("l2", 0.8, "L2")]
+)
+def test_our_squares_are_about_those_of_autoattack(
+    transformer: Any, norm: str, epsilon: float, theirs_named: str
+) -> None:
     """The schedule and the colours of squares decide how strong the attack is. Ours also places
     them in the last row and column, which on pictures of 8 x 8 makes it some points stronger."""
     library("pyautoattack")
@@ -204,11 +209,14 @@ def test_our_squares_are_about_those_of_autoattack(transformer: Any) -> None:
     model = Levels(transformer).eval()
     with torch.no_grad(), torch.random.fork_rng():
         theirs = SquareAttack(
-            model, p_init=0.8, n_queries=150, eps=0.1, norm="Linf", n_restarts=1, seed=0,
+            model, p_init=0.8, n_queries=150, eps=epsilon, norm=theirs_named, n_restarts=1, seed=0,
             verbose=False, device="cpu", resc_schedule=False,
         )  # fmt: skip
         right = model(theirs.perturb(levels, labels)).argmax(-1) == labels
-    found = run(transformer, Attack("square", 0.1, steps=150), 200)
+    found = run(transformer, Attack("square", epsilon, norm, steps=150), 200)
+    moved = (space(transformer).to_unit(found.adversarial) - levels).flatten(1)
+    size = moved.abs().amax(-1) if norm == "linf" else moved.norm(dim=-1)
+    assert size.max() <= epsilon + 1e-5
     kept, theirs_kept = (float(part.double().mean()) for part in (found.correct, right))
     assert theirs_kept - 0.1 < kept < theirs_kept + 0.03
 

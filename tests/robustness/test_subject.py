@@ -9,63 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from asked import NAMES, Linear, classifier, linear, reader, rows, saved, texts, tokenizer
+from asked import (
+    NAMES,
+    Linear,
+    classifier,
+    linear,
+    listener,
+    pictures,
+    reader,
+    rows,
+    saved,
+    sounds,
+    texts,
+    tokenizer,
+    viewer,
+)
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL.Image import fromarray
 
 from hf_distill.robustness import Examples, Subject
 from hf_distill.robustness.store import Store
-
-tf: Any = transformers
-
-
-def pictures(count: int = 5) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8))
-
-
-def viewer() -> Subject:
-    torch.manual_seed(0)
-    config = tf.ViTConfig(
-        image_size=8,
-        patch_size=4,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=3,
-    )
-    processor = tf.ViTImageProcessorPil(
-        size={"height": 8, "width": 8}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
-    )
-    return Subject("viewer", tf.ViTForImageClassification(config), processor)
-
-
-def listener() -> Subject:
-    torch.manual_seed(0)
-    config = tf.Wav2Vec2Config(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 8),
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        classifier_proj_size=8,
-        num_labels=2,
-    )
-    processor = tf.Wav2Vec2FeatureExtractor(sampling_rate=16000, return_attention_mask=False)
-    return Subject("listener", tf.Wav2Vec2ForSequenceClassification(config), processor)
-
-
-def sounds() -> list[dict[str, Any]]:
-    generator = np.random.default_rng(0)
-    lengths = (800, 500, 800, 650, 500)
-    arrays = [generator.normal(size=n).astype(np.float32) for n in lengths]
-    return [{"array": array, "sampling_rate": 16000} for array in arrays]
 
 
 def numpy_state() -> list[int]:

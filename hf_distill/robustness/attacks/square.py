@@ -1,10 +1,14 @@
-"""The Square attack: random squares of the strongest colours, by the model's scores alone."""
+"""The Square attack: random squares of the strongest colours (or, in l2, of mass that is moved), by
+the model's scores alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.ascent import Ball
@@ -13,6 +17,7 @@ from hf_distill.robustness.attacks.search import Search
 
 SHARE = 0.8
 """Of the picture, that the first squares cover (AutoAttack's value)."""
+SMALL = 1e-10
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the squares cover half as much. Not rescaled to the budget, so that a longer
 search begins as a shorter one."""
@@ -29,11 +34,13 @@ def side(query: int, height: int, width: int) -> int:
 
 
 def square(search: Search, attack: Attack) -> None:
-    """Start from vertical stripes, then try squares, each channel at one end of the ball, and keep
-    those that raise the margin; the budget is in queries.
+    """Try random squares, and keep those that raise the margin; the budget is in queries.
+
+    In ``linf`` it starts from vertical stripes, and a square puts each channel at one end of the
+    ball. In ``l2`` it starts from a grid of bumps, and a square takes over the mass of another one.
 
     Raises:
-        ValueError: the input is no picture, or the norm is not ``linf``.
+        ValueError: the input is no picture.
 
     Reference: Andriushchenko et al., 2020, "Square Attack: a query-efficient black-box adversarial
     attack via random search", arXiv:1912.00049.
@@ -43,30 +50,27 @@ def square(search: Search, attack: Attack) -> None:
             f"Expected pictures (B, C, h, w) for the Square attack, got `{search.space.key}` of "
             f"shape {tuple(search.center.shape)}. Take `noise` or `pgd` for other inputs."
         )
-    if attack.norm != "linf":
-        raise ValueError(
-            f"Expected norm='linf' for the Square attack, got {attack.norm!r}. Take 'pgd' or "
-            "'autoattack' for l2."
-        )
     for restart in range(attack.restarts):
         rows = search.standing()
         if len(rows):
             with torch.no_grad():
-                _search(search, rows, restart, attack.steps)
+                _search(search, rows, restart, attack)
 
 
-def _search(search: Search, rows: Tensor, restart: int, queries: int) -> None:
+def _search(search: Search, rows: Tensor, restart: int, attack: Attack) -> None:
     channels, height, width = search.center.shape[1:]
-    device, dtype = search.center.device, search.center.dtype
-    stripes, draws = [], []
+    device, dtype, queries = search.center.device, search.center.dtype, attack.steps
+    moves = MOVES[attack.norm]
+    starts, draws = [], []
     for generator in search.generators(rows, restart):
-        stripes.append(torch.rand(channels, 1, width, generator=generator, dtype=dtype))
-        draws.append(torch.rand(queries - 1, 2 + channels, generator=generator, dtype=dtype))
-    sign, drawn = _sign(torch.stack(stripes)).to(device), torch.stack(draws).to(device)
+        shape, count = moves.drawn(channels, width)
+        starts.append(torch.rand(shape, generator=generator, dtype=dtype))
+        draws.append(torch.rand(queries - 1, count, generator=generator, dtype=dtype))
+    drawn = torch.stack(draws).to(device)
 
     ball, best = search.ball.rows(rows), search.center[rows]
     height_of_best = search.worst.new_full((len(rows),), -torch.inf)
-    candidate = _at_the_end(ball, sign)
+    candidate = moves.first(ball, torch.stack(starts).to(device))
     for query in range(1, queries + 1):
         logits = search.logits(rows, candidate)
         held = search.offer(rows, candidate, logits)
@@ -79,14 +83,19 @@ def _search(search: Search, rows: Tensor, restart: int, queries: int) -> None:
         if not held.all():
             rows, ball, best, drawn = rows[held], ball.rows(held), best[held], drawn[held]
             height_of_best = height_of_best[held]
-        draw = drawn[:, query - 1]
-        inside = _square(draw[:, :2], side(query, height, width), height, width)
-        colour = _at_the_end(ball, _sign(draw[:, 2:])[..., None, None])
-        candidate = torch.where(inside, colour, best)
+        candidate = moves.next(ball, best, drawn[:, query - 1], side(query, height, width))
 
 
-def _sign(uniform: Tensor) -> Tensor:
-    return torch.where(uniform < 0.5, -1.0, 1.0).to(uniform.dtype)
+# ---- linf --------------------------------------------------------------------------------------
+
+
+def _stripes(ball: Ball, uniform: Tensor) -> Tensor:
+    return _at_the_end(ball, _sign(uniform))
+
+
+def _recolour(ball: Ball, best: Tensor, draw: Tensor, wide: int) -> Tensor:
+    inside = _inside(*_corner(draw[:, :2], wide, best), wide, best)
+    return torch.where(inside, _at_the_end(ball, _sign(draw[:, 2:])[..., None, None]), best)
 
 
 def _at_the_end(ball: Ball, sign: Tensor) -> Tensor:
@@ -94,10 +103,124 @@ def _at_the_end(ball: Ball, sign: Tensor) -> Tensor:
     return ball.project(ball.center + ball.epsilon * sign * ball.scale)
 
 
-def _square(place: Tensor, wide: int, height: int, width: int) -> Tensor:
-    """Where ``(n, 1, h, w)`` a square is, at a uniform place ``(n, 2)`` that holds all of it."""
-    top = (place[:, 0] * (height - wide + 1)).long().view(-1, 1, 1, 1)
-    left = (place[:, 1] * (width - wide + 1)).long().view(-1, 1, 1, 1)
-    row = torch.arange(height, device=place.device).view(-1, 1)
-    column = torch.arange(width, device=place.device)
-    return (row >= top) & (row < top + wide) & (column >= left) & (column < left + wide)
+# ---- l2 ----------------------------------------------------------------------------------------
+
+GRID = 5
+"""Bumps in a row and in a column of the first picture."""
+
+
+def _bumps(ball: Ball, uniform: Tensor) -> Tensor:
+    """A grid of bumps: of random signs, each upright or lying."""
+    height, width = ball.center.shape[2:]
+    count = min(GRID, height, width)
+    wide = min(height, width) // count
+    sign, lying = _sign(uniform[:, 1:]), uniform[:, :1] < 0.5
+    bump = _two_halves(wide).to(uniform)
+    tiles = torch.where(lying[..., None, None], bump.T, bump) * sign[..., None, None]
+    whole = tiles[:, :, :count, :count].transpose(3, 4).flatten(4).flatten(2, 3)
+    free = height - count * wide, width - count * wide
+    margins = [part for space in reversed(free) for part in (space // 2, space - space // 2)]
+    return _on_the_sphere(ball, F.pad(whole, margins))
+
+
+def _move(ball: Ball, best: Tensor, draw: Tensor, wide: int) -> Tensor:
+    """Empty one square; another one gets a bump more, its mass, and what the ball has left."""
+    wide = min(max(3, wide + 1 - wide % 2), *best.shape[2:])
+    moved = (best - ball.center) / ball.scale
+    corner, other = _corner(draw[:, :2], wide, best), _corner(draw[:, 2:4], wide, best)
+    here, there = _inside(*corner, wide, best), _inside(*other, wide, best)
+
+    def mass(part: Tensor) -> Tensor:
+        return part.square().sum((2, 3), keepdim=True)
+
+    left = (ball.epsilon**2 - mass(moved).sum(1, keepdim=True)).clamp(min=0) / moved.shape[1]
+    bump = _placed(_two_halves(wide).to(moved), draw[:, 4] < 0.5, corner, moved)
+    old = moved * here
+    tiny = torch.finfo(moved.dtype).tiny
+    new = bump * _sign(draw[:, 5:])[..., None, None] + old / mass(old).sqrt().clamp(min=SMALL)
+    new = new * here
+    new = new / mass(new).sqrt().clamp(min=tiny) * (left + mass(moved * (here | there))).sqrt()
+    return _on_the_sphere(ball, torch.where(here, new, moved * ~there))
+
+
+def _on_the_sphere(ball: Ball, moved: Tensor) -> Tensor:
+    """As far as the ball goes, and within the bounds."""
+    length = moved.flatten(1).norm(dim=-1).clamp(min=torch.finfo(moved.dtype).tiny)
+    unit = moved / length.view(-1, 1, 1, 1)
+    return ball.project(ball.center + ball.epsilon * unit * ball.scale)
+
+
+def _two_halves(wide: int) -> Tensor:
+    """``(wide, wide)`` of norm 1: a bump, and the opposite of one below it."""
+    upper = wide // 2
+    whole = torch.cat([_bump(upper, wide), -_bump(wide - upper, wide)])
+    return whole / whole.norm()
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """Rings around the middle, of norm 1: the sum of 1/k² from the ring's number on, outwards."""
+    rings = max(height, width) // 2 + 1
+    steps = 1 / torch.arange(1, rings + 1, dtype=torch.float64).square()
+    values = steps.flip(0).cumsum(0).flip(0)
+    row, column = (torch.arange(n) - n // 2 for n in (height, width))
+    found = values[torch.maximum(row.abs()[:, None], column.abs()[None])]
+    return found / found.norm().clamp(min=SMALL)
+
+
+def _placed(tile: Tensor, lying: Tensor, corner: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
+    """``(n, 1, h, w)``: the tile at these corners, and its edge repeated outside of it."""
+    last = len(tile) - 1
+    row, column = (part.clamp(0, last) for part in _offsets(corner, like))
+    return torch.where(lying.view(-1, 1, 1, 1), tile[column, row], tile[row, column])
+
+
+# ---- both --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How a norm's candidates are made.
+
+    Attributes:
+        drawn: ``(channels, width)`` -> the shape of what the first one takes, and how many numbers
+            each later one does; all uniform in [0, 1).
+        first: ``(ball, (n, *shape))`` -> inputs.
+        next: ``(ball, best, (n, count), side of the square)`` -> inputs.
+    """
+
+    drawn: Callable[[int, int], tuple[tuple[int, ...], int]]
+    first: Callable[[Ball, Tensor], Tensor]
+    next: Callable[[Ball, Tensor, Tensor, int], Tensor]
+
+
+MOVES = {
+    "linf": Moves(
+        lambda channels, width: ((channels, 1, width), 2 + channels), _stripes, _recolour
+    ),
+    "l2": Moves(lambda channels, width: ((1 + channels, GRID, GRID), 5 + channels), _bumps, _move),
+}
+
+
+def _sign(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0).to(uniform.dtype)
+
+
+def _corner(place: Tensor, wide: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Top and left ``(n, 1, 1, 1)`` of a square at a uniform place ``(n, 2)`` that holds it."""
+    free = [size - wide + 1 for size in like.shape[2:]]
+    top, left = ((place[:, i] * free[i]).long().view(-1, 1, 1, 1) for i in (0, 1))
+    return top, left
+
+
+def _offsets(corner: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """How far ``(n, 1, h, w)`` every pixel is below and to the right of a corner."""
+    height, width = like.shape[2:]
+    row = torch.arange(height, device=like.device).view(-1, 1).expand(height, width)
+    column = torch.arange(width, device=like.device).expand(height, width)
+    return row - corner[0], column - corner[1]
+
+
+def _inside(top: Tensor, left: Tensor, wide: int, like: Tensor) -> Tensor:
+    """Where ``(n, 1, h, w)`` a square is."""
+    row, column = _offsets((top, left), like)
+    return (row >= 0) & (row < wide) & (column >= 0) & (column < wide)
