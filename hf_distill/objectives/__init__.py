@@ -74,7 +74,7 @@ from hf_distill.objectives.perturbations import (
     Uniform,
 )
 from hf_distill.objectives.perturbed import (
-    PERTURBATIONS,
+    INPUT_PERTURBATIONS,
     OnPerturbed,
 )
 from hf_distill.objectives.relations import (
@@ -178,7 +178,7 @@ __all__ = [
     *sorted(METHODS),
     "METHODS",
     "OBJECTIVES",
-    "PERTURBATIONS",
+    "INPUT_PERTURBATIONS",
     "PGD",
     "Again",
     "Columns",

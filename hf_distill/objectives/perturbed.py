@@ -24,7 +24,7 @@ from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex
 
-PERTURBATIONS: dict[str, type[Perturbation]] = {
+INPUT_PERTURBATIONS: dict[str, type[Perturbation]] = {
     kind.name: kind for kind in (PGD, Virtual, Gaussian, Uniform, TokenNoise, Columns, Again)
 }
 """Name in a recipe -> class."""
@@ -150,8 +150,8 @@ def perturbation_from(by: Any) -> Perturbation:
         )
     settings = dict(by)
     name = settings.pop("name", None)
-    one_of("the name of a perturbation", name, tuple(PERTURBATIONS))
-    kind = PERTURBATIONS[str(name)]
+    one_of("the name of a perturbation", name, tuple(INPUT_PERTURBATIONS))
+    kind = INPUT_PERTURBATIONS[str(name)]
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in settings.items():
         one_of(f"a setting of {name}", key, tuple(fields))

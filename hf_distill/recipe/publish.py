@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_distill.card_facts import PIPELINES, TOLD
 from hf_distill.hub.card import StudentCard
 from hf_distill.hub.card import write as write_card
 from hf_distill.hub.check import scrub
-from hf_distill.publishing import PIPELINES, TOLD
 from hf_distill.recipe import sources
 from hf_distill.recipe.examples import Examples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict

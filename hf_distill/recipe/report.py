@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_distill.publishing import environment
+from hf_distill.card_facts import environment
 from hf_distill.recipe.chain import TEACHER, generations
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schema import CONTROL, Recipe

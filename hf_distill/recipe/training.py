@@ -16,8 +16,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_distill.card_facts import SPEED
 from hf_distill.config import DistillationConfig
-from hf_distill.publishing import SPEED
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
