@@ -1,4 +1,4 @@
-"""The publishing part of the trainer: pushes of the plain student with its card, and nothing else."""
+"""The publishing part of the trainer: the plain student with its card, and nothing else."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ LAYERS = (
     "losses ascent | signals | capture reading | tasks | heads layers schedules | spaces | pair | "
     "matching alignment balance initialise temperature views noisy weights | cache | terms | "
     "objectives | teachers | metrics | config | forward | evaluation robustness | hub | "
-    "checkpoints checks measuring card_facts | publishing | binding | trainer | seq2seq joint | serving | "
-    "recipe | cli | __main__"
+    "checkpoints checks measuring card_facts | publishing | binding | trainer | seq2seq joint | "
+    "serving | recipe | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}
