@@ -79,6 +79,7 @@ class Arm:
         teacher: The name of its teacher; None: none.
         split: What it trains on.
         dropout: Of the student; None: its own.
+        epochs: How many times as many as the budget says.
         settings: Training arguments of its own.
     """
 
@@ -86,6 +87,7 @@ class Arm:
     teacher: str | None = None
     split: str = "train"
     dropout: float | None = None
+    epochs: float = 1.0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -149,6 +151,7 @@ def pictures() -> Study:
 
     attack = PGD(EPSILON / 2, steps=2)
     adversarial = OnPerturbed(HardLabels(), attack)
+    warm = 0.5 * ForwardKL(4.0) + 0.5 * OnPerturbed(ForwardKL(4.0), attack)
     of_teacher = {"num_train_epochs": 10, "learning_rate": 2e-3}
     return Study(
         data,
@@ -166,9 +169,8 @@ def pictures() -> Study:
             "alone": Arm(1.0 * HardLabels()),
             "control": Arm(0.5 * HardLabels() + 0.5 * adversarial),
             "distilled": Arm(0.1 * HardLabels() + 0.9 * ForwardKL(4.0), "teacher"),
-            "robust": Arm(
-                0.5 * ForwardKL() + 0.5 * OnPerturbed(ForwardKL(), attack), "robust_teacher"
-            ),
+            "robust": Arm(warm, "robust_teacher"),
+            "unlabelled": Arm(warm, "robust_teacher", "more", epochs=1 / 6),
         },
         {"short": 10, "long": 30},
         {"learning_rate": 5e-3, "per_device_train_batch_size": 100, "weight_decay": 0.01},
@@ -188,7 +190,6 @@ def tried() -> Study:
         return (1 - share) * objective + share * OnPerturbed(objective, attack)
 
     best, teacher = robustly(ForwardKL()), "robust_teacher"
-    stretched = {"num_train_epochs": 90}
     return replace(
         plain,
         teachers=plain.teachers | {"few": few},
@@ -201,16 +202,35 @@ def tried() -> Study:
             "temperature 4, 5/6 perturbed": Arm(robustly(ForwardKL(4.0), 5 / 6), teacher),
             "ReverseKL": Arm(robustly(ReverseKL()), teacher),
             "with labels": Arm(0.3 * plain.arms["control"].objective + 0.7 * best, teacher),
-            "12,000 unlabelled pictures": Arm(best, teacher, "more", settings={"max_steps": 600}),
+            "12,000 unlabelled pictures": Arm(best, teacher, "more", epochs=1 / 6),
             "RSLAD": Arm(rslad(EPSILON / 2, steps=2), teacher),
-            "control, 3 times as long": Arm(plain.arms["control"].objective, settings=stretched),
-            "robust teacher, 3 times as long": Arm(best, teacher, settings=stretched),
-            "12,000 unlabelled pictures, 3 times as long": Arm(
-                best, teacher, "more", settings={"max_steps": 1800}
-            ),
+            "control, 3 times as long": Arm(plain.arms["control"].objective, epochs=3),
+            "robust teacher, 3 times as long": Arm(best, teacher, epochs=3),
+            "12,000 unlabelled pictures, 3 times as long": Arm(best, teacher, "more", epochs=0.5),
         },
         budgets={"long": 30},
     )
+
+
+def compare_tried(name: str, root: Path) -> None:
+    """Figures of each way on the validation split, less those of the control of the same length."""
+    test = examples("fashion_mnist", "validation", 1000)
+    plan = replace(plan_of("fashion_mnist"), attacks=("pgd",), gate_examples=0)
+    figures = ("accuracy", "noise", "attacked", "nll")
+    print(f"| | {' | '.join(figures)} |\n| :-- | {' | '.join('--:' for _ in figures)} |")
+    controls: dict[bool, dict[str, list[float]]] = {}
+    for arm in STUDIES[name]().arms:
+        folders = sorted((root / name / "long" / arm).glob("seed-*"))
+        models = {int(f.name.partition("-")[2]): Subject.load(f) for f in folders}
+        folder = root / name / "judged"
+        facts = evaluate_robustness({"student": models}, test, plan=plan, folder=folder).facts
+        found = {figure: facts["roles"]["student"][figure]["values"] for figure in figures}
+        control = controls.setdefault("as long" in arm, found)
+        cells = []
+        for figure, values in found.items():
+            less = np.mean(values) - np.mean(control[figure][: len(values)])
+            cells.append(f"{np.mean(values):.3f}" + (f" ({less:+.3f})" if less else ""))
+        print(f"| {arm} | {' | '.join(cells)} |", flush=True)
 
 
 # ---- movie reviews ---------------------------------------------------------------------------
@@ -526,7 +546,8 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
                     seed,
                     folder,
                     what.split,
-                    **{"num_train_epochs": epochs, **what.settings},
+                    num_train_epochs=epochs * what.epochs,
+                    **what.settings,
                 )
                 print(f"{name} {budget} {arm} seed {seed}: {seconds:.0f} s", flush=True)
 
@@ -535,13 +556,6 @@ def train(name: str, root: Path, only: str, seeds: list[int]) -> None:
 
 AXES = ("accuracy", "noise", "attacked", "shifted", "worst_group", "nll", "ece")
 JUDGED = {"accuracy": "clean"}
-COLUMNS = {
-    "teacher": "teacher",
-    "alone": "alone",
-    "control": "alone, same noise or attack",
-    "distilled": "distilled",
-    "robust": "robustly distilled",
-}
 
 
 def examples(name: str, split: str, size: int) -> Examples:
@@ -569,12 +583,13 @@ def plan_of(name: str) -> Plan:
 
 
 def report(name: str, root: Path, budgets: list[str]) -> None:
-    """Two reports for each budget (plain and robust distillation), and one table of both."""
+    """A report for each budget and way to distil, and tables of all of them."""
     test = examples(name, "test", 1000)
     validation = examples(name, "validation", 1000)
     others = ("tweets", "amazon_reviews", "nyt_editorials") if name == "movie_reviews" else ()
     shifted = {other: examples(other, "test", 500) for other in others}
     plan, length = plan_of(name), 32 if name == "movie_reviews" else None
+    arms = STUDIES[name]().arms
 
     def loaded(path: Path) -> Subject:
         return replace(Subject.load(path), max_length=length)
@@ -584,29 +599,25 @@ def report(name: str, root: Path, budgets: list[str]) -> None:
         seeds = sorted(
             int(path.name.partition("-")[2])
             for path in (folder / "alone").glob("seed-*")
-            if all(
-                (folder / arm / path.name).is_dir() for arm in ("control", "distilled", "robust")
-            )
+            if all((folder / arm / path.name).is_dir() for arm in arms)
         )
 
-        def arm(which: str, folder: Path = folder, seeds: list[int] = seeds) -> Any:
-            where = {seed: folder / which / f"seed-{seed}" for seed in seeds}
-            return {seed: loaded(path) for seed, path in where.items()}
+        def models_of(which: str, folder: Path = folder, seeds: list[int] = seeds) -> Any:
+            return {seed: loaded(folder / which / f"seed-{seed}") for seed in seeds}
 
         found: dict[str, dict[str, Any]] = {}
-        for student, teacher, roles in (
-            ("distilled", "teacher", ("alone",)),
-            ("robust", "robust_teacher", ("alone", "control")),
-        ):
-            models: dict[str, Any] = {role: arm(role) for role in roles}
-            models |= {
-                "student": arm(student),
-                "teacher": loaded(root / name / teacher),
+        for student in [arm for arm in arms if arm not in ("alone", "control")]:
+            models: dict[str, Any] = {
+                "student": models_of(student),
+                "alone": models_of("alone"),
+                "teacher": loaded(root / name / str(arms[student].teacher)),
             }
+            if robust := student != "distilled":
+                models["control"] = models_of("control")
             made = evaluate_robustness(
                 models,
                 test,
-                plan=replace(plan, robust_objective=student == "robust"),
+                plan=replace(plan, robust_objective=robust),
                 validation=validation,
                 shifted=shifted,
                 folder=root / name / "judged",
@@ -614,35 +625,37 @@ def report(name: str, root: Path, budgets: list[str]) -> None:
             )
             made.write(root / name / f"report-{budget}-{student}", f"{name}, {budget}, {student}")
             found[student] = made.facts
-        print(table(found, budget, len(seeds)), flush=True)
+        print(f"\n{tables(found, budget, len(seeds))}\n", flush=True)
 
 
-def table(found: dict[str, dict[str, Any]], budget: str, seeds: int) -> str:
-    """One row per axis: means over the seeds, then what is judged, in points."""
-    plain, robust = found["distilled"], found["robust"]
-    roles = {
-        "teacher": plain["roles"]["teacher"],
-        "alone": plain["roles"]["alone"],
-        "control": robust["roles"]["control"],
-        "distilled": plain["roles"]["student"],
-        "robust": robust["roles"]["student"],
-    }
+def tables(found: dict[str, dict[str, Any]], budget: str, seeds: int) -> str:
+    """Means over the seeds, one row per axis; then the differences that are judged, in points."""
+    last = found[list(found)[-1]]
+    columns = {"teacher": found["distilled"]["roles"]["teacher"]}
+    columns |= {"robust teacher": last["roles"]["teacher"]}
+    columns |= {role: last["roles"][role] for role in ("alone", "control")}
+    columns |= {student: facts["roles"]["student"] for student, facts in found.items()}
     pairs = {
-        "distilled - alone": plain["verdicts"]["alone"],
-        "robust - alone": robust["verdicts"]["alone"],
-        "robust - control": robust["verdicts"]["control"],
+        f"{student} - {other}": verdicts
+        for other in ("alone", "control")
+        for student, facts in found.items()
+        if (verdicts := facts["verdicts"].get(other))
     }
-    head = [f"{budget}, {seeds} seeds", *COLUMNS.values(), *pairs]
-    rows = [head, [":--", *["--:"] * len(COLUMNS), *[":--"] * len(pairs)]]
-    for axis in AXES:
-        if axis not in roles["alone"]:
-            continue
-        row = [axis, *(f"{roles[role][axis]['mean']:.3f}" for role in COLUMNS)]
-        for verdicts in pairs.values():
-            said = verdicts.get(JUDGED.get(axis, axis))
-            row.append("–" if said is None else told(said))
-        rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    axes = [axis for axis in AXES if axis in columns["alone"]]
+    means = [[f"{budget}, {seeds} seeds", *columns]]
+    means += [[a, *(f"{figures[a]['mean']:.3f}" for figures in columns.values())] for a in axes]
+    judged = [["", *pairs]]
+    for axis in axes:
+        said = [verdicts.get(JUDGED.get(axis, axis)) for verdicts in pairs.values()]
+        if any(said):
+            judged.append([axis, *("–" if one is None else told(one) for one in said)])
+    return "\n\n".join(
+        "\n".join(
+            [f"| {' | '.join(row)} |" for row in (rows[0], [":--"] + [rule] * (len(rows[0]) - 1))]
+            + [f"| {' | '.join(row)} |" for row in rows[1:]]
+        )
+        for rows, rule in ((means, "--:"), (judged, ":--"))
+    )
 
 
 def told(said: dict[str, Any]) -> str:
@@ -668,6 +681,8 @@ def main() -> None:
         train(arguments.study, arguments.root, arguments.only, arguments.seeds)
     elif arguments.study == "regularisers":
         compare_regularisers(arguments.study, arguments.root)
+    elif arguments.study == "tried":
+        compare_tried(arguments.study, arguments.root)
     elif arguments.study == "spurious_mark":
         compare_groups(arguments.study, arguments.root)
     else:
