@@ -262,7 +262,12 @@ def texts() -> Study:
     def student() -> nn.Module:
         return student_from_teacher(teacher(), [0, 1], hidden_size=128)
 
-    noisy = OnPerturbed(HardLabels(), Columns())
+    attack = PGD(0.1, steps=2, norm="l2")  # of each token's embedding length
+
+    def robustly(objective: Objective) -> Sum:
+        noisy, attacked = OnPerturbed(objective, Columns()), OnPerturbed(objective, attack)
+        return 0.4 * objective + 0.3 * noisy + 0.3 * attacked
+
     fine_tuning = {"num_train_epochs": 3, "learning_rate": 5e-5}
     return Study(
         data,
@@ -272,16 +277,13 @@ def texts() -> Study:
         OneVersion(tf.DataCollatorWithPadding(tokenizer)),
         {
             "teacher": Arm(1.0 * HardLabels(), settings=fine_tuning),
-            "robust_teacher": Arm(0.5 * HardLabels() + 0.5 * noisy, settings=fine_tuning),
+            "robust_teacher": Arm(robustly(HardLabels()), settings=fine_tuning),
         },
         {
             "alone": Arm(1.0 * HardLabels()),
-            "control": Arm(0.5 * HardLabels() + 0.5 * noisy),
+            "control": Arm(robustly(HardLabels())),
             "distilled": Arm(1.0 * ForwardKL(2.0), "teacher"),
-            "robust": Arm(
-                0.5 * ForwardKL(2.0) + 0.5 * OnPerturbed(ForwardKL(2.0), Columns()),
-                "robust_teacher",
-            ),
+            "robust": Arm(robustly(ForwardKL(2.0)), "robust_teacher"),
         },
         {"short": 3, "long": 9},
         {
