@@ -1,65 +1,33 @@
-"""Knowledge distillation as a Hugging Face Trainer."""
+"""Knowledge distillation as a Hugging Face Trainer.
 
-from hf_distill.cache import push_cache, write_cache
-from hf_distill.config import DistillationConfig, Seq2SeqDistillationConfig
-from hf_distill.initialise import student_from_teacher
-from hf_distill.joint import JointTrainer
-from hf_distill.layers import layer_map
-from hf_distill.objectives import *  # noqa: F403 (every objective by its name)
-from hf_distill.objectives import OBJECTIVES, objective_from
-from hf_distill.objectives import __all__ as _objectives
-from hf_distill.schedules import Schedule
-from hf_distill.seq2seq import Seq2SeqDistillationTrainer
-from hf_distill.signals import Items, Needs, Signal, Sparse
-from hf_distill.teachers import (
-    AdaptersOff,
-    CachedTeacher,
-    Ensemble,
-    ModelTeacher,
-    PastStudent,
-    RemoteTeacher,
-    ServerTeacher,
-    Teacher,
-)
-from hf_distill.temperature import AdaptiveTemperature, LearnedTemperature
-from hf_distill.terms import Objective, Sum, Term
-from hf_distill.trainer import DistillationTrainer
-from hf_distill.views import Views
-from hf_distill.weights import Share
+The names are those of `hf_distill.api`, which is imported when the first of them is asked for: so
+``hf-distill --help``, or one module of the package, does not wait for all of it.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what editors and type checkers see
+    from hf_distill.api import *  # noqa: F403 (every name)
+    from hf_distill.api import __all__ as __all__
+    from hf_distill.objectives import *  # noqa: F403 (every objective)
+else:
+    import importlib
+    import importlib.util
+
+    def __getattr__(name: str) -> object:
+        """A module of the package, or a name that `hf_distill.api` exports."""
+        if name == "__all__":
+            return importlib.import_module("hf_distill.api").__all__
+        if not name.startswith("_"):
+            if importlib.util.find_spec(f"hf_distill.{name}") is not None:
+                return importlib.import_module(f"hf_distill.{name}")
+            api = importlib.import_module("hf_distill.api")
+            if name in api.__all__:
+                return getattr(api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})
+
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "OBJECTIVES",
-    "AdaptersOff",
-    "AdaptiveTemperature",
-    "CachedTeacher",
-    "DistillationConfig",
-    "DistillationTrainer",
-    "Ensemble",
-    "Items",
-    "JointTrainer",
-    "LearnedTemperature",
-    "ModelTeacher",
-    "Needs",
-    "Objective",
-    "PastStudent",
-    "RemoteTeacher",
-    "Schedule",
-    "Seq2SeqDistillationConfig",
-    "Seq2SeqDistillationTrainer",
-    "ServerTeacher",
-    "Share",
-    "Signal",
-    "Sparse",
-    "Sum",
-    "Teacher",
-    "Term",
-    "Views",
-    "layer_map",
-    "objective_from",
-    "push_cache",
-    "student_from_teacher",
-    "write_cache",
-    *_objectives,
-]

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
 from hf_distill.heads import Head, describe_model
 from hf_distill.hub import StudentCard, write
+from hf_distill.hub.check import LICENSES
+from hf_distill.hub.inherit import local_card
+from hf_distill.run_facts import (
+    ALWAYS,
+    accuracy_interval,
+    describe_processor,
+    environment,
+    exports_of,
+    label_names,
+    last_components,
+    log_rows,
+    measured_carbon,
+    plain,
+    teacher_facts,
+    told,
+)
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Sum
 
@@ -38,13 +50,8 @@ PIPELINES = {
 }
 """Task -> the Hub's pipeline tag."""
 
-TOLD = (
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
-    *("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "neftune_noise_alpha"),
-    *("alpha", "temperature", "beta", "gamma", "load_best_model_at_end", "metric_for_best_model"),
-)
-"""The arguments that a card tells where they are not the default."""
+_PER_EXAMPLE = ("sequence_classification", "image_classification", "audio_classification")
+"""Tasks whose accuracy is a share of the examples."""
 
 SPEED = ("runtime", "_per_second", "preparation_time", "epoch", "step")
 COMPARED = ("teacher_", "retained_")
@@ -65,28 +72,53 @@ class CardFacts(Trainer):
         """The facts of this run, as far as the trainer knows them; change what you know better."""
         student: Any = self._student
         adapted = isinstance(student, PeftModel)
-        teacher = {} if self.teacher is None else self.teacher.describe()
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        folder = Path(str(self.args.output_dir))
+        base, revision = self._head.config._name_or_path or None, self._head.config
+        revision = getattr(revision, "_commit_hash", None)
+        base_license = local_card(base, revision).get("license")
+        results = self._last_results()
+        terms = [name for name, _, _ in self.goal.named()]
         return StudentCard(
-            model_name=name,
+            model_name=self.args.hub_model_id or folder.absolute().name,
             task=PIPELINES.get(self._head.task.name),
             library_name="peft" if adapted else "transformers",
-            base_model=self._head.config._name_or_path or None,
-            base_model_revision=getattr(self._head.config, "_commit_hash", None),
-            teacher=teacher,
-            student=describe_model(self._head.model),
+            license=base_license if base_license in LICENSES - {"other"} else None,
+            base_model=base,
+            base_model_revision=revision,
+            base_model_license=base_license,
+            teacher={} if self.teacher is None else teacher_facts(self.teacher),
+            student={**describe_model(self._head.model), "labels": label_names(self._head.config)},
             objective=self.goal.describe(),
             formula=str(self.goal),
+            components=last_components(self.state.log_history, terms),
+            history=log_rows(self.state.log_history),
             data={"labels_used": self.goal.needs_labels, "splits": self._split_sizes()},
-            results=self._last_results(),
+            exports=exports_of(folder),
+            preprocessing=describe_processor(self.processing_class),
+            results=results,
+            claim=self._evidence(results),
             training=self._training_facts(),
+            carbon=measured_carbon(folder),
             environment=environment(),
+            plots=["curves.png"] if (folder / "curves.png").is_file() else [],
             tags=["lora"] * (adapted and "LORA" in str(student.peft_config["default"].peft_type)),
         )
 
     def _split_sizes(self) -> dict[str, int]:
-        splits = {"train": self.train_dataset, "evaluation": self.eval_dataset}
-        return {n: len(d) for n, d in splits.items() if d is not None and hasattr(d, "__len__")}
+        splits: dict[str, Any] = {"train": self.train_dataset, "evaluation": self.eval_dataset}
+        return {
+            n: len(d)
+            for n, d in splits.items()
+            if hasattr(d, "__len__") and not isinstance(d, dict)
+        }
+
+    def _evidence(self, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """The interval of an accuracy over the evaluation examples."""
+        accuracy = results.get("student", {}).get("accuracy")
+        examples = self._split_sizes().get("evaluation")
+        if accuracy is None or not examples or self._head.task.name not in _PER_EXAMPLE:
+            return {}
+        return {"metric": "accuracy", "interval": accuracy_interval(accuracy, examples)}
 
     def _last_results(self) -> dict[str, dict[str, float]]:
         """The last evaluation: the student's figures, and the teacher's own."""
@@ -106,11 +138,12 @@ class CardFacts(Trainer):
         return {model: rows for model, rows in (("student", student), ("teacher", teacher)) if rows}
 
     def _training_facts(self) -> dict[str, Any]:
-        defaults = {field.name: field.default for field in dataclasses.fields(self.args)}
-        values = {name: getattr(self.args, name) for name in TOLD}
-        facts = {
-            n: str(v) if isinstance(v, str) else v for n, v in values.items() if v != defaults[n]
-        }
+        facts: dict[str, Any] = {}
+        for field in dataclasses.fields(self.args):
+            value = getattr(self.args, field.name)
+            changed = value != field.default and (value is not False or bool(field.default))
+            if field.name in ALWAYS or (changed and told(field.name, value)):
+                facts[field.name] = plain(value)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         facts["effective batch size"] = batch * self.args.world_size
         facts["seed"] = self.args.seed
@@ -145,15 +178,6 @@ class CardFacts(Trainer):
         card.data.update({key: value for key, value in data.items() if value})
         card.tags.extend([tags] if isinstance(tags, str) else tags or [])
         write(card, str(self.args.output_dir))
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware."""
-    packages = ("hf_distill", "transformers", "accelerate", "datasets", "peft", "torch")
-    found = {name: version(name) for name in packages if name != "hf_distill"}
-    cuda = torch.cuda.is_available()
-    hardware = torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores"
-    return {"python": platform.python_version(), **found, "hardware": hardware}
 
 
 def _first(value: str | list[str] | None) -> str | None:

@@ -78,6 +78,14 @@ class DistillationConfig(TrainingArguments):
                 "the item counts need whole sequences. Use data parallelism, FSDP2 or ZeRO."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in `transformers.TrainingArguments`; trackers show it, so that no token is in it."""
+        values: dict[str, Any] = super().to_dict()
+        given = values["teacher_model_init_kwargs"]
+        if isinstance(given, dict) and "token" in given:
+            values["teacher_model_init_kwargs"] = {**given, "token": "<TOKEN>"}
+        return values
+
     def objective(self) -> Sum:
         """The default objective, as these scalars describe it."""
         total = Sum(())

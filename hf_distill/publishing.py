@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_distill.card_facts import CardFacts
 from hf_distill.hub import published_files, push_folder
+from hf_distill.hub.check import scrub
+from hf_distill.hub.files import STALE
+from hf_distill.hub.push import push_checkpoint
+from hf_distill.portable import STATES, STRUCTURE, TENSORS, pack_states, unpack_states
+
+logger = logging.getLogger(__name__)
+
+RESUMING = ("trainer_state.json", "distillation.safetensors", STRUCTURE, TENSORS)
+"""What a published checkpoint holds besides the student: all that resuming needs, no pickle."""
+PUSHING = "_pushing"
+"""Where in the output folder that lies which is on its way to the Hub."""
 
 
 class Publishing(CardFacts):
     """Pushes."""
+
+    _publisher: HfApi | None = None
+    _told_left_out = False
 
     def push_to_hub(
         self,
@@ -25,9 +43,12 @@ class Publishing(CardFacts):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        create_pr: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Publish the plain student with its card, and nothing else; arguments as in `Trainer`.
+
+        ``create_pr`` opens a pull request against main instead.
 
         Returns:
             The commit, or with ``blocking=False`` a future; None on the other processes.
@@ -41,44 +62,125 @@ class Publishing(CardFacts):
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        job = self._push_job(commit_message, token, revision or self.args.hub_revision)
-        return job.result() if blocking else job
-
-    def _push_job(self, message: str | None, token: str | None, revision: str | None) -> Any:
-        return HfApi(token=token).run_as_future(
+        job = self._one_by_one().run_as_future(
             push_folder,
             str(self.args.output_dir),
             str(self.hub_model_id),
             token=token,
-            revision=revision,
-            commit_message=message or "Upload the distilled student",
+            revision=revision or (None if create_pr else self.args.hub_revision),
+            create_pr=create_pr,
+            commit_message=commit_message or "Upload the distilled student",
         )
+        return job.result() if blocking else job
+
+    def _one_by_one(self) -> HfApi:
+        """What runs the pushes of this trainer in the background, in their order."""
+        if self._publisher is None:
+            self._publisher = HfApi()
+        return self._publisher
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publish the student of a checkpoint while training goes on, as ``hub_strategy`` says."""
+        """Publish the student of a checkpoint while training goes on, as ``hub_strategy`` says.
+
+        What goes up is put aside first: training may delete the checkpoint meanwhile.
+        """
         strategy, busy = self.args.hub_strategy, getattr(self, "push_in_progress", None)
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         if busy is not None and not busy.is_done() and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        for name in published_files(checkpoint_folder):
-            shutil.copy(Path(checkpoint_folder) / name, Path(str(self.args.output_dir)) / name)
-        self.create_model_card()
+        try:
+            self.create_model_card()
+        except ValueError as error:  # no reason to end the training
+            logger.warning("No push of step %s: %s", self.state.global_step, error)
+            return
+        checkpoint, path_in_repo = Path(checkpoint_folder), None
+        if strategy == HubStrategy.CHECKPOINT:
+            path_in_repo = "last-checkpoint"
+        elif strategy == HubStrategy.ALL_CHECKPOINTS:
+            path_in_repo = checkpoint.name
+        staging = Path(str(self.args.output_dir)) / PUSHING / checkpoint.name
+        shutil.rmtree(staging, ignore_errors=True)
+        self._stage_student(checkpoint, staging / "student")
+        if path_in_repo is not None:
+            self._stage_checkpoint(checkpoint, staging / "checkpoint")
         message = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._push_job(message, self.args.hub_token, self.args.hub_revision)]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = strategy == HubStrategy.CHECKPOINT
-            jobs.append(
-                HfApi(token=self.args.hub_token).upload_folder(
-                    repo_id=str(self.hub_model_id),
-                    folder_path=checkpoint_folder,
-                    path_in_repo="last-checkpoint" if last else os.path.basename(checkpoint_folder),
-                    commit_message=f"{message}, {PREFIX_CHECKPOINT_DIR}",
-                    run_as_future=True,
-                    revision=self.args.hub_revision,
-                )
-            )
+        job = self._one_by_one().run_as_future(self._push_staged, staging, path_in_repo, message)
         running: Any = PushInProgress()
-        running.jobs = [*(busy.jobs if busy else []), *jobs]
+        running.jobs = [*(busy.jobs if busy else []), job]
         self.push_in_progress = running
+
+    def _push_staged(self, staging: Path, path_in_repo: str | None, message: str) -> None:
+        """In the background. A push that fails must not end the training, nor pass unnoticed."""
+        repo, revision = str(self.hub_model_id), self.args.hub_revision
+        where: dict[str, Any] = {"token": self.args.hub_token, "revision": revision}
+        try:
+            push_folder(staging / "student", repo, commit_message=message, **where)
+            if path_in_repo is not None:
+                folder = staging / "checkpoint"
+                states = {path.name for pattern in STATES for path in folder.glob(pattern)}
+                self._tell_left_out(states - set(pack_states(folder)), folder)
+                files = published_files(folder)
+                files += [name for name in RESUMING if (folder / name).is_file()]
+                message += ", checkpoint"
+                push_checkpoint(folder, files, repo, path_in_repo, commit_message=message, **where)
+        except Exception as error:
+            logger.warning("%s: this push to %s failed: %s", message, repo, error)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another push lies there
+                staging.parent.rmdir()
+
+    def _stage_student(self, checkpoint: Path, student: Path) -> None:
+        """The checkpoint's student, with the card, pictures and papers of the output folder."""
+        out = Path(str(self.args.output_dir))
+        for name in published_files(out):
+            if not any(fnmatchcase(name, pattern) for pattern in STALE):
+                _put(out / name, student / name)
+        for name in published_files(checkpoint):
+            _put(checkpoint / name, student / name)
+
+    def _stage_checkpoint(self, checkpoint: Path, staged: Path) -> None:
+        states = [path.name for pattern in STATES for path in checkpoint.glob(pattern)]
+        names = [*published_files(checkpoint), *states]
+        names += [name for name in RESUMING if (checkpoint / name).is_file()]
+        for name in names:
+            _put(checkpoint / name, staged / name)
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state.get("best_model_checkpoint"):
+            state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+        (staged / "trainer_state.json").unlink()  # the original stays as it is
+        text = scrub(json.dumps(state, indent=2) + "\n")
+        (staged / "trainer_state.json").write_text(text, encoding="utf-8")
+        self._tell_left_out({path.name for path in checkpoint.iterdir()} - set(names), checkpoint)
+
+    def _tell_left_out(self, names: set[str], checkpoint: Path) -> None:
+        """Once: resuming does without `training_args.bin`, but not without the others."""
+        names = names - {"training_args.bin"}
+        if names and not self._told_left_out:
+            self._told_left_out = True
+            logger.warning(
+                "Of the checkpoint these are not pushed, as they may be pickles: %s. Resuming from "
+                "the Hub starts them anew. To push all of it: hf upload %s %s last-checkpoint",
+                ", ".join(sorted(names)),
+                self.hub_model_id,
+                checkpoint,
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            unpack_states(checkpoint)  # of a checkpoint that comes from the Hub
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def _put(source: Path, target: Path) -> None:
+    """Weights as a second name of the same file, which costs nothing; small files copied."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix in (".safetensors", ".pt"):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copy2(source, target)

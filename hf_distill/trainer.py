@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,10 @@ from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Context, Objective, Sum, Term, gradient_norms, reduce
+from hf_distill.tracking import Tracking, moving
 
 
-class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
+class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,
@@ -75,9 +75,6 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
             model = with_adapter(model, peft_config)
         self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
-        self._components: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
-        self._components_from = 0
         super().__init__(model, args, *positional, **options)
         self._head = Head(self._student)
         self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
@@ -189,6 +186,7 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
 
     def _follow(self, terms: list[Term], components: Mapping[str, Tensor], items: Items) -> None:
         """What a micro-batch of training gave, for weights that are shares and for the log."""
+        self._moving = moving(self.goal, dict(self._learned().items()), self._progress())
         self._observe(self.goal, terms, components, self.projections)
         if self._logs_gradients():
             parameters = [p for p in self._student.parameters() if p.requires_grad]
@@ -231,9 +229,15 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         return self.accelerator.num_processes / self.get_tp_size()
 
     def _context(self, modules: nn.ModuleDict, pair: Pair | None = None) -> Context:
+        return Context(modules, self._parameters, self._initial, self._progress(), pair)
+
+    def _progress(self) -> Progress:
         state = self.state
-        progress = Progress(state.global_step, state.epoch or 0.0, state.max_steps)
-        return Context(modules, self._parameters, self._initial, progress, pair)
+        return Progress(state.global_step, state.epoch or 0.0, state.max_steps)
+
+    def _learned(self) -> nn.ModuleDict:
+        """What the student's own objective has built."""
+        return self.projections
 
     def _pair(self, batch: Mapping[str, Any], items: Items) -> Pair:
         """Both models, for objectives that ask them about more than the batch."""
@@ -274,49 +278,6 @@ class DistillationTrainer(Binding, Checkpoints, Measuring, Publishing):
         self._components = {}
         with self._attached():
             return super()._inner_training_loop(*args, **options)
-
-    def _keep_components(self, components: Mapping[str, Tensor]) -> None:
-        if not self._components:
-            self._components_from = self.state.global_step
-        elif self.state.global_step == 1:  # what is broken from the start is told at once
-            self._mean_components()
-        for name, value in components.items():
-            kept = self._components.get(name)
-            self._components[name] = value if kept is None else kept + value
-
-    def _mean_components(self) -> dict[str, float]:
-        """The mean of each component per optimizer step since the last log, over all ranks.
-
-        Raises:
-            FloatingPointError: one of them is not finite.
-        """
-        if not self._components:
-            return {}
-        names = sorted(self._components)
-        steps = max(1, self.state.global_step - self._components_from)
-        values = torch.stack([self._components[name].double() for name in names]) / steps
-        summed = self.args.average_tokens_across_devices
-        values = self.accelerator.reduce(values, "sum" if summed else "mean")
-        means = dict(zip(names, values.tolist(), strict=True))
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"The loss is not finite at step {self.state.global_step}: {bad} of {means}. The "
-                "last checkpoint is from before. Lower the learning rate or raise warmup_steps, "
-                "use bf16 instead of fp16, and look for NaN in the inputs or the teacher's outputs."
-            )
-        return means
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs.update(self._mean_components())
-            logs.update({name: norm.item() for name, norm in self._gradients.items()})
-            self._components, self._gradients = {}, {}
-        super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._mean_components()  # never let broken weights take the place of a good checkpoint
-        super()._save_checkpoint(model, trial)
 
 
 def _is_compiled(model: nn.Module) -> bool:

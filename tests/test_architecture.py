@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "losses ascent | signals | capture reading | tasks | heads layers schedules | spaces | pair | "
-    "matching alignment balance initialise temperature views noisy weights | cache | terms | "
-    "objectives | teachers | metrics | config | forward | evaluation robustness | hub | "
-    "checkpoints checks measuring card_facts | publishing | binding | trainer | seq2seq joint | "
-    "serving | recipe | cli | __main__"
+    "matching alignment balance initialise temperature views noisy weights speed | cache | terms | "
+    "objectives | teachers | metrics | config | forward | evaluation robustness | hub export | "
+    "run_facts | checkpoints checks measuring card_facts curves portable | publishing tracking | "
+    "binding | trainer | seq2seq joint | api scores | serving finished | recipe | "
+    "comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}
@@ -84,8 +85,11 @@ def test_imports_are_read(tmp_path: Path, module: str, source: str, expected: se
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
-    ids=" ".join,
+    [
+        pytest.param(["ruff", "check", "."], id="ruff check"),
+        pytest.param(["ruff", "format", "--check", "."], id="ruff format"),
+        pytest.param(["mypy"], id="mypy", marks=pytest.mark.slow),  # minutes without its cache
+    ],
 )
 def test_tools_are_content(command: list[str]) -> None:
     """What lint and types would have found comes back as a bug of some run."""
@@ -101,7 +105,7 @@ def refuse(*args, **kwargs):
     raise SystemExit(f"network: {args}")
 socket.getaddrinfo = socket.create_connection = refuse
 socket.socket.connect = socket.socket.connect_ex = refuse
-import hf_distill
+from hf_distill import *
 heavy = {"matplotlib", "sklearn", "torchvision", "evaluate", "tensorboard"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -121,3 +125,12 @@ def test_import_is_quiet() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_objective_is_exported_by_name() -> None:
+    """Type checkers read `__all__` as it stands; an objective left out has no attribute there."""
+    from hf_distill import objectives
+
+    names = {kind.__name__ for kind in objectives.OBJECTIVES.values()} | set(objectives.METHODS)
+    assert names <= set(objectives.__all__)
+    assert all(hasattr(objectives, name) for name in objectives.__all__)

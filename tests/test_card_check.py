@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from test_card import FACTS
 
+from hf_distill.cli import main
 from hf_distill.hub import StudentCard, render, validate
 
 GOOD = render(StudentCard(**FACTS))
@@ -39,6 +42,23 @@ BAD: dict[str, tuple[str, str, str]] = {
     "filler": ("Only film reviews.", "[More Information Needed]", "say it or leave the section"),
     "no metric type": ("- type: accuracy\n      value", "- value", "cannot be read back: KeyError"),
     "config type": ("config: en", "config: 3", "dataset.config must be a string, got 3"),
+    "data set's type": ("type: org/films", "type: films and more", "dataset.type 'films and more'"),
+    "name of letters": ("type: org/films", "type: filmé", "neither a data set's Hub id nor a word"),
+    "rows alike": (
+        "    - type: accuracy\n",
+        "    - type: accuracy\n      value: 0.7\n    - type: accuracy\n",
+        "holds 2 rows of 'accuracy' that nothing tells apart",
+    ),
+    "empty tag": ("- films", "- ''", "`tags` holds an empty string"),
+    "empty licence": ("license: apache-2.0", "license: ''", "`license` is empty: leave it out"),
+    "one tag": ("tags:\n", "tags: films\nothers:\n", "`tags` must be a list, got 'films'"),
+    "language's name": ("language: 'no'", "language: english", "'english' is no ISO 639 code"),
+    "language's script": ("language: 'no'", "language: zh-Hans", "goes into `language_bcp47`"),
+    "no date": ("language: 'no'", "created: 2024-13-01", "front matter is no YAML: month must"),
+    "link to None": ("Only film", "[x](None) film", "a link without text or target"),
+    "infinite": ("| 0.7500 |", "| inf |", r"a missing value \(None or NaN\)"),
+    "password": ("epochs: 3", "DB_PASSWORD=hunter2hunter2", "a secret, DB_PASSWORD: revoke it"),
+    "login": ("epochs: 3", "https://me:hunter2@a.org/b", "a URL with a password"),
     "two models": (
         "model-index:\n",
         "model-index:\n- name: x\n  results: []\n",
@@ -69,7 +89,7 @@ def test_validate_lists_every_problem_with_its_line() -> None:
         validate(text)
     line = text[: text.index("[x]()")].count("\n") + 1
     assert str(caught.value).count("\n- ") == 3
-    assert f"line {line}: local path /home/me/x" in str(caught.value)
+    assert f"line {line}: the local path /home/me/x" in str(caught.value)
 
 
 def test_validate_lets_ordinary_prose_pass() -> None:
@@ -79,3 +99,27 @@ def test_validate_lets_ordinary_prose_pass() -> None:
         "- [ ] todo (1/2/3), T²/N, hf_distill\n\n```python\nlimit = None\n```\n"
     )
     validate(GOOD + prose)
+
+
+def test_the_command_tells_one_problem_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A workflow that checks a card before it publishes goes by the exit code."""
+    card = tmp_path / "README.md"
+    card.write_text(GOOD.replace("plots/", "pictures/"))
+    assert main(["card", "check", str(card)]) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["shows pictures/curves.png, which is not there"]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/curves.png").write_bytes(b"picture")
+    assert main(["card", "check", str(card)]) == 0
+    assert "nothing speaks against" in capsys.readouterr().out
+    card.write_text(GOOD.replace("apache-2.0", "apache").replace("Only film", "[x]() film"))
+    assert main(["card", "check", str(card)]) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told[:1]] == ["`license`"]
+    assert len(told) == 3
+    assert main(["card", "check", str(tmp_path)]) == 2
+    assert "missing: config.json, model.safetensors" in capsys.readouterr().out
+    assert main(["card", "check", str(tmp_path / "nowhere")]) == 2
+    assert "which does not exist" in capsys.readouterr().err

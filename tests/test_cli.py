@@ -15,8 +15,10 @@ from huggingface_hub import CommitInfo
 from recipe_zoo import recipe
 
 from hf_distill import __version__
-from hf_distill.cli import main, split_overrides
-from hf_distill.recipe import RecipeError, Run
+from hf_distill.cli import main
+from hf_distill.cli.base import UsageError
+from hf_distill.cli.overrides import split_overrides
+from hf_distill.recipe import Run
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_overrides_are_told_from_the_rest(
 @pytest.mark.parametrize("words", [["--seed"], ["--seed", "--dry-run"]])
 def test_an_override_without_a_value_is_refused(words: list[str]) -> None:
     """The next option would become the value."""
-    with pytest.raises(RecipeError, match="--seed needs a value"):
+    with pytest.raises(UsageError, match="--seed needs a value"):
         split_overrides(["train", "r.yaml", *words])
 
 
@@ -96,6 +98,16 @@ def test_a_recipe_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixt
     """The most frequent mistake of all."""
     assert main(["train", str(tmp_path / "none.yaml")]) == 2
     assert "there is no recipe" in capsys.readouterr().err
+
+
+def test_a_shipped_recipe_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every example names recipes/…, which who has installed a wheel does not have."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipes/image_classification/fashion_mnist.yaml"]) == 2
+    command = "hf-distill recipes copy image_classification/fashion_mnist DIR"
+    assert capsys.readouterr().err.endswith(f"The package has it: {command}\n")
 
 
 def test_dry_run_shows_everything_and_writes_nothing(
@@ -156,19 +168,19 @@ def test_push(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         calls.append((folder, repo, options))
         return CommitInfo("https://huggingface.co/me/student/commit/1", "message", "", "1")
 
-    monkeypatch.setattr("hf_distill.cli.push_folder", push)
+    monkeypatch.setattr("hf_distill.hub.push.push_folder", push)
     assert main(["push", "out/final", "--repo", "me/student", "--private", "--revision", "v1"]) == 0
     assert main(["push", "out/final", "--repo", "me/student"]) == 0
     assert calls == [
-        ("out/final", "me/student", {"private": True, "revision": "v1"}),
-        ("out/final", "me/student", {"private": None, "revision": None}),
+        ("out/final", "me/student", {"private": True, "revision": "v1", "create_pr": False}),
+        ("out/final", "me/student", {"private": None, "revision": None, "create_pr": False}),
     ]
     assert "https://huggingface.co/me/student/commit/1" in capsys.readouterr().out
 
 
 def test_push_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The remedy is in the error's message: it must reach the user."""
-    assert main(["push", str(tmp_path), "--repo", "me/student"]) == 1
+    assert main(["push", str(tmp_path), "--repo", "me/student"]) == 2
     assert "expected a finished student" in capsys.readouterr().err
 
 
@@ -183,7 +195,7 @@ def test_cache_writes_what_train_then_reads(
         pushed.append((folder, repo))
         return SimpleNamespace(commit_url="https://hub/commit")
 
-    monkeypatch.setattr("hf_distill.cli.push_cache", push)
+    monkeypatch.setattr("hf_distill.cache.push_cache", push)
     assert main(["cache", path, "--push", "me/outputs"]) == 0
     assert pushed == [(tmp_path / "out/cache", "me/outputs")]
     assert "pushed: https://hub/commit" in capsys.readouterr().out

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hub_server import HubServer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -42,20 +43,40 @@ PRIVATE = [
     "_hf_distill/recipe.yaml",
     "plots/_draft.png",
     "plots/raw.csv",
+    "curves.html",
+    "onnx/model.pt",
+    "onnx/inner/model.onnx",
+    "quantized/pytorch_model.bin",
+    ".eval_results/notes.md",
 ]
 PUBLIC = [
+    ".eval_results/reviews.yaml",
     "README.md",
     "config.json",
     "model.safetensors",
+    "onnx/export.json",
+    "onnx/model.onnx",
     "plots/curves.png",
+    "quantized/model.safetensors",
     "recipe.yaml",
     "report.json",
     "tokenizer.json",
     "tokenizer_config.json",
 ]
 
+FACTS: dict[str, Any] = {
+    "task": "text-classification",
+    "license": "apache-2.0",
+    "base_model": "tester/base",
+    "teacher": {"name": "tester/teacher", "parameters": 1000},
+    "data": {"name": "some reviews", "test_split": "test"},
+    "results": {"student": {"accuracy": 0.75, "f1": 0.5}, "teacher": {"accuracy": 0.875}},
+    "plots": ["plots/curves.png"],
+}
+
 PUBLISHER = """
 import json, os, sys
+from pathlib import Path
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_distill.hub import StudentCard, push_folder, write
@@ -91,23 +112,41 @@ print(json.dumps(out))
 """
 
 READER = """
-import re, sys
+import json, os, re, sys
 sys.modules["hf_distill"] = None  # as where it is not installed
-from huggingface_hub import hf_hub_download
+import torch
+from huggingface_hub import ModelCard, hf_hub_download, model_info, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, pipeline
 
+out = {}
 for repo, revision in (("student", "main"), ("student", "v1"), ("sharded", "main")):
     model, info = AutoModelForSequenceClassification.from_pretrained(
         f"tester/{repo}", revision=revision, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    assert not any(info.values()), info
     state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        state["logits"] = model.eval()(torch.arange(10).reshape(2, 5)).logits
     save_file(state, f"{repo}-{revision}.safetensors")
 for repo in ("student", "adapter"):
     card = open(hf_hub_download(f"tester/{repo}", "README.md"), encoding="utf-8").read()
     code = re.search(r"```python\\n(.*?)```", card, re.DOTALL).group(1)
     assert f'model_id = "tester/{repo}"' in code, code
     exec(code, {})
+out["snapshot"] = sorted(os.listdir(snapshot_download("tester/student")))
+out["said"] = pipeline("text-classification", "tester/student")("write a sentence")[0]["label"]
+info = model_info("tester/student")
+out["private"], out["tags"], out["pipeline"] = info.private, info.tags, info.pipeline_tag
+out["relation"] = info.card_data.base_model_relation
+out["results"] = [(r.metric_type, r.metric_value) for r in info.card_data.eval_results]
+data = ModelCard.load("tester/student").data
+out["license"], out["teacher"] = data.license, data.teacher_model
+try:
+    model_info("tester/student", token=False)
+except RepositoryNotFoundError as error:
+    out["anonymous"] = error.response.status_code
+print(json.dumps(out))
 """
 
 
@@ -130,28 +169,31 @@ def _student(folder: Path) -> BertForSequenceClassification:
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
     ).save_pretrained(folder)
-    for name in ("plots/curves.png", *PRIVATE):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in ("plots/curves.png", "onnx/model.onnx", *PRIVATE):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"private or a picture")
+    (folder / ".eval_results/reviews.yaml").write_text("- value: 0.75\n")
+    (folder / "onnx/export.json").write_text("{}")
+    save_file({"w": torch.zeros(2)}, folder / "quantized/model.safetensors")
     (folder / "report.json").write_text('{"accuracy": 0.5}')
     (folder / "recipe.yaml").write_text("student: tester/base\n")
-    card = StudentCard("student", task="text-classification", plots=["plots/curves.png"])
-    write(card, folder)
+    write(StudentCard("student", **FACTS), folder)
     return model
 
 
 def _run(script: str, *arguments: Path, cwd: Path, environment: dict[str, str]) -> str:
+    """Run a script as another process; gives the last line that it printed."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=cwd,
-        env=variables | environment | {"PYTHONPATH": str(ROOT)},
+        env=variables | environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout.strip().rpartition("\n")[2]
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +203,16 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     model = _student(root / "out")
     shutil.copytree(root / "out", root / "sharded")
     (root / "sharded/model.safetensors").unlink()
+    shutil.rmtree(root / "sharded/onnx")
     model.save_pretrained(root / "sharded", max_shard_size="5KB")
     folders = [root / name for name in ("out", "sharded", "adapter")]
     with HubServer() as hub:
         environment = hub.environment(root / "home")
         said = json.loads(_run(PUBLISHER, *folders, cwd=root, environment=environment))
-        yield {"said": said, "hub": hub, "folder": root / "out", "root": root}
+        facts = {"said": said, "hub": hub, "folder": root / "out", "root": root, "model": model}
+        environment = hub.environment(root / "reader")
+        facts["read"] = json.loads(_run(READER, cwd=root, environment=environment))
+        yield facts
 
 
 def test_only_the_allowed_files_are_published(pushed: dict[str, Any]) -> None:
@@ -180,17 +226,69 @@ def test_student_comes_back_bit_equal_in_plain_transformers(pushed: dict[str, An
     """A student that needs hf_distill, or whose weights changed on the way, would still push.
 
     The reader cannot import hf_distill; it also runs the quick start of both published cards, the
-    adapter's included.
+    adapter's included, and `transformers.pipeline`.
     """
     root: Path = pushed["root"]
-    environment = pushed["hub"].environment(root / "reader")
-    _run(READER, cwd=root, environment=environment)
     expected = load_file(root / "out/model.safetensors")
+    with torch.no_grad():
+        expected["logits"] = pushed["model"].eval()(torch.arange(10).reshape(2, 5)).logits
     for name in ("student-main", "student-v1", "sharded-main"):
         loaded = load_file(root / f"{name}.safetensors")
         assert loaded.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(loaded[key], value), f"{name}: {key}"
+    assert pushed["read"]["said"] in ("LABEL_0", "LABEL_1")
+    assert set(pushed["read"]["snapshot"]) >= {"config.json", "model.safetensors", "plots"}
+
+
+def test_the_metadata_can_be_read_back(pushed: dict[str, Any]) -> None:
+    """The Hub finds a student by its metadata: what it does not understand is not found."""
+    read = pushed["read"]
+    assert {"distillation", "hf_distill"} <= set(read["tags"])
+    assert read["pipeline"] == "text-classification"
+    assert (read["license"], read["teacher"]) == ("apache-2.0", "tester/teacher")
+    assert read["relation"] == "finetune"
+    assert sorted(read["results"]) == [["accuracy", 0.75], ["f1", 0.5]]
+
+
+def test_a_private_student_is_private(pushed: dict[str, Any]) -> None:
+    """What was meant for few would be open to all."""
+    assert pushed["read"]["private"]
+    assert pushed["read"]["anonymous"] == 401
+
+
+QUANTISER = """
+import sys, torch
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
+from hf_distill.hub import StudentCard, push_folder, write
+
+plain, folder = sys.argv[1:]
+int8 = TorchAoConfig(Int8WeightOnlyConfig())
+model = AutoModelForSequenceClassification.from_pretrained(plain, quantization_config=int8).eval()
+model.save_pretrained(folder)
+card = StudentCard("int8", task="text-classification", base_model="tester/student",
+                   base_model_relation="quantized")
+write(card, folder)
+push_folder(folder, "tester/int8")
+back = AutoModelForSequenceClassification.from_pretrained("tester/int8").eval()
+ids = torch.arange(10).reshape(2, 5)
+assert torch.equal(back(ids).logits, model(ids).logits)
+assert back.classifier.weight.dequantize().unique().numel() <= 3 * 255
+print(type(back.classifier.weight).__name__)
+"""
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_a_quantised_student_goes_up_and_comes_back(pushed: dict[str, Any]) -> None:
+    """Weights of another kind could be left behind, or come back as floats."""
+    root: Path = pushed["root"]
+    environment = pushed["hub"].environment(root / "home")
+    kind = _run(QUANTISER, root / "out", root / "int8", cwd=root, environment=environment)
+    assert kind == "Int8Tensor"
+    files = pushed["hub"].files("tester/int8")
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert b"base_model_relation: quantized" in files["README.md"]
 
 
 def test_an_unchanged_push_makes_no_commit(pushed: dict[str, Any]) -> None:
@@ -218,6 +316,8 @@ def test_stale_weights_are_deleted(pushed: dict[str, Any]) -> None:
     names = pushed["hub"].files("tester/sharded")
     assert "model.safetensors" not in names
     assert "model.safetensors.index.json" in names
+    assert "quantized/model.safetensors" in names
+    assert not [name for name in names if name.startswith("onnx/")]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +354,12 @@ def _make_adapter(folder: Path, base: str) -> None:
     shutil.move(folder / "model.safetensors", folder / "adapter_model.safetensors")
 
 
+def _add_shard(folder: Path) -> None:
+    name = "model-00001-of-00001.safetensors"
+    shutil.copy(folder / "model.safetensors", folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+
 BROKEN: dict[str, tuple[Any, str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "missing: model.safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "missing: config.json.*save_model"),
@@ -262,7 +368,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda f: (f / "model.safetensors").write_bytes(
             (f / "model.safetensors").read_bytes()[:-9]
         ),
-        "cut short.*save again",
+        "cut short.*save it again",
     ),
     "a shard gone": (
         lambda f: (f / "model.safetensors.index.json").write_text(
@@ -275,6 +381,21 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "README.md: .*expected front matter",
     ),
     "picture gone": (lambda f: (f / "plots/curves.png").unlink(), "shows plots/curves.png"),
+    "old beside new": (_add_shard, "transformers reads only the first: delete the older"),
+    "path in a graph": (
+        lambda f: (f / "onnx/model.onnx").write_bytes(os.fsencode(Path.home()) + b"/model.py"),
+        "onnx/model.onnx holds the local folder",
+    ),
+    "path in a header": (
+        lambda f: save_file(
+            {"w": torch.zeros(2)}, f / "quantized/model.safetensors", {"from": "/home/me/x"}
+        ),
+        "quantized/model.safetensors holds in its metadata the local path /home/me/x",
+    ),
+    "token beside a graph": (
+        lambda f: (f / "onnx/export.json").write_text('{"hub_token": "secret-of-mine"}'),
+        "onnx/export.json holds a secret, hub_token: revoke it",
+    ),
     "path in the report": (
         lambda f: _edit_json(f / "report.json", data="/home/me/data.tsv"),
         "report.json holds the local path /home/me/data.tsv",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, TaskType
+from recipe_zoo import recipe
 from small import data, models, same, trainer, weights
 from transformers import TrainerCallback
 from zoo import CASES, collate
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
+from hf_distill.hub import StudentCard, render
+from hf_distill.recipe.loading import load_recipe
+from hf_distill.recipe.runner import Run
 
 HEADS = ["sequence_classification", "causal_lm", "seq2seq_lm", "image_classification"]
 
@@ -131,3 +136,26 @@ def test_a_student_saved_by_a_callback_is_plain(tmp_path: Path) -> None:
     assert not any(info.values())
     assert same(weights(back), weights(ours.model))
     assert ours.model._keys_to_ignore_on_save == set()
+
+
+def test_the_card_of_a_recipe_tells_this_very_run(tmp_path: Path) -> None:
+    """A command without its overrides makes another student; figures that change whenever the card
+    is written again make nobody believe in them."""
+    path = recipe(tmp_path)
+    overrides = [("training.max_steps", "3"), ("seeds", "[0, 1]")]
+    final = Run(load_recipe(path, overrides), lambda line: None)()
+    text = (final / "README.md").read_text(encoding="utf-8")
+    assert "\\\n  --training.max_steps 3 \\\n  --seeds '[0, 1]'\n```" in text
+    size = (final / "model.safetensors").stat().st_size
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()}
+    assert rows["| Size on disk"][1] == rows["| Size on disk"][2] == f"{size / 1000:.3g} kB"
+    latency = [float(cell.strip(" |")) for cell in rows["| Latency, ms a batch"][1:]]
+    assert len(latency) == 3
+    assert min(latency) > 0
+    assert "paired over 2 seeds" in text
+    assert "| optimizer steps | 3 |" in text
+    assert "| loss | " in text.split("| Part of the loss |")[1]
+    facts = json.loads((final.parent / "card.json").read_text(encoding="utf-8"))
+    assert render(StudentCard(**facts)) == text
+    assert Run(load_recipe(path, overrides), lambda line: None)() == final  # all of it is done
+    assert (final / "README.md").read_text(encoding="utf-8") == text

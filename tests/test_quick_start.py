@@ -50,6 +50,15 @@ MODELS: dict[str, tuple[str, Any]] = {
 }
 
 
+def tokenizer_of(folder: Path) -> None:
+    """Save a tokenizer of a few words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "once", "upon", "a", "time", "|"]
+    model = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    model.pre_tokenizer = Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special).save_pretrained(folder)
+
+
 @pytest.mark.filterwarnings("default")  # what the pipelines of transformers warn about
 @pytest.mark.parametrize("task", MODELS)
 def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
@@ -57,13 +66,7 @@ def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     architecture, config = MODELS[task]
     torch.manual_seed(0)
     getattr(transformers, architecture)(config).save_pretrained(tmp_path / "student")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "once", "upon", "a", "time", "|"]
-    model = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    model.pre_tokenizer = Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special).save_pretrained(
-        tmp_path / "student"
-    )
+    tokenizer_of(tmp_path / "student")
     if task.startswith("image"):
         from PIL import Image
 

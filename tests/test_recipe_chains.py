@@ -421,7 +421,7 @@ PLAN = "[{name: forward_kl, temperature: {schedule: linear, start: 4, end: 1}}]"
                 "teacher.config": "null",
                 "teacher.model": "x",
             },
-            "`teacher.seeds` trains a teacher for each seed",
+            "`teacher.seeds` is for teachers that are trained",
         ),
         ({"teacher.cache": "{fromat: full}"}, "did you mean `teacher.cache.format`?"),
         ({"teacher.cache": "{format: topk}"}, "`teacher.cache.format`: expected 'full' or 'top_k'"),

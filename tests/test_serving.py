@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from zoo import CASES, VOCAB, collate
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
+from hf_distill.cli.serve_teacher import add_parser
 from hf_distill.heads import Head
-from hf_distill.serving import TeacherServer, add_parser, run
+from hf_distill.serving import TeacherServer, run
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.teachers.remote import RemoteTeacher

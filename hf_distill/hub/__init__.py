@@ -1,15 +1,20 @@
-"""Publishing a student: its model card and the push to the Hub."""
+"""Publishing a student: its model card, the push to the Hub, a family's collection."""
 
 from .card import StudentCard, render, write
-from .check import hub_id, validate
-from .push import PUBLISHED, published_files, push_folder
+from .check import card_problems, hub_id, validate
+from .collection import push_to_collection
+from .files import PUBLISHED, folder_problems, published_files
+from .push import push_folder
 
 __all__ = [
     "PUBLISHED",
     "StudentCard",
+    "card_problems",
+    "folder_problems",
     "hub_id",
     "published_files",
     "push_folder",
+    "push_to_collection",
     "render",
     "validate",
     "write",

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from .check import hub_id, is_local, scrub, validate
-from .prose import ABOUT_THE_TEACHER, body, mean
+from .metadata import KEYS, TAGS, eval_entries, metadata
+from .prose import body
+
+__all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "replace_text", "with_repo_id", "write"]
 
 BEGIN, END = "<!-- hf_distill:begin -->", "<!-- hf_distill:end -->"
-TAGS = ("distillation", "knowledge-distillation", "hf_distill", "generated_from_trainer")
-
-# The order of the front matter. Other keys, which a person added, are kept by `write`.
-_KEYS = (
-    *("language", "license", "license_name", "library_name", "pipeline_tag", "base_model"),
-    *("base_model_relation", "teacher_model", "datasets", "metrics", "tags", "model-index"),
-)
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _STOCK = (  # what Trainer and push_to_hub write into the cards they generate
     "This model card has been generated automatically according to the information the Trainer",
     "This model card has been automatically generated.",
@@ -39,16 +36,37 @@ class StudentCard:
 
     A model (``teacher``, ``student``) is a dict with any of ``name`` (Hub id or path),
     ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``, ``architecture``, and for a
-    classifier ``num_labels``. A local path is never written: only its last name, in prose.
-    ``results``: model ('student', 'baseline', 'control', 'teacher') -> metric -> a number, or
-    ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.
-    ``objective``: dicts of ``name``, ``weight``, ``settings`` (dict) and ``citation`` (BibTeX).
-    ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name -> size),
-    ``labels_used`` (bool), ``test_split``. ``training`` and ``environment``: name -> value, or one
-    more dict of them. ``reproduce``: ``command`` and ``recipe`` (YAML). ``plots``: paths relative
-    to the published folder. ``robustness``: Markdown (``verdicts``, ``sentences``, ``figures``,
-    ``attacks``), ``notes``, ``plots``, and ``metrics``: rows of ``type``, a unique ``name``,
-    ``value`` and ``args`` for the model-index.
+    classifier ``num_labels``. Of a teacher also ``how`` (what was done to the model of that name:
+    "fine-tuned on …"), ``license``, ``quote`` (what its own card says of its limits), and
+    ``cache`` (a dict) or ``outputs`` (a few words): where its outputs came from; of a student
+    ``initialised`` (how it began, as the end of a sentence) and ``labels`` (names of classes). A
+    local path is never written: only its last name, in prose.
+
+    - ``results``: model ('student', 'baseline', 'control', 'teacher') -> metric -> a number, or
+      ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.
+    - ``claim``: the evidence of the first sentence: ``metric``; ``interval`` of the student's
+      result; ``gain`` over the baseline: dicts of ``value``, ``low``, ``high``, ``level``,
+      ``method``, and for the gain ``p`` and ``word`` (better, worse, not distinguishable, …).
+      A gain without ``word`` is called not tested.
+    - ``measured``: model -> ``size_bytes``, ``latency_ms`` a batch, ``throughput`` in examples a
+      second; ``measured_on``: ``hardware``, ``threads``, ``batch_size``, ``dtype``, ``input``.
+    - ``objective``: dicts of ``name``, ``weight``, ``settings`` (dict) and ``citation`` (BibTeX).
+    - ``components``: term -> the last value of the loss; ``history``: rows of the training log,
+      dicts with the same keys. ``training``: name -> value, or one more
+      dict of them; ``environment`` as well.
+    - ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name ->
+      size), ``labels_used`` (bool), ``test_split``, and ``task_id`` for ``.eval_results``.
+    - ``preprocessing``: ``max_length`` (tokens), ``image_size`` (height, width),
+      ``sampling_rate`` (Hz), ``max_seconds``, and whatever else.
+    - ``exports``: dicts of ``format``, ``file``, ``size_bytes``, ``max_difference``,
+      ``same_argmax``, ``examples``, ``metric``, ``value``, ``float_value``.
+    - ``carbon``, only if measured: ``kg`` (of CO2-equivalents), ``tool``, ``kwh``, ``country``,
+      ``hardware``.
+    - ``reproduce``: ``command`` and ``recipe`` (YAML). ``plots``: paths relative to the
+      published folder.
+    - ``robustness``: Markdown (``verdicts``, ``sentences``, ``figures``, ``attacks``),
+      ``notes``, ``plots``; ``metrics``: rows of ``type``, a unique ``name``, ``value`` and
+      ``args`` for the model-index; ``rows``: label -> model -> number, for the table.
     """
 
     model_name: str
@@ -56,19 +74,29 @@ class StudentCard:
     library_name: str = "transformers"
     license: str | None = None
     license_name: str | None = None
+    license_link: str | None = None
     language: str | list[str] | None = None
     base_model: str | None = None
     base_model_revision: str | None = None
     base_model_relation: str | None = None
+    base_model_license: str | None = None
     teacher: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     objective: list[dict[str, Any]] = field(default_factory=list)
     formula: str | None = None
+    components: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claim: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    exports: list[dict[str, Any]] = field(default_factory=list)
     test_examples: int | None = None
     seeds: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    carbon: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     reproduce: dict[str, str] = field(default_factory=dict)
     limitations: list[str] = field(default_factory=list)
@@ -81,7 +109,8 @@ def render(card: StudentCard) -> str:
     """The card as Markdown: YAML front matter, then our part between the two markers.
 
     Raises:
-        ValueError: when a plot's path is not relative to the published folder.
+        ValueError: when a plot's path is not relative to the published folder, or a term of the
+            objective has no name.
     """
     for plot in (*card.plots, *card.robustness.get("plots", [])):
         if Path(plot).is_absolute() or ".." in Path(plot).parts or "\\" in plot:
@@ -90,22 +119,31 @@ def render(card: StudentCard) -> str:
                 f"got {plot!r}: copy the file into the folder and give its relative path"
             )
     facts = _facts(card)
-    return f"---\n{_dump(_metadata(facts))}---\n\n{BEGIN}\n{body(facts)}\n{END}\n"
+    return f"---\n{_dump(metadata(facts))}---\n\n{BEGIN}\n{body(facts)}\n{END}\n"
 
 
-def write(card: StudentCard, folder: str | os.PathLike[str]) -> Path:
+def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bool = False) -> Path:
     """Write the card to ``folder/README.md`` and return that path.
 
     Of an earlier card of ours, what a person wrote outside the markers and the front matter's
     other keys are kept. A card that Trainer or PEFT generated is replaced. A card by hand without
     our markers is left alone, with a warning that says how to have ours in it.
 
+    Args:
+        card: The facts.
+        folder: The student's.
+        eval_results: Write ``.eval_results/<data set>.yaml`` as well: the student's main result,
+            with which the Hub ranks it where the data set is registered as a benchmark.
+
     Raises:
-        ValueError: when the card would not be valid, or an existing README.md has broken markers.
+        ValueError: when the card would not be valid, an existing README.md has broken markers, or
+            there is no result on a data set of the Hub for ``.eval_results``.
     """
     path = Path(folder) / "README.md"
     text = render(card)
     validate(text)
+    if eval_results:
+        _write_eval_results(_facts(card), Path(folder))
     if path.exists():
         old = path.read_text(encoding="utf-8")
         if BEGIN in old or END in old:
@@ -137,8 +175,15 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _dump(metadata: dict[str, Any]) -> str:
-    return yaml_dump(metadata, sort_keys=False)
+def _write_eval_results(facts: dict[str, Any], folder: Path) -> None:
+    entries = eval_entries(facts)
+    file = folder / ".eval_results" / f"{facts['data']['id'].split('/')[-1]}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    replace_text(file, yaml_dump(entries, sort_keys=False))
+
+
+def _dump(front_matter: dict[str, Any]) -> str:
+    return yaml_dump(front_matter, sort_keys=False)
 
 
 def _merge(new: str, old: str, path: Path) -> str:
@@ -156,11 +201,11 @@ def _merge(new: str, old: str, path: Path) -> str:
         raise ValueError(f"the front matter of {path} is no mapping: repair it, or delete it")
     block = REGEX_YAML_BLOCK.match(new)
     assert block is not None  # we have just rendered it
-    metadata = yaml.safe_load(block.group(2))
-    metadata |= {key: value for key, value in kept.items() if key not in _KEYS}
+    front_matter = yaml.safe_load(block.group(2))
+    front_matter |= {key: value for key, value in kept.items() if key not in KEYS}
     before, after = old[match.end() if match else 0 : old.index(BEGIN)], old.split(END)[1]
     ours = new[new.index(BEGIN) : new.index(END)] + END
-    return f"---\n{_dump(metadata)}---\n\n{before.lstrip()}{ours}{after}"
+    return f"---\n{_dump(front_matter)}---\n\n{before.lstrip()}{ours}{after}"
 
 
 def _is_stock(text: str) -> bool:
@@ -180,80 +225,46 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"mean", "std"} and _clean(value["mean"]) is None:
             return None  # a spread around nothing
-        items = {str(key): _clean(item) for key, item in value.items()}
-        return {key: item for key, item in items.items() if item not in (None, "", {}, [])}
+        items = {_clean(str(key)): _clean(item) for key, item in value.items()}
+        return {k: item for k, item in items.items() if k and item not in (None, "", {}, [])}
     if isinstance(value, list | tuple):
         return [item for item in map(_clean, value) if item not in (None, "", {}, [])]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return scrub(value).strip() if isinstance(value, str) else value
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        return None  # NaN, inf, or an integer that is no float
+    return _printable(scrub(value)).strip() if isinstance(value, str) else value
+
+
+def _printable(text: str) -> str:
+    """``text`` without control characters, halves of surrogate pairs and markers like ours."""
+    text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
+    return re.sub("hf_distill:(?=begin|end)", "hf_distill ", _UNPRINTABLE.sub(" ", text))
 
 
 def _facts(card: StudentCard) -> dict[str, Any]:
     """The facts that may be written: cleaned, and each source with the name to show and its id."""
     facts: dict[str, Any] = _clean(asdict(card))
+    if any("name" not in term for term in facts.get("objective", [])):
+        raise ValueError(
+            f"expected each term of the objective to have a name, got {card.objective}"
+        )
     facts["model_name"] = _shown(card.model_name)
     sources = {"teacher": card.teacher, "data": card.data}
     if card.base_model:
-        sources["base"] = {"name": card.base_model, "revision": card.base_model_revision}
+        sources["base"] = {
+            "name": card.base_model,
+            "revision": card.base_model_revision,
+            "license": card.base_model_license,
+        }
     for key, source in sources.items():
-        if source.get("name"):
-            named = {"name": _shown(source["name"])}
-            facts[key] = _clean(source) | named
+        facts.get(key, {}).pop("name", None)  # as it was typed
+        if name := _shown(source.get("name") or ""):
+            facts[key] = _clean(source) | {"name": name}
             facts[key]["id"] = hub_id(source["name"], source.get("revision"))
+            facts[key]["kind"] = "datasets/" if key == "data" else ""
     return facts
 
 
 def _shown(name: str) -> str:
     """A name for prose: of a path, its last part only."""
-    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_local(name) else name
-
-
-def _metadata(facts: dict[str, Any]) -> dict[str, Any]:
-    """The front matter. The model-index holds the student's results, never the teacher's."""
-    base, data = facts.get("base", {}).get("id"), facts.get("data", {})
-    relation = "adapter" if facts["library_name"] == "peft" else "finetune"
-    student = facts.get("results", {}).get("student", {})
-    metrics = [metric for metric in student if not ABOUT_THE_TEACHER.search(metric)]
-    rows: list[dict[str, Any]] = [
-        {"type": metric, "value": mean(student[metric])} for metric in metrics
-    ]
-    rows += facts.get("robustness", {}).get("metrics", [])
-    results = [
-        EvalResult(
-            task_type=facts["task"],
-            dataset_type=data["id"] or re.sub(r"\W+", "-", data["name"].lower()).strip("-"),
-            dataset_name=data["name"],
-            dataset_config=data.get("config"),
-            dataset_split=data.get("test_split"),
-            dataset_revision=data.get("revision"),
-            metric_type=row["type"],
-            metric_name=row.get("name"),
-            metric_value=row["value"],
-            metric_args=row.get("args"),
-        )
-        for row in rows
-        if "task" in facts and "name" in data
-    ]
-    metadata = ModelCardData(
-        language=facts.get("language"),
-        license=facts.get("license"),
-        license_name=facts.get("license_name"),
-        library_name=facts["library_name"],
-        pipeline_tag=facts.get("task"),
-        base_model=base,
-        base_model_relation=facts.get("base_model_relation", relation) if base else None,
-        teacher_model=facts.get("teacher", {}).get("id"),
-        datasets=[data["id"]] if data.get("id") else None,
-        metrics=metrics,
-        tags=[
-            *TAGS,
-            *(term["name"] for term in facts.get("objective", [])),
-            *facts.get("tags", []),
-        ],
-        model_name=facts["model_name"].split("/")[-1],
-        eval_results=results,
-    ).to_dict()
-    if not results:
-        del metadata["model-index"]
-    return {key: metadata[key] for key in _KEYS if metadata.get(key)}
+    name = " ".join(_printable(name).split())
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_local(name) else scrub(name)

@@ -1,4 +1,4 @@
-"""Offline checks of what is published: names, local paths, tokens, and the model card itself."""
+"""Offline checks of what is published: names, and the model card itself."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import difflib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
+
+from .secrets import leaks
+from .secrets import scrub as scrub
 
 # https://huggingface.co/docs/hub/repositories-licenses, identifiers for a repo card
 _LICENSES = """
@@ -51,33 +56,18 @@ RELATIONS = frozenset({"adapter", "merge", "quantized", "finetune"})
 
 _STRINGS = ("license", "license_name", "library_name", "pipeline_tag", "base_model_relation")
 _LISTS = ("language", "tags", "metrics", "datasets", "base_model", "teacher_model")
+_ARRAYS = ("tags", "metrics", "widget")
 _IDS = ("datasets", "base_model", "teacher_model")
 
-TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}\b")
-_NAME = r"[^\s/\\\"'`()\[\]|,;<>]+"
-# Two names after a slash that opens a word: the slashes of URLs, `and/or`, `</tag>` open none.
-LOCAL_PATH = re.compile(
-    rf"file://\S+"
-    rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_NAME}(?:[\\/]+{_NAME})*"
-    rf"|(?:^|(?<=[\s\"'`(\[=,:|>]))(?:~/{_NAME}|/{_NAME}/{_NAME})(?:/{_NAME})*/?",
-    re.MULTILINE,
-)
+_LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+_DATASET_TYPE = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
 _EMPTY_LINK = re.compile(
-    r"\]\(\s*(?:<>|#)?\s*\)|(?<!!)\[\s*\]\(|\]\(https?://(?:www\.)?huggingface\.co/?\)"
+    r"\]\(\s*(?:<>|#|None|null|nan)?\s*\)|(?<!!)\[\s*\]\(|\]\(https?://(?:www\.)?huggingface\.co/?\)"
 )
 _EMPTY_VALUE = re.compile(
     r"(?:^|[|:=(\[*,])\s*[+-]?(?:None|NaN|nan|null|inf)\s*(?:$|[|)\]*,;.])", re.MULTILINE
 )
 _FILLER = re.compile(r"more information needed", re.IGNORECASE)
-
-
-def scrub(text: str) -> str:
-    """``text`` with every local path cut to its last name and every token masked."""
-
-    def last_name(match: re.Match[str]) -> str:
-        return re.split(r"[\\/]", match.group().rstrip("\\/"))[-1]
-
-    return TOKEN.sub("hf_***", LOCAL_PATH.sub(last_name, text))
 
 
 def is_local(name: str) -> bool:
@@ -102,24 +92,31 @@ def hub_id(name: str | None, revision: str | None = None) -> str | None:
 
 
 def validate(text: str) -> None:
-    """Check a model card, offline, for what the Hub rejects and for what no card should say.
+    """Check a model card, offline.
 
     Raises:
-        ValueError: with every problem: front matter that is no mapping, wrong types, nulls, unknown
-            pipeline tag or licence, a model-index that does not round-trip, local paths, tokens,
-            empty links, missing values and fillers.
+        ValueError: with all of `card_problems`.
+    """
+    if problems := card_problems(text):
+        raise ValueError("The model card cannot be published:\n- " + "\n- ".join(problems))
+
+
+def card_problems(text: str) -> list[str]:
+    """What the Hub rejects in a model card, and what no card should say; one line each.
+
+    Front matter that is no mapping, wrong types, nulls, unknown licences, pipeline tags, relations
+    and languages, a model-index that does not round-trip or holds a row twice, local paths, tokens
+    and passwords, empty links, missing values and fillers.
     """
     match = REGEX_YAML_BLOCK.match(text)
     problems = list(_metadata_problems(match.group(2) if match else ""))
-    problems += _line_problems(text, body_from=text[: match.end()].count("\n") if match else 0)
-    if problems:
-        raise ValueError("The model card cannot be published:\n- " + "\n- ".join(problems))
+    return problems + list(_line_problems(text, text[: match.end()].count("\n") if match else 0))
 
 
 def _metadata_problems(front_matter: str) -> Iterator[str]:
     try:
         metadata = yaml.safe_load(front_matter)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         yield f"the front matter is no YAML: {' '.join(str(error).split())}"
         return
     if not isinstance(metadata, dict):
@@ -134,6 +131,11 @@ def _metadata_problems(front_matter: str) -> Iterator[str]:
     for key in _STRINGS:
         if metadata.get(key) is not None and not isinstance(metadata[key], str):
             yield f"`{key}` must be a string, got {metadata[key]!r}"
+        elif metadata.get(key) == "":
+            yield f"`{key}` is empty: leave it out"
+    for key in _ARRAYS:
+        if metadata.get(key) is not None and not isinstance(metadata[key], list):
+            yield f"`{key}` must be a list, got {metadata[key]!r}"
     for key in _LISTS:
         yield from _list_problems(key, metadata.get(key))
     yield from _known_problems(metadata)
@@ -158,6 +160,13 @@ def _list_problems(key: str, value: Any) -> Iterator[str]:
             continue
         if not isinstance(item, str):
             yield f"`{key}` must hold strings, got {item!r}: quote it"
+        elif not item.strip():
+            yield f"`{key}` holds an empty string: leave it out"
+        elif key == "language" and not _LANGUAGE.fullmatch(item):
+            yield (
+                f"`language`: {item!r} is no ISO 639 code of two or three letters, `code` or "
+                "`multilingual`; a code such as zh-Hans goes into `language_bcp47`"
+            )
         elif key in _IDS:
             try:
                 validate_repo_id(item)
@@ -186,9 +195,11 @@ def _index_problems(model_index: Any) -> Iterator[str]:
     try:
         name, results = model_index_to_eval_results(model_index)
         same = eval_results_to_model_index(name, results) == model_index
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         yield f"`model-index` cannot be read back: {type(error).__name__} {error}"
         return
+    if not (isinstance(name, str) and name.strip()):
+        yield f"`model-index`: the model's name must be a string, got {name!r}"
     if not same:
         yield "`model-index` does not round-trip: one model, one entry a task and data set"
     for result in results:
@@ -196,15 +207,33 @@ def _index_problems(model_index: Any) -> Iterator[str]:
             value = getattr(result, key)
             if value is not None and not isinstance(value, str):
                 yield f"`model-index`: {key.replace('_', '.')} must be a string, got {value!r}"
+        if not str(result.dataset_name).strip():
+            yield "`model-index`: dataset.name is empty: name the data set"
+        if not _DATASET_TYPE.fullmatch(str(result.dataset_type)):
+            yield (
+                f"`model-index`: dataset.type {result.dataset_type!r} is neither a data set's Hub "
+                "id nor a word of letters, digits, '-', '_' and '.'"
+            )
+    rows = Counter(
+        (r.task_type, r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type, _name(r))
+        for r in results
+    )
+    for (*_, metric, row), count in rows.items():
+        if count > 1:
+            yield (
+                f"`model-index` holds {count} rows of {metric!r} that nothing tells apart (name: "
+                f"{row!r}): give each a `name` of its own"
+            )
+
+
+def _name(result: EvalResult) -> str | None:
+    return None if result.metric_name is None else str(result.metric_name)
 
 
 def _line_problems(text: str, body_from: int) -> Iterator[str]:
     fenced = False
     for number, line in enumerate(text.splitlines(), start=1):
-        for path in LOCAL_PATH.findall(line):
-            yield f"line {number}: local path {path}"
-        if TOKEN.search(line):
-            yield f"line {number}: an access token: revoke it, and take it out"
+        yield from (f"line {number}: {leak}" for leak in leaks(line))
         if line.lstrip().startswith("```"):
             fenced = not fenced
         if fenced or number <= body_from:

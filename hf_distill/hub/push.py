@@ -1,52 +1,30 @@
-"""Publishing a finished student: an allow-list of files, checked before anything is sent."""
+"""Publishing a finished student: checked before anything is sent, sent in one commit."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
 
 from .card import replace_text, with_repo_id
-from .check import LOCAL_PATH, TOKEN, is_local, validate
+from .files import STALE, folder_problems, missing_files, published_files
 
-# Everything a student's folder may publish, by name: no pickle, optimizer, event file or note can
-# match. The patterns are anchored at the root, also as `allow_patterns` of `upload_folder`.
-PUBLISHED: tuple[str, ...] = (
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "target_vocab.json"),
-    *("entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json", "emoji.json"),
-    *("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
-    *("spm_char.model", "tokenizer.model", "tiktoken.model", "source.spm", "target.spm"),
-    *("prophetnet.tokenizer", "word_shape.json", "word_pronunciation.json", "normalizer.json"),
-    *("chat_template.jinja", "chat_template.json", "preprocessor_config.json"),
-    *("processor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json"),
-    # the Hub asks for the licence's text where the card says `license: other`
-    *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
-    *("report.json", "recipe.yaml", "*.png", "plots/*.png"),
-)
-# A weight file of an earlier push would be loaded instead of the shards of this one.
-_STALE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_*")
-_TEXTS = ("*config.json", "chat_template.*", "report.json", "recipe.yaml", "README.md")
-_IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
-
-
-def published_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The files of ``folder`` that may be published, as sorted relative POSIX paths."""
-    root = Path(folder)
-    files = [path for path in (*root.glob("*"), *root.glob("plots/*")) if path.is_file()]
-    names = [path.relative_to(root).as_posix() for path in files if path.name[0] not in "._"]
-    return sorted(n for n in names if any(fnmatchcase(n, pattern) for pattern in PUBLISHED))
+T = TypeVar("T")
+ATTEMPTS = 4
+# The client itself sends again what it uploads and asks; of the other calls (creating, committing)
+# one answer of these is enough for it to give up. 412: somebody else has pushed meanwhile.
+_PASSING = (408, 412, 500, 502, 503, 504)
+# errors of the connection have no other public name: httpx in huggingface_hub 1, httpx2 in 2
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
 def push_folder(
@@ -63,7 +41,9 @@ def push_folder(
 
     The folder is checked before any network. The repository and the branch ``revision`` are created
     when missing. Only ``published_files(folder)`` go up; weights of an earlier push that this one
-    does not replace are deleted. Pushing an unchanged folder makes no new commit.
+    does not replace are deleted. Pushing an unchanged folder makes no new commit. What the Hub
+    answers to a request in trouble (500 and the like) is asked again; large files that have
+    arrived are not sent again, not even by a later push.
 
     Args:
         folder: what ``save_model`` wrote, with its README.md. The quick start of a card of ours is
@@ -77,51 +57,57 @@ def push_folder(
 
     Raises:
         FileNotFoundError: no finished student or no README.md in the folder.
-        ValueError: malformed ``repo_id``, ``create_pr`` with a ``revision``, unreadable weights, a
-            card that is not valid, a local path or token in a file to be published.
+        ValueError: malformed ``repo_id``, ``create_pr`` with a ``revision``, or any other of
+            `folder_problems`.
         PermissionError: not logged in, or the Hub refuses the token (401, 403, gated).
+        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
     """
     root = Path(folder)
-    _check_request(repo_id, revision, create_pr)
-    _check_student(root)
-    problems = list(_problems(root))
+    check_request(repo_id, revision, create_pr)
+    problems = folder_problems(root)
+    if problems and missing_files(root):
+        raise FileNotFoundError(problems[0])
     if problems:
         raise ValueError(f"{root} cannot be published:\n- " + "\n- ".join(problems))
-    if token is None and get_token() is None:
-        raise PermissionError(
-            "Publishing needs a Hub token with write access, and none was found: run "
-            "`hf auth login`, set HF_TOKEN, or pass token=."
-        )
-    api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision not in (None, "main"):
-            api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+
+    def operations(repo_id: str) -> list[CommitOperationAdd]:
         card = root / "README.md"
         text = card.read_text(encoding="utf-8")
         if with_repo_id(text, repo_id) != text:
             replace_text(card, with_repo_id(text, repo_id))
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=root,
-            allow_patterns=[glob.escape(name) for name in published_files(root)],
-            delete_patterns=list(_STALE),
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (401, 403):
-            raise
-        raise PermissionError(
-            f"The Hub refused to publish to {repo_id} ({error.response.status_code}). The token "
-            "needs write access to that namespace: check the id, log in with `hf auth login` (or "
-            "HF_TOKEN, token=), and for a gated repository ask its owner for access on its page. "
-            f"The Hub said: {error.server_message or error}"
-        ) from error
+        return [CommitOperationAdd(name, root / name) for name in published_files(root)]
+
+    push = _Push(HfApi(token=token), repo_id, private, revision, create_pr, commit_message, STALE)
+    return push.send(operations)
 
 
-def _check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def push_checkpoint(
+    folder: str | os.PathLike[str],
+    files: list[str],
+    repo_id: str,
+    path_in_repo: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a checkpoint",
+) -> CommitInfo:
+    """Publish ``files`` of a checkpoint under ``path_in_repo``, in place of what lies there.
+
+    Raises:
+        PermissionError, ConnectionError: as of `push_folder`.
+    """
+    root = Path(folder)
+
+    def operations(_: str) -> list[CommitOperationAdd]:
+        return [CommitOperationAdd(f"{path_in_repo}/{name}", root / name) for name in files]
+
+    stale = (f"{path_in_repo}/*",)
+    push = _Push(HfApi(token=token), repo_id, None, revision, False, commit_message, stale)
+    return push.send(operations)
+
+
+def check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    """Raise ValueError for what the Hub would answer with a bare 400."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -136,63 +122,123 @@ def _check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
         )
 
 
-def _check_student(root: Path) -> None:
-    """Refuse a folder that plain transformers or PEFT could not load.
+class _Push:
+    """One push: the requests that it is made of, asked again where that is safe."""
+
+    def __init__(
+        self,
+        api: HfApi,
+        repo_id: str,
+        private: bool | None,
+        revision: str | None,
+        create_pr: bool,
+        message: str,
+        stale: tuple[str, ...],
+    ) -> None:
+        self.api, self.repo_id, self.private, self.revision = api, repo_id, private, revision
+        self.create_pr, self.message, self.stale = create_pr, message, stale
+
+    def send(self, files: Callable[[str], list[CommitOperationAdd]]) -> CommitInfo:
+        if self.api.token is None and get_token() is None:
+            raise PermissionError(
+                "Publishing needs a Hub token with write access, and none was found: run "
+                "`hf auth login`, set HF_TOKEN, or pass token=."
+            )
+        with explained(self.repo_id):
+            if self.create_pr:  # a request whose answer was lost would be opened twice
+                parent, operations = insist(self._upload, files)
+                return self._commit(parent, operations)
+            return insist(lambda: self._commit(*self._upload(files)))
+
+    def _upload(
+        self, files: Callable[[str], list[CommitOperationAdd]]
+    ) -> tuple[str | None, list[CommitOperationAdd | CommitOperationDelete]]:
+        """All but the commit: the repository, the branch, the large files.
+
+        Returns:
+            The commit that was found, and what is to be done to it.
+        """
+        self.repo_id = self.api.create_repo(
+            self.repo_id, private=self.private, exist_ok=True
+        ).repo_id
+        if self.revision not in (None, "main"):
+            self.api.create_branch(self.repo_id, branch=str(self.revision), exist_ok=True)
+        adding = files(self.repo_id)
+        found = self.api.model_info(self.repo_id, revision=self.revision)
+        names = {file.path_in_repo for file in adding}
+        deleting = [
+            CommitOperationDelete(file.rfilename)
+            for file in found.siblings or []
+            if file.rfilename not in names
+            and any(fnmatchcase(file.rfilename, pattern) for pattern in self.stale)
+        ]
+        self.api.preupload_lfs_files(
+            self.repo_id,
+            adding,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            free_memory=False,
+        )
+        return found.sha, [*deleting, *adding]
+
+    def _commit(
+        self, parent: str | None, operations: list[CommitOperationAdd | CommitOperationDelete]
+    ) -> CommitInfo:
+        return self.api.create_commit(
+            self.repo_id,
+            operations,
+            commit_message=self.message,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            parent_commit=parent,
+        )
+
+
+def insist(ask: Callable[..., T], *arguments: Any) -> T:
+    """Ask until the Hub answers; give up after ``ATTEMPTS``, or when it refuses."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return ask(*arguments)
+        except (_HTTP_ERROR, json.JSONDecodeError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
+                raise
+        time.sleep(2.0**attempt)
+    return ask(*arguments)
+
+
+@contextmanager
+def explained(repo_id: str) -> Iterator[None]:
+    """Errors of the client in words that say what to do.
 
     Raises:
-        FileNotFoundError: files of a finished student are missing.
-        ValueError: a weight file is cut short.
+        PermissionError: the Hub refuses the token.
+        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
     """
-    index = root / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        shards = {"model.safetensors"}
-    model = ["config.json", *sorted(shards)]
-    adapter = ["adapter_config.json", "adapter_model.safetensors"]
-    wanted = adapter if (root / adapter[0]).is_file() else model
-    missing = [name for name in (*wanted, "README.md") if not (root / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"expected a finished student in {root}: {', '.join(model)} (or {', '.join(adapter)}) "
-            f"and README.md; missing: {', '.join(missing)}. Save it with trainer.save_model() and "
-            "write its card with hf_distill.hub.write(card, folder) first."
-        )
-    for name in wanted:
-        if name.endswith(".safetensors"):
-            try:
-                with safe_open(root / name, framework="np"):
-                    pass  # opening checks the header and the length
-            except SafetensorError as error:
-                raise ValueError(f"{name} in {root} is cut short ({error}): save again") from error
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"The Hub refused to publish to {repo_id} ({status}). The token needs write access "
+                "to that namespace: check the id, log in with `hf auth login` (or HF_TOKEN, "
+                "token=), and for a gated repository ask its owner for access on its page. "
+                f"The Hub said: {error.server_message or error}"
+            ) from error
+        if status not in _PASSING:
+            raise
+        raise _unreached(repo_id, f"answered {status} again and again") from error
+    except (_HTTP_ERROR, json.JSONDecodeError) as error:
+        raise _unreached(repo_id, f"did not answer ({type(error).__name__}: {error})") from error
+    except RuntimeError as error:  # the client has given up a large file
+        if not isinstance(error.__cause__, _HTTP_ERROR):
+            raise
+        raise _unreached(repo_id, f"did not take a file ({error} {error.__cause__})") from error
 
 
-def _problems(root: Path) -> Iterator[str]:
-    """What must not be published, file by file."""
-    names = published_files(root)
-    for name in names:
-        if not any(fnmatchcase(name, pattern) for pattern in _TEXTS):
-            continue
-        text = (root / name).read_text(encoding="utf-8")
-        if name == "README.md":
-            try:
-                validate(text)
-            except ValueError as error:
-                yield f"README.md: {error}"
-            for image in _IMAGE.findall(text):
-                if image not in names:
-                    yield f"README.md shows {image}, which is not among the published files"
-            continue
-        for path in LOCAL_PATH.findall(text):
-            yield f"{name} holds the local path {path}: give a Hub id, or take it out"
-        if TOKEN.search(text):
-            yield f"{name} holds an access token: revoke it, and take it out"
-    if "adapter_config.json" in names:
-        config = json.loads((root / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-        if not base or is_local(base):
-            yield (
-                f"adapter_config.json names the base model {base!r}, which nobody else can load: "
-                "publish the base and set base_model_name_or_path to its Hub id, or merge the "
-                "adapter into the student (merge_and_unload)"
-            )
+def _unreached(repo_id: str, what: str) -> ConnectionError:
+    return ConnectionError(
+        f"The Hub {what}; nothing was committed to {repo_id}. Run the same push again: large files "
+        "that have arrived are not sent again. https://status.huggingface.co says whether the Hub "
+        "is in trouble."
+    )

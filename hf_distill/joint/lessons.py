@@ -116,6 +116,9 @@ class Lessons(DistillationTrainer):
         found: nn.ModuleDict = next(iter(own.values())) if source is None else own[source]
         return found
 
+    def _learned(self) -> nn.ModuleDict:
+        return self._lesson(STUDENT)
+
     def _lesson_context(self, learner: str, source: str) -> Context:
         context = self._context(self._lesson(learner, source))
         if learner == STUDENT:

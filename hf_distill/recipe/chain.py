@@ -122,6 +122,7 @@ def make_stages(
     common: Mapping[str, Any],
     models: Mapping[str, Any],
     test: str,
+    of_teacher: str,
 ) -> dict[str, Stage]:
     """The stages by name, each with exactly what it depends on.
 
@@ -131,11 +132,13 @@ def make_stages(
         common: What every training depends on.
         models: What the models of the roles are made of.
         test: The hash of the test split.
+        of_teacher: The hash of what the teacher trains on.
     """
     root, stages = Path(recipe.output_dir), dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
     for lesson in first:
-        stages[lesson.key] = _stage(recipe, lesson, {**common, "model": models[TEACHER]})
+        own = {**common, "data": {**common["data"], "train": of_teacher}}
+        stages[lesson.key] = _stage(recipe, lesson, {**own, "model": models[TEACHER]})
     teacher = _teacher(recipe, stages, models)
     taught = {TEACHER: teacher}
     if recipe.teacher.cache is not None:

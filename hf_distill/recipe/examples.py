@@ -17,13 +17,15 @@ from hf_distill.recipe.schema import Data, Recipe
 from hf_distill.recipe.tasks import recipe_task
 
 SPLITS = ("train", "validation", "test")
+OF_TEACHER = "train (teacher)"
+"""What the teacher trains on, where that is not what the student trains on."""
 HELD_OUT = 0.1
 """The share of the training split that serves for validation where there is no such split."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The three splits of a recipe.
+    """The three splits of a recipe, and perhaps `OF_TEACHER`.
 
     Attributes:
         raw: The splits as they are loaded, with a column ``labels``.
@@ -37,7 +39,7 @@ class Examples:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {name: len(self.raw[name]) for name in SPLITS}
+        return {name: len(dataset) for name, dataset in self.raw.items()}
 
 
 def load_examples(recipe: Recipe) -> Examples:
@@ -77,6 +79,9 @@ def load_examples(recipe: Recipe) -> Examples:
         )
         found["train"], found["validation"] = parts["train"], parts["test"]
     limits = (data.max_train_examples, data.max_eval_examples, data.max_test_examples)
+    more = recipe.teacher.max_train_examples
+    if more is not None:
+        found[OF_TEACHER] = _labelled(_shortened(found["train"], more), "train", data)
     for name, limit in zip(SPLITS, limits, strict=True):
         found[name] = _shortened(found[name], limit)
         found[name] = _labelled(found[name], name, data)
@@ -216,15 +221,15 @@ def prepared(examples: Examples, recipe: Recipe, processor: Any) -> dict[str, Da
         RecipeError: noise for what is no single text, or noise that there is none of.
     """
     task, noise = recipe_task(recipe), recipe.data.noisy
-    found = {name: task.prepare(examples.raw[name], recipe.data, processor) for name in SPLITS}
+    raw = examples.raw
+    found = {name: task.prepare(raw[name], recipe.data, processor) for name in raw}
     if noise is not None:
         if task.noisy is None or recipe.data.text_pair_column is not None:
             raise RecipeError("`data.noisy` is for single texts. For pictures use `by: gaussian`.")
-        versions = {"train": noise.versions, "validation": 1}
         try:
-            for name, count in versions.items():
-                raw = examples.raw[name]
-                found[name] = task.noisy(found[name], raw, recipe.data, processor, count)
+            for name in found.keys() - {"test"}:
+                count = 1 if name == "validation" else noise.versions
+                found[name] = task.noisy(found[name], raw[name], recipe.data, processor, count)
         except ValueError as error:
             raise RecipeError(f"`data.noisy`: {error}") from error
     return found

@@ -61,7 +61,9 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
             _forget(values, key.removeprefix("training."))
         _override(values, key, parse_yaml(value, f"--{key}"))
     try:
-        return _recipe(values, path)
+        recipe = _recipe(values, path)
+        object.__setattr__(recipe, "overrides", tuple(overrides))
+        return recipe
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 from transformers.utils import logging as transformers_logging
 
 from hf_distill.initialise import student_from_teacher, with_dropout
@@ -27,6 +35,9 @@ class Models:
     Raises:
         RecipeError: a model that the recipe names is not there.
     """
+
+    light = False
+    """Weights that would have to be downloaded are drawn instead: for a look at what would be."""
 
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
@@ -76,10 +87,19 @@ class Models:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
         with _quietly():
             try:
-                model: PreTrainedModel = self._auto.from_pretrained(folder)
+                return self._load(folder)
             except (OSError, ValueError) as error:
                 raise RecipeError(f"the model {folder} cannot be loaded: {error}") from error
-        return model
+
+    def _load(self, path: str, **head: Any) -> PreTrainedModel:
+        if self.light and not at_hand(path):
+            config = AutoConfig.from_pretrained(path, **head)
+            drawn: PreTrainedModel = self._auto.from_config(config)
+            return drawn
+        loaded: PreTrainedModel = self._auto.from_pretrained(
+            path, ignore_mismatched_sizes=bool(head), **head
+        )
+        return loaded
 
     def identities(self) -> dict[str, Any]:
         """What the models are made of, for fingerprints, by role."""
@@ -108,15 +128,12 @@ class Models:
             return built
         with _quietly():
             try:
-                loaded: PreTrainedModel = self._auto.from_pretrained(
-                    self.paths[role], ignore_mismatched_sizes=True, **self._head
-                )
+                return self._load(self.paths[role], **self._head)
             except (OSError, ValueError) as error:
                 raise RecipeError(
                     f"`{key_of(role)}.model`: {self.paths[role]} cannot be loaded with "
                     f"{self._auto.__name__}: {error}"
                 ) from error
-        return loaded
 
     def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
         options, role = dict(settings), key_of(role)
@@ -135,6 +152,14 @@ class Models:
             return AutoConfig.for_model(kind, **options, **self._head)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"`{role}.config`: {error}") from error
+
+
+def at_hand(path: str) -> bool:
+    """Whether a model's weights are on this machine: a folder, or in the Hub's cache."""
+    files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    return Path(path).is_dir() or any(
+        isinstance(try_to_load_from_cache(path, file), str) for file in files
+    )
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_distill.config import DistillationConfig
@@ -16,7 +16,24 @@ from hf_distill.objectives import HardLabels
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objectives
-from hf_distill.recipe.examples import Examples, fingerprints, load_examples, prepared
+from hf_distill.recipe.estimate import (
+    ESTIMATED,
+    Memory,
+    Outlook,
+    disk,
+    longest,
+    memory,
+    rate_of,
+    steps,
+    together_of,
+)
+from hf_distill.recipe.examples import (
+    OF_TEACHER,
+    Examples,
+    fingerprints,
+    load_examples,
+    prepared,
+)
 from hf_distill.recipe.judging import Compute, together
 from hf_distill.recipe.models import Models
 from hf_distill.recipe.noise import OneVersion
@@ -71,7 +88,8 @@ class Plan:
     def stages_of(self, recipe: Recipe) -> dict[str, Stage]:
         """The stages of a recipe with these data and lessons."""
         plan, test = list(self.lessons.values()), self._data["test"]
-        stages = make_stages(recipe, plan, self._common, self.models.identities(), test)
+        own = self._data.get(OF_TEACHER, self._data["train"])
+        stages = make_stages(recipe, plan, self._common, self.models.identities(), test, own)
         return stages | stage_of(self.robustness, stages)
 
     # ---- the teacher ---------------------------------------------------------------------------
@@ -87,6 +105,11 @@ class Plan:
         folders = folders or {TEACHER: self.models.paths[TEACHER]}
         return {key: self.models.trained(folder) for key, folder in folders.items()}
 
+    def trained_on(self, role: str) -> Dataset:
+        """The training examples of a role."""
+        own = self.data.get(OF_TEACHER) if role == TEACHER else None
+        return self.data["train"] if own is None else own
+
     def make_trainer(
         self,
         model: PreTrainedModel,
@@ -95,6 +118,7 @@ class Plan:
         teacher: Teacher | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         compute: Compute | None = None,
+        role: str = "student",
     ) -> DistillationTrainer:
         """The trainer of a lesson, or of an evaluation."""
         try:
@@ -103,7 +127,7 @@ class Plan:
                 args=args,
                 teacher_model=teacher,
                 objective=objective,
-                train_dataset=self.data["train"],
+                train_dataset=self.trained_on(role),
                 eval_dataset=self.data["validation"],
                 processing_class=self.processor,
                 data_collator=OneVersion(self.task.collator(self.processor)),
@@ -161,24 +185,64 @@ class Plan:
         check_given(stage, self._untrained().provides)
 
     def plan(self) -> str:
-        """What would be done: models, steps, and what is done already."""
+        """What would be done: models, memory, steps, time, and what is done already.
+
+        Nothing is downloaded but what the recipe's functions and data are: of models that are not
+        on this machine, the configs.
+        """
+        self.models.light = True
         self.check()
         lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
+        needs: dict[str, Memory] = {}
         for role in (TEACHER, *self.recipe.assistant_roles, "student"):
-            size = self.models.learner(role, self.recipe.seed).num_parameters()
-            lines.append(f"{role}: {size:,} parameters")
+            model = self.models.learner(role, self.recipe.seed)
+            lines.append(f"{role}: {model.num_parameters():,} parameters")
+            needs |= self._memory(role, model, needs)
+        learners = dict.fromkeys(lesson.role for lesson in self.lessons.values())
+        lines += [f"memory of {role}: {needs[role]}" for role in learners]
+        outlooks: dict[str, Outlook] = {}
         for key, stage in self.stages.items():
-            what = "done before" if stage.results() is not None else "to do"
+            done, outlook = stage.results() is not None, ""
             if key in self.lessons:
-                what += f", {self._steps(self.lessons[key].role):,} steps"
-            lines.append(f"stage {key}: {what}")
+                found = self._outlook(self.lessons[key], needs)
+                outlook = f", {found.steps:,} steps" if done else f", {found}"
+                outlooks |= {} if done else {key: found}
+            lines.append(f"stage {key}: {'done before' if done else 'to do'}{outlook}")
+        if outlooks:
+            lines += [together_of(outlooks.values()), ESTIMATED]
         return "\n".join(lines)
 
-    def _steps(self, role: str) -> int:
-        args = arguments(self.recipe, role, self.recipe.seed, self.root)
-        if args.max_steps > 0:
-            return args.max_steps
-        batch = args.train_batch_size * self.state.num_processes
-        batches = -(-len(self.data["train"]) // batch)
-        per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-        return math.ceil(args.num_train_epochs * per_epoch)
+    def _memory(
+        self, model_of: str, model: PreTrainedModel, before: Mapping[str, Memory]
+    ) -> dict[str, Memory]:
+        """What each role takes that begins with this model."""
+        found = {model_of: Memory.untrained(model)}
+        collate = OneVersion(self.task.collator(self.processor))
+        own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
+        for role in dict.fromkeys(lesson.role for lesson in own):
+            args = arguments(self.recipe, role, self.recipe.seed, self.root)
+            known, alike = {**found, **before}, [one for one in own if one.role == role]
+            teacher = max(self._teacher_bytes(lesson, known) for lesson in alike)
+            example = longest(self.trained_on(role))
+            found[role] = memory(model, args, teacher, example, collate)
+        return found
+
+    def _teacher_bytes(self, lesson: Lesson, known: Mapping[str, Memory]) -> int:
+        """The weights of whoever teaches a lesson, as far as they are in memory."""
+        if lesson.teacher is None or (lesson.teacher == TEACHER and CACHE in self.stages):
+            return 0
+        if lesson.teacher == TEACHER:
+            return known[TEACHER].weights * max(1, len(self.teacher_keys))
+        return known[self.lessons[lesson.teacher].model].weights
+
+    def _outlook(self, lesson: Lesson, needs: Mapping[str, Memory]) -> Outlook:
+        args = arguments(self.recipe, lesson.role, lesson.seed, self.root)
+        examples = len(self.trained_on(lesson.role))
+        alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]
+        own = self.stages[lesson.key]
+        return Outlook(
+            steps=steps(examples, args, self.state.num_processes),
+            memory=needs[lesson.role],
+            disk=disk(needs[lesson.role], examples, args),
+            rate=rate_of([own, *alike], lesson.role, self.root),
+        )

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_distill.card_facts import PIPELINES, TOLD
+from hf_distill.card_facts import PIPELINES
+from hf_distill.config import DistillationConfig
 from hf_distill.hub.card import StudentCard
 from hf_distill.hub.card import write as write_card
 from hf_distill.hub.check import scrub
-from hf_distill.recipe import sources
+from hf_distill.hub.inherit import local_card
+from hf_distill.recipe import evidence, sources
 from hf_distill.recipe.examples import Examples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.stages import write_text
+from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.recipe.tasks import RecipeTask
+from hf_distill.run_facts import ALWAYS, describe_processor, exports_of, plain, told
 
-FINAL = "final"
+FINAL, EXPORTS = "final", "onnx"
 
 
 def publish(
-    recipe: Recipe, task: RecipeTask, examples: Examples, facts: Mapping[str, Any], root: Path
+    recipe: Recipe,
+    task: RecipeTask,
+    examples: Examples,
+    facts: Mapping[str, Any],
+    root: Path,
+    more: Mapping[str, Any],
 ) -> Path:
     """Put the published student together, all of it or nothing.
 
@@ -33,6 +43,8 @@ def publish(
         examples: Its data.
         facts: The report, as `report.summary` gives it.
         root: The output folder.
+        more: What only the run knows, as `StudentCard` has it: ``measured``, ``measured_on``,
+            ``processor`` and ``teacher`` (where its weights lie).
 
     Returns:
         The folder ``final``.
@@ -42,13 +54,23 @@ def publish(
     shutil.copytree(root / f"student/seed-{facts['published_seed']}" / "model", staging)
     if (final / "README.md").is_file():  # what a person wrote into the card is kept
         shutil.copy2(final / "README.md", staging / "README.md")
-    more = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
-    for name in ("report.json", "curves.png", *more):
+    pictures = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
+    for name in ("report.json", "curves.png", *pictures):
         shutil.copy2(root / name, staging / name)
     resolved = scrub(recipe.to_yaml())
     write_text(staging / "recipe.yaml", resolved)
     write_text(root / "recipe.yaml", recipe.to_yaml())
-    write_card(student_card(recipe, task, examples, facts, resolved), staging)
+    card = student_card(recipe, task, examples, facts, resolved)
+    log = evidence.training_log(facts, root)
+    card.components, card.history = log["components"], log["history"]
+    card.training["effective batch size"] *= log["processes"]
+    card.measured, card.measured_on = dict(more["measured"]), dict(more["measured_on"])
+    card.preprocessing = _preprocessing(recipe, more["processor"])
+    card.exports = _exports(final, staging)
+    quote = local_card(more["teacher"]).get("quote")
+    card.teacher |= {"quote": quote} if quote else {}
+    write_json(root / "card.json", vars(card))
+    write_card(card, staging, eval_results=recipe.card.eval_results)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.replace(old)
@@ -67,12 +89,11 @@ def student_card(
     """The facts of the card, all of them from this run or from what the sources say."""
     teacher, base = _origins(recipe)
     data = _data(recipe, examples, facts)
-    named = teacher["name"]
+    how = []
     if not recipe.teacher.fine_tuned:
-        how = "fine-tuned" if recipe.teacher.model is not None else "trained"
-        named += f" {how} on {data['name']}"
+        how.append(f"{'fine-tuned' if recipe.teacher.model else 'trained'} on {data['name']}")
     if "members" in facts["models"]["teacher"]:
-        named += f" with {facts['models']['teacher']['members']} seeds, their mean"
+        how.append(f"with {facts['models']['teacher']['members']} seeds, their mean")
     models = facts["models"]
     derived = recipe.student.from_teacher_layers is not None
     return StudentCard(
@@ -81,20 +102,32 @@ def student_card(
         license=recipe.card.license or (teacher["license"] if derived else None),
         language=recipe.card.language,
         base_model=base,
-        teacher={"name": named, **_size(models["teacher"])},
-        student=_size(models["student"]),
+        base_model_license=teacher["license"] if derived else None,
+        teacher={
+            "name": teacher["name"],
+            "how": ", ".join(how),
+            "license": teacher["license"],
+            **_size(models["teacher"]),
+            **_outputs(recipe),
+        },
+        student={
+            **_size(models["student"]),
+            "labels": examples.labels if len(examples.labels) <= 20 else [],
+            "initialised": _beginning(recipe),
+        },
         objective=list(facts["objective"]),
         formula=facts["formula"],
         data=data,
         results={role: _results(models[role]["test"]) for role in NAMES if role in models},
+        claim=evidence.claim(facts),
         test_examples=facts["examples"]["test"],
         seeds=len(facts["student_seeds"]),
         training=_training(recipe, facts),
         environment=dict(facts["environment"]),
-        reproduce={"command": f"hf-distill train {_shown(recipe.file)}", "recipe": resolved},
+        reproduce={"command": _command(recipe), "recipe": resolved},
         limitations=_limitations(recipe, examples, facts),
         plots=["curves.png"],
-        robustness=on_card(facts[ROBUSTNESS]) if ROBUSTNESS in facts else {},
+        robustness=_robustness(facts),
     )
 
 
@@ -111,6 +144,49 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
     if student.from_teacher_layers is not None:
         return teacher, name if section.model is not None else None
     return teacher, student.hub_id or student.model
+
+
+def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
+    """What was exported from these very weights earlier stays beside them."""
+    if (final / EXPORTS).is_dir():
+        shutil.copytree(final / EXPORTS, staging / EXPORTS)
+        if rows := exports_of(staging):
+            return rows
+        shutil.rmtree(staging / EXPORTS)
+    return []
+
+
+def _outputs(recipe: Recipe) -> dict[str, Any]:
+    """Where the teacher's outputs came from."""
+    cache = recipe.teacher.cache
+    if cache is None:
+        return {"outputs": "computed in every step"}
+    told = {key: value for key, value in vars(cache).items() if value is not None}
+    return {"cache": {key: value for key, value in told.items() if key != "path"}}
+
+
+def _beginning(recipe: Recipe) -> str | None:
+    """How the student began, as the end of a sentence."""
+    student = recipe.student
+    if student.from_teacher_layers is None:
+        return "a new model with random weights" if student.config is not None else None
+    layers = student.from_teacher_layers
+    which = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+    width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
+    return f"layers {which} of the teacher before its fine-tuning{width}"
+
+
+def _preprocessing(recipe: Recipe, processor: Any) -> dict[str, Any]:
+    found = describe_processor(processor)
+    return (
+        found if recipe.data.max_length is None else found | {"max_length": recipe.data.max_length}
+    )
+
+
+def _robustness(facts: Mapping[str, Any]) -> dict[str, Any]:
+    if ROBUSTNESS not in facts:
+        return {}
+    return {**on_card(facts[ROBUSTNESS]), "rows": evidence.robustness_rows(facts[ROBUSTNESS])}
 
 
 def _data(recipe: Recipe, examples: Examples, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,9 +212,18 @@ def _results(test: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
-    own = {k: v for k, v in recipe.training_of("student").items() if k in TOLD}
+    defaults = {f.name: f.default for f in dataclasses.fields(DistillationConfig)}
+    given = {name: plain(defaults[name]) for name in ALWAYS} | recipe.training_of("student")
+    own = {key: plain(value) for key, value in given.items() if told(key, value)}
     model, seed = facts["models"]["student"], facts["published_seed"]
-    rows = {**own, "optimizer steps": model["train_steps"], "seed of these weights": seed}
+    batch = given["per_device_train_batch_size"]
+    rows: dict[str, Any] = {
+        **own,
+        "effective batch size": batch * given.get("gradient_accumulation_steps", 1),
+        "optimizer steps": model["train_steps"],
+        "training seconds": show(model.get("train_seconds"), 0),
+        "seed of these weights": seed,
+    }
     if len(facts["student_seeds"]) > 1:
         metric = facts["metric"]
         value = facts["runs"][f"student/seed-{seed}"]["test"][metric]
@@ -170,6 +255,14 @@ def _limitations(recipe: Recipe, examples: Examples, facts: Mapping[str, Any]) -
         + verdict(facts)
     )
     return lines
+
+
+def _command(recipe: Recipe) -> str:
+    """What a user types for this very run."""
+    given = [
+        f"--{key} {shlex.quote(value)}" for key, value in recipe.overrides if key != "output_dir"
+    ]
+    return " \\\n  ".join([f"hf-distill train {_shown(recipe.file)}", *given])
 
 
 def _shown(file: Path) -> str:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_distill.card_facts import environment
+from hf_distill.curves import Line, Panel, draw, save
 from hf_distill.recipe.chain import TEACHER, generations
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.robustness.report import write_report
+from hf_distill.run_facts import environment
 from hf_distill.terms import Sum
 
 FIGURES = ("accuracy", "agreement", "kl_forward", "kl_reverse", "nll", "ece")
@@ -246,41 +247,14 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "The picture of the curves needs matplotlib: pip install 'hf_distill[recipes]'."
-        ) from error
+    more = dict(zip(between(facts), itertools.cycle(_MORE), strict=False))
+    colours = {**_COLOURS, **more}
+
+    def lines(curve: str) -> list[Line]:
+        runs = [(key.split("/")[0], run[curve]) for key, run in facts["curves"].items()]
+        named = {role: name_of(role, facts["models"][role]) for role, _ in runs}
+        return [Line(named[role], points, colours[role]) for role, points in runs if points]
+
     metric = facts["metric"]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    more = zip(between(facts), itertools.cycle(_MORE), strict=False)
-    colours = {**_COLOURS, **dict(more)}
-    for key, run in facts["curves"].items():
-        role = key.split("/")[0]
-        first = key == next(k for k in facts["curves"] if k.split("/")[0] == role)
-        for panel, name in zip(panels, ("loss", metric), strict=True):
-            marker = "o" if len(run[name]) <= 30 else None
-            steps, values = [p[0] for p in run[name]], [p[1] for p in run[name]]
-            named = name_of(role, facts["models"][role])
-            label = named if first and name == "loss" else None
-            panel.plot(
-                steps,
-                values,
-                marker=marker,
-                markersize=3.5,
-                linewidth=1.3,
-                color=colours[role],
-                label=label,
-            )
-    panels[0].set(title="Training loss", ylabel="loss (each model's own objective)")
-    panels[1].set(title=f"Validation {metric}", ylabel=metric)
-    for panel in panels:
-        panel.set_xlabel("optimizer step")
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(4, len(facts["models"])), frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
+    loss = Panel("Training loss", lines("loss"), "loss (each model's own objective)")
+    save(draw([loss, Panel(f"Validation {metric}", lines(metric), metric)]), path)

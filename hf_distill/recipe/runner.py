@@ -17,6 +17,7 @@ from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
 from hf_distill.recipe.caching import CACHE, CacheStage, write
 from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
+from hf_distill.recipe.evidence import BATCH, measured, speed_stage
 from hf_distill.recipe.judging import (
     Compute,
     describe_ensemble,
@@ -105,9 +106,30 @@ class Run(Plan):
         )
         facts = report.summary(outcome)
         report.write(facts, self.root)
-        final = publish(self.recipe, self.task, self.examples, facts, self.root)
+        final = publish(
+            self.recipe, self.task, self.examples, facts, self.root, self._measured(facts)
+        )
         self.say(f"\n{report.table(facts)}\n\n{report.verdict(facts)}")
         self.say(f"report: {self.root / 'report.md'}; student with its card: {final}")
+
+    def _measured(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Sizes and speed of teacher, baseline and student, and what else the card asks for."""
+        seed = facts["published_seed"]
+        folders = {
+            role: self.stages[f"{role}/seed-{seed}"].model for role in ("baseline", "student")
+        }
+        if len(self.teacher_keys) <= 1:  # an ensemble has no one folder
+            own = [self.stages[key].model for key in self.teacher_keys]
+            folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
+        rows = self.data["test"].select(range(min(BATCH, len(self.data["test"]))))
+        batch = self.task.collator(self.processor)(list(rows))
+        batch.pop("labels", None)
+        models = {
+            role: partial(self.models.trained, str(folder)) for role, folder in folders.items()
+        }
+        found = measured(speed_stage(self.stages[EVALUATION]), models, folders, batch)
+        given = self.models.paths.get(TEACHER)
+        return {**found, "processor": self.processor, "teacher": given}
 
     def _teacher_of(self, lesson: Lesson) -> Teacher | None:
         """Who teaches a lesson, as it is when the lesson begins."""
@@ -152,8 +174,8 @@ class Run(Plan):
     ) -> dict[str, Any]:
         stage, role = self.stages[lesson.key], lesson.role
         args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
-        called = callbacks(self.recipe, role)
-        trainer = self.make_trainer(model, args, lesson.objective, teacher, called)
+        called = callbacks(self.recipe, role, stage.folder)
+        trainer = self.make_trainer(model, args, lesson.objective, teacher, called, role=role)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")

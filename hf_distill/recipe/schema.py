@@ -93,6 +93,7 @@ class TeacherSection:
     model: str | None = None
     config: dict[str, Any] | None = None
     fine_tuned: bool = False
+    max_train_examples: int | None = None
     seeds: list[int] | None = None
     cache: CacheSection | None = None
     objective: list[dict[str, Any]] | None = None
@@ -168,6 +169,7 @@ class CardSection:
     license: str | None = None
     language: str | list[str] | None = None
     limitations: list[str] = field(default_factory=list)
+    eval_results: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Recipe:
     robustness: RobustnessSection | None = None
     card: CardSection = field(default_factory=CardSection)
     file: Path = field(default=Path(), init=False, compare=False)
+    overrides: tuple[tuple[str, str], ...] = field(default=(), init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -208,9 +211,10 @@ class Recipe:
         _check_seeds(self.teacher.seeds, "teacher.seeds")
         if self.generations < 1:
             raise RecipeError(f"`generations`: expected at least 1, got {self.generations}.")
-        for key, count in vars(self.data).items():
-            if key.startswith("max_") and count is not None and count < 1:
-                raise RecipeError(f"`data.{key}`: expected at least 1, got {count}.")
+        for name, section in (("data", self.data), ("teacher", self.teacher)):
+            for key, count in vars(section).items():
+                if key.startswith("max_") and count is not None and count < 1:
+                    raise RecipeError(f"`{name}.{key}`: expected at least 1, got {count}.")
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id: namespace/name`, got none.")
 
@@ -296,11 +300,12 @@ def _check_models(recipe: Recipe) -> None:
             )
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
-    if recipe.teacher.fine_tuned and recipe.teacher.seeds is not None:
-        raise RecipeError(
-            "`teacher.seeds` trains a teacher for each seed, and `teacher.fine_tuned` none. Take "
-            "one of them away."
-        )
+    for key in ("seeds", "max_train_examples"):
+        if recipe.teacher.fine_tuned and getattr(recipe.teacher, key) is not None:
+            raise RecipeError(
+                f"`teacher.{key}` is for teachers that are trained, and `teacher.fine_tuned` "
+                "trains none. Take one of them away."
+            )
 
 
 def _check_seeds(seeds: list[int] | None, key: str) -> None:

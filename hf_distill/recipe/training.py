@@ -18,9 +18,11 @@ from transformers import (
 
 from hf_distill.card_facts import SPEED
 from hf_distill.config import DistillationConfig
+from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.tracking import check_trackers
 from hf_distill.trainer import DistillationTrainer
 
 PATIENCE = "early_stopping_patience"
@@ -44,12 +46,14 @@ def arguments(
     if not _has_accelerator():
         options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
     try:
-        return DistillationConfig(
+        args = DistillationConfig(
             output_dir=str(folder),
             seed=seed,
             remove_unused_columns=False,  # there is only what the models take
             **{**options, **changes},
         )
+        check_trackers(args)
+        return args
     except (ValueError, ImportError) as error:
         raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
 
@@ -59,10 +63,11 @@ def _has_accelerator() -> bool:
     return any(backend.is_available() for backend in backends)
 
 
-def callbacks(recipe: Recipe, role: str) -> list[TrainerCallback]:
-    """The clock, and early stopping where the recipe asks for it."""
+def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
+    """The clock, the curves in the stage's folder, and early stopping where it is asked for."""
     patience = recipe.training_of(role).get(PATIENCE)
-    return [Clock(), *([] if patience is None else [EarlyStoppingCallback(patience)])]
+    stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
+    return [Clock(), CurvesCallback(folder, at_least=WORTH_DRAWING), *stopping]
 
 
 class Clock(TrainerCallback):

@@ -1,4 +1,4 @@
-"""``hf-distill robustness``."""
+"""What ``hf-distill robustness`` does; its options are in `hf_distill.cli.robustness`."""
 
 from __future__ import annotations
 
@@ -13,82 +13,12 @@ from datasets import Dataset
 
 from hf_distill.robustness.comparing import check_requirements
 from hf_distill.robustness.examples import Examples
-from hf_distill.robustness.plan import ATTACKS, Plan
+from hf_distill.robustness.plan import Plan
 from hf_distill.robustness.report import Report, evaluate_robustness
 from hf_distill.robustness.subject import Subject
-from hf_distill.robustness.tables import AXES, sentences, verdict_table
+from hf_distill.robustness.tables import sentences, verdict_table
 
-EXAMPLES = """examples:
-  hf-distill robustness --model runs/student --dataset org/reviews --split test
-  hf-distill robustness --model runs/student --reference runs/alone --teacher runs/teacher \\
-      --dataset recipes/sources.py:movie_reviews --shifted tweets=recipes/sources.py:tweets
-  hf-distill robustness --model runs/student/seed-* --reference runs/alone/seed-* \\
-      --dataset data.py:pictures --attacks pgd,square --epsilon 0.0314 \\
-      --require 'robustness.noise>=0' --require 'robustness.attacked>=-0.01'
-
---reference is the student that was trained without a teacher; of several models the first is
-compared with the first, and so on: name same-seed pairs in one order. With one pair nothing is said
-about the method, with fewer than six no axis is called better or worse.
-
-A requirement is AXIS OPERATOR NUMBER. The axes, as the difference of --model and --reference:
-"""
 Split = Callable[..., Dataset]
-
-
-def add_parser(commands: Any, exit_codes: str) -> None:
-    """Add ``robustness`` to the subcommands of a command line.
-
-    Args:
-        commands: What ``add_subparsers`` gave.
-        exit_codes: What they mean, for the help.
-    """
-    axes = "; ".join(f"{axis} ({name.lower()})" for axis, name in AXES.items())
-    also = "and by itself student.noise, ….\n\n"
-    command = commands.add_parser(
-        "robustness",
-        help="perturb, attack and compare finished models",
-        description=(
-            "Ask models the same questions, perturbed and attacked, and judge a student against\n"
-            "the same student without a teacher, axis by axis: better, worse, or neither."
-        ),
-        epilog=f"{EXAMPLES}  {axes};\n  {also}{exit_codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    folders: dict[str, Any] = {"nargs": "+", "metavar": "DIR", "default": []}
-    add = command.add_argument
-    add("--model", **{**folders, "required": True}, help="folders or Hub ids, one per seed")
-    add("--reference", **folders, help="the same student without a teacher, one per seed")
-    add("--control", **folders, help="likewise, trained on the same noise or attack")
-    add("--teacher", **folders, help="the teacher, or several")
-    add("--dataset", required=True, metavar="ID", help="of the Hub, or file.py:function")
-    add("--config", help="of the data set")
-    add("--split", default="test", help="default: test")
-    add("--validation-split", metavar="SPLIT", help="fit one temperature per model on it")
-    add("--input-column", "--text-column", "--image-column", metavar="NAME", help="the examples")
-    add("--label-column", metavar="NAME", help="default: label or labels")
-    add("--groups", metavar="NAME", help="column with the group of each example")
-    add("--shifted", action="append", default=[], metavar="NAME=ID", help="another test set")
-    for name, what in (
-        ("perturbations", "default: the core set for the kind of examples"),
-        ("seen", "perturbations of the training, left out of the means"),
-        ("attacks", f"default: {_usual()}; `none` for none"),
-        ("invariance", "tests for text; `none` for none"),
-    ):
-        add(f"--{name}", type=_listed, metavar="A,B", help=what)
-    add("--epsilon", type=float, help="default: 8/255 in pictures; see Plan for others")
-    add("--norm", choices=("linf", "l2"))
-    add("--steps", type=int, help="of PGD")
-    add("--restarts", type=int, help="of PGD")
-    add("--queries", type=int, help="of Square and of searches in text")
-    add("--examples", type=int, metavar="N", help="use no more than these of the split")
-    add("--perturbed-examples", type=int, metavar="N")
-    add("--attacked-examples", type=int, metavar="N")
-    add("--robust-objective", action="store_true", default=None, help="so a control is due")
-    add("--max-length", type=int, metavar="N", help="tokens at which texts are cut")
-    add("--batch-size", type=int, metavar="N")
-    add("--seed", type=int)
-    add("--require", action="append", default=[], metavar="EXPR", help="see below; exit code 3")
-    add("--output", default="runs/robustness", metavar="DIR", help="default: runs/robustness")
 
 
 def run(args: argparse.Namespace, split_of: Split, say: Callable[[str], None]) -> int:
@@ -186,14 +116,6 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
 
 def _loaded(source: str, args: argparse.Namespace) -> Subject:
     return dataclasses.replace(Subject.load(source), max_length=args.max_length)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _usual() -> str:
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in ATTACKS.items() if names)
 
 
 def _name(models: list[str]) -> str:

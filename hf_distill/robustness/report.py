@@ -132,7 +132,7 @@ def evaluate_robustness(
     }
     valid = None if validation is None else _examples(validation, None)
     notes: list[str] = []
-    subjects = _aligned(subjects, data, notes)
+    subjects = aligned(subjects, data, notes)
     plan.perturbations_for(data.modality)
     plan.attacks_for(data.modality)
     plan.invariance_for(data.modality)
@@ -168,9 +168,10 @@ def _named(models: Models) -> dict[str, Subject]:
     }
 
 
-def _aligned(
+def aligned(
     subjects: Mapping[str, Subject], data: Examples, notes: list[str]
 ) -> dict[str, Subject]:
+    """The same models, all with the classes of the data; what is doubtful goes into the notes."""
     found = {}
     for key, subject in subjects.items():
         if subject.modality != data.modality:

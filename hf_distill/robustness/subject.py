@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,8 +235,13 @@ class Subject:
         if len(rates) > 1:
             raise ValueError(f"Expected one sampling rate for all sounds, got {sorted(rates)}.")
         arrays = [np.asarray(value["array"], np.float32) for value in values]
+        usual = inspect.signature(self.processor.__call__).parameters.get("padding")
+        fixed = usual is not None and isinstance(usual.default, str)  # Whisper's: always 30 s
         sounds: Mapping[str, Any] = self.processor(
-            arrays, sampling_rate=rates.pop(), padding=True, return_tensors="pt"
+            arrays,
+            sampling_rate=rates.pop(),
+            padding=usual.default if usual is not None and fixed else True,
+            return_tensors="pt",
         )
         return sounds
 
@@ -250,7 +256,7 @@ class Subject:
             getattr(self.processor, "model_max_length", None),
             getattr(self._config, "max_position_embeddings", None),
         )
-        known = [limit for limit in limits if limit is not None and limit < _UNLIMITED]
+        known = [limit for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
         return min(known, default=None)
 
     def _ask(self, values: Sequence[Any]) -> np.ndarray:

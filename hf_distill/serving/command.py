@@ -1,4 +1,4 @@
-"""``hf-distill serve-teacher``."""
+"""What ``hf-distill serve-teacher`` does; its options are in `hf_distill.cli.serve_teacher`."""
 
 from __future__ import annotations
 
@@ -15,38 +15,6 @@ from hf_distill.cache.manifest import public
 from hf_distill.serving.server import TeacherServer
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import ModelTeacher
-
-PORT = 8300
-EXAMPLES = """examples:
-  hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
-  HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
-      --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
-
-A training asks it with RemoteTeacher("http://HOST:8300", token=…), a language model also with
-ServerTeacher or any client of the OpenAI completion protocol. Ctrl-C ends it. There is no
-encryption: over an untrusted network, put it behind a TLS proxy or an SSH tunnel.
-"""
-
-
-def add_parser(commands: Any) -> None:
-    """Add ``serve-teacher`` to the subcommands of a command line."""
-    serve = commands.add_parser(
-        "serve-teacher",
-        help="let trainings ask one teacher over HTTP",
-        description="Serve a teacher to any number of trainings.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    serve.add_argument("model", metavar="MODEL", help="a model: Hub id or folder")
-    serve.add_argument("--task", required=True, choices=sorted(TASKS), help="its head")
-    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
-    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: a free one")
-    serve.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
-    )
-    serve.add_argument("--device", help="default: a GPU if there is one")
-    serve.add_argument("--max-pending", type=int, default=16, help="requests that run or wait")
-    serve.add_argument("--token-env", metavar="NAME", help="variable with the clients' token")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -262,11 +262,11 @@ def texts() -> Study:
     def student() -> nn.Module:
         return student_from_teacher(teacher(), [0, 1], hidden_size=128)
 
-    attack = PGD(0.1, steps=2, norm="l2")  # of each token's embedding length
+    attack = PGD(0.03, steps=1, norm="l2")  # of each token's embedding length
 
     def robustly(objective: Objective) -> Sum:
         noisy, attacked = OnPerturbed(objective, Columns()), OnPerturbed(objective, attack)
-        return 0.4 * objective + 0.3 * noisy + 0.3 * attacked
+        return 0.5 * objective + 0.3 * noisy + 0.2 * attacked
 
     fine_tuning = {"num_train_epochs": 3, "learning_rate": 5e-5}
     return Study(
@@ -277,7 +277,10 @@ def texts() -> Study:
         OneVersion(tf.DataCollatorWithPadding(tokenizer)),
         {
             "teacher": Arm(1.0 * HardLabels(), settings=fine_tuning),
-            "robust_teacher": Arm(robustly(HardLabels()), settings=fine_tuning),
+            "robust_teacher": Arm(
+                0.5 * HardLabels() + 0.5 * OnPerturbed(HardLabels(), Columns()),
+                settings=fine_tuning,
+            ),
         },
         {
             "alone": Arm(1.0 * HardLabels()),
@@ -576,10 +579,9 @@ def plan_of(name: str) -> Plan:
     return Plan(
         perturbations=unseen,
         severities=(1, 3, 5),
-        epsilon=0.2,
+        epsilon=0.05,
         steps=5,
-        queries=100,
-        attacked_examples=100,
+        queries=30,
         gate_examples=16,
     )
 

@@ -149,3 +149,22 @@ def test_a_method_is_named_like_an_objective(tmp_path: Path) -> None:
     made = Run(load_recipe(robust(tmp_path, objective=rows)), lambda line: None)
     assert "PGD(epsilon=0.1, steps=2" in str(made.objective)
     made.check()
+
+
+def test_a_teacher_may_see_more_examples_than_the_student(tmp_path: Path) -> None:
+    """A student that sees them as well is compared with a student alone on other data."""
+    path = robust(tmp_path, data={"max_train_examples": 12})
+    values = yaml.safe_load(path.read_text())
+    values["teacher"]["max_train_examples"] = 24
+    path.write_text(yaml.safe_dump(values))
+    made = Run(load_recipe(path), lambda line: None)
+    texts = {name: set(rows["text"]) for name, rows in made.examples.raw.items()}
+    assert made.examples.sizes["train (teacher)"] == 24
+    assert texts["train"] < texts["train (teacher)"]
+    made()
+    steps = {key: record(tmp_path, key)["results"]["steps"] for key in made.lessons}
+    assert steps.pop("teacher") == 3
+    assert set(steps.values()) == {2}
+    assert "24 train (teacher)" in (tmp_path / "out/final/README.md").read_text()
+    with pytest.raises(RecipeError, match="is for teachers that are trained"):
+        load_recipe(path, [("teacher.fine_tuned", "true")])

@@ -1,0 +1,63 @@
+"""All that ``hf_distill`` exports by name; the package imports it when a name is asked for."""
+
+from hf_distill import objectives
+from hf_distill.cache import push_cache, write_cache
+from hf_distill.config import DistillationConfig, Seq2SeqDistillationConfig
+from hf_distill.initialise import student_from_teacher
+from hf_distill.joint import JointTrainer
+from hf_distill.layers import layer_map
+from hf_distill.objectives import *  # noqa: F403 (every objective by its name)
+from hf_distill.objectives import OBJECTIVES, objective_from
+from hf_distill.schedules import Schedule
+from hf_distill.seq2seq import Seq2SeqDistillationTrainer
+from hf_distill.signals import Items, Needs, Signal, Sparse
+from hf_distill.teachers import (
+    AdaptersOff,
+    CachedTeacher,
+    Ensemble,
+    ModelTeacher,
+    PastStudent,
+    RemoteTeacher,
+    ServerTeacher,
+    Teacher,
+)
+from hf_distill.temperature import AdaptiveTemperature, LearnedTemperature
+from hf_distill.terms import Objective, Sum, Term
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.views import Views
+from hf_distill.weights import Share
+
+__all__ = [
+    "OBJECTIVES",
+    "AdaptersOff",
+    "AdaptiveTemperature",
+    "CachedTeacher",
+    "DistillationConfig",
+    "DistillationTrainer",
+    "Ensemble",
+    "Items",
+    "JointTrainer",
+    "LearnedTemperature",
+    "ModelTeacher",
+    "Needs",
+    "Objective",
+    "PastStudent",
+    "RemoteTeacher",
+    "Schedule",
+    "Seq2SeqDistillationConfig",
+    "Seq2SeqDistillationTrainer",
+    "ServerTeacher",
+    "Share",
+    "Signal",
+    "Sparse",
+    "Sum",
+    "Teacher",
+    "Term",
+    "Views",
+    "layer_map",
+    "objective_from",
+    "push_cache",
+    "student_from_teacher",
+    "write_cache",
+]
+__all__ += objectives.__all__

@@ -1,0 +1,88 @@
+"""What the commands share: a parser that suggests, exit codes, and where lines go.
+
+A command is a module of this package with ``add_parser(commands)``, which imports nothing heavy,
+and ``run(args, say) -> int``, which imports what it needs and gives an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+EXIT_CODES = """exit codes: 0 done; 1 training, publishing or writing failed; 2 something is
+wrong with the command line, the recipe or what was given; 3 a requirement on robustness is not
+met; 130 interrupted (the same command again resumes).
+"""
+Say = Callable[[str], None]
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run; the message says what to change."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that names what was probably meant."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is unknown here, where the options that were meant are known."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice, and name the nearest."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            message = f"{str(value)!r} is unknown{nearest(str(value), names)}"
+            raise argparse.ArgumentError(action, f"{message} (expected one of {', '.join(names)})")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and which options were probably meant; exit code 2."""
+        options = self._option_string_actions
+        for word in self._words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(known.startswith(name) for known in options):
+                message += f"; {name} is unknown{nearest(name, options)}"
+        super().error(message)
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """``, did you mean 'train'?``, or nothing where no name is near."""
+    found = difflib.get_close_matches(word, list(names), n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def add_command(commands: Any, name: str, help: str, description: str, **options: Any) -> Parser:
+    """Add a command whose description and epilog are shown as they are laid out.
+
+    Args:
+        commands: What ``add_subparsers`` gave.
+        name: The command.
+        help: One line for the list of commands.
+        description: What it does.
+        options: Of `argparse.ArgumentParser`: ``epilog`` with examples and exit codes, ``usage``.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    added: Parser = commands.add_parser(
+        name, help=help, description=description, formatter_class=raw, **options
+    )
+    return added
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def complain(message: str) -> None:
+    """Say on stderr what is wrong; once, not by every process of a launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"hf-distill: {message}", file=sys.stderr, flush=True)

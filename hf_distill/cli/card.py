@@ -1,0 +1,60 @@
+"""``hf-distill card``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+
+EPILOG = f"""examples:
+  hf-distill card check runs/movie-reviews/final
+  hf-distill card check README.md
+
+`check` exits with 0 when nothing speaks against publishing, with 2 when something does.
+
+{EXIT_CODES}"""
+CHECK = """Check what would be published, one line for each problem; asks no network. A folder is
+checked as a student: its files and its card. A file is checked as a card, with the pictures beside
+it.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``card`` to the commands."""
+    card = add_command(
+        commands,
+        "card",
+        "check a student's card and folder before they are published",
+        "What concerns the card of a student.",
+        epilog=EPILOG,
+    )
+    parts = card.add_subparsers(dest="part", required=True, metavar="check")
+    check = add_command(parts, "check", "check a card, offline", CHECK, epilog=EPILOG)
+    check.add_argument("path", metavar="DIR|FILE", help="a student's folder, or a card")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Check a card."""
+    from hf_distill.hub.check import card_problems
+    from hf_distill.hub.files import folder_problems, pictures_of
+
+    path = Path(args.path)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        lacking = [name for name in pictures_of(text) if not (path.parent / name).is_file()]
+        problems = [
+            *card_problems(text),
+            *(f"shows {name}, which is not there" for name in lacking),
+        ]
+    elif path.is_dir():
+        problems = folder_problems(path)
+    else:
+        complain(f"expected a student's folder or a card, got {args.path}, which does not exist")
+        return 2
+    for problem in problems:
+        say(problem)
+    if not problems:
+        say(f"{args.path}: nothing speaks against publishing it")
+    return 2 if problems else 0

@@ -1,0 +1,55 @@
+"""``hf-distill compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+
+EPILOG = f"""examples:
+  hf-distill compare runs/kl runs/kl_and_features
+  hf-distill compare runs/*/ --output runs/compare
+
+RUN is the output folder of a recipe that has come to its end, or its final/. The students of each
+run are compared with those of the first, seed by seed; with fewer than six seeds in common nothing
+is claimed. Runs on other test examples, or of another metric, stand in the table with a warning and
+are not compared.
+
+{EXIT_CODES}"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``compare`` to the commands."""
+    command = add_command(
+        commands,
+        "compare",
+        "several runs side by side: a table, a picture, and what may be said",
+        "Put runs of recipes side by side; print tables, write compare.md, compare.png and\n"
+        "compare.json.",
+        epilog=EPILOG,
+    )
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a recipe's output folder")
+    command.add_argument(
+        "--output", default="runs/compare", metavar="DIR", help="default: runs/compare"
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Compare the runs, print the tables and write the files."""
+    from hf_distill.comparison import compare, read_runs
+    from hf_distill.side_by_side import markdown, write
+
+    try:
+        facts = compare(read_runs(args.runs))
+        write(facts, args.output)
+    except (ValueError, ImportError) as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(str(error))
+        return 1
+    say(markdown(facts))
+    say(f"\nreport: {Path(args.output) / 'compare.md'}, with compare.png and compare.json")
+    return 0

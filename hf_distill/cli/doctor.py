@@ -1,0 +1,209 @@
+"""``hf-distill doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hf_distill import __version__
+from hf_distill.cli.base import Say, add_command
+
+EPILOG = """examples:
+  hf-distill doctor
+  hf-distill doctor --json > doctor.json     # for a report of a bug; it holds no token
+  HF_HUB_OFFLINE=1 hf-distill doctor         # asks nobody
+
+exit codes: 0 usable; 1 something essential is broken, named after `problem:`.
+"""
+ESSENTIAL = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingface_hub")
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+OPTIONAL = ("matplotlib", "sklearn", "PIL", "onnx", "onnxruntime", "foolbox", "shtab", "codecarbon")
+"""Modules by the names that are imported."""
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "huggingface_hub": "huggingface-hub"}
+ROOM = 100 * 2**20
+"""Bytes without which not even a small student can be kept."""
+TIMEOUT = 5.0
+"""Seconds."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``doctor`` to the commands."""
+    doctor = add_command(
+        commands,
+        "doctor",
+        "see whether this machine is ready: versions, devices, disk, hub",
+        "Show versions, devices, memory, free disk, trackers, and whether the hub answers.",
+        epilog=EPILOG,
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs and reports of bugs")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Look, and say what was found."""
+    problems: list[str] = []
+    found = {
+        "versions": _versions(problems),
+        "optional": {name: _version(name) for name in OPTIONAL},
+        "trackers": {name: _version(name) for name in TRACKERS},
+        "devices": _devices(),
+        "memory": _memory(),
+        "disk": _disk(problems),
+        "hub": _hub(),
+        "problems": problems,
+    }
+    say(json.dumps(found, indent=1) if args.json else _text(found))
+    return 1 if problems else 0
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = []
+    for section, facts in found.items():
+        if section == "problems":
+            lines += [f"problem: {problem}" for problem in facts] or ["ready"]
+        else:
+            lines.append(section)
+            lines += [f"  {name}: {_shown(value)}" for name, value in facts.items()]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _version(name: str) -> str | None:
+    """The version of what is installed; None where it is not."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(PACKAGES.get(name, name))
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"
+
+
+def _versions(problems: list[str]) -> dict[str, str | None]:
+    """Of what nothing works without; each is imported, for what is installed may yet be broken."""
+    found = {"hf_distill": __version__, "python": platform.python_version()}
+    found["platform"] = platform.platform()
+    for name in ESSENTIAL:
+        found[name] = _version(name) or ""
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            first = next(iter(str(error).splitlines()), "")
+            problems.append(f"import {name} fails: {type(error).__name__}: {first}")
+    problems += _too_old(found)
+    return {name: version or None for name, version in found.items()}
+
+
+def _too_old(found: dict[str, str]) -> list[str]:
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = importlib.metadata.requires("hf_distill") or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return []
+    problems = []
+    for requirement in map(Requirement, wanted):
+        name = requirement.name.replace("-", "_")
+        version = found.get(name)
+        fits = requirement.specifier.contains(version or "0", prereleases=True)
+        if requirement.marker is None and version and not fits:
+            problems.append(f"{name} {version} is installed, {requirement} is needed")
+    return problems
+
+
+def _devices() -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"cpu cores": cores, "bf16 in the cpu's hardware": _cpu_bf16()}
+    try:
+        import torch
+    except Exception:  # told among the problems
+        return found
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    found["cuda"] = [_gpu(torch.cuda.get_device_properties(index)) for index in cuda]
+    found["mps"] = torch.backends.mps.is_available()
+    return found
+
+
+def _gpu(device: Any) -> str:
+    bf16 = "bf16" if device.major >= 8 else "no bf16"
+    return f"{device.name} ({_size(device.total_memory)}, {bf16})"
+
+
+def _cpu_bf16() -> bool | None:
+    """Whether the processor computes in bfloat16 by itself; None where nothing says so."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
+    except OSError:
+        return None
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _memory() -> dict[str, str]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {"total": _size(memory.total), "available": _size(memory.available)}
+
+
+def _disk(problems: list[str]) -> dict[str, str]:
+    cache = os.environ.get("HF_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    found = {}
+    for name, folder in (("cache", Path(cache).expanduser()), ("here", Path.cwd())):
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        found[name] = f"{_size(free)} free in {folder}"
+        if not os.access(existing, os.W_OK):
+            problems.append(f"{existing} cannot be written")
+        elif free < ROOM:
+            problems.append(f"{_size(free)} are free in {folder}, {_size(ROOM)} are needed")
+    return found
+
+
+def _hub() -> dict[str, Any]:
+    """Whether the hub answers, and to whom; the token is sent there, and shown nowhere."""
+    try:
+        from huggingface_hub import constants, get_session, get_token
+        from huggingface_hub.utils import build_hf_headers
+    except Exception:  # told among the problems
+        return {}
+    token = get_token()
+    found = {"endpoint": _without_login(constants.ENDPOINT), "token": token is not None}
+    if constants.HF_HUB_OFFLINE:
+        return {**found, "answers": "not asked, HF_HUB_OFFLINE is set"}
+    try:
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/whoami-v2", headers=build_hf_headers(), timeout=TIMEOUT
+        )
+        name = answer.json().get("name") if answer.status_code == 200 else None
+    except Exception as error:  # of whichever client the version of the hub's library has
+        return {**found, "answers": f"no: {type(error).__name__} within {TIMEOUT:.0f} s"}
+    found["answers"] = answer.status_code < 500 or f"no: status {answer.status_code}"
+    if token is not None:
+        found["user"] = name or f"the token is not accepted: status {answer.status_code}"
+    return found
+
+
+def _without_login(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,103 @@
+"""``hf-distill export``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+
+EPILOG = f"""examples:
+  hf-distill export runs/movie-reviews/final
+  hf-distill export runs/movie-reviews/final --int8 \\
+      --dataset recipes/sources.py:movie_reviews --split test
+  hf-distill export runs/squad/final --dataset data.py:questions --label-column none
+
+The files lie in DIR/onnx, with their figures in export.json; a card that is written afterwards has
+them. A file that does not answer as the student does is not kept (exit code 1). It needs the extra:
+pip install 'hf_distill[export]'.
+
+{EXIT_CODES}"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``export`` to the commands."""
+    command = add_command(
+        commands,
+        "export",
+        "write a finished student as ONNX, and as int8",
+        "Write a finished student as ONNX, run both on the same examples and compare.",
+        epilog=EPILOG,
+    )
+    add = command.add_argument
+    add("folder", metavar="DIR", help="a finished student, such as `train` leaves under final/")
+    add("--int8", action="store_true", help="also with int8 weights of the linear layers")
+    add("--int8-embeddings", action="store_true", help="the same, and of the embeddings")
+    add("--reduce-range", action="store_true", help="7 bits of 8, for CPUs without VNNI")
+    add("--dataset", metavar="ID", help="of the Hub, or file.py:function; default: random examples")
+    add("--config", help="of the data set")
+    add("--split", default="test", help="default: test")
+    add("--input-column", metavar="NAME", help="default: text, sentence, image, img or audio")
+    add("--label-column", metavar="NAME", help="default: label or labels; `none`: no accuracy")
+    add("--examples", type=int, metavar="N", help="use no more than these of the split")
+    add("--opset", type=int, metavar="N", help="default: 20")
+    add("--atol", type=float, metavar="X", help="largest difference of an output; default: 1e-4")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Export a folder."""
+    from hf_distill.export import ExportError, export_onnx, quantize_int8
+
+    int8 = args.int8 or args.int8_embeddings
+    options = {key: getattr(args, key) for key in ("opset", "atol")}
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        examples = _examples(args)
+        say(_line(export_onnx(args.folder, examples=examples, **given)))
+        if int8:
+            say(
+                _line(
+                    quantize_int8(
+                        args.folder,
+                        examples=examples,
+                        embeddings=args.int8_embeddings,
+                        reduce_range=args.reduce_range,
+                    )
+                )
+            )
+    except (ValueError, ImportError) as error:
+        complain(str(error))
+        return 2
+    except (OSError, ExportError) as error:
+        complain(str(error))
+        return 1
+    return 0
+
+
+def _examples(args: argparse.Namespace) -> Any:
+    if args.dataset is None:
+        return None
+    from hf_distill.recipe.examples import split_of
+    from hf_distill.robustness.examples import Examples
+
+    split, column = split_of(args.dataset, args.split, args.config), args.label_column
+    if column == "none":
+        column = "no label"
+        split = split.add_column(column, [0] * len(split))
+    found = Examples.read(split, args.input_column, column)
+    if args.examples is not None:
+        found = found.take(found.sample(args.examples))
+    return list(found.values) if args.label_column == "none" else found
+
+
+def _line(row: Any) -> str:
+    what = "random examples" if row.generated else "examples"
+    parts = [
+        f"{row.file}: {row.format}, {row.size_bytes / 1e6:.1f} MB",
+        f"largest difference {row.max_difference:.2g} on {row.examples} {what}",
+    ]
+    if row.same_argmax is not None:
+        parts.append(f"same decision {row.same_argmax:.2%}")
+    if row.metric is not None:
+        parts.append(f"{row.metric} {row.value:.4f} (student in PyTorch: {row.float_value:.4f})")
+    return "; ".join(parts)

@@ -1,0 +1,59 @@
+"""``hf-distill init-student``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+
+EPILOG = f"""examples:
+  hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
+  hf-distill init-student openai/whisper-small --layers encoder=12 decoder=2 --output runs/student
+  hf-distill init-student Qwen/Qwen3-0.6B --layers 0,9,18,27 --hidden-size 512 --output runs/student
+
+--layers is a number (evenly spaced, the first and the last among them), a list of indices from 0,
+or uniform:N, first:N, last:N; for a model of several stacks once for each, by name; for ResNet and
+the like the number of blocks of each stage (2,2,2,2). The student is for `student.model` of a
+recipe, or for DistillationTrainer.
+
+{EXIT_CODES}"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``init-student`` to the commands."""
+    init = add_command(
+        commands,
+        "init-student",
+        "make a student out of a teacher's layers, width and vocabulary",
+        "Write a smaller model made of a teacher's weights, with its tokenizer.",
+        epilog=EPILOG,
+    )
+    init.add_argument("teacher", metavar="TEACHER", help="a model: Hub id or folder")
+    init.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    init.add_argument("--layers", nargs="+", default=[], metavar="LAYERS", help="see below")
+    init.add_argument("--hidden-size", type=int, metavar="N", help="width, in whole heads")
+    init.add_argument(
+        "--intermediate-size", type=int, metavar="N", help="default: in proportion to the width"
+    )
+    init.add_argument("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Write a student."""
+    from hf_distill.initialise import write_student
+
+    try:
+        write_student(
+            args.teacher,
+            args.output,
+            say,
+            layers=args.layers,
+            hidden_size=args.hidden_size,
+            intermediate_size=args.intermediate_size,
+            vocabulary=args.vocabulary_size,
+        )
+    except (OSError, ValueError) as error:
+        complain(str(error))
+        return 2 if isinstance(error, ValueError) else 1
+    return 0

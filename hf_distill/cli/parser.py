@@ -1,0 +1,89 @@
+"""All commands in one parser, and `main`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from hf_distill import __version__
+from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain
+from hf_distill.cli.overrides import split_overrides
+from hf_distill.cli.terminal import lines
+
+COMMANDS = {
+    "train": "train",
+    "eval": "evaluate",
+    "cache": "cache",
+    "robustness": "robustness",
+    "compare": "compare",
+    "card": "card",
+    "push": "push",
+    "export": "export",
+    "recipes": "recipes",
+    "init-student": "init_student",
+    "serve-teacher": "serve_teacher",
+    "doctor": "doctor",
+    "completion": "completion",
+}
+"""Command -> its module in this package, in the order of the help."""
+EXAMPLES = """examples:
+  hf-distill recipes copy text_classification/movie_reviews.yaml my_recipes
+  hf-distill train my_recipes/text_classification/movie_reviews.yaml --dry-run
+  hf-distill train recipe.yaml --training.num_train_epochs 1 --data.max_train_examples 1500
+  hf-distill train recipe.yaml --objective '[{name: forward_kl, temperature: 4}]'
+  accelerate launch -m hf_distill train recipe.yaml
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
+  hf-distill COMMAND --help     more examples, of each command
+"""
+
+
+def module_of(command: str) -> ModuleType:
+    """The module that carries out a command; its import is light."""
+    return importlib.import_module(f"hf_distill.cli.{COMMANDS[command]}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of everything but a recipe's overrides."""
+    main = Parser(
+        prog="hf-distill",
+        description="Distil a Hugging Face model from a recipe, and publish the student.",
+        epilog=EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main.add_argument("--version", action="version", version=f"hf_distill {__version__}")
+    commands = main.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    for name in COMMANDS:
+        module_of(name).add_parser(commands)
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code, see ``hf-distill --help``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides: list[tuple[str, str]] = []
+    try:
+        if words[:1] in (["train"], ["cache"]):
+            words, overrides = split_overrides(words)
+        args = parser().parse_args(words, argparse.Namespace(overrides=overrides))
+        with lines() as say:
+            code: int = module_of(args.command).run(args, say)
+        return code
+    except UsageError as error:
+        complain(str(error))
+        return 2
+    except BrokenPipeError:  # `hf-distill … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted; the same command again resumes from the last checkpoint")
+        return 130

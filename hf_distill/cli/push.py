@@ -1,0 +1,97 @@
+"""``hf-distill push``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+
+EPILOG = f"""examples:
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student --dry-run
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student --private --revision v1
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student --create-pr
+  hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student \\
+      --collection "Students of movie reviews"
+
+The token is the one of `hf auth login`, or the variable HF_TOKEN. Only the student goes up, with
+its card, pictures, report and recipe; --dry-run shows what. A push that was cut off is taken up by
+the same command: what has arrived is not sent again.
+
+{EXIT_CODES}"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``push`` to the commands."""
+    push = add_command(
+        commands,
+        "push",
+        "publish a finished student with its card",
+        "Publish a finished student's folder on the Hugging Face Hub, in one commit.",
+        epilog=EPILOG,
+    )
+    push.add_argument("folder", metavar="DIR", help="what `train` left under final/")
+    push.add_argument("--repo", required=True, metavar="ID", help="namespace/name")
+    push.add_argument("--private", action="store_true", default=None, help="if it is created")
+    where = push.add_mutually_exclusive_group()
+    where.add_argument("--revision", metavar="BRANCH", help="push to it; created when missing")
+    where.add_argument("--create-pr", action="store_true", help="open a pull request against main")
+    push.add_argument("--message", metavar="TEXT", help="first line of the commit")
+    push.add_argument(
+        "--collection", metavar="TITLE", help="also into this collection (title or slug)"
+    )
+    push.add_argument(
+        "--dry-run", action="store_true", help="check, and show what would go up; no network"
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Push a folder, or show what would be pushed."""
+    from hf_distill.hub.collection import push_to_collection
+    from hf_distill.hub.push import check_request, push_folder
+
+    try:
+        if args.dry_run:
+            check_request(args.repo, args.revision, args.create_pr)
+            return _show(Path(args.folder), say)
+        message = {"commit_message": args.message} if args.message else {}
+        commit = push_folder(
+            args.folder,
+            args.repo,
+            private=args.private,
+            revision=args.revision,
+            create_pr=args.create_pr,
+            **message,
+        )
+        say(f"pushed: {commit.pr_url or commit.commit_url}")
+        if args.collection:
+            student = commit.repo_url.repo_id
+            namespace = student.partition("/")[0]
+            found = push_to_collection(
+                [student], args.collection, namespace, private=bool(args.private)
+            )
+            say(f"in the collection: {found.url}")
+    except (FileNotFoundError, ValueError) as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(str(error))
+        return 1
+    return 0
+
+
+def _show(folder: Path, say: Say) -> int:
+    from hf_distill.hub.files import folder_problems, published_files
+
+    names = published_files(folder)
+    sizes = [(folder / name).stat().st_size for name in names]
+    for name, size in zip(names, sizes, strict=True):
+        say(f"{size:>14,}  {name}")
+    say(f"{sum(sizes):>14,}  bytes in {len(names)} files")
+    problems = folder_problems(folder)
+    for problem in problems:
+        complain(problem)
+    say(f"{len(problems)} problems" if problems else "nothing speaks against publishing it")
+    return 2 if problems else 0

@@ -1,0 +1,72 @@
+"""``hf-distill serve-teacher``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_distill.cli.base import Say, add_command
+
+TASKS = (
+    "audio_classification",
+    "causal_lm",
+    "ctc",
+    "dual_encoder",
+    "encoder",
+    "image_classification",
+    "masked_lm",
+    "multiple_choice",
+    "question_answering",
+    "semantic_segmentation",
+    "seq2seq_lm",
+    "sequence_classification",
+    "speech_seq2seq",
+    "token_classification",
+    "video_classification",
+)
+"""The keys of `hf_distill.tasks.TASKS`, whose import takes seconds; a test compares them."""
+PORT = 8300
+EPILOG = """examples:
+  hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
+  HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
+      --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
+
+A training asks it with RemoteTeacher("http://HOST:8300", token=…), a language model also with
+ServerTeacher or any client of the OpenAI completion protocol. There is no encryption: over an
+untrusted network, put it behind a TLS proxy or an SSH tunnel.
+
+exit codes: 0 ended by Ctrl-C; 1 the model or the address cannot be had; 2 something is wrong with
+the command line.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``serve-teacher`` to the commands."""
+    serve = add_command(
+        commands,
+        "serve-teacher",
+        "let trainings ask one teacher over HTTP",
+        "Serve a teacher to any number of trainings, until Ctrl-C.",
+        epilog=EPILOG,
+    )
+    serve.add_argument("model", metavar="MODEL", help="a model: Hub id or folder")
+    serve.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=_tasks())
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: a free one")
+    serve.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    serve.add_argument("--device", help="default: a GPU if there is one")
+    serve.add_argument("--max-pending", type=int, default=16, help="requests that run or wait")
+    serve.add_argument("--token-env", metavar="NAME", help="variable with the clients' token")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Serve until interrupted."""
+    from hf_distill.serving.command import run
+
+    return run(args)
+
+
+def _tasks() -> str:
+    return f"its head: {', '.join(TASKS)}"

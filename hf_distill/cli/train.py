@@ -1,0 +1,82 @@
+"""``hf-distill train``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.recipes import shipped_hint
+from hf_distill.cli.terminal import Terminal
+
+EPILOG = f"""examples:
+  hf-distill train recipes/text_classification/movie_reviews.yaml
+  hf-distill train recipe.yaml --dry-run
+  hf-distill train recipe.yaml --seed 1 --training.learning_rate 2e-5
+  accelerate launch -m hf_distill train recipe.yaml
+
+--key value sets a key of the recipe; nested keys have dots, values are YAML:
+  --seed 1 --training.learning_rate 2e-5 --data.max_train_examples null
+recipes/README.md explains every key.
+
+{EXIT_CODES}"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``train`` to the commands."""
+    train = add_command(
+        commands,
+        "train",
+        "run a recipe: teacher, baseline, student, report, card",
+        "Run a recipe. Finished stages are not run again unless what they depend on has\n"
+        "changed; an interrupted run resumes when the same command is given again.",
+        usage="hf-distill train RECIPE [--dry-run] [--key value]...",
+        epilog=EPILOG,
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
+    train.add_argument(
+        "--dry-run", action="store_true", help="show the resolved recipe and what would be done"
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Run a recipe, or show what would be done."""
+
+    def work(run: Any) -> None:
+        if args.dry_run:
+            run.say(f"{run.recipe.to_yaml()}\n{run.plan()}")
+        else:
+            run()
+
+    return with_recipe(args, say, work)
+
+
+def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None]) -> int:
+    """Do something with the recipe of a command line, a `hf_distill.recipe.Run`.
+
+    Returns:
+        The exit code.
+    """
+    from hf_distill.recipe import RecipeError, Run, load_recipe
+    from hf_distill.robustness import RequirementError
+
+    try:
+        recipe = load_recipe(args.recipe, args.overrides)
+        if isinstance(say, Terminal):
+            from hf_distill.cli.watching import WatchedRun
+
+            work(WatchedRun(recipe, say))
+        else:
+            work(Run(recipe, say))
+    except RecipeError as error:
+        complain(f"{error}{'' if Path(args.recipe).exists() else shipped_hint(args.recipe)}")
+        return 2
+    except RequirementError as error:
+        complain(str(error))
+        return 3
+    except FloatingPointError as error:
+        complain(str(error))
+        return 1
+    return 0

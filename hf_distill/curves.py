@@ -1,0 +1,299 @@
+"""Curves of a run, for those without a tracker: a picture, and a page that holds all of it."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import io
+import itertools
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+PICTURE, PAGE = "curves.png", "curves.html"
+WORTH_DRAWING = 10
+"""From so many logged points on a run that nobody tracks is drawn unasked."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Told apart by colour-blind eyes too (Okabe and Ito 2008), without the yellow that white hides."""
+MAIN = "#222222"
+MOVING = ("_weight", "_temperature")
+"""How the names of weights and temperatures end that change during training."""
+_MOST = 8
+"""Lines in a panel; the table of the page has the rest."""
+_MARKED = 30
+"""Up to so many points of a line are marked."""
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""Name -> ``(step, value)`` pairs."""
+
+
+class Line(NamedTuple):
+    """One curve of a panel; ``right`` is for the axis on that side."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: str
+    style: str = "solid"
+    right: bool = False
+
+
+class Panel(NamedTuple):
+    """Curves that are drawn together."""
+
+    title: str
+    lines: Sequence[Line]
+    label: str = ""
+    right_label: str = ""
+
+
+def need_matplotlib() -> None:
+    """Raise ImportError where there is no matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "The picture of the curves needs matplotlib: pip install 'hf_distill[recipes]'."
+        )
+
+
+def draw(panels: Sequence[Panel]) -> Figure:
+    """Panels against the optimizer step, side by side.
+
+    Those of the same labels share one legend at the foot; else each has its own, below the axes,
+    where it hides no line.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    handles = [_draw_panel(ax, panel) for ax, panel in zip(axes, panels, strict=False)]
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    if len(panels) > 1 and len({tuple(found) for found in handles if found}) == 1:
+        found = max(handles, key=len)
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, len(found))}
+        figure.legend(found.values(), found.keys(), frameon=False, **place)
+        return figure
+    for ax, found in zip(axes, handles, strict=False):
+        ncols = 2 if max(map(len, found), default=0) > 20 else 3
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "fontsize": 9}
+        ax.legend(found.values(), found.keys(), frameon=False, ncols=ncols, **place)
+    return figure
+
+
+def _draw_panel(ax: Any, panel: Panel) -> dict[str, Any]:
+    """Draw the lines of a panel; what a legend shows of them: the first of each label."""
+    sides = {False: ax}
+    if any(line.right for line in panel.lines):
+        sides[True] = ax.twinx()
+        sides[True].set_ylabel(panel.right_label)
+        sides[True].spines[["top", "left"]].set_visible(False)
+    handles: dict[str, Any] = {}
+    for line in panel.lines:
+        (drawn,) = sides[line.right].plot(
+            *zip(*line.points, strict=True),
+            color=line.colour,
+            linestyle=line.style,
+            linewidth=1.4,
+            marker="o" if len(line.points) <= _MARKED else None,
+            markersize=3.5,
+        )
+        handles.setdefault(line.label, drawn)
+    ax.set(title=panel.title, xlabel="optimizer step", ylabel=panel.label)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    values = [value for line in panel.lines if not line.right for _, value in line.points]
+    if values and 0 < 100 * min(values) < max(values):
+        ax.set_yscale("log")
+    return handles
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=130, format="png")
+    temporary.replace(path)
+
+
+# ---- what a run logged ---------------------------------------------------------------------------
+
+_NO_CURVE = re.compile(r"epoch|step|seconds|total_flos|num_input_tokens_seen")
+_SPEED = re.compile(r"(.*_)?(runtime|\w+_per_second|model_preparation_time)")
+_LOSS = re.compile(r"(.*_)?(loss|kl_forward|kl_reverse)")
+_MAIN = {"loss": "total", "grad_norm": "total"}
+
+
+def logged(log_history: Iterable[Mapping[str, Any]]) -> tuple[Curves, Curves]:
+    """What a trainer logged: the curves of training and those of evaluation, without ``eval_``.
+
+    Args:
+        log_history: As `transformers.TrainerState` and ``trainer_state.json`` hold it.
+    """
+    training: dict[str, dict[float, float]] = {}
+    evaluation: dict[str, dict[float, float]] = {}
+    for entry in log_history:
+        for key, value in entry.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                continue
+            name = key.removeprefix("eval_")
+            if name != key and not _SPEED.fullmatch(name):
+                evaluation.setdefault(name, {})[entry["step"]] = value
+            elif name == key and "loss" in entry and not _NO_CURVE.fullmatch(name):
+                training.setdefault(name, {})[entry["step"]] = value
+    found = [{n: sorted(p.items()) for n, p in part.items()} for part in (training, evaluation)]
+    return found[0], found[1]
+
+
+def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
+    """The panels of one run, of those that have something to show."""
+    norms = {n: p for n, p in training.items() if n.startswith("grad_norm")}
+    moving = {n: p for n, p in training.items() if n.endswith(MOVING)}
+    rates = training.get("learning_rate", ())
+    rate = [Line("learning rate", rates, "#888888", "dashed", right=True)] if rates else []
+    others = {"loss", "learning_rate", *norms, *moving}
+    components = sorted(n for n in training if n not in others)
+    losses = [n for n in evaluation if _LOSS.fullmatch(n)]
+    known = {*losses, *components}
+    shares = [n for n, p in evaluation.items() if n not in known and _is_quality(n, p)]
+    shares.sort(key=lambda name: name != "agreement")
+    panels = [
+        _panel("Training loss, components unweighted", training, ["loss", *components]),
+        _panel("Validation loss and divergence", evaluation, losses),
+        _panel("Validation metrics", evaluation, shares),
+        _panel("Gradient norm and learning rate", training, sorted(norms), rate),
+        _panel("Weights and temperatures", training, sorted(moving)),
+    ]
+    return [panel for panel in panels if panel.lines]
+
+
+def _is_quality(name: str, points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a metric is a share like accuracy; those of another scale would flatten it."""
+    derived = name == "ece" or name.startswith("retained_")
+    return not derived and all(0 <= value <= 1 for _, value in points)
+
+
+def _panel(title: str, curves: Curves, names: Iterable[str], more: Sequence[Line] = ()) -> Panel:
+    """A panel of some curves, the teacher's dashed in the colour of the student's."""
+    chosen = [name for name in names if name in curves]
+    looks = itertools.product(("solid", "dashed"), COLOURS)
+    own = {n: ("solid", MAIN) if n in _MAIN else next(looks) for n in chosen[:_MOST]}
+    lines = []
+    for name, (style, colour) in own.items():
+        student = name.removeprefix("teacher_")
+        if student != name and student in own:
+            style, colour = "dashed", own[student][1]
+        label = _MAIN.get(name, name.removeprefix("grad_norm_").replace("_", " "))
+        lines.append(Line(label, curves[name], colour, style))
+    title += f" ({_MOST} of {len(chosen)})" if len(chosen) > _MOST else ""
+    label = "" if not more else f"norm{', components unweighted' * (len(lines) > 1)}"
+    return Panel(title, [*lines, *more], label, "learning rate")
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto }}
+svg {{ width: 100%; height: auto }} table {{ border-collapse: collapse }}
+td, th {{ padding: .2em 1em; border-bottom: 1px solid #ddd; text-align: right }}
+td:first-child, th:first-child {{ text-align: left }}
+</style>
+<h1>{title}</h1>
+"""
+
+
+def page(title: str, figure: Figure, training: Curves, evaluation: Curves) -> str:
+    """A page in HTML that needs nothing else: the picture as SVG, and tables of the values."""
+    picture = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(picture, format="svg", metadata=nothing)
+    drawing = picture.getvalue()
+    parts = [_HEAD.format(title=html.escape(title)), drawing[drawing.index("<svg") :]]
+    for name, curves in (("Training", training), ("Validation", evaluation)):
+        if curves:
+            parts.append(f"<h2>{name}</h2>\n<table>\n{_rows(curves)}</table>\n")
+    return "".join([*parts, "</html>\n"])
+
+
+def _rows(curves: Curves) -> str:
+    rows = ["<tr><th><th>points<th>first<th>last<th>lowest<th>highest<th>last step\n"]
+    for name, points in curves.items():
+        values = [value for _, value in points]
+        figures = (values[0], values[-1], min(values), max(values))
+        cells = [len(points), *(f"{v:.4g}" for v in figures), f"{points[-1][0]:g}"]
+        rows.append(f"<tr><td>{html.escape(name)}{''.join(f'<td>{c}' for c in cells)}\n")
+    return "".join(rows)
+
+
+def write_curves(log_history: Sequence[Mapping[str, Any]], folder: Path, title: str) -> None:
+    """Write ``curves.png`` and ``curves.html`` of one run; nothing if nothing was logged.
+
+    Args:
+        log_history: As `transformers.TrainerState` and ``trainer_state.json`` hold it.
+        folder: Where to; it is made if need be.
+        title: Heading of the page.
+    """
+    training, evaluation = logged(log_history)
+    panels = panels_of(training, evaluation)
+    if not panels:
+        return
+    figure = draw(panels)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(figure, folder / PICTURE)
+    temporary = folder / f".{PAGE}.tmp"
+    temporary.write_text(page(title, figure, training, evaluation), encoding="utf-8")
+    temporary.replace(folder / PAGE)
+
+
+class CurvesCallback(TrainerCallback):
+    """Draws the curves of a run when it ends, also if it was interrupted or an error ended it.
+
+    `DistillationTrainer` adds one by itself where ``report_to`` is ``none``. A run that is resumed
+    continues its curves. (A plain `transformers.Trainer` tells its callbacks of no interruption.)
+
+    Args:
+        folder: Where ``curves.png`` and ``curves.html`` go; None: ``output_dir``.
+        at_least: Draw nothing unless so many points were logged.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+
+    def __init__(self, folder: str | Path | None = None, at_least: int = 1):
+        need_matplotlib()
+        self.folder = folder
+        self.at_least = at_least
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.write(args, state)
+
+    def write(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Draw what was logged so far, on the main process."""
+        if not state.is_world_process_zero or len(state.log_history) < self.at_least:
+            return
+        folder = Path(str(self.folder or args.output_dir))
+        try:
+            title = args.run_name or Path(str(args.output_dir)).absolute().name
+            write_curves(state.log_history, folder, title)
+        except Exception as error:  # no picture is worth the loss of a training
+            logger.warning(f"The curves could not be drawn: {type(error).__name__}: {error}")

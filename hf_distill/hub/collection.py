@@ -1,0 +1,91 @@
+"""A family of students in one collection of the Hub, each with what its card claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import partial
+
+from huggingface_hub import Collection, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from .push import check_request, explained, insist
+
+LONGEST_NOTE, LONGEST_DESCRIPTION = 500, 150  # the Hub's limits, in characters
+
+
+def push_to_collection(
+    repo_ids: Iterable[str],
+    title: str,
+    namespace: str | None = None,
+    *,
+    description: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+) -> Collection:
+    """Put published students into one collection, and return it.
+
+    The collection is created when missing. A student stands in it once, with the first paragraph of
+    its card as its note; doing this again brings the notes up to date.
+
+    Args:
+        repo_ids: students on the Hub, ``namespace/name``.
+        title: the collection's title, or the slug (``namespace/title-0a1b2c``) of one that exists.
+        namespace: whose collection; default: the account of the token.
+        description: of a collection that is created; at most 150 characters.
+        private: visibility of a collection that is created.
+        token: default: what ``hf auth login`` stored, or the variable HF_TOKEN.
+
+    Raises:
+        ValueError: a malformed id, no student, an empty title, a description that is too long.
+        PermissionError, ConnectionError: as of `push_folder`.
+    """
+    ids = list(dict.fromkeys(repo_ids))
+    for repo_id in ids:
+        check_request(repo_id, None, False)
+    if not ids or not title.strip() or len(description or "") > LONGEST_DESCRIPTION:
+        raise ValueError(
+            f"expected at least one student, a title, and a description of at most "
+            f"{LONGEST_DESCRIPTION} characters, got {len(ids)} students, the title {title!r} and "
+            f"{len(description or '')} characters"
+        )
+    api = HfApi(token=token)
+    with explained(title):
+        found = insist(_collection, api, title, namespace, description, private)
+        for repo_id in ids:
+            card = insist(partial(ModelCard.load, token=token), repo_id)
+            found = insist(_add, api, found, repo_id, claim_of(card.text))
+    return found
+
+
+def claim_of(card: str) -> str | None:
+    """The first paragraph of a card under its title, as plain text of at most 500 characters."""
+    text = re.sub(r"(?s:<!--.*?-->)|^#.*$|^!?\[.*$", "", card, flags=re.MULTILINE)
+    first = next((part for part in re.split(r"\n\s*\n", text) if part.strip()), "")
+    plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", first)
+    plain = " ".join(re.sub(r"[*`]|\\(?=\W)", "", plain).split())
+    return plain if len(plain) <= LONGEST_NOTE else plain[: LONGEST_NOTE - 1] + "…"
+
+
+def _collection(
+    api: HfApi, title: str, namespace: str | None, description: str | None, private: bool
+) -> Collection:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", title):
+        return api.get_collection(title)
+    return api.create_collection(
+        title, namespace=namespace, description=description, private=private, exists_ok=True
+    )
+
+
+def _add(api: HfApi, collection: Collection, repo_id: str, note: str | None) -> Collection:
+    slug = collection.slug
+    held = next((item for item in collection.items if item.item_id == repo_id), None)
+    if held is None:
+        try:
+            return api.add_collection_item(slug, repo_id, "model", note=note)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:  # in it by now: an answer was lost
+                raise
+    elif note and held.note != note:
+        api.update_collection_item(slug, held.item_object_id, note=note)
+    return api.get_collection(slug)

@@ -1,0 +1,218 @@
+"""The card's claim and its table of the models, from facts already cleaned."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .markup import cell, linked, show
+
+ABOUT_THE_TEACHER = re.compile(r"agreement|retention|retained|teacher|kept|(^|_)kl(_|$)")
+_LOWER_IS_BETTER = re.compile(
+    r"loss|perplexity|error|(^|_)(ece|brier|nll|wer|cer|mse|mae|rmse)(_|$)"
+)
+_MODELS = {
+    "student": "Student",
+    "baseline": "Same student, no teacher",
+    "control": "The same, on the student's noise",
+    "teacher": "Teacher",
+}
+_SIZES = {
+    "parameters": "Parameters",
+    "layers": "Layers",
+    "hidden_size": "Hidden size",
+    "architecture": "Architecture",
+}
+_MEASURED = {
+    "size_bytes": "Size on disk",
+    "latency_ms": "Latency, ms a batch",
+    "throughput": "Throughput, examples a second",
+}
+_WORDS = {
+    "preliminary": "preliminary: a word on the method needs 6 seeds",
+    "checkpoint only": "one seed says nothing about the method",
+}
+
+
+def mean(result: Any) -> float:
+    """The number of a result: itself, or its ``mean`` over seeds."""
+    return result["mean"] if isinstance(result, dict) else result
+
+
+def size(parameters: int) -> str:
+    """A number of parameters in three digits: ``22.7 M``."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= unit:
+            return f"{parameters / unit:.3g} {name}"
+    return str(parameters)
+
+
+def weight(size_bytes: float) -> str:
+    """Bytes in three digits: ``90.9 MB`` (10^6 bytes)."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.3g} {name}"
+    return f"{size_bytes:.0f} B"
+
+
+def main_metric(facts: dict[str, Any]) -> str:
+    """The metric of the claim: the one of its evidence, else the first that the teacher has too."""
+    results = facts.get("results", {})
+    ours, theirs = results.get("student", {}), results.get("teacher", {})
+    named = facts.get("claim", {}).get("metric")
+    if named in ours:
+        return str(named)
+    metrics = [metric for metric in ours if not ABOUT_THE_TEACHER.search(metric)]
+    return next((m for m in metrics if m in theirs), metrics[0] if metrics else "")
+
+
+def claim(facts: dict[str, Any]) -> str:
+    """A few sentences with the numbers that matter; what is unknown is not mentioned."""
+    results = facts.get("results", {})
+    ours, theirs = results.get("student", {}), results.get("teacher", {})
+    name = f"**{cell(facts['model_name'].split('/')[-1])}**"
+    teacher = facts.get("teacher", {})
+    source = f" {linked(teacher)}" if "name" in teacher else ""
+    metric = main_metric(facts)
+    shown = cell(metric)
+    examples = facts.get("test_examples")
+    where = f" on {examples:,} test examples" if examples else ""
+    interval = _interval(facts.get("claim", {}).get("interval"))
+    share = _share(metric, ours, theirs)
+    if share:
+        numbers = f"{_result(ours[metric])} against {_result(theirs[metric])}{where}{interval}"
+        text = f"{name} keeps {share} of the {shown} of its teacher{source} ({numbers})"
+    elif metric in theirs:
+        text = f"{name} reaches {shown} {_result(ours[metric])}{where}{interval}"
+        text += f"; its teacher{source} reaches {_result(theirs[metric])}"
+    else:
+        text = f"{name} was distilled" + (f" from{source}" if source else "")
+        text += f"; it reaches {shown} {_result(ours[metric])}{where}{interval}" if metric else ""
+    return text + "." + _smaller(facts) + _against_alone(facts, metric)
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    """``; 95 % interval 0.7818 to 0.8170 over the examples, Wilson``."""
+    if not found or "low" not in found or "high" not in found:
+        return ""
+    text = f"; {100 * found.get('level', 0.95):g} % interval {found['low']:.4f} to "
+    return f"{text}{found['high']:.4f}, {cell(found.get('method', 'method not stated'))}"
+
+
+def _smaller(facts: dict[str, Any]) -> str:
+    """How much less it needs than its teacher: parameters, and time where it was measured."""
+    small = facts.get("student", {}).get("parameters")
+    large = facts.get("teacher", {}).get("parameters")
+    measured = facts.get("measured", {})
+    fast, slow = (measured.get(m, {}).get("latency_ms") for m in ("student", "teacher"))
+    parts = []
+    if small and large:
+        share = f"{100 * small / large:.0f} % of the teacher's parameters"
+        parts.append(f"has {share} ({size(small)} against {size(large)})")
+    if fast and slow:
+        share = f"{100 * fast / slow:.0f} % of its time"
+        parts.append(f"takes {share} ({fast:.3g} ms against {slow:.3g} ms a batch)")
+    return f" It {' and '.join(parts)}." if parts else ""
+
+
+def _against_alone(facts: dict[str, Any], metric: str) -> str:
+    """The effect of the teacher, with its test; one that was not tested is called so."""
+    alone = facts.get("results", {}).get("baseline", {})
+    if metric not in alone:
+        return ""
+    text = f" The same student trained without the teacher reaches {_result(alone[metric])}"
+    gain = facts.get("claim", {}).get("gain", {})
+    if "value" not in gain:
+        return f"{text}."
+    text += f": a difference of {gain['value']:+.4f}"
+    details = []
+    if "low" in gain and "high" in gain:
+        level = f"{100 * gain.get('level', 0.95):g} % interval"
+        details.append(f"{level} {gain['low']:+.4f} to {gain['high']:+.4f}")
+    if "method" in gain:
+        details.append(cell(gain["method"]))
+    if "p" in gain:
+        details.append(f"p = {gain['p']:.2g}")
+    word = gain.get("word", "not tested")
+    details.append(cell(_WORDS.get(word, word)))
+    return f"{text} ({', '.join(details)})."
+
+
+def comparison(facts: dict[str, Any]) -> list[list[str]]:
+    """The table of the models, a header row first; empty when there is nothing to compare."""
+    results, measured = facts.get("results", {}), facts.get("measured", {})
+    sizes = {model: facts.get(model, {}) for model in ("student", "teacher")}
+    models = [
+        m for m in _MODELS if m in results or m in measured or _SIZES.keys() & sizes.get(m, {})
+    ]
+    for alone in ("baseline", "control"):  # the same model, trained without the teacher
+        sizes[alone] = sizes["student"]
+        bytes_of = {k: v for k, v in measured.get("student", {}).items() if k == "size_bytes"}
+        if alone in models and bytes_of:
+            measured = {**measured, alone: {**bytes_of, **measured.get(alone, {})}}
+    rows: list[list[str]] = []
+    for key, label in _SIZES.items():
+        values = [sizes[model].get(key) for model in models]
+        if any(value is not None for value in values):
+            cells = [_told(key, value) for value in values]
+            rows.append([label, *cells])
+    for key, label in _MEASURED.items():
+        values = [measured.get(model, {}).get(key) for model in models]
+        if any(value is not None for value in values):
+            rows.append([label, *(_measured(key, value) for value in values)])
+    rows += _metric_rows(results, models)
+    for label, values in facts.get("robustness", {}).get("rows", {}).items():
+        cells = ["–" if values.get(m) is None else _result(values[m]) for m in models]
+        rows.append([cell(label), *cells])
+    return [["", *(_MODELS[model] for model in models)], *rows] if rows else []
+
+
+def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
+    rows = []
+    teacher = results.get("teacher", {})
+    metrics = dict.fromkeys(metric for model in models for metric in results.get(model, {}))
+    for metric in metrics:
+        values = [results.get(model, {}).get(metric) for model in models]
+        cells = ["–" if value is None else _result(value) for value in values]
+        rows.append([cell(metric), *cells])
+    for metric in metrics:
+        shares = [_share(metric, results.get(model, {}), teacher) for model in models]
+        if any(shares):
+            cells = [share or "–" for share in shares]
+            rows.append([f"{cell(metric)}, share of the teacher's", *cells])
+    return rows
+
+
+def _told(key: str, value: Any) -> str:
+    if not value:
+        return "–"
+    if key == "architecture":  # the head is the task's: without it the columns are narrow
+        return cell(re.sub(r"(?<=\w)(For[A-Z]\w*|LMHeadModel|Model)$", "", value))
+    return size(value) if key == "parameters" else show(value)
+
+
+def _measured(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return (
+        weight(value)
+        if key == "size_bytes"
+        else f"{value:.3g}"
+        if value < 1000
+        else f"{value:,.0f}"
+    )
+
+
+def _result(value: Any) -> str:
+    spread = value.get("std") if isinstance(value, dict) else None
+    digits = 4 if abs(mean(value)) < 10 else 2
+    return f"{mean(value):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _share(metric: str, student: dict[str, Any], teacher: dict[str, Any]) -> str | None:
+    """The share of the teacher's metric that is kept; None where a share says nothing."""
+    if metric not in student or metric not in teacher or ABOUT_THE_TEACHER.search(metric):
+        return None
+    if _LOWER_IS_BETTER.search(metric) or mean(teacher[metric]) <= 0:
+        return None
+    return f"{100 * mean(student[metric]) / mean(teacher[metric]):.1f} %"

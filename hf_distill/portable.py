@@ -1,0 +1,101 @@
+"""A checkpoint's training state without pickles: tensors as safetensors, the rest as JSON.
+
+`Trainer` keeps optimizer, scheduler, scaler and random states as pickles. What is published must
+not be a pickle, and must be enough to resume exactly all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.trainer_pt_utils import safe_globals
+
+STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""Patterns of the pickles that resuming needs."""
+TENSORS, STRUCTURE = "training_state.safetensors", "training_state.json"
+
+
+def pack_states(folder: str | os.PathLike[str]) -> list[str]:
+    """Write the states of a checkpoint to `TENSORS` and `STRUCTURE` beside them.
+
+    Returns:
+        The names of the pickles that now are not needed any more. One that holds anything but
+        numbers, text, tensors, arrays and containers of them is not among them.
+    """
+    root = Path(folder)
+    tensors: dict[str, Tensor] = {}
+    structure: dict[str, Any] = {}
+    for path in sorted(path for pattern in STATES for path in root.glob(pattern)):
+        found: dict[str, Tensor] = {}
+        try:
+            with safe_globals():
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            structure[path.name] = _encode(state, path.name, found)
+        except (TypeError, pickle.UnpicklingError):
+            continue
+        tensors |= found
+    if structure:
+        save_file(tensors, root / TENSORS)
+        (root / STRUCTURE).write_text(json.dumps(structure), encoding="utf-8")
+    return list(structure)
+
+
+def unpack_states(folder: str | os.PathLike[str]) -> None:
+    """Make the states of a checkpoint that `pack_states` packed again, where they are missing."""
+    root = Path(folder)
+    if not (root / STRUCTURE).is_file():
+        return
+    tensors = load_file(root / TENSORS)
+    for name, state in json.loads((root / STRUCTURE).read_text(encoding="utf-8")).items():
+        if Path(name).name != name:
+            raise ValueError(f"expected in {root / STRUCTURE} the names of files, got {name!r}")
+        if not (root / name).exists():
+            temporary = root / f".{name}.{os.getpid()}"
+            torch.save(_decode(state, tensors), temporary)
+            os.replace(temporary, root / name)
+
+
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON; its tensors go into ``tensors``, under the path that led to them.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(value, np.ndarray):
+        tensors[path] = torch.from_numpy(value.copy())
+        return {"array": path}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{path}/{n}", tensors) for n, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, dict):  # as pairs: JSON would make strings of the keys
+        return {"dict": [[key, _encode(v, f"{path}/{key}", tensors)] for key, v in value.items()]}
+    raise TypeError(f"expected numbers, text, tensors and containers of them, got {type(value)}")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "array":
+        return tensors[held].numpy()
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in held)
+    return {key: _decode(item, tensors) for key, item in held}

@@ -1,0 +1,294 @@
+"""What a training will take, before it begins: steps, memory, disk and time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_distill.heads import Head
+from hf_distill.recipe.stages import Stage
+from hf_distill.signals import Needs
+
+STATES = {
+    "adamw_torch": 2,
+    "adamw_torch_fused": 2,
+    "adagrad": 1,
+    "rmsprop": 1,
+    "sgd": 0,
+}
+"""Optimizer -> tensors of the size of a weight that it keeps; besides these a step count of 4
+bytes for each weight tensor."""
+ESTIMATED = (
+    "Memory is an estimate, of one process: weights, gradients and optimizer states are counted; "
+    "activations are what autograd keeps of the learner's forward pass on a batch of the longest "
+    "training example. What the objective, the teacher's pass and the libraries themselves take "
+    "comes on top."
+)
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a model holds, and its training.
+
+    Attributes:
+        weights: The learner's.
+        gradients: Of the weights that are trained.
+        optimizer: Its states; None: unknown for this optimizer.
+        teacher: The teacher's weights; 0: there is none in memory.
+        activations: See `kept_for_backward`.
+    """
+
+    weights: int
+    gradients: int = 0
+    optimizer: int | None = 0
+    teacher: int = 0
+    activations: int = 0
+
+    @classmethod
+    def untrained(cls, model: nn.Module) -> Memory:
+        """Its weights alone."""
+        return cls(weight_bytes(model.parameters()))
+
+    @property
+    def total(self) -> int:
+        """All that is known."""
+        parts = (self.weights, self.gradients, self.teacher, self.activations)
+        return sum(parts) + (self.optimizer or 0)
+
+    def __str__(self) -> str:
+        states = "unknown" if self.optimizer is None else size(self.optimizer)
+        teacher = f"teacher {size(self.teacher)}, " if self.teacher else ""
+        return (
+            f"{size(self.total)} (weights {size(self.weights)}, gradients {size(self.gradients)}, "
+            f"optimizer {states}, {teacher}activations {size(self.activations)})"
+        )
+
+
+def memory(
+    model: PreTrainedModel, args: TrainingArguments, teacher: int, example: Any, collate: Collate
+) -> Memory:
+    """What a training of this model takes.
+
+    Args:
+        model: The learner, on the CPU; two and three examples are run through it, which moves
+            the statistics of batch normalisation (and of one alone it could take none).
+        args: Its training arguments.
+        teacher: Bytes of the teacher's weights that are in memory.
+        example: The longest one.
+        collate: Makes batches.
+    """
+    if args.gradient_checkpointing:
+        before: Any = model.gradient_checkpointing_enable  # its name until transformers 5.22
+        enable = getattr(model, "activation_checkpointing_enable", before)
+        enable(args.gradient_checkpointing_kwargs)
+    head = Head(model)
+    two, three = (
+        kept_for_backward(model, head.inputs(collate([example] * count), Needs()), args.bf16)
+        for count in (2, 3)
+    )
+    states = STATES.get(str(getattr(args.optim, "value", args.optim)))
+    return Memory(
+        weights=weight_bytes(model.parameters()),
+        gradients=weight_bytes(p for p in model.parameters() if p.requires_grad),
+        optimizer=None if states is None else state_bytes(model, states),
+        teacher=teacher,
+        activations=two + (args.per_device_train_batch_size - 2) * (three - two),
+    )
+
+
+def weight_bytes(weights: Iterable[Tensor]) -> int:
+    """The bytes of some weights; their gradients take as many."""
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def state_bytes(model: nn.Module, states: int) -> int:
+    """The bytes of an optimizer's states, of which it keeps so many for each weight."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return states * weight_bytes(trained) + 4 * len(trained) * bool(states)
+
+
+def kept_for_backward(model: nn.Module, inputs: Mapping[str, Any], bf16: bool = False) -> int:
+    """The bytes that autograd keeps of one forward pass in training mode, besides the weights.
+
+    Args:
+        model: On the CPU. Neither its mode nor torch's random state changes.
+        inputs: Its inputs.
+        bf16: Run under autocast.
+    """
+    owned = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = model.training
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        outputs = model.train()(**inputs)  # held to the end: addresses are not used again
+    model.train(training)
+    del outputs
+    return sum(kept.values())
+
+
+def longest(dataset: Any) -> Any:
+    """The example with the most tokens; the first where there are no tokens."""
+    if "input_ids" not in dataset.column_names:
+        return dataset[0]
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    return dataset[lengths.index(max(lengths))]
+
+
+def steps(examples: int, args: TrainingArguments, processes: int = 1) -> int:
+    """Optimizer steps, as `transformers.Trainer` counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * _steps_of_epoch(examples, args, processes))
+
+
+def _steps_of_epoch(examples: int, args: TrainingArguments, processes: int) -> int:
+    batch = args.train_batch_size * processes
+    batches = examples // batch if args.dataloader_drop_last else -(-examples // batch)
+    return max(1, -(-batches // args.gradient_accumulation_steps))
+
+
+def disk(needs: Memory, examples: int, args: TrainingArguments) -> int:
+    """The most bytes on disk during a training: its checkpoints, of weights and optimizer states.
+
+    A new checkpoint is written before an old one is deleted.
+    """
+    limit, saves = args.save_total_limit, _saves(examples, args)
+    if limit is not None:
+        best = args.load_best_model_at_end and limit == 1  # the best and the last
+        saves = min(saves, limit + best + 1)
+    return max(needs.weights, saves * (needs.weights + (needs.optimizer or 0)))
+
+
+def _saves(examples: int, args: TrainingArguments) -> int:
+    total, strategy = steps(examples, args), str(getattr(args.save_strategy, "value", ""))
+    if strategy == "steps":
+        every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * total)
+        return total // int(every) + bool(total % int(every))
+    if strategy == "no":
+        return 0
+    return -(-total // _steps_of_epoch(examples, args, 1))
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds for a step, evaluations included, and which run they were measured in."""
+
+    seconds: float
+    source: str
+
+
+def rate_of(stages: Sequence[Stage], role: str, root: Path) -> Rate | None:
+    """The rate of the first of these stages that was finished, with whatever settings.
+
+    Args:
+        stages: The stage itself, then others of its role.
+        role: The role, for an earlier report.
+        root: The recipe's output folder.
+    """
+    for stage in stages:
+        found = stage.record().get("results")
+        if found and found.get("steps"):
+            same = "" if stage.results() is not None else " with other settings"
+            return Rate(found["seconds"] / found["steps"], f"{stage.name}{same}")
+    return _reported(role, root / "report.json")
+
+
+def _reported(role: str, path: Path) -> Rate | None:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["models"][role]
+        seconds, count = model["train_seconds"], model["train_steps"]
+    except (OSError, ValueError, KeyError):
+        return None
+    mean = seconds["mean"] if isinstance(seconds, dict) else seconds / model.get("members", 1)
+    return Rate(mean / count, "an earlier report.json") if count else None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training that is left to do will take.
+
+    Attributes:
+        steps: Optimizer steps; early stopping may end it before.
+        memory: See `Memory`.
+        disk: The most bytes on disk while it lasts.
+        rate: How long a step takes; None: not known.
+    """
+
+    steps: int
+    memory: Memory
+    disk: int
+    rate: Rate | None
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.rate is None else self.steps * self.rate.seconds
+
+    def __str__(self) -> str:
+        time = "time unknown until the first run"
+        if self.rate is not None:
+            time = (
+                f"about {duration(self.steps * self.rate.seconds)} ({self.rate.seconds:.3g} s a "
+                f"step in {self.rate.source})"
+            )
+        return (
+            f"{self.steps:,} steps, about {size(self.memory.total)} of memory, up to "
+            f"{size(self.disk)} on disk, {time}"
+        )
+
+
+def together_of(outlooks: Collection[Outlook]) -> str:
+    """A line on all trainings that are left to do, one after another."""
+    known = [outlook.seconds for outlook in outlooks if outlook.seconds is not None]
+    unknown = len(outlooks) - len(known)
+    time = f"about {duration(sum(known))}" if known else "time unknown until the first run"
+    if known and unknown:
+        time += f", without {unknown} of which no step was measured"
+    room = sum(one.memory.weights for one in outlooks) + max(one.disk for one in outlooks)
+    return (
+        f"to do: {len(outlooks)} trainings, {sum(one.steps for one in outlooks):,} steps, about "
+        f"{size(max(one.memory.total for one in outlooks))} of memory at most, {size(room)} on "
+        f"disk, {time}"
+    )
+
+
+# ---- in words ------------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, as disks are sold: ``91.2 MB``."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("KB", "MB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

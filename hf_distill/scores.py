@@ -1,0 +1,232 @@
+"""What models say about each example, as figures that can be resampled: task metrics, likeness to
+the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_distill.losses import forward_kl
+from hf_distill.metrics.functional import agreement
+from hf_distill.reading import IGNORE
+from hf_distill.robustness import Examples, Subject
+from hf_distill.robustness.measures import Floats, checked, log_softmax
+from hf_distill.robustness.statistics import wilson
+from hf_distill.signals import Needs
+
+LEVEL = 0.95
+DRAWS = 2000
+Weighted = Callable[[Floats], float]
+"""A figure as a function of how often each example counts ``(N,)``; all ones: the figure itself."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Σ numerators / Σ denominators over the examples: accuracy, a mean, a share kept.
+
+    Attributes:
+        numerators: ``(N,)``.
+        denominators: ``(N,)``; None: 1 for each.
+    """
+
+    numerators: Floats
+    denominators: Floats | None = None
+
+    def __call__(self, times: Floats) -> float:
+        below = times.sum() if self.denominators is None else times @ self.denominators
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.divide(times @ self.numerators, below))
+
+    @property
+    def proportion(self) -> bool:
+        """Whether it is a share of the examples."""
+        return self.denominators is None and bool(np.isin(self.numerators, (0, 1)).all())
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one model said.
+
+    Attributes:
+        figures: Name -> figure.
+        deciding: ``(N,)``: the score of each example by which two models are compared.
+    """
+
+    figures: Mapping[str, Weighted]
+    deciding: Floats
+
+
+# ---- classifiers ---------------------------------------------------------------------------------
+
+
+def score_classifiers(
+    subjects: Mapping[str, Subject], data: Examples, batch_size: int
+) -> dict[str, Scored]:
+    """Accuracy, macro F1 and NLL of each model, and its likeness to ``teacher`` if that is there.
+
+    Args:
+        subjects: Role -> model, its classes in the order of the data.
+        data: Labelled examples.
+        batch_size: Examples at a time.
+    """
+    logits = {role: one.logits(data.values, batch_size) for role, one in subjects.items()}
+    return {role: _classified(role, logits, data.labels) for role in subjects}
+
+
+def _classified(role: str, logits: Mapping[str, Floats], labels: np.ndarray) -> Scored:
+    scores, classes = checked(logits[role], labels)
+    chosen = scores.argmax(-1)
+    hits = (chosen == classes).astype(float)
+    nll = -log_softmax(scores)[np.arange(len(classes)), classes]
+    found: dict[str, Weighted] = {
+        "accuracy": Ratio(hits),
+        "f1_macro": lambda times: f1_macro(chosen, classes, times),
+        "nll": Ratio(nll),
+    }
+    if role != "teacher" and "teacher" in logits:
+        ours, theirs = (torch.as_tensor(logits[one]) for one in (role, "teacher"))
+        found["agreement"] = Ratio(agreement(ours, theirs).double().numpy())
+        found["kl"] = Ratio(forward_kl(ours, theirs).numpy())
+        found["share_kept"] = Ratio(hits, (theirs.argmax(-1).numpy() == classes).astype(float))
+    return Scored(found, hits)
+
+
+def f1_macro(predicted: np.ndarray, true: np.ndarray, times: Floats) -> float:
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur in either.
+
+    Args:
+        predicted: ``(N,)`` class ids.
+        true: ``(N,)`` class ids.
+        times: ``(N,)``: how often each example counts.
+    """
+    size = 1 + max(predicted.max(), true.max())
+    hits = np.bincount(true, times * (predicted == true), size)
+    occurrences = np.bincount(predicted, times, size) + np.bincount(true, times, size)
+    there = occurrences > 0
+    return float(np.mean(2 * hits[there] / occurrences[there]))
+
+
+# ---- language models -----------------------------------------------------------------------------
+
+
+def score_language_models(
+    subjects: Mapping[str, Subject], texts: Sequence[str], batch_size: int
+) -> dict[str, Scored]:
+    """Perplexity and next-token accuracy of each model, and its likeness to ``teacher``.
+
+    Every token but the first of each text counts. Probabilities of vocabulary entries that one of
+    the models lacks (padding of the vocabulary) are left out for all.
+
+    Args:
+        subjects: Role -> causal language model, all with one tokenizer.
+        texts: Whole texts; they are cut at the models' length.
+        batch_size: Texts at a time.
+
+    Raises:
+        ValueError: models with different tokenizers, or texts too short to predict anything.
+    """
+    names = list(subjects)
+    first = subjects[names[0]]
+    for role in names[1:]:
+        if subjects[role].processor.get_vocab() != first.processor.get_vocab():
+            raise ValueError(
+                f"Expected models with one tokenizer, got another one for {role} than for "
+                f"{names[0]}: their perplexities count other tokens. Evaluate them one by one."
+            )
+    sums = {role: np.zeros((5, len(texts))) for role in names}
+    for rows, batch, _ in first.batches(texts, [0] * len(texts), batch_size):
+        for role, found in _on_tokens(subjects, batch).items():
+            sums[role][:, rows] = found
+    if not sums[names[0]][0].sum():
+        raise ValueError("Expected texts of at least two tokens, got none.")
+    return {role: _modelled(role, sums) for role in names}
+
+
+def _modelled(role: str, sums: Mapping[str, Floats]) -> Scored:
+    tokens, nll, hits, same, divergence = sums[role]
+    mean = Ratio(nll, tokens)
+    found: dict[str, Weighted] = {
+        "perplexity": lambda times: float(np.exp(mean(times))),
+        "nll": mean,
+        "next_token": Ratio(hits, tokens),
+    }
+    if role != "teacher" and "teacher" in sums:
+        found |= {"agreement": Ratio(same, tokens), "kl": Ratio(divergence, tokens)}
+        found["share_kept"] = Ratio(hits, sums["teacher"][2])
+    return Scored(found, -nll / np.maximum(tokens, 1))
+
+
+def _on_tokens(subjects: Mapping[str, Subject], batch: Mapping[str, Any]) -> dict[str, Floats]:
+    """Per text: tokens, their NLL, next tokens hit, agreements, divergences; ``(5, B)`` a role."""
+    labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), IGNORE)
+    found, said = dict[str, Floats](), dict[str, Tensor]()
+    for role, subject in subjects.items():
+        head, own = subject.head, {k: v.to(subject.device) for k, v in batch.items()}
+        items = head.items({**own, "labels": labels.to(subject.device)})
+        with torch.no_grad():
+            output = head.model.eval()(**head.inputs(own, Needs()))
+        assert head.task.read is not None
+        said[role] = head.task.read(output, own).cpu()
+    assert items.labels is not None
+    mask, targets = items.masks["labels"].cpu(), items.labels.cpu()
+    size = min(logits.shape[-1] for logits in said.values())
+    said = {role: logits[mask][:, :size].float() for role, logits in said.items()}
+    wanted, texts = targets[mask], mask.nonzero()[:, 0].numpy()
+    for role, logits in said.items():
+        theirs = said.get("teacher", logits)
+        columns = [
+            torch.ones(len(wanted)),
+            torch.nn.functional.cross_entropy(logits, wanted, reduction="none"),
+            (logits.argmax(-1) == wanted).float(),
+            agreement(logits, theirs),
+            forward_kl(logits, theirs),
+        ]
+        counted = [np.bincount(texts, column.double().numpy(), len(mask)) for column in columns]
+        found[role] = np.stack(counted).astype(float)
+    return found
+
+
+# ---- intervals -----------------------------------------------------------------------------------
+
+
+def intervals(
+    figures: Mapping[str, Mapping[str, Weighted]], size: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figures with their intervals: Wilson's for shares of the examples, else the bootstrap's.
+
+    All figures of all models see the same resamples, one at a time: many of them are large.
+
+    Args:
+        figures: Role -> name -> figure.
+        size: The number of examples.
+
+    Returns:
+        Role -> name -> ``value``, ``low``, ``high``; the bounds are None where there are none.
+    """
+    drawn: dict[tuple[str, str], list[float]] = {}
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS):
+        times = np.bincount(rng.integers(size, size=size), minlength=size).astype(float)
+        for role, own in figures.items():
+            for name, figure in own.items():
+                drawn.setdefault((role, name), []).append(figure(times))
+    return {
+        role: {name: _interval(figure, drawn[role, name], size) for name, figure in own.items()}
+        for role, own in figures.items()
+    }
+
+
+def _interval(figure: Weighted, drawn: Sequence[float], size: int) -> dict[str, float | None]:
+    value = figure(np.ones(size))
+    if isinstance(figure, Ratio) and figure.proportion:
+        low, high = wilson(int(figure.numerators.sum()), size, LEVEL)
+    elif np.isfinite(drawn).all():
+        low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    else:  # a teacher without a hit, of whose hits no share exists
+        return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
+    return {"value": value, "low": low, "high": high}

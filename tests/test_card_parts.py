@@ -1,0 +1,352 @@
+"""The parts of the card: evidence, measured rows, formula, licences, what a teacher's card says."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
+from test_card import FACTS, _metadata, _table
+
+from hf_distill.hub import StudentCard, render, validate, write
+from hf_distill.hub.card import BEGIN, END
+from hf_distill.hub.exports import add_exports
+from hf_distill.hub.formula import latex, legend
+from hf_distill.hub.inherit import LONGEST, local_card
+from hf_distill.hub.licences import warnings
+from hf_distill.run_facts import log_rows, measured_carbon
+
+MEASURED = {
+    "student": {"size_bytes": 36_320_000, "latency_ms": 12.3, "throughput": 650.4},
+    "baseline": {"latency_ms": 12.4},
+    "teacher": {"size_bytes": 90_852_864, "latency_ms": 41.0, "throughput": 1950.0},
+}
+EXPORTS = [
+    {
+        "format": "ONNX int8",
+        "file": "onnx/model_int8.onnx",
+        "size_bytes": 9_180_000,
+        "max_difference": 0.0412,
+        "same_argmax": 0.9925,
+        "examples": 400,
+        "metric": "accuracy",
+        "value": 0.7975,
+        "float_value": 0.8,
+    }
+]
+
+
+def _card(**changes: Any) -> StudentCard:
+    return StudentCard(**(copy.deepcopy(FACTS) | changes))
+
+
+# ---- the claim -----------------------------------------------------------------------------------
+
+
+def test_a_gain_that_was_not_tested_is_called_so() -> None:
+    """A difference between two runs reads as proof that distillation helped."""
+    text = render(_card(claim={"metric": "accuracy", "gain": {"value": 0.05}}))
+    assert "reaches 0.7500: a difference of +0.0500 (not tested)." in text
+    assert "better" not in text.split("## Quick start")[0]
+
+
+def test_the_claim_has_its_interval_and_its_test() -> None:
+    """Numbers without their uncertainty cannot be compared with another card's."""
+    interval = {"low": 0.7818, "high": 0.8170, "level": 0.95, "method": "Wilson, over the examples"}
+    gain = {"value": 0.05, "low": 0.031, "high": 0.069, "level": 0.95, "p": 0.0078125}
+    gain |= {"method": "paired over 8 seeds", "word": "better"}
+    claim = {"metric": "accuracy", "interval": interval, "gain": gain}
+    text = render(_card(claim=claim))
+    assert (
+        "(0.8000 ± 0.0021 against 0.8400 on 2,000 test examples; 95 % interval 0.7818 to 0.8170, "
+        "Wilson, over the examples)" in text
+    )
+    assert (
+        "a difference of +0.0500 (95 % interval +0.0310 to +0.0690, paired over 8 seeds, "
+        "p = 0.0078, better)." in text
+    )
+    preliminary = render(_card(claim=claim | {"gain": gain | {"word": "preliminary"}}))
+    assert "preliminary: a word on the method needs 6 seeds" in preliminary
+    validate(text)
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def test_measured_rows_stand_under_their_model() -> None:
+    """A latency in the wrong column sells the teacher's speed as the student's."""
+    hardware = {"hardware": "AMD EPYC, 2 cores", "threads": 1, "batch_size": 8, "dtype": "float32"}
+    text = render(_card(measured=MEASURED, measured_on=hardware | {"input": "41 tokens"}))
+    assert _table(text, "Size on disk") == ["36.3 MB", "36.3 MB", "90.9 MB"]
+    assert _table(text, "Latency, ms a batch") == ["12.3", "12.4", "41"]
+    assert _table(text, "Throughput, examples a second") == ["650", "–", "1,950"]
+    assert "takes 30 % of its time (12.3 ms against 41 ms a batch)" in text  # 12.3 / 41 = 0.3
+    assert (
+        "Latency is the median time of one forward pass on 8 examples of 41 tokens in float32, on "
+        "AMD EPYC, 2 cores with 1 thread." in text
+    )
+
+
+def test_robustness_rows_are_in_the_table() -> None:
+    """Whoever reads the first table only would take a brittle student for a sound one."""
+    rows = {"accuracy under noise, mean": {"student": 0.61, "baseline": 0.55, "teacher": 0.7}}
+    text = render(_card(robustness={"rows": rows}))
+    assert _table(text, "accuracy under noise, mean") == ["0.6100", "0.5500", "0.7000"]
+    assert "## Robustness" not in text  # rows alone make no section
+
+
+# ---- exported files ------------------------------------------------------------------------------
+
+
+def test_exported_files_are_listed() -> None:
+    """The int8 file would be used without anyone knowing what it costs."""
+    text = render(_card(exports=EXPORTS))
+    row = next(line for line in text.splitlines() if line.startswith("| ONNX int8"))
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        *("ONNX int8", "`onnx/model_int8.onnx`", "9.18 MB", "0.0412", "99.2 %"),
+        *("accuracy 0.7975", "0.8000"),
+    ]
+    validate(text)
+
+
+def test_exports_come_into_a_card_that_is_there(tmp_path: Path) -> None:
+    """An export a week after the training would be missing from the card, or cost its prose."""
+    path = write(_card(), tmp_path)
+    theirs = "\n## Thanks\n\nTo Ada.\n"
+    path.write_text(path.read_text(encoding="utf-8") + theirs, encoding="utf-8")
+    for _ in range(2):  # a second export takes the first one's place
+        assert add_exports(tmp_path, EXPORTS) == path
+    assert path.read_text(encoding="utf-8") == render(_card(exports=EXPORTS)) + theirs
+    path.write_text("# Mine\n", encoding="utf-8")
+    assert add_exports(tmp_path, EXPORTS) is None
+    assert path.read_text(encoding="utf-8") == "# Mine\n"
+
+
+def test_exports_come_into_a_short_card(tmp_path: Path) -> None:
+    """A card without any section has no place to put them before."""
+    path = write(StudentCard("me/bare"), tmp_path)
+    add_exports(tmp_path, EXPORTS)
+    text = path.read_text(encoding="utf-8")
+    assert text == render(StudentCard("me/bare", exports=EXPORTS))
+    assert text.index(BEGIN) < text.index("| ONNX int8") < text.index(END)
+
+
+# ---- the objective -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        ({"name": "hard_labels", "weight": 0.3}, r"0.3\, \mathrm{CE}(y, q)"),
+        (
+            {"name": "forward_kl", "settings": {"temperature": 4.0, "t_squared": True}},
+            r"4^2\, \mathrm{KL}(p_{T=4} \,\|\, q_{T=4})",
+        ),
+        (
+            {"name": "reverse_kl", "settings": {"temperature": 2.0, "t_squared": False}},
+            r"\mathrm{KL}(q_{T=2} \,\|\, p_{T=2})",
+        ),
+        ({"name": "reverse_kl", "settings": {"temperature": 1.0}}, r"\mathrm{KL}(q \,\|\, p)"),
+        (
+            {"name": "weight_decay", "weight": 2, "settings": {"strength": 1e-5, "target": "init"}},
+            r"2 \cdot 10^{-5}\, \lVert \theta - \theta_0 \rVert^2",
+        ),
+        (
+            {"name": "hidden_states", "settings": {"distance": "cosine"}},
+            r"\bigl(1 - \cos(h_q, h_p)\bigr)",
+        ),
+        (
+            {"name": "forward_kl", "weight": {"start": 1.0, "end": 0.0}},
+            r"w_\mathrm{forward\,kl}\, \mathrm{KL}(p \,\|\, q)",
+        ),
+        ({"name": "my_own$loss"}, r"\mathcal{L}_\mathrm{my\,own\,loss}"),
+    ],
+)
+def test_the_formula(term: dict[str, Any], expected: str) -> None:
+    """A factor T² or a direction of KL that is not what was trained misleads who repeats it."""
+    assert latex([term]) == rf"\mathcal{{L}} = {expected}"
+
+
+def test_the_legend_names_the_symbols_of_the_formula_and_no_others() -> None:
+    """A symbol without meaning cannot be read; one that is not there is searched for."""
+    terms = [{"name": "hard_labels"}, {"name": "forward_kl", "settings": {"temperature": 2.0}}]
+    assert [part.split(":")[0] for part in legend(terms).split("; ")] == [
+        "*p*",
+        "*q*",
+        "*y*",
+        "*T*",
+    ]
+    assert legend([{"name": "logit_mse"}]).startswith("*z*")
+
+
+# ---- licences ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("student", "source", "told"),
+    [
+        ("mit", "apache-2.0", None),
+        ("apache-2.0", "cc-by-4.0", None),
+        ("apache-2.0", "cc-by-nc-4.0", "no commercial use"),
+        ("cc-by-nc-4.0", "cc-by-nc-4.0", None),
+        ("cc-by-nc-sa-4.0", "cc-by-nc-4.0", None),
+        ("mit", "cc-by-sa-3.0", "under the same licence"),
+        ("cc-by-sa-3.0", "cc-by-sa-3.0", None),
+        ("cc-by-nd-4.0", "cc-by-nd-4.0", "shares? adapted"),
+        ("gpl-3.0", "gpl-3.0", None),
+        ("mit", "agpl-3.0", "carry the same licence"),
+        ("mit", "llama3", "another large language model"),
+        ("mit", "llama3.1", "Built with Llama"),
+        ("llama3.1", "llama3.1", None),
+        ("apache-2.0", "gemma", "distilled models as derivatives"),
+        ("mit", "bigscience-openrail-m", "distilled models as derivatives"),
+        ("mit", "other", "check its terms"),
+        (None, "mit", "No licence is stated"),
+    ],
+)
+def test_licence_conflicts(student: str | None, source: str, told: str | None) -> None:
+    """A non-commercial teacher behind an Apache-2.0 student makes its users break a contract."""
+    found = warnings(student, {"the teacher": source})
+    if told is None:
+        assert found == []
+    else:
+        assert any(told.replace("shares? adapted", "share adapted") in line for line in found)
+        assert all("check" in line for line in found)
+
+
+def test_a_conflict_is_in_the_card() -> None:
+    """Known to the code and not said to the reader."""
+    teacher = FACTS["teacher"] | {"license": "cc-by-nc-4.0"}
+    text = render(_card(teacher=teacher))
+    section = text.split("## Licences")[1].split("\n## ")[0]
+    assert "| This student | apache-2.0 |" in section
+    assert (
+        "| The teacher: [org/large](https://huggingface.co/org/large) | cc-by-nc-4.0 |" in section
+    )
+    assert "| The base model: [org/mini](https://huggingface.co/org/mini) | not stated |" in section
+    assert "| The data: [org/films](https://huggingface.co/datasets/org/films) | mit |" in section
+    assert "- ⚠️ The licence of the teacher, cc-by-nc-4.0, allows no commercial use" in section
+    assert "not legal advice" in section
+    assert "⚠️" not in render(_card())
+    validate(text)
+
+
+# ---- the teacher ---------------------------------------------------------------------------------
+
+
+def test_the_teachers_own_card_is_quoted(tmp_path: Path) -> None:
+    """A bias that the teacher's authors warn of goes on unmentioned."""
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: cc-by-4.0\n---\n# Large\n\n```python\n# Limitations of nothing\n```\n\n"
+        "## Bias, Risks and Limitations\n\nIt prefers [long](https://a.org) *reviews* much.\n\n"
+        "## Use\n\nx\n"
+    )
+    found = local_card(str(tmp_path))
+    assert found == {"license": "cc-by-4.0", "quote": "It prefers long reviews much."}
+    text = render(_card(teacher=FACTS["teacher"] | {"quote": found["quote"]}))
+    assert "holds for the student too" in text
+    assert "> It prefers long reviews" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# T\n",
+        "## Limitations\n\n[More Information Needed]\n",
+        "---\na: [\n---\n",
+        "---\n- x\n---\n## Limitations\n",
+        "## Limitations\n\n<!-- to be written -->\n",
+    ],
+)
+def test_a_teachers_card_without_a_word_gives_none(tmp_path: Path, text: str) -> None:
+    """Somebody else's filler or broken YAML would end in our card, or end our run."""
+    (tmp_path / "README.md").write_text(text)
+    assert local_card(str(tmp_path)) == {}
+    assert local_card(str(tmp_path / "nothing")) == {}
+    assert local_card(None) == {}
+
+
+def test_a_long_section_is_cut_at_a_sentence(tmp_path: Path) -> None:
+    """Pages of another card would bury our own limitations."""
+    (tmp_path / "README.md").write_text("## Limitations\n\n" + "It is small. " * 200)
+    quote = local_card(str(tmp_path))["quote"]
+    assert quote.endswith("small. …")
+    assert len(quote) <= LONGEST + 2
+
+
+# ---- metadata, results, carbon, log --------------------------------------------------------------
+
+
+def test_eval_results_are_what_the_hub_reads(tmp_path: Path) -> None:
+    """A file of another shape is skipped by the Hub without a word."""
+    write(_card(), tmp_path, eval_results=True)
+    text = (tmp_path / ".eval_results" / "films.yaml").read_text(encoding="utf-8")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("org/films", "en", 0.8)
+    assert entry.notes == "accuracy, split test, 2,000 examples"
+    with pytest.raises(ValueError, match="a data set of the Hub, got accuracy on films"):
+        write(_card(data={"name": "films"}), tmp_path, eval_results=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_fine_tuned_teacher_is_not_the_model_it_was_made_from() -> None:
+    """The Hub would say that the base model itself was distilled."""
+    teacher = FACTS["teacher"] | {"how": "fine-tuned on films"}
+    text = render(_card(teacher=teacher))
+    assert "teacher_model" not in _metadata(text)
+    assert "its teacher [org/large](https://huggingface.co/org/large) fine-tuned on films" in text
+
+
+def test_measured_carbon_is_told_in_both_places(tmp_path: Path) -> None:
+    """Kilograms under a key that means grams are wrong by a thousand."""
+    (tmp_path / "emissions.csv").write_text(
+        "run_id,emissions,energy_consumed,country_name,cpu_model,gpu_model,codecarbon_version\n"
+        "a,0.001,0.002,Norway,old,,3.3.1\nb,0.0123,0.041,Norway,AMD EPYC,,3.3.1\n"
+    )
+    text = render(_card(carbon=measured_carbon(tmp_path)))
+    found = _metadata(text)["co2_eq_emissions"]
+    assert found["emissions"] == pytest.approx(12.3)
+    assert (found["source"], found["hardware_used"]) == ("codecarbon 3.3.1", "AMD EPYC")
+    assert "an estimated 12.3 g of CO₂-equivalents with 41 Wh on AMD EPYC in Norway" in text
+    assert measured_carbon(tmp_path / "none") == {}
+
+
+def test_the_log_is_short_and_ends_at_the_end() -> None:
+    """A thousand rows make the card unreadable; without the last one the result has no source."""
+    history = [{"step": 0, "eval_loss": 9.0}]  # before training: no training loss yet
+    for step in range(1, 101):
+        history += [{"step": step, "loss": 1 / step}, {"step": step, "eval_loss": 2 / step}]
+    rows = log_rows(history)
+    assert len(rows) == 12
+    assert rows[-1] == {"step": 100, "training loss": 0.01, "validation loss": 0.02}
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert log_rows([]) == []
+    text = render(_card(history=rows))
+    assert "| step | training loss | validation loss |" in text
+    assert "| 100 | 0.01 | 0.02 |" in text
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
+    """Every card of an installed hf_distill would fail, and none of a checkout."""
+    root, source = Path(__file__).resolve().parents[1], tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source / name)
+    for name in ("hf_distill", "model_cards", "recipes"):
+        shutil.copytree(root / name, source / name)
+    options = ("--no-deps", "--no-build-isolation", "-q", "-w", "..")
+    command = [sys.executable, "-m", "pip", "wheel", ".", *options]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {Path(n).name for n in zipfile.ZipFile(wheel).namelist() if "/model_cards/" in n}
+    assert {p.name for p in (root / "model_cards").glob("*.md")} <= held
