@@ -88,6 +88,24 @@ def test_every_head_is_read_back(tmp_path: Path, name: str) -> None:
             torch.testing.assert_close(one[both], other[both], rtol=1e-4, atol=1e-5)
 
 
+def rows_do_not_depend_on_their_place(model: Any, examples: Any) -> bool:
+    """Whether this processor's matrix products give a row the same bits in any batch.
+
+    Some of those with AVX-512 do not: there a live teacher itself differs from one shuffle to the
+    next in the last bit.
+    """
+
+    def asked(rows: list[int]) -> Tensor:
+        batch = collate([examples[row] for row in rows])
+        batch.pop("labels")
+        with torch.no_grad():
+            logits: Tensor = model.eval()(**batch).logits
+        return logits
+
+    whole = asked([0, 1, 2, 3])
+    return all(torch.equal(whole[rows], asked(rows)) for rows in ([2, 0, 3, 1], [1, 3, 0], [2, 1]))
+
+
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_cached_and_live_training_are_bit_equal(tmp_path: Path, order: str) -> None:
     """The whole promise: the same losses, the same weights, over shuffled epochs."""
@@ -108,9 +126,14 @@ def test_cached_and_live_training_are_bit_equal(tmp_path: Path, order: str) -> N
         {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
         for entry in live.state.log_history
     ]
+    if rows_do_not_depend_on_their_place(models(NAME)[1], examples):
+        assert logs == [
+            {k: other[k] for k in one}
+            for one, other in zip(logs, cached.state.log_history, strict=True)
+        ]
+        assert same(weights(live.model), weights(cached.model))
     for one, other in zip(logs, cached.state.log_history, strict=True):
-        assert one == {k: other[k] for k in one}
-    assert same(weights(live.model), weights(cached.model))
+        assert one == pytest.approx({k: other[k] for k in one}, rel=1e-5, abs=1e-7)
     one, other = (t.evaluate() for t in (live, cached))
     for key in ("eval_loss", "eval_agreement", "eval_kl_forward"):
         assert other[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)

@@ -144,7 +144,7 @@ def test_card_is_valid_and_shows_the_reports_numbers(finished: Path) -> None:
     assert metadata["pipeline_tag"] == "text-classification"
     assert metadata["license"] == "apache-2.0"
     assert "2 seeds" in text
-    assert "teacher `bert trained on lines`" in text
+    assert "of its teacher bert trained on lines" in " ".join(text.replace("`", "").split())
     assert "0.3 * HardLabels() + 0.7 * ForwardKL(temperature=2.0)" in text
 
 

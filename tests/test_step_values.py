@@ -262,5 +262,5 @@ def test_zero_at_equality(head: str) -> None:
     objectives["all"] = sum(objectives.values(), Sum(()))
     figures, gradients = measure(Equal(**vars(CASES[head])), WHOLE, objectives)
     for name, gradient in gradients.items():
-        assert abs(figures[f"{name}: loss"]) < 1e-12, name
-        assert gradient.abs().max() < 1e-12, name
+        assert abs(figures[f"{name}: loss"]) < 1e-11, name  # float64, rounding of two forwards
+        assert gradient.abs().max() < 1e-11, name

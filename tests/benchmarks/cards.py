@@ -3,8 +3,9 @@
     python tests/benchmarks/cards.py text vision audio language_model --folder runs/cards
 
 `text` and `vision` are recipes at a small size; `audio` tells four languages apart in spoken
-prompts under noise, `language_model` continues film reviews. Every student has three seeds. The finished student with its card is left in
-FOLDER/NAME/final; the card, its pictures and its facts go to model_cards/examples/NAME.
+prompts under noise, `language_model` continues film reviews. Every student has three seeds. The
+finished student with its card is left in FOLDER/NAME/final; the card, its pictures and its facts go
+to model_cards/examples/NAME.
 """
 
 from __future__ import annotations

@@ -166,5 +166,6 @@ def test_a_teacher_may_see_more_examples_than_the_student(tmp_path: Path) -> Non
     assert steps.pop("teacher") == 3
     assert set(steps.values()) == {2}
     assert "24 train (teacher)" in (tmp_path / "out/final/README.md").read_text()
+    ready = [("teacher.fine_tuned", "true"), ("teacher.config", "null"), ("teacher.model", "x")]
     with pytest.raises(RecipeError, match="is for teachers that are trained"):
-        load_recipe(path, [("teacher.fine_tuned", "true")])
+        load_recipe(path, ready)
