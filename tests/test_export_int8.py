@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_distill.cli import main
 from hf_distill.export import export_onnx, quantize_int8, read_exports
+from hf_distill.hub import StudentCard, write
 from hf_distill.robustness.examples import Examples
 
 
@@ -106,7 +107,9 @@ def test_command_line(student: Path, capsys: pytest.CaptureFixture[str]) -> None
     source = student.parent / "data.py"
     source.write_text(DATA, encoding="utf-8")
     words = ["export", str(student), "--dataset", f"{source}:lines", "--examples", "7"]
+    card = write(StudentCard("tiny"), student)
     assert main([*words, "--int8"]) == 0
+    assert "| ONNX int8 | `onnx/model_int8.onnx` |" in card.read_text(encoding="utf-8")
     first, second = capsys.readouterr().out.splitlines()
     rows = read_exports(student)
     assert first.startswith("onnx/model.onnx: ONNX, ")

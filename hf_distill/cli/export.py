@@ -46,7 +46,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Export a folder."""
-    from hf_distill.export import ExportError, export_onnx, quantize_int8
+    from hf_distill.export import ExportError, export_onnx, quantize_int8, read_exports
+    from hf_distill.hub.exports import add_exports
 
     int8 = args.int8 or args.int8_embeddings
     options = {key: getattr(args, key) for key in ("opset", "atol")}
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
                     )
                 )
             )
+        add_exports(args.folder, read_exports(args.folder))
     except (ValueError, ImportError) as error:
         complain(str(error))
         return 2
