@@ -130,7 +130,7 @@ def check(text: str, run: dict[str, Any]) -> None:
     assert card_problems(text) == []
     assert (text.count(BEGIN), text.count(END)) == (1, 1)
     assert SECRET not in text
-    assert not re.search(r"(?<![\w.\\-])/home/me|Users\\+me|file://", text)
+    assert not re.search(r"(?<![\w.\\-])/home/me|\b[A-Za-z]:\\+Users\\+me|file://", text)
     card = ModelCard(text)  # raises on a model-index that it cannot read
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     kept = run.get("results", {}).get("student", {})
