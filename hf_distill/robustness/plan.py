@@ -26,7 +26,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
 TEXT_SEARCH = ("characters", "words")
 """Attacks that change the text itself, not its embeddings."""
 BUDGETS: dict[str, tuple[float, str]] = {
-    "text": (0.2, "l2"),
+    "text": (0.05, "l2"),
     "image": (8 / 255, "linf"),
     "audio": (0.01, "linf"),
 }
@@ -44,7 +44,7 @@ class Plan:
         severities: Which of 1 to 5; mCE wants all five.
         seen: Perturbations that a model was trained on. They are shown, and left out of the means.
         attacks: By name; None: the usual ones of the modality; empty: none.
-        epsilon: Radius of the attacks; None: 8/255 for pictures, 0.2 of a token's embedding
+        epsilon: Radius of the attacks; None: 8/255 for pictures, 0.05 of a token's embedding
             length, 0.01 for sounds.
         norm: ``linf`` or ``l2``; None: linf, and for embeddings l2.
         steps: Of PGD.

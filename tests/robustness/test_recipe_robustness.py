@@ -87,7 +87,7 @@ def test_report_and_card_show_the_stages_numbers(finished: Path) -> None:
     ):
         assert by_name[name]["value"] == facts["roles"]["student"][figure]["mean"], name
     told = by_name["Accuracy under attack: pgd"]["args"]
-    assert {told[key] for key in ("epsilon", "norm", "steps", "n")} == {0.2, "l2", 2, 6}
+    assert {told[key] for key in ("epsilon", "norm", "steps", "n")} == {0.05, "l2", 2, 6}
     told = by_name["Mean accuracy under perturbation"]["args"]
     assert told["delta_vs_no_teacher"] == noise["difference"]
     assert told["verdict"] == "checkpoint only"

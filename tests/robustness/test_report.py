@@ -154,7 +154,7 @@ def test_figures_of_attacks_are_those_of_the_attacks(report: Report) -> None:
     search = TextAttack("characters", "character", max_queries=12)
     found = attack_texts(predict, few.values, few.labels, search)
     assert figures["attack.characters"] == found.attacked_correct.mean()
-    pgd = Attack("pgd", epsilon=0.2, norm="l2", steps=2)
+    pgd = Attack("pgd", epsilon=0.05, norm="l2", steps=2)
     standing = np.zeros(8, bool)
     for places, batch, labels in subject.batches(few.values, few.labels, 1):
         keys = [few.keys[place] for place in places]
@@ -464,7 +464,7 @@ def test_markdown_and_pictures_are_written(report: Report, tmp_path: Path) -> No
     text = (tmp_path / "robustness.md").read_text()
     row = report.facts["roles"]["student"]["worst_case"]
     assert f"{row['mean']:.4f} ± {row['std']:.4f}" in text
-    for told in ("epsilon 0.2", "norm l2", "steps 2", "restarts 1", "max queries 12", "**prelim"):
+    for told in ("epsilon 0.05", "norm l2", "steps 2", "restarts 1", "max queries 12", "**prelim"):
         assert told in text
     assert "|  | Teacher | Student alone | Distilled student |" in text
     assert (tmp_path / "severity.png").read_bytes()[:4] == b"\x89PNG"
