@@ -7,7 +7,6 @@ from hf_distill.initialise import student_from_teacher
 from hf_distill.joint import JointTrainer
 from hf_distill.layers import layer_map
 from hf_distill.objectives import *  # noqa: F403 (every objective by its name)
-from hf_distill.objectives import OBJECTIVES, objective_from
 from hf_distill.schedules import Schedule
 from hf_distill.seq2seq import Seq2SeqDistillationTrainer
 from hf_distill.signals import Items, Needs, Signal, Sparse
@@ -28,7 +27,6 @@ from hf_distill.views import Views
 from hf_distill.weights import Share
 
 __all__ = [
-    "OBJECTIVES",
     "AdaptersOff",
     "AdaptiveTemperature",
     "CachedTeacher",
@@ -55,7 +53,6 @@ __all__ = [
     "Term",
     "Views",
     "layer_map",
-    "objective_from",
     "push_cache",
     "student_from_teacher",
     "write_cache",

@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from hf_distill.hub.comparison import weight
 from hf_distill.robustness import Examples, Subject
 from hf_distill.robustness.report import aligned
 from hf_distill.robustness.store import write_text
@@ -224,7 +225,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     size = batch["batch_size"]
     rows += [
         ["Parameters", *(f"{model['parameters']:,}" for model in models.values())],
-        ["Weights on disk", *(f"{model['size_bytes'] / 1e6:,.1f} MB" for model in models.values())],
+        ["Weights on disk", *(weight(model["size_bytes"]) for model in models.values())],
         ["Latency, 1 example", *(_latency(m["speed"]["single"]) for m in models.values())],
         [
             f"Throughput, batches of {size}",

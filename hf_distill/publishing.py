@@ -17,9 +17,9 @@ from transformers.utils import PushInProgress
 
 from hf_distill.card_facts import CardFacts
 from hf_distill.hub import published_files, push_folder
-from hf_distill.hub.check import scrub
 from hf_distill.hub.files import STALE
 from hf_distill.hub.push import push_checkpoint
+from hf_distill.hub.secrets import scrub
 from hf_distill.portable import STATES, STRUCTURE, TENSORS, pack_states, unpack_states
 
 logger = logging.getLogger(__name__)

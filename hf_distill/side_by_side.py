@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_distill.axes import AXES
 from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
 from hf_distill.recipe.stages import write_json, write_text
-from hf_distill.robustness.tables import AXES, table
+from hf_distill.robustness.tables import table
 
 WORDS = {
     "accuracy": "Accuracy",

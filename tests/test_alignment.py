@@ -137,7 +137,7 @@ def test_projections() -> None:
     maps = Pair("k", "modules", torch.randn(2, 4, 3, 3), torch.randn(2, 6, 3, 3))
     built = build_projections([maps], "linear")
     weight, bias = built["k"].weight, built["k"].bias
-    expected = F.conv2d(maps.student, weight[:, :, None, None], bias)  # type: ignore[arg-type, index]
+    expected = F.conv2d(maps.student, weight[:, :, None, None], bias)
     torch.testing.assert_close(project(maps, built, "linear").student, expected)
 
 

@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent | signals | capture reading | tasks | heads layers schedules | spaces | pair | "
-    "matching alignment balance initialise temperature views noisy weights speed | cache | terms | "
-    "objectives | teachers | metrics | config | forward | evaluation robustness | hub export | "
-    "run_facts | checkpoints checks measuring card_facts curves portable | publishing tracking | "
-    "binding | trainer | seq2seq joint | api scores | serving finished | recipe | "
+    "losses ascent axes | signals | capture reading | tasks | heads layers schedules | spaces | "
+    "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
+    "terms | objectives | teachers | metrics | config | forward | evaluation robustness | "
+    "hub export | run_facts | checkpoints checks measuring card_facts curves portable | "
+    "publishing tracking | binding | trainer | seq2seq joint | api scores | serving finished | recipe | "
     "comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""

@@ -97,7 +97,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
         calls.append(len(arguments[1]["input_ids"]))
         return ask(*arguments)
 
-    teacher.head.ask = counted  # type: ignore[method-assign]
+    teacher.head.ask = counted
     options: dict[str, Any] = {**FORM, "say": quiet}
     write_cache(tmp_path, teacher, data(NAME, ROWS), collate, **options)
     assert sum(calls) == ROWS + 2  # a look at two of them first

@@ -17,6 +17,7 @@ from test_card import FACTS, _metadata, _table
 
 from hf_distill.hub import StudentCard, render, validate, write
 from hf_distill.hub.card import BEGIN, END
+from hf_distill.hub.comparison import size, weight
 from hf_distill.hub.exports import add_exports
 from hf_distill.hub.formula import latex, legend
 from hf_distill.hub.inherit import LONGEST, local_card
@@ -350,3 +351,11 @@ def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     held = {Path(n).name for n in zipfile.ZipFile(wheel).namelist() if "/model_cards/" in n}
     assert {p.name for p in (root / "model_cards").glob("*.md")} <= held
+
+
+def test_sizes_in_three_digits() -> None:
+    """`1e+03 MB` and `1000 kB` are read twice; a card and a dry run say the same of one file."""
+    sizes = (12, 999_400, 999_600, 28_072, 999_900_000, 4e9, 1.2345e12)
+    shown = ["12 B", "999 kB", "1 MB", "28.1 kB", "1 GB", "4 GB", "1,234 GB"]
+    assert [weight(number) for number in sizes] == shown
+    assert [size(number) for number in (999, 999_600, 22_713_986)] == ["999", "1 M", "22.7 M"]

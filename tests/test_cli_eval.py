@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from asked import tokenizer
 from recipe_zoo import WORDS
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
@@ -18,7 +19,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -63,18 +63,6 @@ def sounds() -> DatasetDict:
 """
 
 
-def tokenizer(pad: bool = True) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=16)
-    if pad:
-        made.pad_token = "[PAD]"
-    return made
-
-
 def classifier(folder: Path, seed: int, names: tuple[str, ...] = ("negative", "positive")) -> Path:
     torch.manual_seed(seed)
     config = tf.BertConfig(
@@ -99,7 +87,9 @@ def language_model(folder: Path, seed: int, vocabulary: int = 16) -> Path:
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
     config = tf.GPT2Config(vocab_size=vocabulary, initializer_range=0.5, **sizes)
     tf.GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer(pad=False).save_pretrained(folder)
+    without = tokenizer()
+    without.pad_token = None
+    without.save_pretrained(folder)
     return folder
 
 
@@ -301,7 +291,8 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
 def test_models_with_different_tokenizers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Perplexities over other tokens would stand side by side as if they were comparable."""
     language_model(folder / "other", 0)
-    changed = tokenizer(pad=False)
+    changed = tokenizer()
+    changed.pad_token = None
     changed.add_tokens(["wonderful"])
     changed.save_pretrained(folder / "other")
     data = ["--dataset", f"{folder / 'data.py'}:reviews"]

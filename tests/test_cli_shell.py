@@ -112,16 +112,11 @@ def test_a_flag_of_train_is_suggested(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_is_written_twice_agrees() -> None:
-    """The parser lists tasks, axes and attacks without importing them: it would list old ones."""
-    from hf_distill.cli import robustness, serve_teacher
-    from hf_distill.robustness.plan import ATTACKS
-    from hf_distill.robustness.tables import AXES
+    """The parser lists the tasks without importing them: it would list old ones."""
+    from hf_distill.cli import serve_teacher
     from hf_distill.tasks import TASKS
 
     assert tuple(sorted(TASKS)) == serve_teacher.TASKS
-    assert robustness.AXES == AXES
-    usual = {kind: ", ".join(names) for kind, names in ATTACKS.items() if names}
-    assert usual == robustness.ATTACKS
 
 
 def test_each_command_has_a_parser_and_a_run() -> None:

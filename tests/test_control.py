@@ -136,7 +136,7 @@ def test_learned_temperature_works_against_the_student() -> None:
         plain = torch.tensor(0.0, requires_grad=True)
         forward_kl(LOGITS, OTHERS, 1 + 8 * plain.sigmoid()).sum().backward()
         assert plain.grad is not None
-        assert module.p.grad is not None  # type: ignore[union-attr]
+        assert module.p.grad is not None
         torch.testing.assert_close(module.p.grad, -share * plain.grad)
 
 

@@ -114,7 +114,7 @@ def test_values_that_are_no_numbers() -> None:
         {"loss": float("nan"), "step": 2},
         {"loss": "x", "step": 3},
     ]
-    training, evaluation = logged(entries)  # type: ignore[arg-type]
+    training, evaluation = logged(entries)
     assert training == {"loss": [(1, 1.0)]}
     assert evaluation == {}
 

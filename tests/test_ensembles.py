@@ -886,7 +886,7 @@ def test_from_is_an_objective_of_its_own() -> None:
     with pytest.raises(ValueError, match="name of a member"):
         From("a/b", ForwardKL())
     with pytest.raises(ValueError, match="go outside"):
-        From("a", 0.5 * ForwardKL())  # type: ignore[arg-type]
+        From("a", 0.5 * ForwardKL())
 
 
 def test_from_is_the_objective_towards_its_member() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_distill.cli import main
+from hf_distill.hub.comparison import weight
 from hf_distill.recipe import Run, load_recipe
 from hf_distill.recipe.estimate import (
     Memory,
@@ -22,7 +23,6 @@ from hf_distill.recipe.estimate import (
     kept_for_backward,
     memory,
     rate_of,
-    size,
     state_bytes,
     steps,
     weight_bytes,
@@ -215,7 +215,7 @@ def test_files_are_as_large_as_said(tmp_path: Path, capsys: pytest.CaptureFixtur
         run()
     needs = Memory.untrained(args[0])
     expected = 3 * (3 * needs.weights + 4 * len(list(args[0].parameters())))
-    assert f"up to {size(expected)} on disk" in shown
+    assert f"up to {weight(expected)} on disk" in shown
     assert expected == pytest.approx(seen[0], rel=0.25)
 
 
@@ -254,12 +254,12 @@ def test_teachers_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shown = needs(planned(path, capsys))
     assert list(shown) == ["teacher", "assistant-1", "baseline", "student"]
     assert "teacher" not in shown["teacher"]
-    assert f"teacher {size(teacher)}, " in shown["assistant-1"]
-    assert f"teacher {size(teacher)}, " in shown["student"], "of the assistant's size at first"
+    assert f"teacher {weight(teacher)}, " in shown["assistant-1"]
+    assert f"teacher {weight(teacher)}, " in shown["student"], "of the assistant's size at first"
     shown = needs(planned(path, capsys, "--assistants", "[]", "--teacher.seeds", "[0, 1]"))
-    assert f"teacher {size(2 * teacher)}, " in shown["student"]
+    assert f"teacher {weight(2 * teacher)}, " in shown["student"]
     shown = needs(planned(path, capsys, "--assistants", "[]", "--teacher.cache.format", "full"))
-    assert f"teacher {size(student)}, " in shown["student"], "the second generation's teacher"
+    assert f"teacher {weight(student)}, " in shown["student"], "the second generation's teacher"
     one = ("--assistants", "[]", "--teacher.cache.format", "full", "--generations", "1")
     shown = needs(planned(path, capsys, *one))
     assert "teacher" not in shown["student"]
@@ -322,14 +322,7 @@ def test_rate_of_another_seed_and_of_an_earlier_report(tmp_path: Path) -> None:
     assert (found.seconds, found.source) == (2.0, "a")
 
 
-def test_sizes_and_times_in_words() -> None:
-    """1000.0 KB and 60 min are read twice."""
-    assert [size(n) for n in (12, 999_940, 999_960, 28_072, 4e9)] == [
-        "12 bytes",
-        "999.9 KB",
-        "1.0 MB",
-        "28.1 KB",
-        "4.0 GB",
-    ]
+def test_times_in_words() -> None:
+    """60 min are read twice."""
     assert [duration(n) for n in (45, 600, 12_600)] == ["45 s", "10 min", "3.5 h"]
-    assert re.fullmatch(r".*\(weights 10 bytes, .*\)", str(Memory(10)))
+    assert re.fullmatch(r".*\(weights 10 B, .*\)", str(Memory(10)))

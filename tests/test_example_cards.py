@@ -80,7 +80,7 @@ def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     torch.manual_seed(0)
     auto: Any = getattr(transformers, f"AutoModelFor{AUTO[name]}")
     (first,) = (text for text in _snippets(name, "python") if "model_id" in text)
-    folder = tmp_path / re.search(r'model_id = "([^"]+)"', first)[1]  # type: ignore[index]
+    folder = tmp_path / re.search(r'model_id = "([^"]+)"', first)[1]
     auto.from_config(config).save_pretrained(folder)
     if name in ("text", "language_model"):
         tokenizer_of(folder)

@@ -607,7 +607,7 @@ def test_temperatures_shares_and_layers_in_a_recipe(tmp_path: Path) -> None:
         + ReverseKL((1.0, 2.0))
         + JensenShannon(AdaptiveTemperature("cwsm", 3.0))
         + Share(0.3) * HiddenStates("1:1", projection="shared")
-        + RKD([(-1, -1)], pooling="first")  # type: ignore[arg-type]
+        + RKD([(-1, -1)], pooling="first")
     )
 
 

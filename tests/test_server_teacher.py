@@ -366,12 +366,12 @@ def test_a_drip_feeding_server_times_out(fake: FakeVLLM, llama: Any) -> None:
             time.sleep(0.05)
 
     original = _FakeHandler.step
-    _FakeHandler.step = lambda self, *_: drip(self)  # type: ignore[method-assign]
+    _FakeHandler.step = lambda self, *_: drip(self)
     try:
         with pytest.raises(ConnectionError, match="TimeoutError"):
             ask(teacher_at(fake.url, retries=0, timeout=0.3), batch_of(1), llama)
     finally:
-        _FakeHandler.step = original  # type: ignore[method-assign]
+        _FakeHandler.step = original
 
 
 def test_a_closed_idle_connection_is_no_failure(fake: FakeVLLM, llama: Any) -> None:
@@ -500,7 +500,7 @@ def test_another_tokenizer_is_refused(llama: Any) -> None:
         assert not fake.requests
     with FakeVLLM(llama, tokenizer(shift=3)) as fake:
         teacher = teacher_at(fake.url)
-        teacher._compare_tokenizers = lambda: None  # type: ignore[method-assign]
+        teacher._compare_tokenizers = lambda: None
         with pytest.raises(ValueError, match=r"token \d+ is '.' there and '.' here"):
             ask(teacher, batch_of(1), llama)
 

@@ -247,7 +247,7 @@ def test_another_teacher_behind_the_url() -> None:
     want = remote(batch, needs, items).logits
     first.close()
     with TeacherServer(ModelTeacher(copy.deepcopy(model)), port=port or 0):
-        assert torch.equal(remote(batch, needs, items).logits, want)  # type: ignore[arg-type]
+        assert torch.equal(remote(batch, needs, items).logits, want)
     model.classifier.bias.data.add_(1.0)
     changed = TeacherServer(ModelTeacher(model), port=port or 0)
     with changed, pytest.raises(ValueError, match="other weights are served"):
@@ -389,7 +389,7 @@ def test_failures_are_told_and_logged(
     batch = batch_of("sequence_classification")
     items = Head(small.models()[0]).items(batch)
     remote = RemoteTeacher(served.url, retries=1, backoff=0.01)
-    slow.head.ask = None  # type: ignore[assignment,method-assign]
+    slow.head.ask = None
     with pytest.raises(ConnectionError, match=r"(?s)2 attempt.*status 500: TypeError"):
         remote(batch, Needs(logits=True), items)
     remote.close()
@@ -409,7 +409,7 @@ def test_the_token(slow: Slow) -> None:
         assert "s3cret-token" not in repr(remote) + str(remote.describe())
         remote.close()
     with pytest.raises(ValueError, match="ModelTeacher to serve"):
-        TeacherServer(remote)  # type: ignore[arg-type]
+        TeacherServer(remote)
     with pytest.raises(ValueError, match="max_pending"):
         TeacherServer(slow, max_pending=0)
     with pytest.raises(ValueError, match="printable"):

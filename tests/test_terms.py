@@ -111,7 +111,7 @@ def test_scheduled_weights() -> None:
     with pytest.raises(ValueError, match="is a schedule cannot be multiplied by linear"):
         _ = ramped * ramp
     with pytest.raises(TypeError):
-        _ = ramp * ramp  # type: ignore[operator]
+        _ = ramp * ramp
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])

@@ -144,7 +144,7 @@ def test_a_joint_training_logs_the_students_weights(tmp_path: Path) -> None:
         config(tmp_path, max_steps=3),
         peers=teacher,
         objective=0.5 * HardLabels() + Share(0.5) * ForwardKL(Schedule("linear", 4.0, 1.0)),
-        train_dataset=data(),  # type: ignore[arg-type]
+        train_dataset=data(),
         data_collator=collate,
     )
     ours.train()
@@ -190,7 +190,7 @@ def no_network() -> None:
             os._exit(78)
         return resolve(host, *rest, **options)
 
-    socket.socket.connect = only_here  # type: ignore[method-assign, assignment]
+    socket.socket.connect = only_here
     socket.getaddrinfo = resolve_here
 
 

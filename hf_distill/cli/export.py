@@ -93,9 +93,11 @@ def _examples(args: argparse.Namespace) -> Any:
 
 
 def _line(row: Any) -> str:
+    from hf_distill.hub.comparison import weight
+
     what = "random examples" if row.generated else "examples"
     parts = [
-        f"{row.file}: {row.format}, {row.size_bytes / 1e6:.1f} MB",
+        f"{row.file}: {row.format}, {weight(row.size_bytes)}",
         f"largest difference {row.max_difference:.2g} on {row.examples} {what}",
     ]
     if row.same_argmax is not None:

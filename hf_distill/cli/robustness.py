@@ -5,20 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hf_distill.axes import ATTACKS, AXES
 from hf_distill.cli.base import EXIT_CODES, Say, add_command
 
-AXES = {
-    "clean": "Clean accuracy",
-    "noise": "Accuracy under perturbation (mean)",
-    "attacked": "Accuracy under attack (worst of all)",
-    "shifted": "Accuracy on shifted sets",
-    "worst_group": "Worst-group accuracy",
-    "nll": "NLL",
-}
-ATTACKS = {"text": "pgd, characters", "image": "pgd, square, noise", "audio": "pgd, noise"}
-"""What `hf_distill.robustness` has, whose import takes seconds; a test compares them."""
 _AXES = "\n".join(f"  robustness.{axis:13}{name}" for axis, name in AXES.items())
-_USUAL = "; ".join(f"{kind}: {names}" for kind, names in ATTACKS.items())
+_USUAL = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in ATTACKS.items() if names)
 EPILOG = f"""examples:
   hf-distill robustness --model runs/student --dataset org/reviews --split test
   hf-distill robustness --model runs/student --reference runs/alone --teacher runs/teacher \\

@@ -15,9 +15,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
-from .check import hub_id, is_local, scrub, validate
+from .check import hub_id, is_local, validate
 from .metadata import KEYS, TAGS, eval_entries, metadata
 from .prose import body
+from .secrets import scrub
 
 __all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "replace_text", "with_repo_id", "write"]
 

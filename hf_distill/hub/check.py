@@ -18,7 +18,6 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from huggingface_hub.utils import validate_repo_id
 
 from .secrets import leaks
-from .secrets import scrub as scrub
 
 # https://huggingface.co/docs/hub/repositories-licenses, identifiers for a repo card
 _LICENSES = """

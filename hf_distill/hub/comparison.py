@@ -41,18 +41,19 @@ def mean(result: Any) -> float:
 
 def size(parameters: int) -> str:
     """A number of parameters in three digits: ``22.7 M``."""
-    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if parameters >= unit:
-            return f"{parameters / unit:.3g} {name}"
-    return str(parameters)
+    return _in_units(parameters, {10**9: " B", 10**6: " M", 10**3: " k", 1: ""})
 
 
 def weight(size_bytes: float) -> str:
     """Bytes in three digits: ``90.9 MB`` (10^6 bytes)."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.3g} {name}"
-    return f"{size_bytes:.0f} B"
+    return _in_units(size_bytes, {10**9: " GB", 10**6: " MB", 10**3: " kB", 1: " B"})
+
+
+def _in_units(value: float, units: dict[int, str]) -> str:
+    """In the largest unit, largest first, of which it is at least one when it is rounded."""
+    unit = next((unit for unit in units if value >= 0.9995 * unit), 1)
+    shown = f"{value / unit:.3g}" if value < 999.5 * unit else f"{value / unit:,.0f}"
+    return shown + units[unit]
 
 
 def main_metric(facts: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_distill.heads import Head
+from hf_distill.hub.comparison import weight
 from hf_distill.recipe.stages import Stage
 from hf_distill.signals import Needs
 
@@ -65,11 +66,12 @@ class Memory:
         return sum(parts) + (self.optimizer or 0)
 
     def __str__(self) -> str:
-        states = "unknown" if self.optimizer is None else size(self.optimizer)
-        teacher = f"teacher {size(self.teacher)}, " if self.teacher else ""
+        states = "unknown" if self.optimizer is None else weight(self.optimizer)
+        teacher = f"teacher {weight(self.teacher)}, " if self.teacher else ""
         return (
-            f"{size(self.total)} (weights {size(self.weights)}, gradients {size(self.gradients)}, "
-            f"optimizer {states}, {teacher}activations {size(self.activations)})"
+            f"{weight(self.total)} (weights {weight(self.weights)}, "
+            f"gradients {weight(self.gradients)}, optimizer {states}, "
+            f"{teacher}activations {weight(self.activations)})"
         )
 
 
@@ -253,8 +255,8 @@ class Outlook:
                 f"step in {self.rate.source})"
             )
         return (
-            f"{self.steps:,} steps, about {size(self.memory.total)} of memory, up to "
-            f"{size(self.disk)} on disk, {time}"
+            f"{self.steps:,} steps, about {weight(self.memory.total)} of memory, up to "
+            f"{weight(self.disk)} on disk, {time}"
         )
 
 
@@ -268,23 +270,12 @@ def together_of(outlooks: Collection[Outlook]) -> str:
     room = sum(one.memory.weights for one in outlooks) + max(one.disk for one in outlooks)
     return (
         f"to do: {len(outlooks)} trainings, {sum(one.steps for one in outlooks):,} steps, about "
-        f"{size(max(one.memory.total for one in outlooks))} of memory at most, {size(room)} on "
+        f"{weight(max(one.memory.total for one in outlooks))} of memory at most, {weight(room)} on "
         f"disk, {time}"
     )
 
 
 # ---- in words ------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks are sold: ``91.2 MB``."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("KB", "MB"):
-        count /= 1000
-        if count < 999.95:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:,.1f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from hf_distill.axes import AXES
 from hf_distill.robustness.figures import LOWER_IS_BETTER, scores_of
 from hf_distill.robustness.plan import Plan
 from hf_distill.robustness.runner import Outcome, Runner
 from hf_distill.robustness.statistics import paired_t
-from hf_distill.robustness.tables import AXES, NAMES
+from hf_distill.robustness.tables import NAMES
 from hf_distill.robustness.verdicts import judge, require
 
 MASKED = "masked gradients suspected"

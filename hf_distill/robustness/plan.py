@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from hf_distill.axes import ATTACKS
 from hf_distill.robustness.invariance import TESTS
 from hf_distill.robustness.perturbations import CORE, SEVERITIES, perturbation
 
-ATTACKS: dict[str, tuple[str, ...]] = {
-    "text": ("pgd", "characters"),
-    "image": ("pgd", "square", "noise"),
-    "audio": ("pgd", "noise"),
-    "tabular": (),
-}
-"""The attacks of a report by default."""
 KNOWN: dict[str, tuple[str, ...]] = {
     "text": ("fgsm", "pgd", "noise", "characters", "words"),
     "image": ("fgsm", "pgd", "square", "noise", "autoattack"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hf_distill.axes import AXES
+
 COLUMNS = {
     "teacher": "Teacher",
     "alone": "Student alone",
@@ -12,15 +14,6 @@ COLUMNS = {
     "student": "Distilled student",
 }
 """Roles in their order. Control: the student alone, with the same noise or attack in training."""
-AXES = {
-    "clean": "Clean accuracy",
-    "noise": "Accuracy under perturbation (mean)",
-    "attacked": "Accuracy under attack (worst of all)",
-    "shifted": "Accuracy on shifted sets",
-    "worst_group": "Worst-group accuracy",
-    "nll": "NLL",
-}
-"""The judged axes."""
 NAMES = {
     "accuracy": "Accuracy",
     "noise": "Mean accuracy under perturbation",

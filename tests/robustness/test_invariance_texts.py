@@ -154,7 +154,7 @@ def test_variants_depend_on_the_text_and_the_seed_alone() -> None:
     [
         (lambda: invariance(favours("x"), ["a"], "name replaced"), "Did you mean 'names replaced'"),
         (lambda: invariance(favours("x"), "a", "prefixes"), "got one text"),
-        (lambda: invariance(favours("x"), [3], "prefixes"), "got int at place 0"),  # type: ignore[list-item]
+        (lambda: invariance(favours("x"), [3], "prefixes"), "got int at place 0"),
         (lambda: invariance(lambda t: np.zeros(2), ["a"], "prefixes"), r"N = 9 texts"),
         (lambda: InvarianceTest("x", ()), "fillers in each group"),
         (lambda: InvarianceTest("x", (("a",), ())), r"groups of \[1, 0\]"),

@@ -259,7 +259,7 @@ def test_temperature_is_bounded_and_says_so() -> None:
 def test_no_bins_are_refused(function: object) -> None:
     """No bin has no gap: every model would be perfectly calibrated."""
     with pytest.raises(ValueError, match="at least 1 bin"):
-        function([[0.0, 1.0]], [1], bins=0)  # type: ignore[operator]
+        function([[0.0, 1.0]], [1], bins=0)
     with pytest.raises(ValueError, match="at least 1 bin and 1 draw"):
         ece_floor([[0.0, 1.0]], draws=0)
 
@@ -281,7 +281,7 @@ def test_loyalty_matches_scipy() -> None:
 def test_loyalty_refuses_other_items(function: object) -> None:
     """One row of the teacher would be compared with every row of the student."""
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
-        function(np.zeros((2, 3)), np.zeros((1, 3)))  # type: ignore[operator]
+        function(np.zeros((2, 3)), np.zeros((1, 3)))
 
 
 # ---- corruption ----------------------------------------------------------------------------------

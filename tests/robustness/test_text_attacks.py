@@ -403,7 +403,7 @@ def test_a_transformers_tokenizer_is_read() -> None:
 def test_an_attack_that_cannot_be_is_refused(arguments: dict[str, object], message: str) -> None:
     """A misspelt setting would run as another attack, hours later, under its name."""
     with pytest.raises(ValueError, match=message):
-        TextAttack(**{"name": "a", "level": "character", **arguments})  # type: ignore[arg-type]
+        TextAttack(**{"name": "a", "level": "character", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_bad_input_is_named(texts: object, labels: object, logits: object, messa
     """A wrong shape or label would count as an attack that succeeded."""
     attack = TextAttack("a", "character")
     with pytest.raises(ValueError, match=message):
-        attack_texts(lambda _: np.array(logits), texts, labels, attack)  # type: ignore[arg-type]
+        attack_texts(lambda _: np.array(logits), texts, labels, attack)
 
 
 def test_embeddings_of_another_model_are_refused() -> None:

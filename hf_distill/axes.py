@@ -1,0 +1,20 @@
+"""What a report on robustness judges and attacks with; apart, so that help texts import nothing."""
+
+from __future__ import annotations
+
+AXES = {
+    "clean": "Clean accuracy",
+    "noise": "Accuracy under perturbation (mean)",
+    "attacked": "Accuracy under attack (worst of all)",
+    "shifted": "Accuracy on shifted sets",
+    "worst_group": "Worst-group accuracy",
+    "nll": "NLL",
+}
+"""The judged axes."""
+ATTACKS: dict[str, tuple[str, ...]] = {
+    "text": ("pgd", "characters"),
+    "image": ("pgd", "square", "noise"),
+    "audio": ("pgd", "noise"),
+    "tabular": (),
+}
+"""The attacks of a report by default."""
