@@ -15,8 +15,8 @@ LAYERS = (
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | objectives | teachers | metrics | config | forward | evaluation robustness | "
     "hub export | run_facts | checkpoints checks measuring card_facts curves portable | "
-    "publishing tracking | binding | trainer | seq2seq joint | api scores | serving finished | recipe | "
-    "comparison | side_by_side | cli | __main__"
+    "publishing tracking | binding | trainer | seq2seq joint | api scores | serving finished | "
+    "recipe | comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}
