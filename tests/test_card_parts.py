@@ -22,6 +22,7 @@ from hf_distill.hub.exports import add_exports
 from hf_distill.hub.formula import latex, legend
 from hf_distill.hub.inherit import LONGEST, local_card
 from hf_distill.hub.licences import warnings
+from hf_distill.recipe.evidence import gain
 from hf_distill.run_facts import log_rows, measured_carbon
 
 MEASURED = {
@@ -359,3 +360,29 @@ def test_sizes_in_three_digits() -> None:
     shown = ["12 B", "999 kB", "1 MB", "28.1 kB", "1 GB", "4 GB", "1,234 GB"]
     assert [weight(number) for number in sizes] == shown
     assert [size(number) for number in (999, 999_600, 22_713_986)] == ["999", "1 M", "22.7 M"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "higher_is_better", "word"),
+    [
+        ([0.02], True, None),
+        ([0.02, 0.03], True, "preliminary"),
+        ([0.02, 0.03, 0.01, 0.02, 0.03, 0.01, 0.02, 0.03], True, "better"),
+        ([0.02, 0.03, 0.01, 0.02, 0.03, 0.01, 0.02, 0.03], False, "worse"),
+        ([0.02, -0.03, 0.01, -0.02, 0.03, -0.01, 0.02, -0.03], True, "not distinguishable"),
+    ],
+)
+def test_a_claim_has_the_word_of_its_test(
+    differences: list[float], higher_is_better: bool, word: str | None
+) -> None:
+    """A card that says "better" of two lucky seeds is what this project was made against."""
+    alone = [0.7 + 0.001 * n for n in range(len(differences))]
+    ours = [one + more for one, more in zip(alone, differences, strict=True)]
+    found = gain("accuracy", ours, alone, higher_is_better)
+    assert found.get("word") == word
+    assert found["value"] == pytest.approx(sum(differences) / len(differences))
+    results = {"student": {"accuracy": ours[0]}, "baseline": {"accuracy": alone[0]}}
+    claimed = {"metric": "accuracy", "gain": found}
+    text = render(StudentCard("tiny", results=results, claim=claimed))
+    assert f"{word or 'not tested'}" in text
+    assert ("better" in text) == (word == "better")
