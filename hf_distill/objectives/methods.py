@@ -6,8 +6,8 @@ ours (RSLAD's 10 classes make a factor of 10). For all of them a teacher that is
 has little to teach; compare with `adversarial_training` and `trades`, which have none.
 
 Defensive distillation (Papernot et al. 2016, arXiv 1511.04508), ``ForwardKL(100.0)``, is not among
-them: saturated logits hide the gradient of the cross-entropy, and an attack on the margin succeeds as
-on any student (Carlini and Wagner 2016, arXiv 1607.04311).
+them: saturated logits hide the gradient of the cross-entropy, and an attack on the margin succeeds
+as on any student (Carlini and Wagner 2016, arXiv 1607.04311).
 """
 
 from __future__ import annotations
