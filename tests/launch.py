@@ -82,6 +82,9 @@ def main(module: str, function: str, arguments: str) -> None:
     called(*json.loads(arguments))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # done: torch's threads may abort the end of the interpreter, once in many runs
 
 
 if __name__ == "__main__":
