@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
@@ -25,13 +25,18 @@ from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.objectives.routing import with_router_balance
 from hf_distill.pair import Pair
+from hf_distill.pieces import Said, reduce_in_pieces
+from hf_distill.projection import same_logits
+from hf_distill.reading import by_row, rows_of
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
 
 LOOK = 8
 """How many examples the constructor looks at."""
+LOGITS = Needs(logits=True, exact=True, whole=True)
 
 
 class Binding(Trainer):
@@ -46,6 +51,7 @@ class Binding(Trainer):
     _first_batch: dict[str, Any] | None
     _student_order: int | Tensor | None
     _teacher_order: int | Tensor | None
+    _lean: bool
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
         raise NotImplementedError
@@ -68,7 +74,8 @@ class Binding(Trainer):
 
         (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
         """
-        objective = self.goal = self._smoothed(self._own_objective or self.args.objective())
+        objective = self._smoothed(self._own_objective or self.args.objective())
+        objective = self.goal = with_router_balance(objective, self._head)
         check_objective(objective, self.teacher, self._head, self.args.per_device_train_batch_size)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         check_weight_decay(objective, sharded, self.args.weight_decay)
@@ -140,7 +147,38 @@ class Binding(Trainer):
             self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
         keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
         self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
+        self._lean = self._can_be_lean()
         self.projections = self._build_projections()
+
+    def _unprojected(self, needs: Needs) -> Needs:
+        """What the teacher is asked for where no logits of a whole batch are wanted."""
+        return needs if self.teacher is None else needs.unprojected(self.teacher.provides)
+
+    def _can_be_lean(self) -> bool:
+        """Whether the logits of a whole batch may remain uncomputed: the objective looks at items
+        one by one, and from hidden states and heads the models' own logits come out (seen on a few
+        positions of the first example)."""
+        sample = self._first_batch
+        if sample is None or not self.goal.by_item or not self._head.provides.linear:
+            return False
+        batch, items = dict(sample), self._head.items(sample)
+        if by_row(sample):
+            batch, items = rows_of(sample, items, [0])
+        if "logits_to_keep" in self._head.accepts:
+            batch["logits_to_keep"] = LOOK
+        student = next(self._student.parameters()).device.type == self.args.device.type
+        asked: list[Callable[[Needs], Signal | None]] = []
+        if student:  # else FSDP or ZeRO will place it; it is what its config says
+            asked.append(lambda needs: self._head.ask(self._student, batch, needs, items)[1])
+        if self.teacher is not None and self.teacher.provides.linear:
+            asked.append(lambda needs: self._teach(batch, needs, items))
+        training = self._student.training
+        self._student.eval()
+        try:
+            with torch.no_grad(), same_randomness():
+                return all(same_logits(*map(ask, (Needs(linear=True), LOGITS))) for ask in asked)
+        finally:
+            self._student.train(training)
 
     def _build_projections(self) -> nn.ModuleDict:
         """Make the learned parts from what the models say about a few examples.
@@ -164,19 +202,25 @@ class Binding(Trainer):
         training = self._student.training
         self._student.eval()
         with torch.no_grad(), same_randomness(), warnings.catch_warnings():
-            theirs = self._teach(sample, goal.needs, items)
+            wanted = self._unprojected(goal.needs) if self._lean else goal.needs
+            theirs = self._teach(sample, wanted, items)
             if theirs is not None:
                 check_targets(theirs, items)
             warnings.simplefilter("ignore")  # a last batch of one is not meant by these few
             ours = None
             if placed or inside:
                 own, needs = send_to_device(sample, device), goal.student_needs
+                needs = needs.unprojected(self._head.provides) if self._lean else needs
                 _, asked = self._head.ask(self._student, own, needs, self._head.items(own))
                 ours = ordered(asked, self._student_order)
             torch.manual_seed(self.args.seed)
             built = goal.build(ours, theirs).to(self.args.device)
             if placed and ours is not None:
-                goal.terms(ours, theirs, items, self._context(built, self._pair(sample, items)))
+                context = self._context(built, self._pair(sample, items))
+                if ours.linear is None:
+                    goal.terms(ours, theirs, items, context)
+                else:
+                    reduce_in_pieces(goal, Said(ours, theirs, items, context), items.counts())
         self._student.train(training)
         return built
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_distill.losses.fused import Linear
+
 QUERY = ("query", "q_proj", "q_lin", "query_proj", "q")
 KEY = ("key", "k_proj", "k_lin", "key_proj", "k")
 VALUE = ("value", "v_proj", "v_lin", "value_proj", "v")
@@ -97,6 +99,38 @@ def traced_input(
         yield found
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def unprojected(head: nn.Module, weights: Callable[[Tensor], Linear]) -> Iterator[list[Linear]]:
+    """Let a model run without its output layer, whose product would be as wide as the vocabulary.
+
+    The layer's hooks run (sharded weights are gathered in them), its ``forward`` does not; what
+    follows it in the model gets logits of no position.
+
+    Args:
+        head: The output layer.
+        weights: Makes the `Linear` of its input; called where the layer would run.
+
+    Yields:
+        A list that holds the `Linear` once the model has run.
+    """
+    found: list[Linear] = []
+    own = head.__dict__.get("forward")
+
+    def skipped(hidden: Tensor) -> Tensor:
+        linear = weights(hidden)
+        found.append(linear)
+        return hidden.new_zeros(*hidden.shape[:-2], 0, linear.weight[0].shape[0])
+
+    head.forward = skipped
+    try:
+        yield found
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
 
 
 def attention_projections(model: nn.Module, groups: Sequence[str]) -> dict[str, list[Projections]]:

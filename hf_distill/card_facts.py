@@ -14,6 +14,7 @@ from hf_distill.heads import Head, describe_model
 from hf_distill.hub import StudentCard, write
 from hf_distill.hub.check import LICENSES
 from hf_distill.hub.inherit import local_card
+from hf_distill.hub.samples import read_samples
 from hf_distill.run_facts import (
     ALWAYS,
     accuracy_interval,
@@ -41,6 +42,7 @@ PIPELINES = {
     "multiple_choice": "multiple-choice",
     "masked_lm": "fill-mask",
     "causal_lm": "text-generation",
+    "image_text_to_text": "image-text-to-text",
     "seq2seq_lm": "text2text-generation",
     "semantic_segmentation": "image-segmentation",
     "ctc": "automatic-speech-recognition",
@@ -93,6 +95,7 @@ class CardFacts(Trainer):
             components=last_components(self.state.log_history, terms),
             history=log_rows(self.state.log_history),
             data={"labels_used": self.goal.needs_labels, "splits": self._split_sizes()},
+            samples=read_samples(folder),
             exports=exports_of(folder),
             preprocessing=describe_processor(self.processing_class),
             results=results,

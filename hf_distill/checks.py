@@ -18,7 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_distill.heads import Head
-from hf_distill.objectives import WeightDecay
+from hf_distill.language.checks import check_context, check_packing
+from hf_distill.objectives import RouterBalance, WeightDecay
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
@@ -106,7 +107,11 @@ def check_objective(
             _check_provided(name, part.needs, teacher.provides, "teacher")
             own = dataclasses.replace(part.student_needs, logits=False)  # `Objective.check` says it
             _check_provided(name, own, student.provides, "student")
-    together = [name for name, _, part in objective.named() if part.in_batch]
+    together = [  # routers compare tokens, of which one example has many
+        name
+        for name, _, part in objective.named()
+        if part.in_batch and not isinstance(part, RouterBalance)
+    ]
     if together and batch == 1:
         raise ValueError(
             f"The objective {together} compares the examples of a batch, and "
@@ -158,6 +163,27 @@ def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, h
             f"the data gives {sorted(sample)}. Train on the teacher alone (alpha=1.0, or an "
             f"objective without {names[0]}), or add the labels."
         )
+    packed = "position_ids" in (getattr(dataset, "column_names", None) or ())
+    if packed and head.task.name == "causal_lm" and _whole(head.model):
+        check_packing(head.model)
+
+
+def check_lengths(sample: Mapping[str, Any] | None, head: Head, teacher: Teacher | None) -> None:
+    """Refuse texts that are longer than what one of two causal language models can read."""
+    if sample is None or head.task.name != "causal_lm" or "input_ids" not in sample:
+        return
+    positions = sample.get("position_ids")
+    length = sample["input_ids"].shape[-1] if positions is None else int(positions.max()) + 1
+    check_context(head.config, length, "the student")
+    if teacher is not None and teacher.config is not None:
+        check_context(teacher.config, length, "the teacher")
+    if positions is not None and isinstance(teacher, ModelTeacher) and _whole(teacher.model):
+        check_packing(teacher.model)
+
+
+def _whole(model: nn.Module) -> bool:
+    """Whether a model can be run here and now: DeepSpeed may hold shards of its weights."""
+    return not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def check_targets(teacher: Signal, items: Items) -> None:
@@ -171,6 +197,10 @@ def check_targets(teacher: Signal, items: Items) -> None:
         ValueError: NaN or infinity in its logits.
     """
     logits, mask = teacher.logits, items.masks.get("items")
+    if teacher.linear is not None and mask is not None:  # of a few items
+        few = mask.flatten().nonzero().squeeze(-1)[:64]
+        logits = teacher.linear.items(few).logits()
+        mask = logits.new_ones(len(few), dtype=torch.bool)
     if logits is None or mask is None or teacher.kind not in ("softmax", "sigmoid"):
         return
     kept = logits.detach()[mask].double()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_distill.hub.comparison import lower_is_better
 from hf_distill.recipe.chain import EVALUATION
 from hf_distill.recipe.publish import FINAL
 from hf_distill.recipe.stages import RECORD
@@ -168,7 +169,8 @@ def _differences(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
                 one, other = (np.array(values) for values in pair)
                 axes[run.label, figure] = (one, other)
     named = {f"{label}\n{figure}": pair for (label, figure), pair in axes.items()}
-    found = judge(named, LEVEL) if named else {}
+    upwards = {f"{label}\n{figure}": not lower_is_better(figure) for label, figure in axes}
+    found = judge(named, LEVEL, upwards) if named else {}
     rows = []
     for (label, figure), verdict in zip(axes, found.values(), strict=True):
         row = {**dataclasses.asdict(verdict), "run": label, "figure": figure}

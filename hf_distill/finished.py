@@ -40,7 +40,12 @@ NAMES = {
     "nll": "NLL (nats)",
     "next_token": "Next-token accuracy",
     "agreement": "Agreement with the teacher",
+    "entropy": "Entropy, nats",
+    "ece": "ECE, 15 bins",
     "kl": "KL(teacher‖model), nats",
+    "kl_reverse": "KL(model‖teacher), nats",
+    "acceptance_rate": "Drafts that the teacher would accept",
+    "entropy_gap": "Entropy less the teacher's, nats",
     "share_kept": "Share of the teacher's accuracy kept",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce as fold
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from hf_distill.capture import (
     eager_attention,
     queries_keys_values,
     traced_input,
+    unprojected,
 )
+from hf_distill.losses.fused import Linear
+from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task, output_fields, task_of
@@ -49,6 +53,7 @@ class Head:
         self.config: Any = self.model.config
         parameters = inspect.signature(self.model.forward).parameters
         self.accepts = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
             self._projections = {}  # stages of different numbers of heads, over windows (Swin)
@@ -63,10 +68,12 @@ class Head:
             logits=logits,
             exact=logits,
             whole=logits,
+            linear=self._projection is not None and self._projection.known,
             hidden_states=True,
             attentions=not fields or bool(paths & set(fields)),
             qkv=bool(self._projections),
             inputs=logits and (self.floating is not None or "inputs_embeds" in self.accepts),
+            router_loss="aux_loss" in fields and "output_router_logits" in self.accepts,
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
 
@@ -76,6 +83,13 @@ class Head:
         if self.task.classes == "labels":
             return int(self.config.num_labels)
         return vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
+
+    @property
+    def _projects(self) -> bool:
+        """Whether its logits are one product of hidden states and a matrix."""
+        owner: Any = self.model
+        known = self.task.classes == "vocabulary" and self.task.kind == "softmax"
+        return known and owner.get_output_embeddings() is not None
 
     @property
     def floating(self) -> str | None:
@@ -120,19 +134,26 @@ class Head:
                 )  # the one with a second derivative
                 key = self.floating
                 traced = stack.enter_context(traced_input(self.model, key, inputs))
+            linear: list[Linear] = []
+            if needs.linear and self._projection is not None:
+                projection = self._projection
+                linear = stack.enter_context(unprojected(projection.layer, projection.of))
             outputs = call(**inputs)
-            return outputs, self.signal(outputs, batch, needs, items, taken, traced)
+            signal = self.signal(outputs, batch, needs, items, taken, traced)
+            return outputs, replace(signal, logits=None, linear=linear[0]) if linear else signal
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
         """The part of a batch that this model takes, without labels, and the outputs asked for."""
         wanted = self.accepts - set(self.task.label_keys)
         inputs = {key: value for key, value in batch.items() if key in wanted}
-        if "use_cache" in self.accepts:
+        if {"use_cache", "cache"} & self.accepts:
             inputs["use_cache"] = False
         if needs.hidden_states:
             inputs["output_hidden_states"] = True
         if needs.attentions:
             inputs["output_attentions"] = True
+        if needs.router_loss:
+            inputs["output_router_logits"] = True
         return inputs
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
@@ -194,7 +215,8 @@ class Head:
                 "and they did not. Name modules that this head uses (`model.named_modules()`)."
             )
         graph = (logits, traced[0]) if traced and logits is not None else None
-        return Signal(logits, self.kind(items.labels), hidden, attentions, qkv, modules, graph)
+        kind, balance = self.kind(items.labels), outputs.aux_loss if needs.router_loss else None
+        return Signal(logits, kind, hidden, attentions, qkv, modules, graph, router_loss=balance)
 
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
         value = fold(getattr, path.split("."), outputs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.heads import Head, vocabulary_size
+from hf_distill.losses.fused import Linear
 from hf_distill.signals import Signal, Sparse
 
 Order = int | Tensor | None
@@ -31,7 +32,7 @@ def reorder_sparse(sparse: Sparse, order: Order) -> Sparse:
 
     The mass of classes that are cut off (phantom entries of a vocabulary) goes to the rest.
     """
-    if order is None:
+    if order is None or (isinstance(order, int) and order >= sparse.classes):
         return sparse
     if isinstance(order, int):
         cut = sparse.ids >= order
@@ -46,6 +47,16 @@ def reorder_sparse(sparse: Sparse, order: Order) -> Sparse:
     return replace(sparse, ids=order.to(sparse.ids.device).argsort()[sparse.ids])
 
 
+def reorder_linear(linear: Linear, order: Order) -> Linear:
+    """Apply an `Order` to logits that are not computed."""
+    if isinstance(order, Tensor):
+        order = order.to(linear.weight[0].device)
+        weight = tuple(w.index_select(0, order) for w in linear.weight)
+        bias = None if linear.bias is None else linear.bias.index_select(0, order)
+        return replace(linear, weight=weight, bias=bias)
+    return linear if order is None else replace(linear, classes=order)
+
+
 def ordered(signal: Signal, order: Order) -> Signal:
     """The signal with its classes in another order."""
     if order is None:
@@ -56,6 +67,7 @@ def ordered(signal: Signal, order: Order) -> Signal:
         signal,
         logits=None if signal.logits is None else reorder(signal.logits, order),
         sparse=None if signal.sparse is None else reorder_sparse(signal.sparse, order),
+        linear=None if signal.linear is None else reorder_linear(signal.linear, order),
         traced=traced,
         members={name: ordered(member, order) for name, member in signal.members.items()},
     )
@@ -110,8 +122,11 @@ def _same_tokens(
 ) -> int | None:
     """Return the number of real classes where the vocabularies differ by padding alone."""
     remedy = (
-        "Choose a teacher that uses the student's tokenizer, or retokenize: alignment across "
-        "tokenizers is not part of this trainer."
+        "Choose a teacher that uses the student's tokenizer; or let this one read the texts with "
+        "its own: teacher = TranslatedTeacher(teacher_model, tokenizer, student_tokenizer), and "
+        "train with data_collator=teacher.collator(<your collator>); or make the student from the "
+        "teacher, whose tokenizer it then has (`hf-distill init-student`), and tokenize the data "
+        "with that."
     )
     if student is not None and teacher is not None and dict(student) != dict(teacher):
         differing = len(set(student.items()) ^ set(teacher.items()))

@@ -58,7 +58,7 @@ class Measuring(Trainer):
     ) -> EvalLoopOutput:
         if not self.is_in_train:
             self._refresh_objective()
-        self._evaluation = Evaluation()
+        self._evaluation = Evaluation(self._head.task.classes == "vocabulary")
         try:
             with self._measuring_both():
                 both = self._measure_both
@@ -131,7 +131,7 @@ class Measuring(Trainer):
         inputs = self._prepare_inputs(inputs)
         labels: Any = tuple(inputs.get(key) for key in self.label_names)
         labels = None if not labels or any(label is None for label in labels) else labels
-        loss, outputs = self._evaluate_batch(model, inputs)
+        loss, outputs = self._evaluate_batch(model, inputs, not prediction_loss_only)
         if prediction_loss_only:
             return loss, None, None
         ours = self._predictions(outputs, ignore_keys)
@@ -140,7 +140,7 @@ class Measuring(Trainer):
         return loss, ours, labels[0] if labels is not None and len(labels) == 1 else labels
 
     def _evaluate_batch(
-        self, model: nn.Module, inputs: dict[str, Any]
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = True
     ) -> tuple[Tensor | None, Any]:
         with torch.no_grad(), self.compute_loss_context_manager():
             if self.goal.needs_labels and self._head.items(inputs).labels is None:
@@ -149,7 +149,8 @@ class Measuring(Trainer):
                 items = self._head.items(batch)
                 self._step_teacher = self._teach(batch, Needs(logits=True), items)
                 return None, model(**self._head.inputs(batch, Needs()))
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            found: Any = self.compute_loss(model, inputs, return_outputs)
+            loss, outputs = found if return_outputs else (found, None)
             if self._evaluation is not None:
                 samples = self._head.items(inputs, self._real_rows(inputs, model)).masks["samples"]
                 self._evaluation.add_other(loss - self._step_loss, samples.sum())
@@ -159,6 +160,7 @@ class Measuring(Trainer):
         """What transformers gives to `compute_metrics`, without the states that we asked for."""
         config = self._head.config
         ignored = {"loss", "past_key_values", "hidden_states", "attentions"}
+        ignored |= {"aux_loss", "image_hidden_states"}
         ignored |= set(ignore_keys or getattr(config, "keys_to_ignore_at_inference", []))
         ignored |= {*self._head.task.hidden.values(), *self._head.task.attentions.values()} - {
             "last_hidden_state",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from hf_distill.signals import Items
 
 Batch = Mapping[str, Any]
 IGNORE = -100
+WEIGHTS = "token_weights"
+"""The key of a batch that says how much each label token counts; aligned with the labels."""
+GENERATED = "generated"
+"""The key of a batch that marks, ``(B,)``, the texts that a student wrote: their tokens are items
+for a teacher to judge, and no labels."""
+ALIGNED = "teacher_positions"
+"""The key of a batch with a teacher of another tokenizer: at each position the teacher's position
+that predicts the same text, or -1."""
 
 
 # ---- reading the batch: what is there to count -----------------------------------------------
@@ -21,13 +30,21 @@ IGNORE = -100
 
 def batch_size(batch: Batch) -> int:
     """The number of examples in a batch of tensors."""
-    for value in batch.values():
+    for value in (batch.get("input_ids"), *batch.values()):  # pictures may have rows of their own
         if isinstance(value, Tensor) and value.dim() > 0:
             return int(value.shape[0])
     raise ValueError(
         f"Expected a batch with at least one tensor, got the keys {sorted(batch)}. "
         "Check that the data collator returns tensors."
     )
+
+
+def by_row(batch: Batch) -> bool:
+    """Whether every tensor has one row per example: the patches of all pictures of a batch may come
+    in one list (Qwen2-VL)."""
+    size = batch_size(batch)
+    tensors = (v for v in batch.values() if isinstance(v, Tensor) and v.dim() > 0)
+    return all(tensor.shape[0] == size for tensor in tensors)
 
 
 def rows_of(
@@ -52,9 +69,8 @@ def rows_of(
         unit: own(mask, axis if unit in ("items", "labels") else 0)
         for unit, mask in items.masks.items()
     }
-    return {name: own(value) for name, value in batch.items()}, Items(
-        masks, own(items.labels, axis)
-    )
+    kept = Items(masks, own(items.labels, axis), own(items.weights, axis))
+    return {name: own(value) for name, value in batch.items()}, kept
 
 
 def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
@@ -62,8 +78,16 @@ def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
     if mask is None:
         reference = batch.get("input_ids")
         reference = batch["inputs_embeds"][..., 0] if reference is None else reference
-        mask = torch.ones_like(reference)
+        mask = _within_texts(reference, batch.get("position_ids"))
     return mask.bool() & rows.view(-1, *[1] * (mask.dim() - 1))
+
+
+def _within_texts(reference: Tensor, positions: Tensor | None) -> Tensor:
+    """Without a mask every token counts, but those at the end of a packed row that are all at
+    position 0: so `hf_distill.language.LanguageCollator` pads rows of several texts."""
+    if positions is None or positions.shape != reference.shape:
+        return torch.ones_like(reference, dtype=torch.bool)
+    return (positions != 0).flip(-1).cumsum(-1).flip(-1) > 0
 
 
 def _count(
@@ -79,6 +103,13 @@ def _count(
     if labels is not None and labelled is not None:
         masks["labels"] = labelled
     return Items(masks, labels)
+
+
+def _weighted(items: Items, batch: Batch, shift: bool = False) -> Items:
+    weights = batch.get(WEIGHTS)
+    if weights is None:
+        return items
+    return replace(items, weights=_next(weights, 0.0) if shift else weights)
 
 
 def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -123,9 +154,9 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     real, labels = _token_mask(batch, rows), batch.get("labels")
     if labels is None:
-        return _count(rows, real, hidden=real)
+        return _weighted(_count(rows, real, hidden=real), batch)
     labelled = (labels != IGNORE) & rows[:, None]
-    return _count(rows, labelled, labels, labelled, hidden=real)
+    return _weighted(_count(rows, labelled, labels, labelled, hidden=real), batch)
 
 
 def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -138,12 +169,30 @@ def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     elif batch.get("labels") is not None:
         labels = _next(batch["labels"], IGNORE)
     else:
-        return _count(rows, _next(real, False) & real, hidden=real)
+        items = _count(rows, _next(real, False) & real, hidden=real)
+        return _aligned(_weighted(items, batch, shift=True), batch)
     labelled = (labels != IGNORE) & real
-    return _count(rows, labelled, labels, labelled, hidden=real)
+    items = _count(rows, labelled, labels, _given(labelled, batch), hidden=real)
+    return _aligned(_weighted(items, batch, shift=True), batch)
 
 
-def _next(values: Tensor, none: int) -> Tensor:
+def _given(labelled: Tensor, batch: Batch) -> Tensor:
+    """Without the texts that a model wrote."""
+    generated = batch.get(GENERATED)
+    return labelled if generated is None else labelled & ~generated[:, None]
+
+
+def _aligned(items: Items, batch: Batch) -> Items:
+    """Labels are learned everywhere; from a teacher with another tokenizer only where both stand
+    between the same bytes of a text."""
+    positions = batch.get(ALIGNED)
+    if positions is None:
+        return items
+    mask = items.masks["items"] & (positions >= 0)
+    return replace(items, masks={**items.masks, "items": mask})
+
+
+def _next(values: Tensor, none: float) -> Tensor:
     """What each position ``(B, T)`` has to its right; the last one ``none``."""
     return F.pad(values[:, 1:], (0, 1), value=none)
 
@@ -157,9 +206,10 @@ def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
         ids = batch["decoder_input_ids"]
         real = batch.get("decoder_attention_mask")
         real = (torch.ones_like(ids) if real is None else real).bool() & rows[:, None]
-        return _count(rows, real, decoder=real, **groups)
-    labelled = (labels != IGNORE) & rows[:, None]
-    return _count(rows, labelled, labels, labelled, decoder=labelled, **groups)
+        return _weighted(_count(rows, real, decoder=real, **groups), batch)
+    items = (labels != IGNORE) & rows[:, None]
+    counted = _count(rows, items, labels, _given(items, batch), decoder=items, **groups)
+    return _weighted(counted, batch)
 
 
 def spans(batch: Batch, model: nn.Module, rows: Tensor) -> Items:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.losses import forward_kl
+from hf_distill.losses.numerics import cross_entropy, kl
 from hf_distill.metrics.functional import agreement
 from hf_distill.reading import IGNORE
 from hf_distill.robustness import Examples, Subject
@@ -21,6 +22,11 @@ from hf_distill.signals import Needs
 
 LEVEL = 0.95
 DRAWS = 2000
+BINS = 15
+"""Of confidence, for the calibration error of language models."""
+LIKENESS = ("agreement", "kl", "kl_reverse", "acceptance_rate")
+TOKENS = ("tokens", "nll", "hits", "entropy", *LIKENESS)
+"""What is summed over the tokens of a text."""
 Weighted = Callable[[Floats], float]
 """A figure as a function of how often each example counts ``(N,)``; all ones: the figure itself."""
 
@@ -117,7 +123,8 @@ def f1_macro(predicted: np.ndarray, true: np.ndarray, times: Floats) -> float:
 def score_language_models(
     subjects: Mapping[str, Subject], texts: Sequence[str], batch_size: int
 ) -> dict[str, Scored]:
-    """Perplexity and next-token accuracy of each model, and its likeness to ``teacher``.
+    """Perplexity, next-token accuracy, entropy and calibration error of each model, and its
+    likeness to ``teacher``.
 
     Every token but the first of each text counts. Probabilities of vocabulary entries that one of
     the models lacks (padding of the vocabulary) are left out for all.
@@ -138,31 +145,37 @@ def score_language_models(
                 f"Expected models with one tokenizer, got another one for {role} than for "
                 f"{names[0]}: their perplexities count other tokens. Evaluate them one by one."
             )
-    sums = {role: np.zeros((5, len(texts))) for role in names}
+    sums = {role: np.zeros((len(TOKENS) + BINS, len(texts))) for role in names}
     for rows, batch, _ in first.batches(texts, [0] * len(texts), batch_size):
         for role, found in _on_tokens(subjects, batch).items():
             sums[role][:, rows] = found
     if not sums[names[0]][0].sum():
         raise ValueError("Expected texts of at least two tokens, got none.")
-    return {role: _modelled(role, sums) for role in names}
+    named = {role: dict(zip(TOKENS, found, strict=False)) for role, found in sums.items()}
+    return {role: _modelled(role, named, sums[role][len(TOKENS) :]) for role in names}
 
 
-def _modelled(role: str, sums: Mapping[str, Floats]) -> Scored:
-    tokens, nll, hits, same, divergence = sums[role]
-    mean = Ratio(nll, tokens)
+def _modelled(role: str, sums: Mapping[str, Mapping[str, Floats]], gaps: Floats) -> Scored:
+    own, tokens = sums[role], sums[role]["tokens"]
+    mean = Ratio(own["nll"], tokens)
     found: dict[str, Weighted] = {
         "perplexity": lambda times: float(np.exp(mean(times))),
         "nll": mean,
-        "next_token": Ratio(hits, tokens),
+        "next_token": Ratio(own["hits"], tokens),
+        "entropy": Ratio(own["entropy"], tokens),
+        "ece": lambda times: float(np.abs(gaps @ times).sum() / (times @ tokens)),
     }
     if role != "teacher" and "teacher" in sums:
-        found |= {"agreement": Ratio(same, tokens), "kl": Ratio(divergence, tokens)}
-        found["share_kept"] = Ratio(hits, sums["teacher"][2])
-    return Scored(found, -nll / np.maximum(tokens, 1))
+        found |= {name: Ratio(own[name], tokens) for name in LIKENESS}
+        apart = own["entropy"] - sums["teacher"]["entropy"]
+        found["entropy_gap"] = Ratio(apart, tokens)
+        found["share_kept"] = Ratio(own["hits"], sums["teacher"]["hits"])
+    return Scored(found, -own["nll"] / np.maximum(tokens, 1))
 
 
 def _on_tokens(subjects: Mapping[str, Subject], batch: Mapping[str, Any]) -> dict[str, Floats]:
-    """Per text: tokens, their NLL, next tokens hit, agreements, divergences; ``(5, B)`` a role."""
+    """Per text the sums of `TOKENS`, and of each bin of confidence what is right less what was
+    expected to be; ``(len(TOKENS) + BINS, B)`` a role."""
     labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), IGNORE)
     found, said = dict[str, Floats](), dict[str, Tensor]()
     for role, subject in subjects.items():
@@ -175,16 +188,23 @@ def _on_tokens(subjects: Mapping[str, Subject], batch: Mapping[str, Any]) -> dic
     assert items.labels is not None
     mask, targets = items.masks["labels"].cpu(), items.labels.cpu()
     size = min(logits.shape[-1] for logits in said.values())
-    said = {role: logits[mask][:, :size].float() for role, logits in said.items()}
     wanted, texts = targets[mask], mask.nonzero()[:, 0].numpy()
-    for role, logits in said.items():
-        theirs = said.get("teacher", logits)
+    logs = {role: logits[mask][:, :size].float().log_softmax(-1) for role, logits in said.items()}
+    for role, ours in logs.items():
+        theirs, hits = logs.get("teacher", ours), (ours.argmax(-1) == wanted).float()
+        confidence = ours.amax(-1).exp()
+        place = (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1
+        gaps = torch.zeros(BINS, len(wanted)).scatter_(0, place[None], (hits - confidence)[None])
         columns = [
             torch.ones(len(wanted)),
-            torch.nn.functional.cross_entropy(logits, wanted, reduction="none"),
-            (logits.argmax(-1) == wanted).float(),
-            agreement(logits, theirs),
-            forward_kl(logits, theirs),
+            -ours.gather(-1, wanted[:, None])[:, 0],
+            hits,
+            cross_entropy(ours, ours),
+            agreement(ours, theirs),
+            kl(theirs, ours),
+            kl(ours, theirs),
+            torch.minimum(ours, theirs).exp().sum(-1),
+            *gaps,
         ]
         counted = [np.bincount(texts, column.double().numpy(), len(mask)) for column in columns]
         found[role] = np.stack(counted).astype(float)

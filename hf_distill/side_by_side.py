@@ -16,11 +16,15 @@ from hf_distill.robustness.tables import table
 
 WORDS = {
     "accuracy": "Accuracy",
+    "perplexity": "Perplexity",
     "agreement": "Agreement",
     "kl_forward": "KL(teacher‖model)",
     "kl_reverse": "KL(model‖teacher)",
     "nll": "NLL",
     "ece": "ECE",
+    "entropy": "Entropy",
+    "entropy_gap": "Entropy gap",
+    "acceptance_rate": "Acceptance rate",
 }
 DIFFERENCE = "student − alone"
 CAPTION = (

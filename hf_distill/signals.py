@@ -7,14 +7,19 @@ from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
+from hf_distill.losses.fused import Linear
+
 Unit = str
 """Name of the thing that is counted: ``samples``, ``items``, ``labels``, ``batches`` or a
 hidden-state group. Every term is divided by the number of its unit, and by nothing else."""
 
 
+WEIGHTED = ("items", "labels")
+"""The units whose members may have weights."""
 WORDS = {
     "exact": "exact probabilities (not draws)",
     "whole": "the logits of every class (not the likeliest alone)",
+    "foreign": "a teacher with another tokenizer (TranslatedTeacher)",
 }
 """What is said of a need that is missing."""
 
@@ -31,6 +36,9 @@ class Needs:
         inputs: Logits that can be differentiated with respect to the model's input.
         exact: Its exact probabilities: not an estimate by draws.
         whole: The logits of every class; without it the likeliest and one for the rest will do.
+        linear: Instead of the logits what they are computed from, see `Signal.linear`.
+        router_loss: The balancing loss of its routers (mixture of experts).
+        foreign: What it says in the tokens of another tokenizer than the student's.
         modules: Paths of modules whose outputs are wanted.
     """
 
@@ -41,6 +49,9 @@ class Needs:
     inputs: bool = False
     exact: bool = False
     whole: bool = False
+    linear: bool = False
+    router_loss: bool = False
+    foreign: bool = False
     modules: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -55,6 +66,12 @@ class Needs:
 
     def __bool__(self) -> bool:
         return any(getattr(self, f.name) for f in fields(self))
+
+    def unprojected(self, provides: Needs) -> Needs:
+        """The same with ``linear`` in place of logits, where that is provided."""
+        if not (self.logits and provides.linear):
+            return self
+        return replace(self, logits=False, exact=False, whole=False, linear=True)
 
     def missing_from(self, provides: Needs) -> list[str]:
         """The names of what is needed here and not provided there, module paths included."""
@@ -75,14 +92,22 @@ class Items:
             dimension; ``labels`` marks the items that carry a label; a hidden-state group that has
             padding has ``(B, T)`` under its own name; ``batches`` is a single true.
         labels: The labels in the shape of the items, or None for an unlabelled batch.
+        weights: How much each item counts, in the shape of the items; None: all count 1.
     """
 
     masks: Mapping[Unit, Tensor]
     labels: Tensor | None = None
+    weights: Tensor | None = None
 
     def counts(self) -> dict[Unit, Tensor]:
-        """The number of items of each unit, as 0-dimensional tensors (no host sync)."""
-        return {unit: mask.sum() for unit, mask in self.masks.items()}
+        """The number of items of each unit, as 0-dimensional tensors (no host sync); where items
+        have weights, the sum of those."""
+        return {unit: self._weighted(unit, mask).sum() for unit, mask in self.masks.items()}
+
+    def _weighted(self, unit: Unit, mask: Tensor) -> Tensor:
+        if self.weights is None or unit not in WEIGHTED:
+            return mask
+        return self.weights.where(mask, 0.0)
 
 
 @dataclass(frozen=True)
@@ -114,12 +139,39 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """What a teacher with another tokenizer says about the student's text in tokens of its own.
+
+    Attributes:
+        logits: ``(B, T, C_t)``, at the student's positions; where there is no item they are of
+            another place.
+        student_classes: ``(C_s,)``: for each of the student's tokens one of the K tokens that both
+            have (itself, or the longest that it begins with); K: none.
+        teacher_classes: ``(C_t,)``: the same for the teacher's.
+        classes: K + 1; K where one of them has no such token, which then is left out of both.
+        tokens: ``(B, T)``, the token that follows each of the student's positions.
+        spans: ``(B, T)``, for each of these tokens the position that predicts the first one of its
+            span (the tokens of both that cover the same bytes); -1: none.
+        log_probs: ``(B, T)``, where a span is predicted the log-probability of its text.
+    """
+
+    logits: Tensor
+    student_classes: Tensor
+    teacher_classes: Tensor
+    classes: int
+    tokens: Tensor
+    spans: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
 class Signal:
     """What one model says about one batch.
 
     Attributes:
         logits: ``(..., C)``: classes last, one row per item (see `tasks.py` for each head).
         sparse: In place of logits, the probabilities of some classes.
+        linear: In place of logits, hidden states and the head's weights.
         kind: How the logits are read: ``softmax``, ``sigmoid``, ``regression``, ``ctc`` (softmax
             over frames with a CTC label loss) or ``none`` (a model without logits).
         hidden_states: For each group the outputs of the embeddings and of every layer, each
@@ -131,6 +183,8 @@ class Signal:
         modules: The outputs of the modules that were asked for, by path.
         traced: The logits with their graph and the input that they depend on, see `Needs.inputs`.
         members: What each member of an ensemble says, by name.
+        router_loss: A number: how unevenly its routers use their experts in this batch.
+        foreign: What a teacher with another tokenizer says, beside ``sparse``.
     """
 
     logits: Tensor | None = None
@@ -141,13 +195,17 @@ class Signal:
     modules: Mapping[str, Tensor] = field(default_factory=dict)
     traced: tuple[Tensor, Tensor] | None = None
     sparse: Sparse | None = None
+    linear: Linear | None = None
     members: Mapping[str, Signal] = field(default_factory=dict)
+    router_loss: Tensor | None = None
+    foreign: Foreign | None = None
 
     def detach(self) -> Signal:
         """The same values, cut off from the graph; ``traced`` keeps its own."""
         return replace(
             self,
             logits=None if self.logits is None else self.logits.detach(),
+            linear=None if self.linear is None else self.linear.detach(),
             hidden_states=_detached(self.hidden_states),
             attentions=_detached(self.attentions),
             qkv={

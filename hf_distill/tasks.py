@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -29,6 +30,8 @@ TOWERS = {
     "text_embedding": "text_embeds",
     "image_embedding": "image_embeds",
 }
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
+"""Fields of a config with the token that stands where a part of a picture is."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,26 @@ def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
     )
 
 
+def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """As `reading.next_tokens`; without labels the places of pictures are no items, which would be
+    most of them."""
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        name = type(model).__name__
+        raise ValueError(
+            f"Expected a decoder that reads pictures and text as one sequence, got {name}, which "
+            f"has an encoder. Read it as such: `hf_distill.tasks.HEADS[{name!r}] = 'seq2seq_lm'`."
+        )
+    items = reading.next_tokens(batch, model, rows)
+    if items.labels is not None or "input_ids" not in batch:
+        return items
+    found = (getattr(config, name, None) for name in PLACEHOLDERS)
+    places = [token for token in found if token is not None]
+    following = batch["input_ids"].roll(-1, 1)
+    words = ~torch.isin(following, following.new_tensor(places))
+    return dataclasses.replace(items, masks={**items.masks, "items": items.masks["items"] & words})
+
+
 def _classifier(what: str) -> Task:
     name = f"{what}_classification"
     auto_class = f"AutoModelFor{what.title()}Classification"
@@ -124,6 +147,14 @@ TASKS: dict[str, Task] = {
             "AutoModelForCausalLM",
             "CAUSAL_LM",
             reading.next_tokens,
+            classes="vocabulary",
+            label_keys=("labels", "shift_labels"),
+        ),
+        Task(
+            "image_text_to_text",
+            "AutoModelForImageTextToText",
+            "IMAGE_TEXT_TO_TEXT",
+            _next_words,
             classes="vocabulary",
             label_keys=("labels", "shift_labels"),
         ),

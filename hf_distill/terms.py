@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_distill.balance import Balance, GroupRisks
 from hf_distill.pair import Pair
 from hf_distill.schedules import Progress, Schedule
-from hf_distill.signals import Items, Needs, Signal, Unit
+from hf_distill.signals import WEIGHTED, Items, Needs, Signal, Unit
 from hf_distill.weights import Share, Weight, product
 
 BALANCE = "balance"
@@ -82,6 +82,12 @@ class Objective:
     needs_labels: ClassVar[bool] = False
     needs_initial: ClassVar[bool] = False
     citation: ClassVar[str] = ""
+
+    @property
+    def by_item(self) -> bool:
+        """Whether its values look at the logits of each item alone, at nothing else of the models
+        and at no learned part: it may then be computed from a few items at a time."""
+        return False
 
     @property
     def columns(self) -> frozenset[str]:
@@ -166,6 +172,13 @@ class Sum:
         return _all(part.student_needs for _, part in self.parts)
 
     @property
+    def by_item(self) -> frozenset[str]:
+        """The names of the parts that read logits, if each may see a few items at a time; else
+        none: the logits are needed as a whole."""
+        reads = {name: part.by_item for name, _, part in self.named() if part.student_needs.logits}
+        return frozenset(reads) if all(reads.values()) else frozenset()
+
+    @property
     def needs_labels(self) -> bool:
         return any(part.needs_labels for _, part in self.parts)
 
@@ -178,14 +191,29 @@ class Sum:
         return frozenset[str]().union(*(part.columns for _, part in self.parts))
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self,
+        student: Signal,
+        teacher: Signal | None,
+        items: Items,
+        context: Context,
+        only: Callable[[str], bool] = lambda name: True,
     ) -> list[Term]:
-        """The terms of all parts, with their names and their weights of this moment."""
+        """The terms of all parts, with their names and their weights of this moment.
+
+        Args:
+            student: What the student says.
+            teacher: What the teacher says.
+            items: What there is to count.
+            context: What else they need.
+            only: Whether a part, by its name, is wanted.
+        """
         found = []
         modules = built_modules(context)
         balance = modules.get(BALANCE)
         shares = balance.weights() if isinstance(balance, Balance) else {}
         for name, weight, part in self.named():
+            if not only(name):
+                continue
             scale: float | Tensor = 0.0
             if isinstance(weight, Share):
                 scale = shares.get(name, scale)
@@ -193,6 +221,7 @@ class Sum:
                 scale = weight.at(context.progress) if isinstance(weight, Schedule) else weight
             own = dataclasses.replace(context, module=modules.get(name))
             for term in part.terms(student, teacher, items, own):
+                term = _weighted(term, items)
                 label = name + term.name.removeprefix(part.name)
                 own_weight = term.weight
                 found.append(
@@ -294,7 +323,7 @@ def gradient_norms(
     """
     norms = {}
     for term in terms:
-        mean = _total(term) / counts[term.unit].clamp(min=1)
+        mean = _total(term) / _divisor(counts[term.unit])
         if not mean.requires_grad:
             continue
         with torch.autocast(mean.device.type, enabled=False):  # a backward runs outside of it
@@ -323,7 +352,7 @@ def reduce(
     components, sums = {}, {}
     for term in terms:
         total = _total(term)
-        mean = total / counts[term.unit].clamp(min=1)
+        mean = total / _divisor(counts[term.unit])
         components[term.name], sums[term.name] = mean.detach(), total.detach()
         part = mean * (term.weight * scale)
         loss = part if loss is None else loss + part
@@ -347,3 +376,16 @@ def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
 def _total(term: Term) -> Tensor:
     values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
     return values.sum()
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """What a sum is divided by: 1 where there is nothing to count."""
+    return torch.where(count > 0, count, 1)
+
+
+def _weighted(term: Term, items: Items) -> Term:
+    """The term with its values times the weights of the items, if it has one value for each."""
+    weights = items.weights
+    if weights is None or term.unit not in WEIGHTED or term.values.shape != weights.shape:
+        return term
+    return dataclasses.replace(term, values=term.values * weights.to(term.values.dtype))

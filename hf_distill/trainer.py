@@ -18,6 +18,7 @@ from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
     check_arguments,
     check_data,
+    check_lengths,
     find_teacher,
     with_adapter,
 )
@@ -27,7 +28,9 @@ from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.pair import Pair
+from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.publishing import Publishing
+from hf_distill.reading import WEIGHTS
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
@@ -87,6 +90,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         looked_at = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
+        check_lengths(self._first_batch, self._head, self.teacher)
         self._bind()
         self._look_at_evaluation()
 
@@ -97,6 +101,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             super()._set_signature_columns_if_needed()
             known: Any = self._signature_columns
             theirs = set() if self.teacher is None else self.teacher.columns()
+            theirs.add(WEIGHTS)
             theirs |= (self._own_objective or self.args.objective()).columns
             self._signature_columns = known + sorted(theirs - set(known))
 
@@ -138,21 +143,31 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         measuring = None if model.training else self._evaluation
         measured = measuring is not None
         wanted = self.goal.needs | Needs(logits=measured, exact=measured, whole=measured)
-        teacher = self._teach(batch, wanted, items)
+        lean = self._lean and not (return_outputs or self._logs_gradients() or _is_compiled(model))
+        teacher = self._teach(batch, self._unprojected(wanted) if lean else wanted, items)
+        scale = self._loss_scale() if whole_window else 1.0
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
             asked, outputs, student = self._asked(), None, Signal()
+            if lean:
+                asked = asked.unprojected(self._head.provides)
             if asked or not model.training:  # else nothing is read of the answer to the batch
                 outputs, student = self._ask_student(batch, items, asked, model)
-            terms = self._terms(student, teacher, batch, items)
-            loss, components, sums = reduce(
-                terms, counts, self._loss_scale() if whole_window else 1.0
-            )
+            watch = None if measuring is None else measuring.add_signals
+            if student.linear is not None:
+                said = Said(student, teacher, items, self._context_of(batch, items))
+                terms, loss, components, sums = reduce_in_pieces(
+                    self.goal, said, counts, scale, watch
+                )
+            else:
+                terms = self._terms(student, teacher, batch, items)
+                loss, components, sums = reduce(terms, counts, scale)
+                if watch is not None:
+                    watch(student, teacher, items)
             if model.training:
                 self._follow(terms, components, items)
             if measuring is not None:
                 measuring.add_terms(terms, sums, counts)
-                measuring.add_signals(student, teacher, items)
             return loss, components, outputs if return_outputs else None
 
         wrapped = model is not self.model and not _is_compiled(model)
@@ -181,8 +196,10 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         self, student: Signal, teacher: Signal | None, batch: Mapping[str, Any], items: Items
     ) -> list[Term]:
         """What is minimised on one micro-batch; called within the wrapped model's forward."""
-        context = self._context(self.projections, self._pair(batch, items))
-        return self.goal.terms(student, teacher, items, context)
+        return self.goal.terms(student, teacher, items, self._context_of(batch, items))
+
+    def _context_of(self, batch: Mapping[str, Any], items: Items) -> Context:
+        return self._context(self.projections, self._pair(batch, items))
 
     def _follow(self, terms: list[Term], components: Mapping[str, Tensor], items: Items) -> None:
         """What a micro-batch of training gave, for weights that are shares and for the log."""

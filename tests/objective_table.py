@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers as tf
 from torch import nn
-from zoo import CASES, Case, _pictured, _resnet
+from zoo import CASES, Case, _mixtral, _pictured, _resnet, _text
 
 import hf_distill as hd
 from hf_distill import Objective
@@ -34,6 +34,7 @@ MODELS: dict[str, Case] = {
     "multi_label": CASES["multi_label"],
     "ctc": CASES["ctc"],
     "encoder": CASES["encoder"],
+    "experts": Case(tf.MixtralForCausalLM, _mixtral, {"num_hidden_layers": 3}, _text),
 }
 ALL = ("text", "cnn", "vit", "causal_lm", "seq2seq")
 PROBABLE = (*ALL, "multi_label", "ctc")
@@ -74,6 +75,9 @@ ROWS: dict[str, Row] = {
     "dist": Row(hd.Dist(2.0), ALL),
     "top_k_kl": Row(hd.TopKKL(2.0, k=2), ALL),
     "mutual": Row(hd.Mutual(), ALL),
+    "prefix_kl": Row(hd.PrefixKL(2.0), ()),  # these take two tokenizers: test_crossing_training.py
+    "span_kl": Row(hd.SpanKL(), ()),
+    "universal_logit_distance": Row(hd.UniversalLogitDistance(), ()),
     "hard_teacher_labels": Row(hd.HardTeacherLabels(), PROBABLE, zero=False),
     "confidence_weighted_kl": Row(hd.ConfidenceWeightedKL(2.0), ALL),
     "label_agreement": Row(hd.LabelAgreement(), ALL, zero=False),
@@ -124,6 +128,7 @@ ROWS: dict[str, Row] = {
     "generalized_cross_entropy": Row(
         hd.GeneralizedCrossEntropy(), (*ALL, "multiple_choice"), zero=False
     ),
+    "router_balance": Row(hd.RouterBalance(), ("experts",), zero=False),
     "weight_decay": Row(hd.WeightDecay(0.01), (*ALL, "encoder"), zero=False),
 }
 """Name -> row; every objective of the library has one."""

@@ -12,6 +12,8 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -97,7 +99,8 @@ def recipe(folder: Path, **changes: Any) -> Path:
         "card": {"license": "apache-2.0", "language": "en"},
     }
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, dict) and value is not None else value
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
@@ -172,3 +175,80 @@ def probabilities(model: Path, texts: list[str]) -> np.ndarray:
         rows = [loaded(**tokenizer(text, return_tensors="pt")).logits for text in texts]
     probabilities: np.ndarray = torch.cat(rows).softmax(-1).numpy()
     return probabilities
+
+
+PROSE = """
+from datasets import Dataset, DatasetDict
+
+WORDS = ("film", "plot", "the", "was", "a", "and", "very", "good", "bad", "not")
+
+
+def sentence(n: int) -> str:
+    return " ".join(WORDS[(n * k + k // 3) % len(WORDS)] for k in range(1, 6 + n % 5))
+
+
+def prose() -> DatasetDict:
+    def part(first: int, count: int) -> Dataset:
+        return Dataset.from_dict({"text": [sentence(n) for n in range(first, first + count)]})
+
+    return DatasetDict(train=part(0, 32), validation=part(100, 8), test=part(200, 8))
+
+
+def answers() -> DatasetDict:
+    def part(first: int, count: int) -> Dataset:
+        rows = range(first, first + count)
+        return Dataset.from_dict(
+            {
+                "prompt": [sentence(n) for n in rows],
+                "completion": [f" {sentence(7 * n + 3)}" for n in rows],
+            }
+        )
+
+    return DatasetDict(train=part(0, 32), validation=part(100, 8), test=part(200, 8))
+"""
+
+
+def llama(layers: int, **sizes: Any) -> dict[str, Any]:
+    """A tiny Llama's config."""
+    return {
+        "model_type": "llama",
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        **sizes,
+    }
+
+
+def language(folder: Path, **changes: Any) -> Path:
+    """Write a tiny recipe of language models into a folder; return the YAML's path.
+
+    The teacher is ready, as in the shipped ones: a model with random weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prose.py").write_text(PROSE, encoding="utf-8")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**llama(3))).save_pretrained(
+        folder / "expert"
+    )
+    values: dict[str, Any] = {
+        "task": "causal_lm",
+        "data": {"source": "prose.py:prose", "max_length": 12},
+        "teacher": {"model": "./expert", "config": None, "fine_tuned": True, "training": {}},
+        "objective": [{"name": "forward_kl", "temperature": 1.0}],
+    }
+    for key, value in changes.items():
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, dict) else value
+    path = recipe(folder, **values)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_special_tokens({"eos_token": "[SEP]"})
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return path

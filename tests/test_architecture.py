@@ -11,12 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes | signals | capture reading | tasks | heads layers schedules | spaces | "
+    "losses ascent axes language | "
+    "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | objectives | teachers | metrics | config | forward | evaluation robustness | "
-    "hub export | run_facts | checkpoints checks measuring card_facts curves portable | "
-    "publishing tracking | binding | trainer | seq2seq joint | api scores | serving finished | "
-    "recipe | comparison | side_by_side | cli | __main__"
+    "hub export speculative | run_facts language_eval | "
+    "checkpoints checks measuring pieces card_facts curves portable | "
+    "publishing tracking | binding | trainer | seq2seq joint on_policy | api scores | "
+    "serving finished | recipe | comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}

@@ -182,7 +182,7 @@ def test_a_metric_where_less_is_better_has_no_share() -> None:
     """'Keeps 125 % of the perplexity' reads as praise for a worse student."""
     results = {"student": {"perplexity": 25.0}, "teacher": {"perplexity": 20.0}}
     text = render(_card(results=results))
-    assert "reaches perplexity 25.00 on 2,000 test examples; its teacher" in text
+    assert "reaches perplexity 25.00 (lower is better) on 2,000 test examples; its teacher" in text
     assert "share" not in text
 
 

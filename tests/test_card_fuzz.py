@@ -84,6 +84,8 @@ papers = st.fixed_dictionaries(
         **{"labels_used": st.booleans()},
     },
 )
+roles = st.sampled_from(["student", "teacher", "baseline"]) | texts
+samples = st.fixed_dictionaries({"prompt": texts, "texts": st.dictionaries(roles, texts)})
 runs = st.fixed_dictionaries(
     {"model_name": texts},
     optional={
@@ -106,6 +108,7 @@ runs = st.fixed_dictionaries(
         "environment": st.dictionaries(texts, texts, max_size=3),
         "reproduce": st.fixed_dictionaries({}, optional={"command": texts, "recipe": texts}),
         "limitations": st.lists(texts, max_size=3),
+        "samples": st.lists(samples, max_size=7),
         "tags": st.lists(texts, max_size=3),
     },
 )
@@ -113,7 +116,7 @@ runs = st.fixed_dictionaries(
 HEADINGS = {
     *("Quick start", "Student and teacher", "How it was distilled", "Data", "Training"),
     *("Limitations", "Licences", "Environment", "Reproduce", "Citation", "Citations", "Robustness"),
-    *("Other formats", "Environmental impact"),
+    *("Other formats", "Environmental impact", "Samples"),
 }
 
 

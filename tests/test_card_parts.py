@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
+from markdown_it import MarkdownIt
 from test_card import FACTS, _metadata, _table
 
 from hf_distill.hub import StudentCard, render, validate, write
-from hf_distill.hub.card import BEGIN, END
-from hf_distill.hub.comparison import size, weight
+from hf_distill.hub.card import BEGIN, END, with_repo_id
+from hf_distill.hub.comparison import lower_is_better, size, weight
 from hf_distill.hub.exports import add_exports
+from hf_distill.hub.files import pictures_of
 from hf_distill.hub.formula import latex, legend
 from hf_distill.hub.inherit import LONGEST, local_card
 from hf_distill.hub.licences import warnings
+from hf_distill.hub.samples import Sample, read_samples, write_samples
 from hf_distill.recipe.evidence import gain
 from hf_distill.run_facts import log_rows, measured_carbon
 
@@ -102,6 +105,115 @@ def test_robustness_rows_are_in_the_table() -> None:
     text = render(_card(robustness={"rows": rows}))
     assert _table(text, "accuracy under noise, mean") == ["0.6100", "0.5500", "0.7000"]
     assert "## Robustness" not in text  # rows alone make no section
+
+
+LANGUAGE = {
+    "student": {
+        **{"perplexity": 25.5, "entropy": 3.1, "entropy_gap": 0.3, "kl_forward": 0.42},
+        **{"kl_reverse": 0.51, "acceptance_rate": 0.71, "agreement": 0.64, "ece": 0.03},
+    },
+    "baseline": {"perplexity": 28.0, "kl_forward": 0.9},
+    "teacher": {"perplexity": 20.0, "entropy": 2.8},
+}
+
+
+def test_figures_of_a_language_model() -> None:
+    """An entropy would be claimed as a result, and a teacher's perplexity kept to 127 %."""
+    text = render(_card(task="text-generation", results=LANGUAGE, claim={}))
+    assert "reaches perplexity 25.50 (lower is better) on 2,000 test examples; its teacher" in text
+    assert _table(text, "perplexity") == ["25.50", "28.00", "20.00"]
+    assert _table(text, "entropy") == ["3.1000", "–", "2.8000"]
+    assert _table(text, "acceptance_rate") == ["0.7100", "–", "–"]
+    assert "share of the teacher's" not in text
+    assert "acceptance_rate: the expected share of the model's drafts" in text
+    assert _metadata(text)["metrics"] == ["perplexity", "ece"], "what is a result of the student"
+    swapped = {role: dict(reversed(rows.items())) for role, rows in LANGUAGE.items()}
+    assert "reaches perplexity 25.50" in render(_card(results=swapped, claim={}))
+    assert "acceptance_rate" not in render(_card()), "of a classifier nothing is explained"
+
+
+def test_of_which_figures_less_is_better() -> None:
+    """A student that is worse would be called better, or the other way round."""
+    less = ("perplexity", "teacher_perplexity", "kl_forward", "kl_reverse", "ece", "nll", "loss")
+    more = ("accuracy", "agreement", "acceptance_rate", "next_token", "f1", "rouge", "bleu")
+    assert all(lower_is_better(metric) for metric in (*less, "wer", "bits_per_byte", "word_ppl"))
+    assert not any(lower_is_better(metric) for metric in more)
+
+
+# ---- what the models write -----------------------------------------------------------------------
+
+SAMPLES = [Sample(f"Prompt {n}:", {"student": "one", "teacher": "two"}) for n in range(7)]
+
+
+def test_samples_stand_side_by_side(tmp_path: Path) -> None:
+    """The teacher's text under the student's name would sell a model that nobody can load."""
+    texts = {"student": "a tale\n\nof one", "teacher": "a tale of two", "baseline": "(nothing)"}
+    write_samples([Sample("It was", texts)], tmp_path)
+    text = render(_card(samples=read_samples(tmp_path)))
+    section = text.split("## Samples")[1].split("## How")[0]
+    rows = section.replace("  ", "").split("- ")
+    assert [row.split(":")[0] for row in rows[1:]] == [
+        *("**Prompt 1**", "Teacher", "Same student, no teacher", "Student")
+    ]
+    assert [row.split("```text\n")[1].split("\n```")[0] for row in rows[1:]] == [
+        *("It was", "a tale of two", "(nothing)", "a tale\n\nof one")
+    ]
+    validate(text)
+    assert "## Samples" not in render(_card())
+
+
+def test_many_and_long_samples_are_cut_visibly() -> None:
+    """A card of a hundred pages is read by nobody, and a text cut in silence ends as it did not."""
+    rows: list[dict[str, Any]] = [{"prompt": one.prompt, "texts": one.texts} for one in SAMPLES]
+    text = render(_card(samples=rows))
+    assert "first 5 of 7 prompts" in text
+    assert "Prompt 4:" in text
+    assert "Prompt 5:" not in text
+    text = render(_card(samples=[{"prompt": "Go", "texts": {"student": "word " * 1000}}]))
+    shown = next(line for line in text.splitlines() if "word word" in line).strip()
+    assert len(shown) <= 800
+    assert shown.endswith(" […]")
+
+
+HOSTILE = "\n".join(
+    [
+        *("## Data", "```", "</details><script>alert(1)</script>", "| a | None |", "````yaml"),
+        *("![x](y.png)", "More information needed", "[]()", "~~~", END, 'model_id = "evil/x"'),
+        *("## Other formats", "HF_TOKEN=hf_" + "aB3x" * 9, "/home/me/secret/file", "$$x$$", "---"),
+    ]
+)
+
+
+def test_hostile_samples_stay_in_their_fence(tmp_path: Path) -> None:
+    """A student says what it read: it could end its block, show pictures, and speak as the card."""
+    rows = [{"prompt": HOSTILE, "texts": {"student": HOSTILE, HOSTILE: HOSTILE}}]
+    card = _card(samples=rows, plots=[])
+    text = render(card)
+    validate(text)
+    assert "aB3x" not in text
+    assert "/home/me" not in text
+    assert not pictures_of(text)
+    tokens = MarkdownIt("commonmark").parse(text.split(BEGIN)[1].split(END)[0])
+    fences = [t.content for t in tokens if t.type == "fence" and "## Other formats" in t.content]
+    assert len(fences) == 3
+    assert all(fence.count("alert(1)") == 1 for fence in fences)
+    titles = [tokens[n + 1].content for n, t in enumerate(tokens) if t.type == "heading_open"]
+    assert "Other formats" not in titles
+    assert titles.count("Data") == 1
+    write(card, tmp_path)
+    add_exports(tmp_path, EXPORTS)
+    exported = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert exported.count("| ONNX int8") == 1
+    assert exported.replace("\n", "").count("alert(1)") == text.count("alert(1)"), "nothing was cut"
+    assert 'model_id = "evil/x"' in with_repo_id(text, "me/student")
+
+
+def test_a_file_that_holds_no_samples(tmp_path: Path) -> None:
+    """A file of that name by somebody else would end a push after days of training."""
+    assert read_samples(tmp_path) == []
+    (tmp_path / "samples.json").write_text('{"prompt": "x"}')
+    with pytest.warns(UserWarning, match="leaves the samples out"):
+        assert read_samples(tmp_path) == []
 
 
 # ---- exported files ------------------------------------------------------------------------------

@@ -115,6 +115,31 @@ def test_six_seeds_with_a_clear_difference(
     assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
 
 
+@pytest.mark.parametrize(("gap", "word"), [(-3.0, "better"), (3.0, "worse")])
+def test_less_perplexity_is_better(
+    runs: tuple[Path, Path], tmp_path: Path, gap: float, word: str
+) -> None:
+    """The worse of two language models would be published as the better one."""
+    base = np.array([30.0, 31.0, 29.5, 30.2, 30.8, 29.9, 30.1, 31.2])
+    noise = np.array([0.1, -0.1, 0.0, 0.1, -0.2, 0.1, 0.0, 0.2])
+
+    def of_language(scores: np.ndarray) -> Callable[[dict[str, Any]], None]:
+        def change(facts: dict[str, Any]) -> None:
+            with_scores(facts, list(scores))
+            facts["metric"] = "perplexity"
+            for row in (*facts["runs"].values(), *facts["models"].values()):
+                row["test"]["perplexity"] = row["test"].pop("accuracy")
+
+        return change
+
+    first = changed(runs[0], tmp_path / "a", of_language(base))
+    second = changed(runs[1], tmp_path / "b", of_language(base + gap + noise))
+    facts = compared(tmp_path / "out", first, second)
+    row = next(o for o in facts["differences"] if o["figure"] == "perplexity")
+    assert (row["word"], row["difference"] > 0) == (word, gap > 0)
+    assert f"in perplexity: {word} over 8" in (tmp_path / "out/compare.md").read_text()
+
+
 def test_seeds_that_are_not_shared(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """Runs of different seeds are no pairs, and their order in the file says nothing."""
 

@@ -190,13 +190,70 @@ def test_figures_of_a_language_model(folder: Path, capsys: pytest.CaptureFixture
         nll = -logs[np.arange(len(wanted)), wanted].mean()
         hits, right = (rows.argmax(-1) == wanted for rows in (logs, theirs))
         expected = {"perplexity": math.exp(nll), "nll": nll, "next_token": hits.mean()}
+        expected["entropy"] = -(np.exp(logs) * logs).sum(-1).mean()
+        confidence = np.exp(logs).max(-1)
+        bins = np.ceil(confidence * 15)
+        parts = [bins == place for place in range(1, 16)]
+        expected["ece"] = sum(abs((hits - confidence)[part].sum()) for part in parts) / len(hits)
         if role != "teacher":
+            expected["kl_reverse"] = (np.exp(logs) * (logs - theirs)).sum(-1).mean()
+            expected["acceptance_rate"] = np.minimum(np.exp(logs), np.exp(theirs)).sum(-1).mean()
+            of_teacher = -(np.exp(theirs) * theirs).sum(-1).mean()
+            expected["entropy_gap"] = expected["entropy"] - of_teacher
             expected["agreement"] = (logs.argmax(-1) == theirs.argmax(-1)).mean()
             expected["kl"] = (np.exp(theirs) * (theirs - logs)).sum(-1).mean()
             expected["share_kept"] = hits.sum() / right.sum()
         found = {k: v["value"] for k, v in facts["models"][role]["figures"].items()}
         assert found == pytest.approx(expected, rel=1e-5)
     assert "log-likelihood per token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_texts_of_a_file(folder: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever has their texts in a file would have to write Python first."""
+    lines = TEXTS if suffix == "txt" else [json.dumps({"text": text}) for text in TEXTS]
+    (folder / f"books.{suffix}").write_text("\n\n".join(lines) + "\r\n", encoding="utf-8")
+    words = ["eval", str(folder / "lm1"), "--teacher", str(folder / "lm0"), "--repeats", "2"]
+    words += ["--data", str(folder / f"books.{suffix}"), "--output", str(folder / "out")]
+    assert main(words) == 0
+    facts = json.loads((folder / "out/eval.json").read_text())
+    wanted = evaluated(folder, "lm1", "--teacher", str(folder / "lm0"))
+    assert facts["dataset"] == {"name": f"books.{suffix}"}
+    for role in ("model", "teacher"):
+        assert facts["models"][role]["figures"] == wanted["models"][role]["figures"]
+    shown = capsys.readouterr().out
+    for row in ("Perplexity", "Drafts that the teacher would accept", "KL(model‖teacher), nats"):
+        assert f"| {row} |" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("boks.txt", None, "there is no file {}/boks.txt, did you mean 'boks2.txt'?"),
+        ("books.csv", "text\n", "expected a .txt file"),
+        ("books.jsonl", '{"text": "a b"}\n{"text": }\n', "line 2 of {}/books.jsonl is no JSON"),
+        ("books.jsonl", '["a b"]\n', "line 1 of {}/books.jsonl is no JSON object"),
+        ("books.jsonl", '{"txet": "a b"}\n', "got ['txet']. Name the column."),
+        ("books.txt", "\n \n", "is empty"),
+    ],
+)
+def test_a_file_that_is_no_data(
+    folder: Path,
+    tmp_path: Path,
+    name: str,
+    content: str | None,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A traceback from within a parser names neither the file nor the line."""
+    (tmp_path / "boks2.txt").write_text("a b")
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    words = ["eval", str(folder / "lm1"), "--data", str(tmp_path / name)]
+    assert main(words) == 2
+    assert message.format(tmp_path) in capsys.readouterr().err
+    assert main([*words, "--split", "validation"]) == 2
+    assert "a --data file is read whole" in capsys.readouterr().err
 
 
 def test_figures_of_pictures(folder: Path) -> None:

@@ -49,10 +49,12 @@ def test_a_copy_loads(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     copied = tmp_path / "mine" / path
     assert copied.read_bytes() == (ROOT / "recipes" / path).read_bytes()
     assert load_recipe(copied, []).name == load_recipe(ROOT / "recipes" / path, []).name
-    source = tmp_path / "mine/sources.py"
-    assert source.read_bytes() == (ROOT / "recipes/sources.py").read_bytes()
     shown = capsys.readouterr().out
-    assert f"copied: {copied}\ncopied: {source}\n" in shown
+    assert f"copied: {copied}\n" in shown
+    if "../sources.py" in copied.read_text():
+        source = tmp_path / "mine/sources.py"
+        assert source.read_bytes() == (ROOT / "recipes/sources.py").read_bytes()
+        assert f"copied: {source}\n" in shown
     assert f"next: hf-distill train {copied} --dry-run" in shown
 
 

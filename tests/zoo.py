@@ -26,6 +26,8 @@ from hf_distill import (
 tf: Any = transformers  # its configs take more than their declared fields
 
 VOCAB = 40
+IMAGE = 2
+"""The token in place of a part of a picture."""
 LABELS = 3
 ROWS = 8
 LENGTHS = (9, 4, 7, 5, 8, 3, 6, 9)
@@ -237,6 +239,17 @@ def _captioned(g: torch.Generator, n: int) -> Example:
     }
 
 
+def _described(g: torch.Generator, n: int) -> Example:
+    """A picture, of 4 tokens, before a text; the text is to be predicted."""
+    text = _ids(g, n)
+    places = [IMAGE] * 4
+    return {
+        "pixel_values": torch.randn(3, 32, 32, generator=g),
+        "input_ids": [1, *places, *text],
+        "labels": [-100] * 5 + text,
+    }
+
+
 def _unlabelled(g: torch.Generator, n: int) -> Example:
     return {"input_ids": _ids(g, n)}
 
@@ -390,6 +403,35 @@ def _llama() -> Any:
     )
 
 
+def _mixtral() -> Any:
+    return tf.MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        output_router_logits=True,
+        router_aux_loss_coef=0.02,
+        experts_implementation="eager",  # the others have no float64
+    )
+
+
+def _llava() -> Any:
+    text = {k: v for k, v in _llama().to_diff_dict().items() if k != "architectures"}
+    vision = {**_clip().vision_config.to_diff_dict(), "model_type": "clip_vision_model"}
+    return tf.LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        # the stock trainer, with which ours is compared, fails on the states of a vision tower
+        keys_to_ignore_at_inference=["past_key_values", "cache", "image_outputs"],
+    )
+
+
 _T5_TEACHER = {"d_model": 24, "num_layers": 3, "num_decoder_layers": 3}
 _NO_LOGITS = ("hidden_states", "weight_decay")
 _NO_JS = ("hard_labels", "forward_kl", "reverse_kl", "logit_mse", "hidden_states", "weight_decay")
@@ -397,6 +439,14 @@ _WIDE_CLIP = {
     "text_config": {**_clip().text_config.to_diff_dict(), "hidden_size": 24},
     "vision_config": {**_clip().vision_config.to_diff_dict(), "num_hidden_layers": 3},
     "projection_dim": 8,
+}
+_WIDE_LLAVA = {
+    "text_config": {
+        **_llava().text_config.to_diff_dict(),
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+    },
+    "vision_config": {**_llava().vision_config.to_diff_dict(), "num_hidden_layers": 3},
 }
 
 CASES: dict[str, Case] = {
@@ -434,6 +484,7 @@ CASES: dict[str, Case] = {
     "causal_lm": Case(
         tf.LlamaForCausalLM, _llama, {"hidden_size": 24, "num_hidden_layers": 3}, _text
     ),
+    "image_text_to_text": Case(tf.LlavaForConditionalGeneration, _llava, _WIDE_LLAVA, _described),
     "seq2seq_lm": Case(tf.T5ForConditionalGeneration, _t5, _T5_TEACHER, _translated),
     "image_classification": Case(
         tf.ViTForImageClassification, _vit, {"hidden_size": 24, "num_hidden_layers": 3}, _pictured

@@ -60,6 +60,13 @@ def pieces(batch: Batch, items: Items, inputs: Collection[str], axis: int = 0) -
         if name in inputs and name not in BESIDES and isinstance(value, Tensor) and value.dim() > 0
     }
     masks = {unit: mask.cpu().numpy() for unit, mask in items.masks.items()}
+    for name, array in arrays.items():
+        if len(array) != len(masks["samples"]):
+            raise ValueError(
+                f"Expected inputs with a row for each of {len(masks['samples'])} examples, got "
+                f"{name} of shape {array.shape}. Which part of it belongs to which example is not "
+                "known to a cache: use the live teacher."
+            )
     counted: Any = np.moveaxis(masks["items"], axis, 0) if "items" in masks else None
     real = {side: _real(batch, masks, side) for side in ("", "decoder_")}
     positions = batch.get("position_ids")
@@ -150,7 +157,10 @@ def _real(batch: Batch, masks: Mapping[Unit, np.ndarray], side: str) -> np.ndarr
     mask = batch.get(f"{side}attention_mask")
     if isinstance(mask, Tensor) and mask.dim() > 1:
         return mask.bool().cpu().numpy()
-    return masks.get("decoder") if side else None
+    if side:
+        return masks.get("decoder")
+    ids, mask = batch.get("input_ids"), masks.get("hidden")  # knows the padding of packed rows
+    return mask if mask is not None and ids is not None and ids.shape == mask.shape else None
 
 
 def _bounds(mask: np.ndarray | None, length: int) -> Range:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain, nearest
 
 EPILOG = f"""examples:
   hf-distill eval runs/movie-reviews/final --dataset org/reviews --split test
   hf-distill eval runs/student --teacher runs/teacher --baseline runs/alone \\
       --dataset recipes/sources.py:movie_reviews --max-length 64
-  hf-distill eval runs/small-lm --teacher runs/lm --dataset data.py:books --text-column text
+  hf-distill eval runs/small-lm --teacher runs/lm --data books.txt
+  hf-distill eval runs/small-lm --teacher runs/lm --data held_out.jsonl --text-column text
 
 Classifiers of texts, pictures and sounds with one class per example: accuracy, macro F1, NLL.
-Causal language models, on raw texts: perplexity and next-token accuracy. With --teacher also
-agreement, KL(teacher‖model) and the share of the teacher's accuracy that is kept. All models run
-in turn while their speed is measured, so that other load hits all of them alike.
+Causal language models, on raw texts: perplexity, next-token accuracy, entropy, calibration error.
+With --teacher also agreement, KL(teacher‖model) and the share of the teacher's accuracy that is
+kept; of language models KL(model‖teacher), the entropy gap and the share of drafted tokens that the
+teacher would accept as well. --data is a file with a text in each line (.txt) or an object in each
+line (.jsonl). All models run in turn while their speed is measured, so that other load hits all of
+them alike.
 
 {EXIT_CODES}"""
 
@@ -36,9 +41,11 @@ def add_parser(commands: Any) -> None:
     add("model", metavar="MODEL", help="a folder or Hub id")
     add("--teacher", metavar="DIR", help="its teacher, a folder or Hub id")
     add("--baseline", metavar="DIR", help="the same student, trained without a teacher")
-    add("--dataset", required=True, metavar="ID", help="of the Hub, or file.py:function")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="ID", help="of the Hub, or file.py:function")
+    source.add_argument("--data", metavar="FILE", help="a .txt or .jsonl file on this machine")
     add("--config", help="of the data set")
-    add("--split", default="test", help="default: test")
+    add("--split", help="of the data set; default: test")
     add("--input-column", "--text-column", "--image-column", metavar="NAME", help="the examples")
     add("--label-column", metavar="NAME", help="default: label or labels")
     add("--examples", type=int, metavar="N", help="use no more than these of the split")
@@ -74,6 +81,9 @@ def _facts(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from hf_distill.recipe.examples import split_of
     from hf_distill.robustness import Examples, Subject
 
+    if args.data and (args.split or args.config):
+        raise ValueError("--split and --config are of a --dataset: a --data file is read whole.")
+    split = args.split or "test"
     sources = {"model": args.model, "baseline": args.baseline, "teacher": args.teacher}
     subjects = {
         role: dataclasses.replace(Subject.load(source), max_length=args.max_length)
@@ -82,7 +92,7 @@ def _facts(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     }
     for subject in subjects.values():
         move(subject, args.device)
-    whole = split_of(args.dataset, args.split, args.config)
+    whole = _read(args.data) if args.data else split_of(args.dataset, split, args.config)
     if task_of_all(subjects) == LANGUAGE_MODEL:
         data = read_texts(whole, args.input_column)
     else:
@@ -90,5 +100,47 @@ def _facts(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.examples is not None:
         data = data.take(data.sample(args.examples))
     facts = evaluate(subjects, data, batch_size=args.batch_size, repeats=args.repeats, say=say)
+    if args.data:
+        return {"dataset": {"name": Path(args.data).name}, **facts}
     name = Path(args.dataset).name if ".py:" in args.dataset else args.dataset
-    return {"dataset": {"name": name, "config": args.config, "split": args.split}, **facts}
+    return {"dataset": {"name": name, "config": args.config, "split": split}, **facts}
+
+
+def _read(file: str) -> Any:
+    """A data set of the lines of a file: texts, or JSON objects; empty lines are left out.
+
+    Raises:
+        ValueError: a file of another kind, that is not there, or that holds something else.
+    """
+    from datasets import Dataset
+
+    path = Path(file)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(
+            f"--data: expected a .txt file (a text in each line) or a .jsonl file (an object in "
+            f"each line), got {file}. Data sets of other kinds: --dataset."
+        )
+    if not path.is_file():
+        beside = [one.name for one in path.parent.glob("*") if one.suffix == path.suffix]
+        raise ValueError(f"--data: there is no file {file}{nearest(path.name, beside)}")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--data: expected {file} to be UTF-8: {error}") from None
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_row(path, number, line) for number, line in filled]
+    if not rows:
+        raise ValueError(f"--data: {file} is empty.")
+    return Dataset.from_list(rows)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    if path.suffix == ".txt":
+        return {"text": line.removesuffix("\r")}
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"--data: line {number} of {path} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"--data: line {number} of {path} is no JSON object: {line:.40}")
+    return row

@@ -11,11 +11,16 @@ EPILOG = f"""examples:
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
   hf-distill init-student openai/whisper-small --layers encoder=12 decoder=2 --output runs/student
   hf-distill init-student Qwen/Qwen3-0.6B --layers 0,9,18,27 --hidden-size 512 --output runs/student
+  hf-distill init-student Qwen/Qwen3-0.6B --layers 14 --importance texts.jsonl --output runs/student
 
 --layers is a number (evenly spaced, the first and the last among them), a list of indices from 0,
 or uniform:N, first:N, last:N; for a model of several stacks once for each, by name; for ResNet and
 the like the number of blocks of each stage (2,2,2,2). The student is for `student.model` of a
 recipe, or for DistillationTrainer.
+
+With --importance a number of layers means the most important ones, and channels, heads and units
+are chosen in the same way, instead of the first. The file has one text a line, or one JSON object
+a line with text, messages, or prompt and completion.
 
 {EXIT_CODES}"""
 
@@ -37,6 +42,9 @@ def add_parser(commands: Any) -> None:
         "--intermediate-size", type=int, metavar="N", help="default: in proportion to the width"
     )
     init.add_argument("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
+    init.add_argument(
+        "--importance", metavar="FILE", help="texts (.txt, .jsonl): keep what matters most on them"
+    )
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
             hidden_size=args.hidden_size,
             intermediate_size=args.intermediate_size,
             vocabulary=args.vocabulary_size,
+            importance=args.importance,
         )
     except (OSError, ValueError) as error:
         complain(str(error))

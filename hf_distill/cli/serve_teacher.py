@@ -14,6 +14,7 @@ TASKS = (
     "dual_encoder",
     "encoder",
     "image_classification",
+    "image_text_to_text",
     "masked_lm",
     "multiple_choice",
     "question_answering",

@@ -5,9 +5,11 @@ from .check import card_problems, hub_id, validate
 from .collection import push_to_collection
 from .files import PUBLISHED, folder_problems, published_files
 from .push import push_folder
+from .samples import Sample, read_samples, write_samples
 
 __all__ = [
     "PUBLISHED",
+    "Sample",
     "StudentCard",
     "card_problems",
     "folder_problems",
@@ -15,7 +17,9 @@ __all__ = [
     "published_files",
     "push_folder",
     "push_to_collection",
+    "read_samples",
     "render",
     "validate",
     "write",
+    "write_samples",
 ]

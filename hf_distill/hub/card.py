@@ -16,6 +16,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from .check import hub_id, is_local, validate
+from .files import replace_text
 from .metadata import KEYS, TAGS, eval_entries, metadata
 from .prose import body
 from .secrets import scrub
@@ -59,6 +60,8 @@ class StudentCard:
       size), ``labels_used`` (bool), ``test_split``, and ``task_id`` for ``.eval_results``.
     - ``preprocessing``: ``max_length`` (tokens), ``image_size`` (height, width),
       ``sampling_rate`` (Hz), ``max_seconds``, and whatever else.
+    - ``samples``: dicts of ``prompt`` and ``texts`` (model -> what it wrote after it), see
+      `hub.samples`.
     - ``exports``: dicts of ``format``, ``file``, ``size_bytes``, ``max_difference``,
       ``same_argmax``, ``examples``, ``metric``, ``value``, ``float_value``.
     - ``carbon``, only if measured: ``kg`` (of CO2-equivalents), ``tool``, ``kwh``, ``country``,
@@ -93,6 +96,7 @@ class StudentCard:
     claim: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     measured_on: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
     test_examples: int | None = None
     seeds: int | None = None
@@ -167,13 +171,6 @@ def with_repo_id(text: str, repo_id: str) -> str:
     ours, end, tail = rest.partition(END)
     ours = re.sub(r'^model_id = "[^"]*"$', f'model_id = "{repo_id}"', ours, flags=re.MULTILINE)
     return head + begin + ours + end + tail
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it: never half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _write_eval_results(facts: dict[str, Any], folder: Path) -> None:

@@ -7,11 +7,25 @@ from typing import Any
 
 from .markup import cell, linked, show
 
-ABOUT_THE_TEACHER = re.compile(r"agreement|retention|retained|teacher|kept|(^|_)kl(_|$)")
-_LOWER_IS_BETTER = re.compile(
-    r"loss|perplexity|error|(^|_)(ece|brier|nll|wer|cer|mse|mae|rmse)(_|$)"
+_NO_RESULT = re.compile(
+    r"agreement|retention|retained|teacher|kept|(^|_)kl(_|$)|acceptance|(?<!cross_)entropy"
 )
-_MODELS = {
+"""Figures about student and teacher, or that are neither good nor bad: none is a result."""
+_LOWER_IS_BETTER = re.compile(
+    r"loss|perplexity|error|cross_entropy|divergence|bits_per"
+    r"|(^|_)(ece|kl|brier|nll|ppl|bpb|wer|cer|ter|mse|mae|rmse)(_|$)"
+)
+_MEANINGS = {
+    "perplexity": "exp of the mean negative log-likelihood of a token",
+    "kl_forward": "KL(teacher‖model), nats a token",
+    "kl_reverse": "KL(model‖teacher), nats a token",
+    "entropy": "of the model's own distribution, nats a token",
+    "entropy_gap": "the model's entropy less the teacher's",
+    "acceptance_rate": "the expected share of the model's drafts of a token that the teacher "
+    "accepts in speculative decoding",
+}
+"""What the rows of a language model are, for those who have not met them."""
+MODELS = {
     "student": "Student",
     "baseline": "Same student, no teacher",
     "control": "The same, on the student's noise",
@@ -32,6 +46,19 @@ _WORDS = {
     "preliminary": "preliminary: a word on the method needs 6 seeds",
     "checkpoint only": "one seed says nothing about the method",
 }
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better, by its name: perplexity, kl_forward, ece, nll, …
+
+    Of ``task/metric``, as of `language_eval.lm_eval`, the task's name does not count.
+    """
+    return bool(_LOWER_IS_BETTER.search(metric.rpartition("/")[2].lower()))
+
+
+def is_result(metric: str) -> bool:
+    """Whether a metric says how good a model is; likeness to the teacher does not, nor entropy."""
+    return not _NO_RESULT.search(metric.rpartition("/")[2])
 
 
 def mean(result: Any) -> float:
@@ -63,7 +90,7 @@ def main_metric(facts: dict[str, Any]) -> str:
     named = facts.get("claim", {}).get("metric")
     if named in ours:
         return str(named)
-    metrics = [metric for metric in ours if not ABOUT_THE_TEACHER.search(metric)]
+    metrics = [metric for metric in ours if is_result(metric)]
     return next((m for m in metrics if m in theirs), metrics[0] if metrics else "")
 
 
@@ -84,7 +111,8 @@ def claim(facts: dict[str, Any]) -> str:
         numbers = f"{_result(ours[metric])} against {_result(theirs[metric])}{where}{interval}"
         text = f"{name} keeps {share} of the {shown} of its teacher{source} ({numbers})"
     elif metric in theirs:
-        text = f"{name} reaches {shown} {_result(ours[metric])}{where}{interval}"
+        less = " (lower is better)" if lower_is_better(metric) else ""
+        text = f"{name} reaches {shown} {_result(ours[metric])}{less}{where}{interval}"
         text += f"; its teacher{source} reaches {_result(theirs[metric])}"
     else:
         text = f"{name} was distilled" + (f" from{source}" if source else "")
@@ -144,7 +172,7 @@ def comparison(facts: dict[str, Any]) -> list[list[str]]:
     results, measured = facts.get("results", {}), facts.get("measured", {})
     sizes = {model: facts.get(model, {}) for model in ("student", "teacher")}
     models = [
-        m for m in _MODELS if m in results or m in measured or _SIZES.keys() & sizes.get(m, {})
+        m for m in MODELS if m in results or m in measured or _SIZES.keys() & sizes.get(m, {})
     ]
     for alone in ("baseline", "control"):  # the same model, trained without the teacher
         sizes[alone] = sizes["student"]
@@ -165,7 +193,7 @@ def comparison(facts: dict[str, Any]) -> list[list[str]]:
     for label, values in facts.get("robustness", {}).get("rows", {}).items():
         cells = ["–" if values.get(m) is None else _result(values[m]) for m in models]
         rows.append([cell(label), *cells])
-    return [["", *(_MODELS[model] for model in models)], *rows] if rows else []
+    return [["", *(MODELS[model] for model in models)], *rows] if rows else []
 
 
 def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
@@ -182,6 +210,15 @@ def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
             cells = [share or "–" for share in shares]
             rows.append([f"{cell(metric)}, share of the teacher's", *cells])
     return rows
+
+
+def explained(facts: dict[str, Any]) -> str:
+    """What the figures of a language model in the table mean; empty where it has none of them."""
+    rows = facts.get("results", {}).values()
+    if not any("perplexity" in metrics for metrics in rows):
+        return ""
+    found = [name for name in _MEANINGS if any(name in metrics for metrics in rows)]
+    return f"{'; '.join(f'{cell(name)}: {_MEANINGS[name]}' for name in found)}."
 
 
 def _told(key: str, value: Any) -> str:
@@ -212,8 +249,8 @@ def _result(value: Any) -> str:
 
 def _share(metric: str, student: dict[str, Any], teacher: dict[str, Any]) -> str | None:
     """The share of the teacher's metric that is kept; None where a share says nothing."""
-    if metric not in student or metric not in teacher or ABOUT_THE_TEACHER.search(metric):
+    if metric not in student or metric not in teacher or not is_result(metric):
         return None
-    if _LOWER_IS_BETTER.search(metric) or mean(teacher[metric]) <= 0:
+    if lower_is_better(metric) or mean(teacher[metric]) <= 0:
         return None
     return f"{100 * mean(student[metric]) / mean(teacher[metric]):.1f} %"

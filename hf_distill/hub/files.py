@@ -43,10 +43,17 @@ _TEXTS = (
     *("*config.json", "chat_template.*", "report.json", "recipe.yaml", "README.md", "LICENSE*"),
     *("NOTICE*", ".eval_results/*.yaml", "onnx/*.json", "quantized/*.json"),
 )
-_FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1", re.MULTILINE | re.DOTALL)
 _IMAGE = re.compile(
     r"(?<!\\)!\[[^\]]*\]\((?!https?:)([^)\s]+)\)|<img\s[^>]*src=\"(?!https?:)([^\"]+)\""
 )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it: never half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def published_files(folder: str | os.PathLike[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .comparison import ABOUT_THE_TEACHER, main_metric, mean
+from .comparison import is_result, main_metric, mean
 
 TAGS = ("distillation", "knowledge-distillation", "hf_distill", "generated_from_trainer")
 KEYS = (
@@ -24,7 +24,7 @@ def metadata(facts: dict[str, Any]) -> dict[str, Any]:
     teacher = facts.get("teacher", {})
     relation = "adapter" if facts["library_name"] == "peft" else "finetune"
     student = facts.get("results", {}).get("student", {})
-    metrics = [metric for metric in student if not ABOUT_THE_TEACHER.search(metric)]
+    metrics = [metric for metric in student if is_result(metric)]
     results = _results(facts, metrics)
     found = ModelCardData(
         language=facts.get("language"),

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from . import formula, licences, markup
-from .comparison import claim, comparison, weight
+from . import formula, licences, markup, samples
+from .comparison import claim, comparison, explained, weight
 
 TEXT, VISION, AUDIO, LANGUAGE_MODEL = "text.md", "vision.md", "audio.md", "language_model.md"
 _TASKS: dict[str, tuple[str, str]] = {
@@ -56,6 +56,8 @@ def body(facts: dict[str, Any]) -> str:
         facts,
         claim=claim(facts),
         comparison=comparison(facts),
+        explained=explained(facts),
+        written=samples.section(facts.get("samples", [])),
         citations=list(dict.fromkeys(t["citation"] for t in objective if "citation" in t)),
         auto=f"AutoModelFor{auto}" if auto else "AutoModel",
         piped=task in _TASKS and task not in _WITHOUT_PIPELINE,

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_distill.initialise.weights import Weights, fresh, weights_of
+from hf_distill.initialise.weights import Weights, fresh, most_important, weights_of
 
 Layers = int | str | Sequence[int]
 """How many layers, which ones, or a rule: 3, [0, 2, 5], "0,2,5", "uniform:3", "first:3"."""
@@ -22,13 +22,14 @@ SIDES = {
     "encoder": ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers"),
 }
-ALIASES = {"text": ("text", "language")}
+ALIASES = {"text": ("text", "language"), "vision": ("vision", "visual")}
 
 
-def pick_layers(layers: Layers, count: int) -> list[int]:
+def pick_layers(layers: Layers, count: int, importance: Tensor | None = None) -> list[int]:
     """The indices of the layers to keep out of `count`.
 
-    Evenly spaced layers include the first and the last; a single one is the first.
+    Evenly spaced layers include the first and the last; a single one is the first. With the
+    `importance` of each layer, ``(count,)``, a number without a rule takes the most important.
 
     Raises:
         ValueError: what is no number, list or rule; layers that are not there or named twice.
@@ -38,11 +39,13 @@ def pick_layers(layers: Layers, count: int) -> list[int]:
     >>> pick_layers("uniform:2", 32), pick_layers("first:2", 32), pick_layers("0,3", 32)
     ([0, 31], [0, 1], [0, 3])
     """
-    rule, wanted = _parse(layers) if isinstance(layers, str) else ("uniform", layers)
+    rule, wanted = _parse(layers) if isinstance(layers, str) else ("", layers)
     if isinstance(wanted, int):
         if not 1 <= wanted <= count:
             raise ValueError(f"Expected a number of layers between 1 and {count}, got {wanted}.")
-        if rule == "uniform":
+        if not rule and importance is not None:
+            return most_important(importance, wanted)
+        if rule in ("", "uniform"):
             return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
         return list(range(wanted) if rule == "first" else range(count - wanted, count))
     once = set(wanted)
@@ -66,7 +69,7 @@ def _parse(text: str) -> tuple[str, int | list[int]]:
             f"Expected layers as a number ('3'), a list ('0,2,5') or one of "
             f"{[f'{rule}:3' for rule in RULES]}, got {text!r}."
         )
-    return rule or "uniform", int(words[0]) if single else [int(word) for word in words]
+    return rule, int(words[0]) if single else [int(word) for word in words]
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,17 @@ class Stack:
     fields: tuple[str, ...]
 
 
-def kept_layers(teacher: PreTrainedModel, layers: Layers | Mapping[str, Layers]) -> Plan:
+def kept_layers(
+    teacher: PreTrainedModel,
+    layers: Layers | Mapping[str, Layers],
+    importance: Mapping[str, Tensor] | None = None,
+) -> Plan:
     """Which layers `student_from_teacher` keeps.
+
+    Args:
+        teacher: The model.
+        layers: As `student_from_teacher` takes them.
+        importance: `Importance.layers`, for numbers of layers without a rule.
 
     Raises:
         ValueError: as `student_from_teacher`.
@@ -89,7 +101,7 @@ def kept_layers(teacher: PreTrainedModel, layers: Layers | Mapping[str, Layers])
     depths = getattr(teacher.config, "depths", None)
     if isinstance(depths, (list, tuple)):
         return _kept_blocks(teacher, layers, list(depths))
-    stacks = _stacks(teacher)
+    stacks = stacks_of(teacher)
     first = next(iter(stacks))
     if not isinstance(layers, Mapping):
         if len(stacks) != 1:
@@ -103,10 +115,19 @@ def kept_layers(teacher: PreTrainedModel, layers: Layers | Mapping[str, Layers])
             f"Expected layers of {list(stacks)}, the stacks of {type(teacher).__name__}, "
             f"got {list(layers)}."
         )
-    return {stacks[n].path: pick_layers(which, stacks[n].count) for n, which in layers.items()}
+    known = {} if importance is None else importance
+    return {
+        stacks[name].path: pick_layers(which, stacks[name].count, known.get(stacks[name].path))
+        for name, which in layers.items()
+    }
 
 
-def _stacks(model: PreTrainedModel) -> dict[str, Stack]:
+def stacks_of(model: PreTrainedModel) -> dict[str, Stack]:
+    """The stacks of layers that a config counts, by name (a single one has none).
+
+    Raises:
+        ValueError: a stack that is not one list of modules.
+    """
     config, found = model.config, {}
     for name, part, fields in _counted(config):
         count = getattr(getattr(config, part) if part else config, fields[0])
@@ -189,7 +210,7 @@ def set_depth(config: Any, teacher: PreTrainedModel, plan: Plan) -> None:
     if plan and isinstance(getattr(config, "depths", None), (list, tuple)):
         config.depths = [len(kept) for kept in plan.values()]
     elif plan:
-        for stack in _stacks(teacher).values():
+        for stack in stacks_of(teacher).values():
             kept = plan.get(stack.path, range(stack.count))
             part = getattr(config, stack.part) if stack.part else config
             for field in stack.fields:

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from hf_distill.initialise.depth import Layers, kept_layers
 from hf_distill.initialise.student import student_from_teacher
+from hf_distill.initialise.texts import measure, read_texts
 
 Say = Callable[[str], None]
 PROCESSOR_FILES = (
@@ -33,6 +34,7 @@ def write_student(
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
     vocabulary: int | None = None,
+    importance: str | Path | None = None,
 ) -> None:
     """Load a teacher, make its student, and write it with the teacher's tokenizer or processor.
 
@@ -46,10 +48,13 @@ def write_student(
         hidden_size: As `student_from_teacher` takes it, like the sizes that follow.
         intermediate_size: Units of each feed-forward layer.
         vocabulary: How many of the first tokens to keep.
+        importance: Texts on which the importance of the teacher's parts is measured, to keep the
+            most important ones: a file with one text a line (``.txt``), or as JSON (``.jsonl``),
+            in the columns of `hf_distill.language.tokenize`.
 
     Raises:
         ValueError: nothing to change, a folder that is in use, a tokenizer with more tokens than
-            the student; and as `student_from_teacher`.
+            the student, a file without texts; and as `student_from_teacher`.
         OSError: a teacher that cannot be loaded, a folder that cannot be written.
     """
     output = Path(output)
@@ -63,19 +68,25 @@ def write_student(
             f"Expected a new or empty folder, got {output}, which is in use. Name another one, or "
             "remove it."
         )
+    rows = None if importance is None else read_texts(Path(importance))
     processor = _processor(source, vocabulary, say)
     teacher = _teacher(source, say)
     wanted = None if not layers else _by_name(layers)
+    measured = None if rows is None else measure(teacher, processor, rows)
+    if rows is not None:
+        say(f"importance: measured on {len(rows)} texts")
     student = student_from_teacher(
         teacher,
         wanted,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         vocabulary=vocabulary,
+        importance=measured,
     )
+    influence = None if measured is None else measured.layers
     before, after = (sum(p.numel() for p in m.parameters()) for m in (teacher, student))
     say(f"teacher: {source}, {type(teacher).__name__}, {before:,} parameters")
-    for path, kept in ({} if wanted is None else kept_layers(teacher, wanted)).items():
+    for path, kept in ({} if wanted is None else kept_layers(teacher, wanted, influence)).items():
         count = len(teacher.get_submodule(path))  # type: ignore[arg-type]
         say(f"kept: layers {', '.join(map(str, kept))} of {count} in {path}")
     for line in _changes(teacher.config.to_dict(), student.config.to_dict()):

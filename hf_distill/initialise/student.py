@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_distill.initialise.choosing import choose_by, kept_tokens
 from hf_distill.initialise.depth import Layers, Plan, kept_layers, set_depth, take_layers
+from hf_distill.initialise.importance import Importance
 from hf_distill.initialise.vocabulary import cut_vocabulary, pick_tokens, rename_tokens
 from hf_distill.initialise.weights import Weights
 from hf_distill.initialise.width import cut_width
@@ -24,6 +26,7 @@ def student_from_teacher(
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
     vocabulary: int | Sequence[int] | None = None,
+    importance: Importance | None = None,
 ) -> PreTrainedModel:
     """Make a student out of a teacher's weights, the usual start of a distillation.
 
@@ -37,6 +40,11 @@ def student_from_teacher(
     et al. (2023, arXiv 2312.09299) without its sorting by importance. Such a student computes
     something else than its teacher until it is trained.
 
+    With `importance`, measured on data (`hf_distill.initialise.importance`), the most important
+    parts stay instead of the first: layers where a number is given without a rule, channels, and in
+    every layer its own heads and units (Muralidharan et al., 2024, arXiv 2407.14679); and the most
+    frequent tokens, see `hf_distill.initialise.kept_tokens`.
+
     Args:
         teacher: A model of `transformers`; it is not changed.
         layers: How many layers (evenly spaced, as "uniform:3"), their indices from 0, or "first:3",
@@ -47,6 +55,7 @@ def student_from_teacher(
         intermediate_size: Units of each feed-forward layer; in proportion to the width by default.
         vocabulary: The tokens to keep, by id and in their new order, or how many of the first. The
             tokenizer is not changed: ids are the caller's to translate.
+        importance: What decides which parts stay.
 
     Returns:
         A model of the teacher's class with weights of its own in the teacher's dtype, and a config
@@ -58,15 +67,19 @@ def student_from_teacher(
             cannot be told apart by their names and shapes; a student that would not load again.
     """
     config, kind = copy.deepcopy(teacher.config), type(teacher)
-    plan = {} if layers is None else kept_layers(teacher, layers)
+    influence = None if importance is None else importance.layers
+    plan = {} if layers is None else kept_layers(teacher, layers, influence)
     set_depth(config, teacher, plan)
     weights = take_layers(teacher, config, plan)
     tokens: list[int] | None = None
     if vocabulary is not None:
+        if isinstance(vocabulary, int) and importance is not None:
+            vocabulary = kept_tokens(teacher, vocabulary, importance)
         tokens = pick_tokens(vocabulary, config)
         weights = cut_vocabulary(kind, config, weights, tokens)
     if hidden_size is not None or intermediate_size is not None:
-        weights = cut_width(kind, config, weights, hidden_size, intermediate_size)
+        choose = None if importance is None else choose_by(importance, plan)
+        weights = cut_width(kind, config, weights, hidden_size, intermediate_size, choose)
     student = _build(teacher, config, weights)
     generation = copy.deepcopy(getattr(teacher, "generation_config", None))
     if generation is not None:

@@ -49,7 +49,7 @@ def cut_vocabulary(
         rename_tokens(part, tokens, count)
     text.vocab_size = len(tokens)
 
-    def index(name: str, old: int, new: int) -> Tensor:
+    def index(name: str, axis: int, old: int, new: int) -> Tensor:
         if (old, new) != (count, len(tokens)):
             raise ValueError(
                 f"Expected {name} to have one row for each of {count} tokens, got {old} that "

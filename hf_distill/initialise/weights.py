@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Weights = dict[str, Tensor]
-Index = Callable[[str, int, int], Tensor]
-"""(name, size before, size after) -> which entries of this axis stay."""
+Index = Callable[[str, int, int, int], Tensor]
+"""(name, axis, size before, size after) -> which entries of this axis stay."""
 
 
 def weights_of(model: PreTrainedModel) -> Weights:
@@ -53,6 +53,16 @@ def cut(weights: Weights, model: PreTrainedModel, index: Index) -> Weights:
     for name, value in weights.items():
         for axis, new in enumerate(smaller[name].shape):
             if (old := value.shape[axis]) != new:
-                value = value.index_select(axis, index(name, old, new).to(value.device))
+                value = value.index_select(axis, index(name, axis, old, new).to(value.device))
         result[name] = value
     return result
+
+
+def most_important(values: Tensor, count: int) -> list[int]:
+    """The indices of the largest values, in their order; of equal ones the first.
+
+    >>> most_important(torch.tensor([3.0, 0.0, 5.0, 3.0]), 2)
+    [0, 2]
+    """
+    order = values.argsort(descending=True, stable=True)
+    return sorted(order[:count].tolist())

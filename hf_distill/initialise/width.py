@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,34 +57,50 @@ class Width:
         return (self.hidden, *heads, *self.feed_forward)
 
 
+Keep = Callable[[str, str, int], Tensor]
+"""(part, name of a weight, size after) -> which entries of this part of an axis stay. The part is
+``queries``, ``keys``, ``feed_forward``, ``channels``, or nothing where it is not known."""
+Choose = Callable[[Width, Width], Keep]
+
+
 def cut_width(
     kind: type[PreTrainedModel],
     config: Any,
     weights: Weights,
     hidden_size: int | None,
     intermediate_size: int | None,
+    choose: Choose | None = None,
 ) -> Weights:
-    """Keep the first channels, whole heads and units of every weight.
+    """Keep the first channels, whole heads and units of every weight, or those that are chosen.
+
+    Args:
+        kind: The class of the model.
+        config: Its config, to which the new sizes are written.
+        weights: Its weights.
+        hidden_size: The new width; None: as it is.
+        intermediate_size: The new number of units; None: in proportion.
+        choose: What knows which parts are to stay, given the sizes before and after.
 
     Raises:
         ValueError: a width that would split heads; weights whose axes cannot be told apart.
     """
     before = _width(config, kind)
     after = _smaller(before, hidden_size or before.hidden, intermediate_size)
+    keep = _first if choose is None else choose(before, after)
+    parts_of = {} if choose is None else _parts_of(kind, config, before, after)
     _set_width(config, before, after)
     model = fresh(kind, config)
     _check_groups(model, weights)
     pairs = set(zip(before.axes(), after.axes(), strict=True))
     saved = set(model.state_dict())
 
-    def index(name: str, old: int, new: int) -> Tensor:
+    def index(name: str, axis: int, old: int, new: int) -> Tensor:
         module = name.split(".")[-2] if "." in name else name
         parts = FUSED.get((config.model_type, module), ())
         if parts and sum(map(before.size, parts)) == old and old != before.hidden:
             starts = torch.tensor([0, *map(before.size, parts)]).cumsum(0).tolist()
-            ends = map(after.size, parts)
-            kept = [torch.arange(end) + start for start, end in zip(starts, ends, strict=False)]
-            return torch.cat(kept)
+            kept = [keep(part, name, after.size(part)) for part in parts]
+            return torch.cat([k + start for k, start in zip(kept, starts, strict=False)])
         plain = {(before.hidden, after.hidden)} if MIXED.search(module) else pairs
         if (old, new) not in plain or name not in saved:
             raise ValueError(
@@ -90,9 +108,44 @@ def cut_width(
                 f"units, but {name} has one of {old} that becomes {new}. Cut its depth only, or "
                 "build this student from a config instead."
             )
-        return torch.arange(new)
+        return keep(parts_of.get((name, axis), ""), name, new)
 
     return cut(weights, model, index)
+
+
+def _first(part: str, name: str, new: int) -> Tensor:
+    return torch.arange(new)
+
+
+def _parts_of(
+    kind: type[PreTrainedModel], config: Any, before: Width, after: Width
+) -> dict[tuple[str, int], str]:
+    """(weight, axis) -> what it is; found by looking which axes follow which field of the config.
+
+    Raises:
+        ValueError: a model whose heads are tied to its width.
+    """
+    channels = after.hidden != before.hidden
+    if channels and (getattr(config, "head_dim", None) is None or config.is_encoder_decoder):
+        raise ValueError(
+            f"Expected a decoder whose config has a head_dim, to tell heads from channels, got "
+            f"{kind.__name__}. Choose its layers and units by importance (layers=…, "
+            "intermediate_size=…), or cut its width without importance."
+        )
+    double = dataclasses.replace(before, heads=2 * before.heads, key_heads=2 * before.key_heads)
+    wide = dataclasses.replace(before, hidden=2 * before.hidden)
+    more = dataclasses.replace(before, feed_forward=tuple(n + 1 for n in before.feed_forward))
+    probes = {"feed_forward": more, **({"heads": double, "channels": wide} if channels else {})}
+    own, found = fresh(kind, config).state_dict(), {}
+    for part, sizes in probes.items():
+        other = copy.deepcopy(config)
+        _set_width(other, before, sizes)
+        for name, tensor in fresh(kind, other).state_dict().items():
+            for axis, (old, new) in enumerate(zip(own[name].shape, tensor.shape, strict=True)):
+                if old != new:
+                    is_query = part == "heads" and old == before.size("queries")
+                    found[name, axis] = {"heads": "queries" if is_query else "keys"}.get(part, part)
+    return found
 
 
 def _width(config: Any, kind: type[PreTrainedModel]) -> Width:

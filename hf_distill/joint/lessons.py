@@ -46,6 +46,9 @@ class Lessons(DistillationTrainer):
                 needs = needs | goals[learner].needs
         return needs
 
+    def _can_be_lean(self) -> bool:
+        return False  # the models tell each other their logits
+
     def _asked(self) -> Needs:
         return self._needs_of(STUDENT, self._goals if self._student.training else (STUDENT,))
 

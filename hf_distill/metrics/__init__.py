@@ -1,6 +1,7 @@
 """Metrics of a distillation: as functions on tensors, and as `evaluate` modules (:func:`load`)."""
 
 from hf_distill.metrics.functional import (
+    acceptance,
     agreement,
     calibration_error,
     calibration_sums,
@@ -10,6 +11,7 @@ from hf_distill.metrics.functional import (
 from hf_distill.metrics.loading import load
 
 __all__ = [
+    "acceptance",
     "agreement",
     "calibration_error",
     "calibration_sums",

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hf_distill.losses import total_variation
+
 # What in the name of a metric says that less is better, or that it is no quality at all. The short
 # ones count only as whole words: "answer_f1" has nothing to do with the word error rate.
 _NOT_HIGHER_IS_BETTER = re.compile(
@@ -44,6 +46,34 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     _check_same_shape(student_logits, teacher_logits)
     return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float()
+
+
+def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The chance that the teacher accepts the student's draft of one token: sum_v min(p_v, q_v).
+
+    p and q are the teacher's and the student's probabilities at the temperature at which both
+    sample. It is 1 minus their total variation distance, whichever of the two drafts.
+
+    Args:
+        student_logits: ``(..., V)``.
+        teacher_logits: ``(..., V)``.
+        temperature: Of the sampling, above 0. Greedy decoding is no limit of it: there a draft is
+            accepted where both choose the same token, see :func:`agreement`.
+
+    Returns:
+        ``(...)``, at least float32, in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+
+    Reference: Leviathan, Kalman and Matias, 2022, "Fast Inference from Transformers via Speculative
+    Decoding", arXiv:2211.17192 (definition 3.1 and theorem 3.5).
+
+    >>> acceptance(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor([0.6192])
+    """
+    distance = total_variation(student_logits, teacher_logits, temperature, t_squared=False)
+    return (1 - distance).clamp(min=0)
 
 
 def decision_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -106,22 +136,41 @@ def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 1
         )
     if bins < 1:
         raise ValueError(f"calibration_sums needs at least 1 bin, got bins={bins}.")
-    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-
     logits = logits.reshape(-1, logits.shape[-1])
     top, chosen = logits.max(-1, keepdim=True)
-    counts = mask.flatten().bool()
     # exp(top - top) / sum exp(l - top): never above 1. Half precision is promoted on the way.
     top = top.to(torch.promote_types(top.dtype, torch.float32))
     confidence = 1 / (logits - top).exp_().sum(-1)
-    confidence = torch.where(counts, confidence, 0.0).to(dtype)
-    correct = counts & (chosen.squeeze(-1) == labels.flatten())
+    correct = chosen.squeeze(-1) == labels.flatten()
+    return confidence_sums(confidence, correct, mask, bins)
 
+
+def confidence_sums(confidence: Tensor, correct: Tensor, mask: Tensor, bins: int = 15) -> Tensor:
+    """:func:`calibration_sums` of what is known already.
+
+    Args:
+        confidence: ``(...)``, the probability of the chosen class.
+        correct: ``(...)``, bool: whether it is the label.
+        mask: ``(...)``, 1 or True for the items that count.
+        bins: number B of bins of equal width.
+
+    Returns:
+        ``(3, B)``: number of items, sum of confidences, number of correct items.
+    """
+    dtype = counting_dtype(confidence.device)
+    counts = mask.flatten().bool()
+    confidence = torch.where(counts, confidence.flatten(), 0.0).to(dtype)
+    correct = counts & correct.flatten()
     # The inner edges; bucketize gives the i with edge[i - 1] < confidence <= edge[i].
-    edges = torch.arange(1, bins, device=logits.device, dtype=dtype) / bins
+    edges = torch.arange(1, bins, device=confidence.device, dtype=dtype) / bins
     sums = torch.stack([counts.to(dtype), confidence, correct.to(dtype)], dim=1)
     index = torch.bucketize(confidence, edges)
     return sums.new_zeros(bins, 3).index_add_(0, index, sums).T.contiguous()
+
+
+def counting_dtype(device: torch.device) -> torch.dtype:
+    """In what sums over a data set are kept: float64, or float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def calibration_error(sums: Tensor) -> Tensor:

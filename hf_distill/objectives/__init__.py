@@ -14,6 +14,7 @@ from typing import Any
 from hf_distill.objectives.adversaries import PGD, Virtual
 from hf_distill.objectives.attention import AttentionMaps, MiniLM, MiniLMv2, TinyBERT
 from hf_distill.objectives.classes import NKD, DecoupledKD, Dist, LogitStandardizedKL, TopKKL
+from hf_distill.objectives.crossing import PrefixKL, SpanKL, UniversalLogitDistance
 from hf_distill.objectives.decay import WeightDecay
 from hf_distill.objectives.decisions import (
     Boundary,
@@ -87,6 +88,7 @@ from hf_distill.objectives.relations import (
     InfoNCE,
     SimilarityPreserving,
 )
+from hf_distill.objectives.routing import RouterBalance
 from hf_distill.objectives.smoothness import Smoothness
 from hf_distill.objectives.taught import From
 from hf_distill.terms import Objective, Sum
@@ -116,6 +118,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
         Dist,
         TopKKL,
         Mutual,
+        # another tokenizer
+        PrefixKL,
+        SpanKL,
+        UniversalLogitDistance,
         # decisions
         HardTeacherLabels,
         ConfidenceWeightedKL,
@@ -161,6 +167,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
         GroupWeights,
         TrustedLabels,
         GeneralizedCrossEntropy,
+        # mixtures of experts
+        RouterBalance,
         # weights
         WeightDecay,
     )
@@ -228,14 +236,17 @@ __all__ = [
     "Mutual",
     "OnPerturbed",
     "Perturbation",
+    "PrefixKL",
     "Reconstruction",
     "Renyi",
     "ReverseKL",
+    "RouterBalance",
     "SimilarityPreserving",
     "SkewKL",
     "SkewReverseKL",
     "Smoothness",
     "SoftCrossEntropy",
+    "SpanKL",
     "TinyBERT",
     "TokenGram",
     "TokenNoise",
@@ -243,6 +254,7 @@ __all__ = [
     "TotalVariation",
     "TrustedLabels",
     "Uniform",
+    "UniversalLogitDistance",
     "Virtual",
     "WeightDecay",
     "adaad",

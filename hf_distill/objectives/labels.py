@@ -40,6 +40,10 @@ class HardLabels(Objective):
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(map(float, self.class_weights)))
 
+    @property
+    def by_item(self) -> bool:
+        return True
+
     def check(self, kind: str, classes: int | None = None) -> None:
         if kind == "none":
             raise ValueError(

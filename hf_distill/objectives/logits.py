@@ -46,6 +46,10 @@ class LogitObjective(Objective):
     is then this factor times the squared difference. 0: it has no closed form."""
     needs: ClassVar[Needs] = WHOLE
 
+    @property
+    def by_item(self) -> bool:
+        return not self.in_batch
+
     def check(self, kind: str, classes: int | None = None) -> None:
         name = type(self).__name__
         if kind == "none":
@@ -128,6 +132,10 @@ class Divergence(LogitObjective):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", temperature_from(self.temperature))
+
+    @property
+    def by_item(self) -> bool:
+        return super().by_item and not isinstance(self.temperature, LearnedTemperature)
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         learned = self.temperature

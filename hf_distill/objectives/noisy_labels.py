@@ -39,6 +39,10 @@ class TrustedLabels(Objective):
     def student_needs(self) -> Needs:
         return Needs(logits=True)
 
+    @property
+    def by_item(self) -> bool:
+        return True
+
     def check(self, kind: str, classes: int | None = None) -> None:
         _softmax(type(self).__name__, kind)
 
@@ -77,6 +81,10 @@ class GeneralizedCrossEntropy(Objective):
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
             raise ValueError(f"Expected q from 0 to 1, got {self.q}.")
+
+    @property
+    def by_item(self) -> bool:
+        return True
 
     def check(self, kind: str, classes: int | None = None) -> None:
         _softmax(type(self).__name__, kind)

@@ -91,6 +91,10 @@ class From(Objective):
         return self.objective.student_needs
 
     @property
+    def by_item(self) -> bool:
+        return self.objective.by_item
+
+    @property
     def columns(self) -> frozenset[str]:
         return self.objective.columns
 

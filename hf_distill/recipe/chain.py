@@ -10,7 +10,8 @@ from typing import Any
 from hf_distill.objectives import HardLabels, objective_from
 from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
 from hf_distill.recipe.casting import RecipeError
-from hf_distill.recipe.schema import CONTROL, CacheSection, ControlSection, Recipe
+from hf_distill.recipe.schema import CONTROL, ControlSection, Recipe
+from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.training import arguments
 from hf_distill.terms import Sum
@@ -185,6 +186,8 @@ def _teacher(
 def _stage(recipe: Recipe, lesson: Lesson, inputs: Mapping[str, Any]) -> Stage:
     training = recipe.training_of(lesson.role)
     training = {k: v for k, v in training.items() if k not in NEUTRAL}
+    if recipe.on_policy is not None and lesson.teacher is not None:
+        training |= recipe.on_policy
     inputs = {**inputs, "training": training, "seed": lesson.seed}
     return Stage(lesson.key, Path(recipe.output_dir) / lesson.key, inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from hf_distill.hub.comparison import mean
+from hf_distill.hub.comparison import lower_is_better, mean
+from hf_distill.language_eval import side_by_side_samples
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.stages import RECORD, Stage, versions
 from hf_distill.robustness.verdicts import judge
 from hf_distill.run_facts import accuracy_interval, last_components, log_rows
 from hf_distill.speed import measure_speeds, size_on_disk
 
-SPEED = "speed"
+SPEED, SAMPLES = "speed", "samples"
 BATCH = 8
 """Examples in the batch whose time is measured."""
 
@@ -31,7 +34,8 @@ def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
     metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
     ours = [runs[f"student/seed-{seed}"]["test"][metric] for seed in seeds]
     alone = [runs[f"baseline/seed-{seed}"]["test"][metric] for seed in seeds]
-    evidence = {"metric": metric, "gain": gain(metric, ours, alone)}
+    better = not lower_is_better(metric)
+    evidence = {"metric": metric, "gain": gain(metric, ours, alone, higher_is_better=better)}
     if metric == "accuracy" and ROBUSTNESS in facts and len(seeds) > 1:  # one interval, not two
         judged = facts[ROBUSTNESS]["verdicts"]["alone"]["clean"]
         evidence["gain"] |= {key: judged[key] for key in ("low", "high", "p", "word")}
@@ -135,6 +139,46 @@ def measured(
     results = {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
     stage.finish(results)
     return results
+
+
+def written(
+    stage: Stage,
+    models: Mapping[str, Callable[[], PreTrainedModel]],
+    tokenizer: Any,
+    prompts: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """What the models write after the same prompts; done once.
+
+    Args:
+        stage: Keeps what was found; on the main process only.
+        models: Role -> loads its model.
+        tokenizer: Of all of them.
+        prompts: Texts, or lists of messages.
+
+    Returns:
+        ``samples``, as `StudentCard` has them.
+    """
+    known = stage.results()
+    if known is None:
+        stage.begin()
+        device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = {role: load().to(device) for role, load in models.items()}
+        found = side_by_side_samples(loaded, tokenizer, prompts)
+        known = {"samples": [dataclasses.asdict(sample) for sample in found]}
+        stage.finish(known)
+    samples: list[dict[str, Any]] = known["samples"]
+    return samples
+
+
+def samples_stage(models: Stage, prompts: Sequence[Any]) -> Stage:
+    """The stage under which the samples are kept.
+
+    Args:
+        models: The stage of the evaluation, which depends on the same models.
+        prompts: What they are given.
+    """
+    inputs = {"models": models.inputs["models"], "prompts": list(prompts), "versions": versions()}
+    return Stage(SAMPLES, models.folder.parent / SAMPLES, inputs)
 
 
 def speed_stage(models: Stage) -> Stage:

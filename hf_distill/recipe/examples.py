@@ -11,9 +11,10 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
-from hf_distill.recipe import sources
+from hf_distill.recipe import language, sources
 from hf_distill.recipe.casting import RecipeError
-from hf_distill.recipe.schema import Data, Recipe
+from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
 
 SPLITS = ("train", "validation", "test")
@@ -28,8 +29,8 @@ class Examples:
     """The three splits of a recipe, and perhaps `OF_TEACHER`.
 
     Attributes:
-        raw: The splits as they are loaded, with a column ``labels``.
-        labels: The names of the classes.
+        raw: The splits as they are loaded; labelled ones with a column ``labels``.
+        labels: The names of the classes; of examples without labels none.
         facts: What the source says about itself: hub_id, license, description.
     """
 
@@ -50,10 +51,36 @@ def load_examples(recipe: Recipe) -> Examples:
     """
     data = recipe.data
     loaded, facts = load_source(data, recipe.file.parent)
+    found, labels = _splits(loaded, data), list[str]()
+    if recipe_task(recipe).labelled:
+        found, labels = _classes(_selected(found, recipe), data)
+    else:
+        for name, dataset in found.items():
+            found[name] = dataset.select_columns(language.columns_of(dataset, name, data))
+    if "validation" not in found:
+        by = data.label_column if labels else None
+        parts = found["train"].train_test_split(HELD_OUT, seed=0, stratify_by_column=by)
+        found["train"], found["validation"] = parts["train"], parts["test"]
+    limits = (data.max_train_examples, data.max_eval_examples, data.max_test_examples)
+    more = recipe.teacher.max_train_examples
+    if more is not None:
+        found[OF_TEACHER] = _shortened(found["train"], more)
+    for name, limit in zip(SPLITS, limits, strict=True):
+        found[name] = _shortened(found[name], limit)
+    if labels:
+        for name in found:
+            split = "train" if name == OF_TEACHER else name
+            found[name] = _labelled(found[name], split, data)
+    facts = facts or {"hub_id": data.source}
+    return Examples(found, labels, facts)
+
+
+def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
+    """The columns that the task reads, and the label."""
+    data, selected = recipe.data, DatasetDict()
     columns = [getattr(data, key) for key in recipe_task(recipe).columns]
     columns = [name for name in columns if name is not None]
     groups = None if recipe.robustness is None else recipe.robustness.groups
-    found = _splits(loaded, data)
     for name, dataset in found.items():
         for column in (*columns, data.label_column):
             if column not in dataset.column_names:
@@ -71,22 +98,8 @@ def load_examples(recipe: Recipe) -> Examples:
                     f"{groups!r}, but {dataset.column_names}."
                 )
             kept.append(groups)
-        found[name] = dataset.select_columns(kept)
-    found, labels = _classes(found, data)
-    if "validation" not in found:
-        parts = found["train"].train_test_split(
-            HELD_OUT, seed=0, stratify_by_column=data.label_column
-        )
-        found["train"], found["validation"] = parts["train"], parts["test"]
-    limits = (data.max_train_examples, data.max_eval_examples, data.max_test_examples)
-    more = recipe.teacher.max_train_examples
-    if more is not None:
-        found[OF_TEACHER] = _labelled(_shortened(found["train"], more), "train", data)
-    for name, limit in zip(SPLITS, limits, strict=True):
-        found[name] = _shortened(found[name], limit)
-        found[name] = _labelled(found[name], name, data)
-    facts = facts or {"hub_id": data.source}
-    return Examples(found, labels, facts)
+        selected[name] = dataset.select_columns(kept)
+    return selected
 
 
 def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:

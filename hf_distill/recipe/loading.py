@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_distill.config import DistillationConfig
 from hf_distill.objectives import METHODS, OBJECTIVES, objective_from, settings_of
+from hf_distill.on_policy import OnPolicyConfig
 from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
 from hf_distill.recipe.schema import CONTROL, ROLES, Recipe
 
@@ -104,6 +105,8 @@ def _recipe(values: dict[str, Any], path: Path) -> Recipe:
     fields = cast_fields(Recipe, values)
     if fields.get("objective") is not None:
         fields["objective"] = _rows(fields["objective"], "objective")
+    if fields.get("on_policy") is not None:
+        fields["on_policy"] = _on_policy(fields["on_policy"], fields["task"])
     fields["training"] = _training(fields.get("training", {}), "training.")
     for role in (*ROLES, CONTROL):
         if fields.get(role) is not None:
@@ -144,6 +147,19 @@ def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             raise unknown(str(key), known.keys() - MANAGED.keys(), prefix)
         checked[key] = cast(value, known[key], prefix + key)
     return checked
+
+
+def _on_policy(values: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Check and cast what `OnPolicyConfig` has besides the training arguments."""
+    if task != "causal_lm":
+        raise RecipeError(f"`on_policy` is for `task: causal_lm`; {task} writes no text.")
+    hints = typing.get_type_hints(OnPolicyConfig)
+    inherited = {f.name for f in dataclasses.fields(DistillationConfig)}
+    known = {f.name for f in dataclasses.fields(OnPolicyConfig) if f.init} - inherited
+    for key in values:
+        if key not in known:
+            raise unknown(str(key), known, "on_policy.")
+    return {key: cast(value, hints[key], f"on_policy.{key}") for key, value in values.items()}
 
 
 def _rows(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:

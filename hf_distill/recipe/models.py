@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, set_seed
@@ -42,12 +44,16 @@ class Models:
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
         self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
-        self._head = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-            "problem_type": "single_label_classification",
-        }
+        self._head: dict[str, Any] = (
+            {}
+            if not labels
+            else {
+                "num_labels": len(labels),
+                "id2label": dict(enumerate(labels)),
+                "label2id": {name: index for index, name in enumerate(labels)},
+                "problem_type": "single_label_classification",
+            }
+        )
         self.paths = {
             role: sources.locate(model, recipe.file.parent, f"{key_of(role)}.model")
             for role in ("teacher", *recipe.assistant_roles, "student")
@@ -67,10 +73,11 @@ class Models:
         if role == "teacher":
             return self.teacher(seed)
         section = self.recipe.section(role)
+        model: Any = self._learner(role, section, seed).to(getattr(torch, section.dtype))
         if section.dropout is None:
-            return self._learner(role, section, seed)
+            return typing.cast(PreTrainedModel, model)
         try:
-            return with_dropout(self._learner(role, section, seed), section.dropout)
+            return with_dropout(model, section.dropout)
         except ValueError as error:
             raise RecipeError(f"`{key_of(role)}.dropout`: {error}") from error
 
@@ -85,25 +92,29 @@ class Models:
 
     def trained(self, folder: str) -> PreTrainedModel:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
+        given = folder == self.paths.get("teacher")
         with _quietly():
             try:
-                return self._load(folder)
+                return self._load(folder, self.recipe.teacher.dtype if given else None)
             except (OSError, ValueError) as error:
                 raise RecipeError(f"the model {folder} cannot be loaded: {error}") from error
 
-    def _load(self, path: str, **head: Any) -> PreTrainedModel:
+    def _load(self, path: str, dtype: str | None = None, **head: Any) -> PreTrainedModel:
         if self.light and not at_hand(path):
             config = AutoConfig.from_pretrained(path, **head)
             drawn: PreTrainedModel = self._auto.from_config(config)
             return drawn
+        kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         loaded: PreTrainedModel = self._auto.from_pretrained(
-            path, ignore_mismatched_sizes=bool(head), **head
+            path, ignore_mismatched_sizes=bool(head), **kind, **head
         )
         return loaded
 
     def identities(self) -> dict[str, Any]:
         """What the models are made of, for fingerprints, by role."""
         found = {"teacher": self._identity("teacher", self.recipe.teacher.config)}
+        if self.recipe.teacher.dtype is not None:
+            found["teacher"]["dtype"] = self.recipe.teacher.dtype
         for role in (*self.recipe.assistant_roles, "student"):
             section = self.recipe.section(role)
             found[role] = self._identity(role, section.config)
@@ -113,6 +124,10 @@ class Models:
                     found[role]["hidden_size"] = section.hidden_size
             if section.dropout is not None:
                 found[role]["dropout"] = section.dropout
+            if section.dtype != "float32":
+                found[role]["dtype"] = section.dtype
+            if section.lora is not None:
+                found[role]["lora"] = vars(section.lora)
         return found
 
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -128,7 +143,8 @@ class Models:
             return built
         with _quietly():
             try:
-                return self._load(self.paths[role], **self._head)
+                dtype = self.recipe.teacher.dtype if role == "teacher" else None
+                return self._load(self.paths[role], dtype, **self._head)
             except (OSError, ValueError) as error:
                 raise RecipeError(
                     f"`{key_of(role)}.model`: {self.paths[role]} cannot be loaded with "

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from hf_distill.noisy import PREFIX, NoisyCollator
-from hf_distill.recipe.schema import NoiseSection
+from hf_distill.recipe.sections import NoiseSection
 from hf_distill.robustness.perturbations import perturb
 
 Encode = Callable[[list[str]], Sequence[list[int]]]

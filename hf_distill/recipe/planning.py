@@ -6,13 +6,16 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_distill.config import DistillationConfig
 from hf_distill.objectives import HardLabels
+from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objectives
@@ -35,6 +38,7 @@ from hf_distill.recipe.examples import (
     prepared,
 )
 from hf_distill.recipe.judging import Compute, together
+from hf_distill.recipe.language import adapter
 from hf_distill.recipe.models import Models
 from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.robustness import Robustness, stage_of
@@ -105,6 +109,10 @@ class Plan:
         folders = folders or {TEACHER: self.models.paths[TEACHER]}
         return {key: self.models.trained(folder) for key, folder in folders.items()}
 
+    def adapter(self, lesson: Lesson) -> PeftConfig | None:
+        """The adapter that a lesson trains in place of its whole model."""
+        return adapter(getattr(self.recipe.section(lesson.model), "lora", None))
+
     def trained_on(self, role: str) -> Dataset:
         """The training examples of a role."""
         own = self.data.get(OF_TEACHER) if role == TEACHER else None
@@ -119,10 +127,13 @@ class Plan:
         callbacks: Sequence[TrainerCallback] = (),
         compute: Compute | None = None,
         role: str = "student",
+        peft: PeftConfig | None = None,
     ) -> DistillationTrainer:
         """The trainer of a lesson, or of an evaluation."""
+        on_policy = isinstance(args, OnPolicyConfig)
+        kind: Any = OnPolicyDistillationTrainer if on_policy else DistillationTrainer
         try:
-            return DistillationTrainer(
+            trainer: DistillationTrainer = kind(
                 model=model,
                 args=args,
                 teacher_model=teacher,
@@ -133,9 +144,11 @@ class Plan:
                 data_collator=OneVersion(self.task.collator(self.processor)),
                 compute_metrics=compute or compute_metrics(self.task),
                 callbacks=list(callbacks),
+                peft_config=peft,
             )
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        return trainer
 
     # ---- before doing it -----------------------------------------------------------------------
 
@@ -171,14 +184,24 @@ class Plan:
             warnings.simplefilter("ignore")  # an untrained teacher has nothing to teach yet
             args = arguments(self.recipe, lesson.role, seed, Path(folder))
             student = self.models.learner(lesson.model, seed)
-            self.make_trainer(student, args, lesson.objective, teacher)
+            self._fits(student, f"`{key_of(lesson.model)}`")
+            peft = self.adapter(lesson)
+            self.make_trainer(student, args, lesson.objective, teacher, peft=peft)
+
+    def _fits(self, model: PreTrainedModel, who: str) -> None:
+        """See that a model can read the data."""
+        if self.task.check is not None:
+            self.task.check(model, who, self.recipe.data, self.processor)
 
     def _untrained(self) -> Teacher:
         """The teacher as it is before the first stage."""
         if self.recipe.teacher.fine_tuned:
-            return together(self.teachers())
-        learners = [self.lessons[key] for key in self.teacher_keys]
-        return together({lesson.key: self.models.teacher(lesson.seed) for lesson in learners})
+            models = self.teachers()
+        else:
+            learners = [self.lessons[key] for key in self.teacher_keys]
+            models = {lesson.key: self.models.teacher(lesson.seed) for lesson in learners}
+        self._fits(next(iter(models.values())), "`teacher`")
+        return together(models)
 
     def check_cache(self, stage: CacheStage) -> None:
         """See that the teacher has what is to be kept."""
@@ -222,6 +245,8 @@ class Plan:
         for role in dict.fromkeys(lesson.role for lesson in own):
             args = arguments(self.recipe, role, self.recipe.seed, self.root)
             known, alike = {**found, **before}, [one for one in own if one.role == role]
+            peft: Any = self.adapter(alike[0])
+            model = model if peft is None else get_peft_model(model, peft)
             teacher = max(self._teacher_bytes(lesson, known) for lesson in alike)
             example = longest(self.trained_on(role))
             found[role] = memory(model, args, teacher, example, collate)

@@ -44,7 +44,7 @@ def publish(
         facts: The report, as `report.summary` gives it.
         root: The output folder.
         more: What only the run knows, as `StudentCard` has it: ``measured``, ``measured_on``,
-            ``processor`` and ``teacher`` (where its weights lie).
+            ``samples``, ``processor`` and ``teacher`` (where its weights lie).
 
     Returns:
         The folder ``final``.
@@ -65,6 +65,7 @@ def publish(
     card.components, card.history = log["components"], log["history"]
     card.training["effective batch size"] *= log["processes"]
     card.measured, card.measured_on = dict(more["measured"]), dict(more["measured_on"])
+    card.samples = list(more["samples"])
     card.preprocessing = _preprocessing(recipe, more["processor"])
     card.exports = _exports(final, staging)
     quote = local_card(more["teacher"]).get("quote")
@@ -173,7 +174,9 @@ def _beginning(recipe: Recipe) -> str | None:
     layers = student.from_teacher_layers
     which = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
     width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
-    return f"layers {which} of the teacher before its fine-tuning{width}"
+    trained = "" if recipe.teacher.fine_tuned else " before its fine-tuning"
+    adapter = "" if student.lora is None else f"; a LoRA adapter of rank {student.lora.r} on it"
+    return f"layers {which} of the teacher{trained}{width}{adapter}"
 
 
 def _preprocessing(recipe: Recipe, processor: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.curves import Line, Panel, draw, save
+from hf_distill.hub.comparison import lower_is_better
 from hf_distill.recipe.chain import TEACHER, generations
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schema import CONTROL, Recipe
@@ -18,7 +19,10 @@ from hf_distill.robustness.report import write_report
 from hf_distill.run_facts import environment
 from hf_distill.terms import Sum
 
-FIGURES = ("accuracy", "agreement", "kl_forward", "kl_reverse", "nll", "ece")
+FIGURES = (
+    *("accuracy", "perplexity", "agreement", "kl_forward", "kl_reverse", "acceptance_rate"),
+    *("entropy", "entropy_gap", "nll", "ece"),
+)
 """What is reported of every model on the test split, where it applies."""
 SIZES = ("parameters", "architecture", "layers", "hidden_size", "num_labels")
 NAMES = {
@@ -83,7 +87,7 @@ class Outcome:
         """The seed of the student that is published: the best on the validation split."""
         seeds = self.recipe.student_seeds
         scores = [self.results[f"student/seed-{s}"]["validation"][self.metric] for s in seeds]
-        return seeds[scores.index(max(scores))]
+        return seeds[scores.index((min if lower_is_better(self.metric) else max)(scores))]
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -178,19 +182,20 @@ def between(facts: Mapping[str, Any]) -> list[str]:
 def table(facts: Mapping[str, Any]) -> str:
     """Teacher, assistants, baseline and students in a Markdown table."""
     metric = facts["metric"]
-    header = ["", "Parameters", metric.title(), "Agreement", "Share kept", "ECE", "Training"]
+    columns = ["Agreement", "KL to it" if lower_is_better(metric) else "Share kept", "ECE"]
+    header = ["", "Parameters", metric.title(), *columns, "Training"]
     rows = [header, [":--", *["--:"] * (len(header) - 1)]]
     for role, model in facts["models"].items():
-        test = model["test"]
+        test, seconds = model["test"], model.get("train_seconds")
         kept = test.get(f"retained_{metric}")
-        seconds = model.get("train_seconds")
+        share = "–" if kept is None else f"{show(_times(kept, 100), 1)} %"
         rows.append(
             [
                 name_of(role, model),
                 f"{model['parameters']:,}",
-                show(test[metric]),
+                show(test[metric], 2 if metric == "perplexity" else 4),
                 show(test.get("agreement")),
-                "–" if kept is None else f"{show(_times(kept, 100), 1)} %",
+                show(test.get("kl_forward")) if lower_is_better(metric) else share,
                 show(test.get("ece")),
                 "–" if seconds is None else f"{show(seconds, 0)} s",
             ]
@@ -213,10 +218,13 @@ def verdict(facts: Mapping[str, Any]) -> str:
             runs[f"student/seed-{s}"]["test"][figure] - runs[f"baseline/seed-{s}"]["test"][figure]
             for s in seeds
         ]
-        better = sum(gain > 0 for gain in gains)
+        lower = lower_is_better(figure)
+        better = sum(gain < 0 if lower else gain > 0 for gain in gains)
         part = f"{statistics.fmean(gains):+.4f} in {figure}"
+        if lower:
+            part += ", where less is better"
         if len(seeds) > 1:
-            part += f" (above it for {better} of {len(seeds)} seeds)"
+            part += f" ({'below' if lower else 'above'} it for {better} of {len(seeds)} seeds)"
         parts.append(part)
     return f"Distilled against the same student without a teacher: {', '.join(parts)}."
 
@@ -230,15 +238,27 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
     write_text(
         root / "report.md",
         f"# {facts['name']}\n\n{table(facts)}\n\n{verdict(facts)}\n\n"
-        f"{facts['examples']['test']:,} test examples{note}. Agreement: the share of examples on "
-        "which a model and the teacher choose the same class. Share kept: of the teacher's "
-        f"{facts['metric']}. ECE: expected calibration error, 15 bins.\n\n"
+        f"{facts['examples']['test']:,} test examples{note}. {_explained(facts['metric'])}\n\n"
         "![training loss and validation curves](curves.png)\n"
         + (f"\n{in_report(facts[ROBUSTNESS])}" if ROBUSTNESS in facts else ""),
     )
     plot(facts, root / "curves.png")
     if ROBUSTNESS in facts:
         write_report(facts[ROBUSTNESS], root, f"Robustness of {facts['name']}")
+
+
+def _explained(metric: str) -> str:
+    ece = "ECE: expected calibration error, 15 bins."
+    if metric == "perplexity":
+        return (
+            "Perplexity: less is better. Agreement: the share of tokens for which a model and the "
+            "teacher think the same one likeliest. KL to it: KL(teacher ‖ model), nats a token. "
+            + ece
+        )
+    return (
+        "Agreement: the share of examples on which a model and the teacher choose the same class. "
+        f"Share kept: of the teacher's {metric}. {ece}"
+    )
 
 
 def plot(facts: Mapping[str, Any], path: Path) -> None:

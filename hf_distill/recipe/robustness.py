@@ -14,7 +14,8 @@ from hf_distill.objectives import FreeLB, Introspection, OnPerturbed, Smoothness
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import EVALUATION, TEACHER, objectives
 from hf_distill.recipe.examples import Examples, load_source
-from hf_distill.recipe.schema import CONTROL, Data, Recipe, RobustnessSection
+from hf_distill.recipe.schema import CONTROL, Recipe, RobustnessSection
+from hf_distill.recipe.sections import Data
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.robustness import examples as raw
 from hf_distill.robustness import tables
@@ -63,6 +64,10 @@ class Robustness:
             raise RecipeError(f"`robustness`: {error}") from error
 
     def _check(self) -> None:
+        if self.recipe.task not in _MODALITIES:
+            raise RecipeError(
+                f"`robustness` measures classifiers, and {self.recipe.task} is none. Take it away."
+            )
         modality, section = _MODALITIES[self.recipe.task], self.section
         if self.recipe.data.text_pair_column is not None:
             raise RecipeError("`robustness` is for single texts: pairs cannot be perturbed yet.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
 from hf_distill.recipe.caching import CACHE, CacheStage, write
 from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
-from hf_distill.recipe.evidence import BATCH, measured, speed_stage
+from hf_distill.recipe.evidence import BATCH, measured, samples_stage, speed_stage, written
 from hf_distill.recipe.judging import (
     Compute,
     describe_ensemble,
@@ -25,14 +25,21 @@ from hf_distill.recipe.judging import (
     together,
     with_nll_and_ece,
 )
+from hf_distill.recipe.language import SAMPLES, merge
 from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.planning import Plan
 from hf_distill.recipe.publish import FINAL, publish
 from hf_distill.recipe.robustness import ROBUSTNESS
-from hf_distill.recipe.schema import CacheSection
+from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import compute_metrics
-from hf_distill.recipe.training import arguments, callbacks, figures, validated
+from hf_distill.recipe.training import (
+    arguments,
+    callbacks,
+    evaluation_arguments,
+    figures,
+    validated,
+)
 from hf_distill.robustness.report import RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
 
@@ -121,7 +128,8 @@ class Run(Plan):
         if len(self.teacher_keys) <= 1:  # an ensemble has no one folder
             own = [self.stages[key].model for key in self.teacher_keys]
             folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
-        rows = self.data["test"].select(range(min(BATCH, len(self.data["test"]))))
+        size = BATCH if self.task.labelled else 1  # of tokens there are many in an example
+        rows = self.data["test"].select(range(min(size, len(self.data["test"]))))
         batch = self.task.collator(self.processor)(list(rows))
         batch.pop("labels", None)
         models = {
@@ -129,7 +137,23 @@ class Run(Plan):
         }
         found = measured(speed_stage(self.stages[EVALUATION]), models, folders, batch)
         given = self.models.paths.get(TEACHER)
-        return {**found, "processor": self.processor, "teacher": given}
+        samples = self._written(models)
+        return {**found, "samples": samples, "processor": self.processor, "teacher": given}
+
+    def _written(self, models: Mapping[str, Callable[[], PreTrainedModel]]) -> list[dict[str, Any]]:
+        """What models that write text make of the beginnings of a few test examples."""
+        if self.task.prompt is None:
+            return []
+        raw = self.examples.raw["test"]
+        prompts = [
+            self.task.prompt(raw[i], self.recipe.data) for i in range(min(SAMPLES, len(raw)))
+        ]
+        try:
+            stage = samples_stage(self.stages[EVALUATION], prompts)
+            return written(stage, models, self.processor, prompts)
+        except ValueError as error:  # a long prompt is no reason to lose the run
+            self.say(f"no samples on the card: {error}")
+            return []
 
     def _teacher_of(self, lesson: Lesson) -> Teacher | None:
         """Who teaches a lesson, as it is when the lesson begins."""
@@ -175,7 +199,10 @@ class Run(Plan):
         stage, role = self.stages[lesson.key], lesson.role
         args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
         called = callbacks(self.recipe, role, stage.folder)
-        trainer = self.make_trainer(model, args, lesson.objective, teacher, called, role=role)
+        peft = self.adapter(lesson)
+        trainer = self.make_trainer(
+            model, args, lesson.objective, teacher, called, role=role, peft=peft
+        )
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")
@@ -184,6 +211,8 @@ class Run(Plan):
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them
             (stage.model / "training_args.bin").unlink(missing_ok=True)
+            if peft is not None:
+                merge(self.models.learner(lesson.model, lesson.seed), stage.model)
         return {
             "seconds": seconds,
             "steps": trainer.state.global_step,
@@ -229,7 +258,8 @@ class Run(Plan):
         first = next(iter(teachers.values()))
         if len(teachers) == 1:
             return {**figures(self._judged(first, None)), **describe_model(first)}
-        beside = self._judged(first, teacher, with_nll_and_ece(compute_metrics(self.task)))
+        compute = compute_metrics(self.task)
+        beside = self._judged(first, teacher, compute and with_nll_and_ece(compute))
         return {**of_the_teacher(figures(beside)), **describe_ensemble(teachers)}
 
     def _judged(
@@ -238,10 +268,7 @@ class Run(Plan):
         teacher: Teacher | None,
         compute: Compute | None = None,
     ) -> dict[str, float]:
-        # As plain transformers will run the student, and on every example.
-        whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
-        folder = self.stages[EVALUATION].folder
-        args = arguments(self.recipe, "student", self.recipe.seed, folder, **whole)
+        args = evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
         trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute)
         found: dict[str, float] = trainer.evaluate(self.data["test"])
         return found

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from hf_distill.recipe.casting import RecipeError
-from hf_distill.robustness.perturbations import perturbation
+from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection
 from hf_distill.robustness.plan import Plan as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
@@ -29,64 +29,6 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class NoiseSection:
-    """Perturbed versions of the training texts, for objectives that read them: `Columns`."""
-
-    perturbations: list[str]
-    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    versions: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.perturbations or not self.severities or self.versions < 1:
-            raise RecipeError(
-                "`data.noisy`: expected at least one of `perturbations`, of `severities` and of "
-                f"`versions`, got {self.perturbations}, {self.severities}, {self.versions}."
-            )
-        for name in self.perturbations:
-            try:
-                perturbation(name, "text")
-            except ValueError as error:
-                raise RecipeError(f"`data.noisy.perturbations`: {error}") from error
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where the examples come from: a Hub data set, or a function in a Python file."""
-
-    source: str
-    config: str | None = None
-    revision: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    text_column: str = "text"
-    text_pair_column: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    train_split: str = "train"
-    validation_split: str | None = "validation"
-    test_split: str = "test"
-    max_train_examples: int | None = None
-    max_eval_examples: int | None = None
-    max_test_examples: int | None = None
-    max_length: int | None = None
-    processor: str | dict[str, Any] | None = None
-    noisy: NoiseSection | None = None
-
-
-@dataclass(frozen=True)
-class CacheSection:
-    """How the teacher's outputs are kept on disk; what is None has its default."""
-
-    format: Literal["full", "top_k", "sampled"] = "full"
-    k: int | None = None
-    draws: int | None = None
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
-    hidden_states: bool | dict[str, Any] | None = None
-    attentions: bool | None = None
-    path: str | None = None
-
-
-@dataclass(frozen=True)
 class TeacherSection:
     """A model to fine-tune first, one per seed, or one that is ready (``fine_tuned: true``)."""
 
@@ -97,6 +39,7 @@ class TeacherSection:
     seeds: list[int] | None = None
     cache: CacheSection | None = None
     objective: list[dict[str, Any]] | None = None
+    dtype: Dtype | None = None
     hub_id: str | None = None
     license: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +54,8 @@ class StudentSection:
     model: str | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None
+    dtype: Dtype = "float32"
+    lora: LoraSection | None = None
     hub_id: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -188,6 +133,7 @@ class Recipe:
     control: ControlSection | None = None
     objective: list[dict[str, Any]] | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    on_policy: dict[str, Any] | None = None
     seed: int = 0
     seeds: list[int] | None = None
     push_to_hub: bool = False
@@ -215,6 +161,11 @@ class Recipe:
             for key, count in vars(section).items():
                 if key.startswith("max_") and count is not None and count < 1:
                     raise RecipeError(f"`{name}.{key}`: expected at least 1, got {count}.")
+        if self.on_policy is not None and self.teacher.cache is not None:
+            raise RecipeError(
+                "`on_policy` and `teacher.cache`: the student writes texts that no cache knows. "
+                "Take one of them away (`--teacher.cache null`)."
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id: namespace/name`, got none.")
 

@@ -17,14 +17,18 @@ from transformers import (
     AutoImageProcessor,
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedModel,
     default_data_collator,
 )
 
+from hf_distill.hub.comparison import lower_is_better
+from hf_distill.language import LanguageCollator
 from hf_distill.metrics import load as load_metric
-from hf_distill.recipe import sources
+from hf_distill.recipe import language, sources
 from hf_distill.recipe.casting import RecipeError, unknown
 from hf_distill.recipe.noise import with_noise
-from hf_distill.recipe.schema import Data, Recipe
+from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.sections import Data
 from hf_distill.tasks import TASKS, Task
 
 
@@ -38,8 +42,12 @@ class RecipeTask:
         columns: The input columns, by the recipe's keys for them.
         prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
         collator: Makes the collator of a processor.
-        metric: A metric of `hf_distill.metrics` on the most likely class.
+        metric: The figure that decides; of labelled examples a metric of `hf_distill.metrics` on
+            the most likely class.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
+        labelled: Whether examples have one class each.
+        check: ``(model, who, settings, processor)``: refuses a model that the data do not fit.
+        prompt: ``(raw example, settings)``: what a model that writes text is to go on from.
     """
 
     task: Task
@@ -49,20 +57,18 @@ class RecipeTask:
     collator: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
     metric: str = "accuracy"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
+    labelled: bool = True
+    check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
+    prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
 
-
-def _length(data: Data, tokenizer: Any) -> int:
-    length: int = data.max_length or tokenizer.model_max_length
-    if length > 1_000_000:
-        raise RecipeError(
-            "`data.max_length` is missing: this tokenizer does not say how long a text may be. "
-            "Give the number of tokens at which texts are cut."
-        )
-    return length
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of the metric is better."""
+        return lower_is_better(self.metric)
 
 
 def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
-    length = _length(data, tokenizer)
+    length = language.length_of(data, tokenizer)
 
     def tokenize(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
         pair = batch[data.text_pair_column] if data.text_pair_column else None
@@ -77,7 +83,7 @@ def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
 
 def _misspelt(dataset: Dataset, raw: Dataset, data: Data, tokenizer: Any, versions: int) -> Dataset:
     """Tokenised examples with perturbed versions of their texts."""
-    length = _length(data, tokenizer)
+    length = language.length_of(data, tokenizer)
 
     def encode(texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
@@ -112,6 +118,17 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
         ("image_column",),
         _pictured,
         lambda processor: default_data_collator,
+    ),
+    "causal_lm": RecipeTask(
+        TASKS["causal_lm"],
+        "AutoTokenizer",
+        (),
+        language.tokenized,
+        LanguageCollator,
+        metric="perplexity",
+        labelled=False,
+        check=language.check_fit,
+        prompt=language.prompt_of,
     ),
 }
 """Task of a recipe -> how its examples become batches. Add a row for another one."""
@@ -174,8 +191,10 @@ def _configured(settings: Mapping[str, Any], kind: str) -> Any:
     return processor
 
 
-def compute_metrics(task: RecipeTask) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The metric of a task on the most likely class."""
+def compute_metrics(task: RecipeTask) -> Callable[[EvalPrediction], dict[str, float]] | None:
+    """The metric of a task on the most likely class; None where the trainer measures it itself."""
+    if not task.labelled:
+        return None
     metric = load_metric(task.metric)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:

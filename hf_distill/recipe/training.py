@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
 from hf_distill.card_facts import SPEED
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
+from hf_distill.on_policy import OnPolicyConfig
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
@@ -31,22 +33,27 @@ PATIENCE = "early_stopping_patience"
 def arguments(
     recipe: Recipe, role: str, seed: int, folder: Path, **changes: Any
 ) -> DistillationConfig:
-    """The training arguments of a stage.
+    """The training arguments of a stage; an `OnPolicyConfig` of one that is taught on its own text.
 
     Raises:
         RecipeError: they do not go together.
     """
-    options = recipe.training_of(role)
+    options, task = recipe.training_of(role), recipe_task(recipe)
+    kind: type[DistillationConfig] = DistillationConfig
+    if recipe.on_policy is not None and writes(recipe, role):
+        kind, options = OnPolicyConfig, options | recipe.on_policy
+    if options.get("metric_for_best_model", task.metric) == task.metric and task.lower_is_better:
+        options.setdefault("greater_is_better", False)
     if options.pop(PATIENCE, None) is not None:
         options.setdefault("load_best_model_at_end", True)
-        options.setdefault("metric_for_best_model", recipe_task(recipe).metric)
+        options.setdefault("metric_for_best_model", task.metric)
         options["restore_callback_states_from_checkpoint"] = True  # the patience that is left
         if not options["load_best_model_at_end"]:
             raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
     if not _has_accelerator():
         options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
     try:
-        args = DistillationConfig(
+        args = kind(
             output_dir=str(folder),
             seed=seed,
             remove_unused_columns=False,  # there is only what the models take
@@ -56,6 +63,19 @@ def arguments(
         return args
     except (ValueError, ImportError) as error:
         raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
+
+
+def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
+    """The arguments of an evaluation: as plain transformers will run the student, and on every
+    example."""
+    whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
+    plain = dataclasses.replace(recipe, on_policy=None)
+    return arguments(plain, "student", recipe.seed, folder, **whole)
+
+
+def writes(recipe: Recipe, role: str) -> bool:
+    """Whether a role may learn from its own text: whoever has a teacher."""
+    return role == "student" or role in recipe.assistant_roles
 
 
 def _has_accelerator() -> bool:

@@ -47,7 +47,8 @@ class Answers:
 
     def __init__(self, teacher: ModelTeacher):
         self.teacher = teacher
-        self.provides = replace(teacher.provides, inputs=False)  # a graph cannot be sent
+        # neither a graph can be sent, nor hidden states for logits: the head would be needed there
+        self.provides = replace(teacher.provides, inputs=False, linear=False)
         self._fingerprint = teacher_fingerprint(teacher)
         tokens = teacher.tokens()
         self._vocabulary = tokenizer_fingerprint(tokens)

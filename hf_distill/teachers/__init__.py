@@ -8,6 +8,7 @@ from hf_distill.teachers.past import PastStudent
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.remote import RemoteTeacher
 from hf_distill.teachers.server import ServerTeacher
+from hf_distill.teachers.translated import TranslatedTeacher
 
 __all__ = [
     "AdaptersOff",
@@ -18,4 +19,5 @@ __all__ = [
     "RemoteTeacher",
     "ServerTeacher",
     "Teacher",
+    "TranslatedTeacher",
 ]

@@ -1,6 +1,6 @@
 """What a student loses that learns from a cache instead of the live teacher, per byte a token.
 
-    python tests/benchmarks/cache_quality.py --model FOLDER --folder runs/cache_quality
+    python tests/benchmarks/cache_quality.py --folder runs/cache_quality
 
 SmolLM2-135M (or what `--model` names) reads real text (the movie-review snippets of
 recipes/sources.py, one after the other). Each form of cache is written with `write_cache` and
@@ -46,21 +46,20 @@ FORMS: dict[str, dict[str, Any]] = {
 FAMILIES = {"tail cut": "#b2182b", "and tail": "#e08214", "draws": "#2166ac"}
 
 
-def texts() -> list[str]:
-    """All snippets of the training split."""
+def sources() -> Any:
+    """The loaders of recipes/sources.py."""
     spec = importlib.util.spec_from_file_location("sources", ROOT / "recipes" / "sources.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: list[str] = module.movie_reviews()["train"]["text"][:]
-    return found
+    return module
 
 
 def blocks(tokenizer: Any, number: int) -> list[dict[str, Tensor]]:
     """The first blocks of all texts in a row."""
     ids: list[int] = []
-    for text in texts():
+    for text in sources().movie_reviews()["train"]["text"]:
         ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         if len(ids) >= number * BLOCK:
             break
@@ -172,7 +171,7 @@ def draw(results: dict[str, dict[str, float]], live: float, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="SmolLM2-135M as a folder, or a Hub id")
+    parser.add_argument("--model", help="folder or Hub id; by default SmolLM2-135M-Instruct")
     parser.add_argument("--folder", type=Path, default=Path("runs/cache_quality"))
     parser.add_argument("--blocks", type=int, default=192)
     parser.add_argument("--held-out", type=int, default=32)
@@ -182,8 +181,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path(__file__).with_suffix(".png"))
     arguments = parser.parse_args()
     tf.logging.set_verbosity_error()
-    tokenizer = tf.AutoTokenizer.from_pretrained(arguments.model)
-    model = tf.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    name = arguments.model or sources().smollm2_135m_instruct()
+    tokenizer = tf.AutoTokenizer.from_pretrained(name)
+    model = tf.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     vocabulary = model.config.vocab_size
     rows = blocks(tokenizer, arguments.blocks + arguments.held_out)
     train, held_out = rows[: arguments.blocks], rows[arguments.blocks :]

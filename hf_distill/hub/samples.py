@@ -1,0 +1,106 @@
+"""What several models write after the same prompts: kept beside a model, shown in its card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .comparison import MODELS
+from .files import replace_text
+from .markup import code, fenced
+
+FILE = "samples.json"
+SHOWN = 5
+"""Prompts that a card shows."""
+LONGEST = 800
+"""Characters of a prompt or text that a card shows."""
+CUT, NOTHING = " […]", "(nothing)"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what came of it.
+
+    Attributes:
+        prompt: What all models were given.
+        texts: Role (``teacher``, ``baseline``, ``student``, …) -> what that model wrote, without
+            the prompt; ``[…]`` at its end: it was not done; ``(nothing)``: it ended at once.
+    """
+
+    prompt: str
+    texts: Mapping[str, str]
+
+
+def write_samples(samples: Sequence[Sample], folder: str | os.PathLike[str]) -> Path:
+    """Write ``samples.json`` into a student's folder, for the card that is written after it.
+
+    The file itself is never published; a card shows its first prompts, without secrets and paths.
+    """
+    path = Path(folder) / FILE
+    rows = [{"prompt": one.prompt, "texts": dict(one.texts)} for one in samples]
+    replace_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    return path
+
+
+def read_samples(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What `write_samples` wrote, as `StudentCard.samples` has it; without a file none.
+
+    A file that holds something else is left out, with a warning.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [asdict(Sample(str(row["prompt"]), dict(row["texts"]))) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"The card leaves the samples out: expected in {path} a list of objects with `prompt` "
+            f"and `texts`, got something else ({error!r}). Write it with write_samples.",
+            stacklevel=2,
+        )
+        return []
+
+
+def section(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The section of a card, from facts already cleaned; empty without samples."""
+    parts = []
+    for number, sample in enumerate(samples[:SHOWN], start=1):
+        texts = sample.get("texts", {})
+        blocks = [_block(f"**Prompt {number}**", sample.get("prompt", ""))]
+        blocks += [_block(_title(role), texts[role]) for role in _ordered(texts)]
+        parts.append("\n\n".join(blocks))
+    if not parts:
+        return ""
+    told = (
+        "What the models write after the same prompts, always the likeliest token, for the same "
+        f"number of tokens at most;{CUT} marks where a text was cut. It may be false."
+    )
+    if len(samples) > SHOWN:
+        told += f" These are the first {SHOWN} of {len(samples)} prompts."
+    return "\n\n".join(["## Samples", told, *parts])
+
+
+def _ordered(roles: Iterable[str]) -> list[str]:
+    """The teacher first, the student last."""
+    known = list(reversed(MODELS))
+    return sorted(roles, key=lambda role: known.index(role) if role in known else len(known) - 1.5)
+
+
+def _title(role: str) -> str:
+    return MODELS.get(role) or code(re.sub(r"\W+", " ", role).strip()[:40])
+
+
+def _block(title: str, text: str) -> str:
+    """An item of a list with the text as it is, cut where it is long. Nothing in it ends its fence,
+    and no line of it begins where a line of the card's own does."""
+    shown = text if len(text) <= LONGEST else text[: LONGEST - len(CUT)].rstrip() + CUT
+    shown = fenced(shown.replace("```", "'''") or NOTHING, "text")
+    return f"- {title}:\n\n{textwrap.indent(shown, '  ')}"

@@ -1,0 +1,62 @@
+"""The balancing loss of a mixture of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hf_distill.heads import Head
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.terms import Context, Objective, Sum, Term, bibtex
+
+
+@dataclass(frozen=True)
+class RouterBalance(Objective):
+    """How unevenly the student's routers use their experts: ``E * sum_e f_e * P_e``.
+
+    f_e is the share of the tokens that go to expert e, P_e the mean probability that its router
+    gives it, over all layers and all real tokens of a micro-batch; E is the number of experts. It
+    is smallest, at the number of experts per token, where all are used alike. `transformers`
+    computes it, and adds it to the loss of the labels with the factor
+    ``config.router_aux_loss_coef``. As every micro-batch is balanced by itself, the value depends
+    on how the data is split into them.
+
+    A student whose config says ``output_router_logits`` gets it in any case, with that factor.
+    """
+
+    name: ClassVar[str] = "router_balance"
+    in_batch: ClassVar[bool] = True
+    student_needs: ClassVar[Needs] = Needs(router_loss=True)
+    citation: ClassVar[str] = bibtex(
+        "fedus2021switch",
+        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient "
+        "Sparsity",
+        "Fedus, William and Zoph, Barret and Shazeer, Noam",
+        2021,
+        "2101.03961",
+    )
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        if student.router_loss is None:
+            raise ValueError(
+                "RouterBalance needs a student with routers, and this one gives no balancing loss. "
+                "Drop it from the objective, or take a mixture of experts."
+            )
+        return [Term(self.name, student.router_loss, "batches")]
+
+
+def with_router_balance(objective: Sum, student: Head) -> Sum:
+    """The objective, with the balancing loss where `transformers` would add it to the labels'.
+
+    That is where the student's config says ``output_router_logits`` and has a factor for it. An
+    objective that has a `RouterBalance` of its own is left as it is.
+    """
+    given = any(isinstance(part, RouterBalance) for _, part in objective.parts)
+    if given or not student.provides.router_loss:
+        return objective
+    config: Any = student.config.get_text_config()
+    wanted = any(getattr(c, "output_router_logits", False) for c in (student.config, config))
+    factor = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
+    return objective + factor * RouterBalance() if wanted and factor else objective

@@ -1,0 +1,85 @@
+"""The output layer of a language model, as what its logits are computed from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hf_distill.losses.fused import Linear
+from hf_distill.signals import Signal
+
+
+class Projection:
+    """Finds a model's output layer and what its model does with the logits after it.
+
+    Args:
+        model: A transformers model whose classes are its vocabulary.
+    """
+
+    def __init__(self, model: nn.Module):
+        owner: Any = model
+        config = owner.config.get_text_config()
+        self.layer: Any = owner.get_output_embeddings()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", 1.0) or 1.0)
+        self.scale *= float(getattr(config, "lm_head_multiplier", 1.0) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", 1.0) or 1.0)
+        self._added: Tensor | None = getattr(owner, "final_logits_bias", None)
+
+    @property
+    def known(self) -> bool:
+        """Whether the layer is one whose product can be computed elsewhere: a linear one with
+        whole floating weights, or one with a low-rank adapter on it."""
+        base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
+        if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
+            return False
+        if hasattr(base.weight, "ds_id"):  # DeepSpeed may hold a shard of it, or nothing
+            return False
+        return base is self.layer or self._plain_adapter()
+
+    def _plain_adapter(self) -> bool:
+        layer = self.layer
+        variants = getattr(layer, "lora_variant", {})  # DoRA and its like
+        biased = getattr(layer, "lora_bias", {})
+        active = [name for name in layer.active_adapters if name in layer.lora_A]
+        return not any(name in variants or biased.get(name) for name in active)
+
+    def of(self, hidden: Tensor) -> Linear:
+        """The logits of hidden states ``(..., H)``, not computed."""
+        layer = self.layer
+        if not isinstance(layer, LoraLinear):
+            return self._linear((hidden,), (layer.weight,), layer.bias)
+        base: Any = layer.base_layer
+        inputs, weights = [hidden], [base.weight]
+        if not (layer.disable_adapters or layer.merged):
+            for name in layer.active_adapters:
+                if name in layer.lora_A:
+                    down, up = layer.lora_A[name], layer.lora_B[name]
+                    low = down(layer.lora_dropout[name](hidden).to(down.weight.dtype))
+                    inputs.append(low * layer.scaling[name])
+                    weights.append(up.weight)
+        return self._linear(tuple(inputs), tuple(weights), base.bias)
+
+    def _linear(
+        self, hidden: tuple[Tensor, ...], weight: tuple[Tensor, ...], bias: Tensor | None
+    ) -> Linear:
+        whole = tuple(w.full_tensor() if isinstance(w, DTensor) else w for w in weight)
+        if self._added is not None:
+            added = self._added.flatten()
+            bias = added if bias is None else bias + added
+        return Linear(hidden, whole, bias, self.scale, self.softcap)
+
+
+def same_logits(linear: Signal | None, logits: Signal | None) -> bool:
+    """Whether a model's `Linear` gives the logits that the model itself gives."""
+    if linear is None or logits is None or linear.linear is None or logits.logits is None:
+        return False
+    ours, theirs = linear.linear.logits().float(), logits.logits.float()
+    if ours.shape != theirs.shape:
+        return False
+    close: bool = torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))
+    return close

@@ -1,0 +1,120 @@
+"""Language models in a recipe: their data, what is checked of the models, and samples of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, TaskType
+from transformers import PreTrainedModel
+
+from hf_distill.language import check_context, pack, tokenize
+from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.sections import Data, LoraSection
+
+COLUMNS = ("messages", "prompt", "completion", "tools")
+"""What a row may have in place of a plain text."""
+SAMPLES, WORDS = 3, 12
+"""How many prompts a card shows the answers to, and how long the beginning of a text is."""
+
+
+def length_of(data: Data, tokenizer: Any) -> int:
+    """At how many tokens texts are cut.
+
+    Raises:
+        RecipeError: neither the recipe nor the tokenizer says it.
+    """
+    length: int = data.max_length or tokenizer.model_max_length
+    if length > 1_000_000:
+        raise RecipeError(
+            "`data.max_length` is missing: this tokenizer does not say how long a text may be. "
+            "Give the number of tokens at which texts are cut."
+        )
+    return length
+
+
+def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
+    """The columns that are read.
+
+    Raises:
+        RecipeError: none of them is there.
+    """
+    known = dataset.column_names
+    if "messages" in known or {"prompt", "completion"} <= set(known):
+        return [name for name in COLUMNS if name in known]
+    if data.text_column in known:
+        return [data.text_column]
+    raise RecipeError(
+        f"`data`: split {split!r} of {data.source} has neither a column `messages`, nor `prompt` "
+        f"and `completion`, nor {data.text_column!r}, but {known}. Name the column of plain texts "
+        "with `data.text_column`."
+    )
+
+
+def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
+    """Tokens and labels; packed if the recipe says so.
+
+    Raises:
+        RecipeError: rows that cannot be read, or a length that is missing.
+    """
+    length = length_of(data, tokenizer)
+    try:
+        rows: Any = tokenize(
+            dataset,
+            tokenizer,
+            max_length=None if data.packing == "wrapped" else length,
+            text_column=data.text_column,
+            assistant_only=data.assistant_only,
+            completion_only=data.completion_only,
+            chat_template_kwargs=data.chat_template_kwargs,
+        )
+        packed: Any = rows if data.packing is None else pack(rows, length, strategy=data.packing)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"`data`: {error}") from error
+    found: Dataset = packed
+    return found
+
+
+def check_fit(model: PreTrainedModel, who: str, data: Data, tokenizer: Any) -> None:
+    """Refuse a model whose context is shorter than the texts may be.
+
+    Raises:
+        RecipeError: it is. (Packed rows that a model would mix are refused by the trainer.)
+    """
+    try:
+        check_context(model.config, length_of(data, tokenizer), who)
+    except ValueError as error:
+        raise RecipeError(f"`data`: {error}") from error
+
+
+def adapter(section: LoraSection | None) -> LoraConfig | None:
+    """The configuration of a student's adapter."""
+    if section is None:
+        return None
+    return LoraConfig(task_type=TaskType.CAUSAL_LM, **vars(section))
+
+
+def merge(base: PreTrainedModel, folder: Path) -> None:
+    """Replace the adapter in a folder by the whole model: the base with the adapter merged into it.
+
+    Args:
+        base: The model that the adapter was put on, before training.
+        folder: Where the adapter lies.
+    """
+    merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    merged.save_pretrained(folder)
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+
+
+def prompt_of(row: Mapping[str, Any], data: Data) -> Any:
+    """What a model is to go on from: the prompt, the messages before the last answer, or the first
+    words of a text."""
+    if row.get("messages"):
+        messages = list(row["messages"])
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    if "prompt" in row:
+        return row["prompt"]
+    return " ".join(row[data.text_column].split()[:WORDS])

@@ -1,0 +1,333 @@
+"""What teaches a small language model most from the same tokens, on real text.
+
+    python tests/benchmarks/language_models.py --folder runs/language_models
+
+The teacher is SmolLM2-135M-Instruct, the student 10 of its 30 layers (recipes/sources.py brings
+both the model and the texts). Every method trains the same student on the same blocks of text in
+the same order; a seed is another set of blocks and another order. Measured is what a student says
+of held-out text of the same kind, and of Wikipedia (BoolQ's passages), in float32. It prints a
+Markdown table and draws the curves. Each finished run is a file in the folder: a second call goes
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers as tf
+from torch import Tensor
+
+import hf_distill as hd
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("perplexity", "kl", "agreement", "acceptance")
+METHODS: dict[str, tuple[str, str, Any]] = {
+    "fine_tuning": ("fine-tuning on the text alone", "#555555", hd.HardLabels()),
+    "forward_kl": ("forward KL", "#2166ac", hd.ForwardKL(1.0)),
+    "reverse_kl": ("reverse KL", "#b2182b", hd.ReverseKL(1.0)),
+    "jsd": ("Jensen-Shannon, β = 0.5", "#1b7837", hd.JensenShannon(1.0, 0.5)),
+    "sampled": ("forward KL, cache of 12 draws a token", "#67a9cf", hd.ForwardKL(1.0)),
+    "on_policy": ("Jensen-Shannon, half on its own text", "#762a83", hd.JensenShannon(1.0, 0.5)),
+}
+"""Name -> how the table calls it, its colour, what is minimised."""
+ALONE = ("fine_tuning",)
+
+
+def sources() -> Any:
+    """The loaders of recipes/sources.py."""
+    spec = importlib.util.spec_from_file_location("sources", ROOT / "recipes" / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(texts: Any, tokenizer: Any, number: int, length: int) -> Tensor:
+    """The first blocks of the shuffled texts in a row, (number, length)."""
+    ids: list[int] = []
+    for text in texts.shuffle(seed=0)["text"]:
+        ids += [*tokenizer(text)["input_ids"], tokenizer.unk_token_id]  # <|endoftext|>
+        if len(ids) >= number * length:
+            return torch.tensor(ids[: number * length]).view(number, length)
+    raise ValueError(f"Expected {number * length:,} tokens of text, got {len(ids):,}.")
+
+
+class HeldOut:
+    """Blocks of text, and what the teacher says of them, kept in float16."""
+
+    def __init__(self, rows: Tensor, teacher: Any):
+        self.rows = rows
+        with torch.no_grad():
+            self.expert = [
+                teacher(input_ids=part).logits[:, :-1].log_softmax(-1).half()
+                for part in rows.split(4)
+            ]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The figures of `FIGURES`, means over all tokens but the first of each block."""
+        training, total, count = model.training, torch.zeros(4, dtype=torch.float64), 0
+        model.eval()
+        with torch.no_grad():
+            for rows, expert in zip(self.rows.split(4), self.expert, strict=True):
+                own = model(input_ids=rows).logits[:, :-1].float().log_softmax(-1)
+                theirs = expert.float()
+                p, q = theirs.exp(), own.exp()
+                values = (
+                    -own.gather(-1, rows[:, 1:, None])[..., 0],
+                    (p * (theirs - own)).sum(-1),
+                    (own.argmax(-1) == theirs.argmax(-1)).float(),
+                    torch.minimum(p, q).sum(-1),
+                )
+                total += torch.stack([value.double().sum() for value in values])
+                count += rows[:, 1:].numel()
+        model.train(training)
+        means = (total / count).tolist()
+        means[:2] = math.exp(means[0]), max(0.0, means[1])  # the teacher's own is -1e-8
+        return dict(zip(FIGURES, means, strict=True))
+
+
+class Curve(tf.TrainerCallback):
+    """Figures on the validation blocks every so many steps."""
+
+    def __init__(self, held_out: HeldOut, every: int, seen: int):
+        self.held_out, self.every, self.seen = held_out, every, seen
+        self.points: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def measure(self, model: Any, step: int) -> None:
+        start = time.perf_counter()
+        self.points.append({"tokens": step * self.seen, **self.held_out(model)})
+        self.seconds += time.perf_counter() - start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure(kwargs["model"], 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.measure(kwargs["model"], state.global_step)
+
+
+def as_dataset(rows: Tensor) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": rows.tolist(), "labels": rows.tolist()})
+
+
+def train(
+    method: str, rows: Tensor, seed: int, teacher: Any, curve: Curve, options: argparse.Namespace
+) -> Any:
+    """The student of a method, trained on these blocks."""
+    student = hd.student_from_teacher(teacher, f"uniform:{options.layers}").train()
+    settings: dict[str, Any] = {
+        "max_steps": options.steps,
+        "per_device_train_batch_size": options.batch,
+        "learning_rate": options.rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "bf16": True,
+        "use_cpu": True,
+        "seed": seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": options.every,
+    }
+    kind, arguments = hd.DistillationTrainer, hd.DistillationConfig
+    if method == "on_policy":
+        kind, arguments = hd.OnPolicyDistillationTrainer, hd.OnPolicyConfig
+        prompt = options.length // 4
+        settings |= {
+            "lmbda": 0.5,
+            "prompt_length": prompt,
+            "max_completion_length": options.length - prompt,
+        }
+    data = as_dataset(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        speaks: Any = None if method in ALONE else teacher
+        if method == "sampled":
+            form = {"kind": "sampled", "draws": options.draws}
+            path = Path(folder) / "cache"
+            collator = tf.default_data_collator
+            hd.write_cache(path, hd.ModelTeacher(teacher), data, collator, format=form)
+            speaks = hd.CachedTeacher(path)
+        trainer = kind(
+            student,
+            arguments(folder, **settings),
+            train_dataset=data,
+            data_collator=tf.default_data_collator,
+            teacher_model=speaks,
+            objective=METHODS[method][2],
+            callbacks=[curve],
+        )
+        trainer.remove_callback(tf.PrinterCallback)
+        trainer.train()
+    return student
+
+
+def run(method: str, seed: int, options: argparse.Namespace, setting: Any) -> dict[str, Any]:
+    """One run: the curve of its training, and its figures at the end."""
+    train_rows, held_out, teacher = setting
+    number = options.steps * options.batch
+    rows = train_rows[seed * number : (seed + 1) * number]
+    curve = Curve(held_out["validation"], options.every, options.batch * options.length)
+    start = time.perf_counter()
+    student = train(method, rows, seed, teacher, curve, options)
+    seconds = time.perf_counter() - start - curve.seconds
+    found = {name: held_out[name](student) for name in ("test", "shifted")}
+    return {"method": method, "seed": seed, "seconds": seconds, **found, "curve": curve.points}
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What two runs must have in common to be in one table."""
+    names = ("layers", "steps", "batch", "length", "held_out", "rate", "draws", "every")
+    return {name: getattr(options, name) for name in names}
+
+
+def load(folder: Path, options: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
+    """The finished runs of a folder."""
+    found = {}
+    for path in sorted(folder.glob("*-*.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["settings"] != settings_of(options):
+            raise SystemExit(
+                f"{path} was made with {value['settings']}, and this is {settings_of(options)}. "
+                "Give another --folder."
+            )
+        found[value["method"], value["seed"]] = value
+    return found
+
+
+def spread(values: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(bounds: Mapping[str, Any], results: Mapping[tuple[str, int], dict[str, Any]]) -> str:
+    columns = [(part, name) for part in ("test", "shifted") for name in FIGURES[:3]]
+    digits = {"perplexity": 1, "kl": 3, "agreement": 3}
+    lines = [
+        "| | perplexity | KL(teacher ‖ student) | agreement | perplexity, Wikipedia | "
+        "KL, Wikipedia | agreement, Wikipedia | seconds a run |",
+        "| :-- |" + " --: |" * 7,
+    ]
+    for who, own in bounds.items():
+        cells = [spread([own[part][name]], digits[name]) for part, name in columns]
+        lines.append(f"| {who} | {' | '.join(cells)} | – |")
+    for method, (title, _, _) in METHODS.items():
+        runs = [value for (name, _), value in results.items() if name == method]
+        if runs:
+            cells = [spread([r[part][name] for r in runs], digits[name]) for part, name in columns]
+            cells.append(spread([r["seconds"] for r in runs], 0))
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[tuple[str, int], dict[str, Any]], teacher: float, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, name in zip(panels, ("perplexity", "kl"), strict=True):
+        for method, (title, colour, _) in METHODS.items():
+            runs = [value["curve"] for (own, _), value in results.items() if own == method]
+            if runs:
+                x = [point["tokens"] for point in runs[0]][1:]
+                ys = [[point[name] for point in curve][1:] for curve in runs]
+                mean = [statistics.mean(y) for y in zip(*ys, strict=True)]
+                panel.plot(x, mean, color=colour, label=title)
+                low = [min(y) for y in zip(*ys, strict=True)]
+                high = [max(y) for y in zip(*ys, strict=True)]
+                panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.set(xlabel="tokens read", yscale="log")
+        panel.grid(alpha=0.3, which="both")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+    panels[0].axhline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
+    panels[0].set_title("perplexity on held-out text")
+    panels[1].set_title("KL(teacher ‖ student), nats a token")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/language_models"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=128, help="tokens of a block")
+    parser.add_argument("--held-out", type=int, default=24, help="blocks of each kind of text")
+    parser.add_argument("--every", type=int, default=15, help="steps between points of the curve")
+    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--picture", type=Path, help="by default in the folder")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    datasets.disable_progress_bars()
+    tf.logging.set_verbosity_error()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results = load(options.folder, options)
+    module = sources()
+    name = module.smollm2_135m_instruct()
+    tokenizer = tf.AutoTokenizer.from_pretrained(name)
+    teacher = tf.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    texts, length = module.language_data(), options.length
+    number = (max(options.seeds) + 1) * options.steps * options.batch
+    train_rows = blocks(texts["train"], tokenizer, number, length)
+    counts = {"test": options.held_out, "shifted": options.held_out}
+    counts["validation"] = max(4, options.held_out // 3)
+    held_out = {
+        part: HeldOut(blocks(texts[part], tokenizer, count, length), teacher)
+        for part, count in counts.items()
+    }
+    start = hd.student_from_teacher(teacher, f"uniform:{options.layers}")
+    bounds = {
+        who: {part: held_out[part](model) for part in ("test", "shifted")}
+        for who, model in (("teacher", teacher), ("student, before training", start))
+    }
+    for seed in options.seeds:
+        for method in options.only:
+            if (method, seed) in results:
+                continue
+            found = run(method, seed, options, (train_rows, held_out, teacher))
+            results[method, seed] = found
+            path = options.folder / f"{method}-{seed}.json"
+            write(path, {**found, "settings": settings_of(options)})
+            shown = {part: found[part] for part in ("test", "shifted")}
+            print(method, seed, f"{found['seconds']:.0f} s", shown, flush=True)
+    picture = options.picture or options.folder / "curves.png"
+    draw(results, bounds["teacher"]["test"]["perplexity"], picture)
+    print(f"\n{table(bounds, results)}\n")
+    machine = platform.processor() or platform.machine()
+    print(
+        f"{machine}, {options.threads} thread(s), torch {torch.__version__}; {settings_of(options)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What is tried of a model before training: its context, and whether it keeps texts apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from language_zoo import KINDS, model, tf
+from peft import LoraConfig, get_peft_model
+
+from hf_distill.language import check_context, check_packing
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (tf.GPT2Config(n_positions=64), 64),
+        (tf.LlamaConfig(max_position_embeddings=64), 64),
+        (
+            tf.Qwen2Config(
+                max_position_embeddings=32768,
+                rope_parameters={
+                    "rope_type": "yarn",
+                    "rope_theta": 1e6,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            ),
+            131072,
+        ),
+        (
+            tf.LlamaConfig(  # as Llama 3.1: its context is the scaled one already
+                max_position_embeddings=131072,
+                rope_parameters={
+                    "rope_type": "llama3",
+                    "rope_theta": 5e5,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            ),
+            131072,
+        ),
+        (
+            tf.LlamaConfig(
+                max_position_embeddings=64,
+                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            ),
+            128,
+        ),
+        (tf.Gemma3TextConfig(max_position_embeddings=64), 64),
+    ],
+)
+def test_texts_longer_than_the_context_are_refused(config: Any, limit: int) -> None:
+    """Rotary positions beyond the context give noise as targets; learned ones an index error."""
+    check_context(config, limit, "the teacher")
+    with pytest.raises(
+        ValueError, match=rf"at most {limit} tokens.* of the teacher .*got {limit + 1}"
+    ):
+        check_context(config, limit + 1, "the teacher")
+
+
+def test_models_without_positions_have_no_limit() -> None:
+    """A model that reads on for ever would be refused."""
+    check_context(tf.MambaConfig(), 10**6, "the teacher")
+    check_context(tf.BloomConfig(), 10**6, "the teacher")
+
+
+@pytest.mark.parametrize(("name", "attention"), KINDS)
+def test_models_that_keep_texts_apart_pass(name: str, attention: str) -> None:
+    """A model that could be trained packed would be refused."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        lm = model(name, attention).to(dtype).train()
+        check_packing(lm)
+        check_packing(lm, rows=1)
+        assert lm.training
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
+def test_adapters_are_looked_through() -> None:
+    """The forward of an adapter names no inputs; every LoRA student would be refused."""
+    adapter = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    check_packing(get_peft_model(model(), adapter))
+
+
+MIXING: dict[str, Any] = {
+    "mamba": lambda: tf.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2),
+    "bloom": lambda: tf.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
+    "qwen3_next": lambda: tf.Qwen3NextConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        mlp_only_layers=[0, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_models_that_mix_texts_are_refused(name: str) -> None:
+    """They train without a word on texts that see each other."""
+    lm = tf.AutoModelForCausalLM.from_config(MIXING[name]())
+    for parameter in lm.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(
+            ValueError, match=r"does not keep the texts of a packed row apart.*pack"
+        ):
+            check_packing(lm.to(dtype))
