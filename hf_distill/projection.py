@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_distill.losses.fused import Linear
 from hf_distill.signals import Signal
@@ -37,7 +39,7 @@ class Projection:
         base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
         if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
             return False
-        if hasattr(base.weight, "ds_id"):  # DeepSpeed may hold a shard of it, or nothing
+        if is_deepspeed_zero3_enabled():  # its weights are there within modules' forwards alone
             return False
         return base is self.layer or self._plain_adapter()
 
@@ -68,6 +70,8 @@ class Projection:
         self, hidden: tuple[Tensor, ...], weight: tuple[Tensor, ...], bias: Tensor | None
     ) -> Linear:
         whole = tuple(w.full_tensor() if isinstance(w, DTensor) else w for w in weight)
+        if isinstance(self.layer, FSDPModule):  # gathered for this forward alone
+            whole = tuple(w.clone() for w in whole)
         if self._added is not None:
             added = self._added.flatten()
             bias = added if bias is None else bias + added

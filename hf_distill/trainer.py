@@ -143,7 +143,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         measuring = None if model.training else self._evaluation
         measured = measuring is not None
         wanted = self.goal.needs | Needs(logits=measured, exact=measured, whole=measured)
-        lean = self._lean and not (return_outputs or self._logs_gradients() or _is_compiled(model))
+        lean = self._lean and not (return_outputs or self._logs_gradients())
         teacher = self._teach(batch, self._unprojected(wanted) if lean else wanted, items)
         scale = self._loss_scale() if whole_window else 1.0
 

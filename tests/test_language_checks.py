@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from language_zoo import KINDS, model, tf
+from language_zoo import CONFIGS, KINDS, VOCAB, examples, model, tf, tokenizer
 from peft import LoraConfig, get_peft_model
 
+from hf_distill import DistillationConfig, DistillationTrainer, ForwardKL, LanguageCollator, pack
 from hf_distill.language import check_context, check_packing
 
 
@@ -118,3 +121,45 @@ def test_models_that_mix_texts_are_refused(name: str) -> None:
             ValueError, match=r"does not keep the texts of a packed row apart.*pack"
         ):
             check_packing(lm.to(dtype))
+
+
+def trained(student: Any, teacher: Any, data: Any, folder: Path) -> DistillationTrainer:
+    return DistillationTrainer(
+        student,
+        DistillationConfig(str(folder), use_cpu=True, report_to="none"),
+        LanguageCollator(tokenizer()),
+        data,
+        teacher_model=teacher,
+        objective=ForwardKL(),
+    )
+
+
+def test_the_trainer_looks_at_the_length_of_texts(tmp_path: Path) -> None:
+    """Positions beyond a teacher's context are noise to it, or an index error deep in a forward."""
+    config = copy.deepcopy(CONFIGS["llama"]())
+    config.max_position_embeddings = 8
+    short = tf.LlamaForCausalLM(config).double()
+    data = examples()
+    longest = max(len(row["input_ids"]) for row in data)
+    with pytest.raises(ValueError, match=rf"at most 8 tokens.*the teacher.*got {longest}"):
+        trained(model(), copy.deepcopy(short), data, tmp_path)
+    with pytest.raises(ValueError, match=rf"at most 8 tokens.*the student.*got {longest}"):
+        trained(short, model(), data, tmp_path)
+    trained(model(seed=1), model(), data, tmp_path)
+
+
+def test_packed_rows_are_as_long_as_their_texts(tmp_path: Path) -> None:
+    """Rows of many short texts would be refused though no position is beyond the context."""
+    config = copy.deepcopy(CONFIGS["llama"]())
+    config.max_position_embeddings = max(len(row["input_ids"]) for row in examples())
+    student, teacher = (tf.LlamaForCausalLM(config).double() for _ in range(2))
+    trained(student, teacher, pack(examples(), 32), tmp_path)
+
+
+def test_the_trainer_refuses_a_model_that_mixes_packed_texts(tmp_path: Path) -> None:
+    """A student whose state runs through a row would learn from its neighbours' texts."""
+    config = tf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(ValueError, match=r"Mamba.*position_ids"):
+        trained(tf.MambaForCausalLM(config).double(), model(), pack(examples(), 32), tmp_path)
+    with pytest.raises(ValueError, match=r"Mamba.*position_ids"):
+        trained(model(), tf.MambaForCausalLM(config).double(), pack(examples(), 32), tmp_path)

@@ -149,8 +149,13 @@ def same(found: Any, tolerance: float = 1e-9) -> None:
         assert (gradients[name] - gradient).norm() <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", BY_ITEM)
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *((name, "causal_lm") for name in BY_ITEM),
+        *((name, head) for name in ("hard_labels", "forward_kl", "nkd") for head in HEADS[1:]),
+    ],
+)
 def test_every_objective_is_the_same_in_pieces(tmp_path: Path, name: str, head: str) -> None:
     """An objective that looks at more than single items would silently be another one."""
     ours = made(tmp_path, head, ROWS[name].objective)
@@ -396,6 +401,33 @@ def test_a_frozen_head(tmp_path: Path) -> None:
     same(found)
 
 
+@pytest.mark.slow
+def test_a_compiled_student(tmp_path: Path) -> None:
+    """A graph compiled with the head would be used without it, or the other way round."""
+    found = []
+    for compiled in (True, False):
+        recorder = Recorder()
+        ours = made(
+            tmp_path,
+            "causal_lm",
+            None,
+            torch_compile=compiled,
+            torch_compile_backend="aot_eager" if compiled else None,
+            callbacks=[recorder],
+            compute_metrics=lambda prediction: {"width": prediction.predictions[0].shape[-1]},
+            preprocess_logits_for_metrics=lambda logits, labels: logits,
+            eval_strategy="steps",
+            eval_steps=1,
+        )
+        assert ours._lean
+        ours.train()
+        found.append(recorder.logs)
+    timed = ("_runtime", "_second", "_time")
+    for ours, wanted in zip(*found, strict=True):
+        kept = {k: v for k, v in ours.items() if not k.endswith(timed)}
+        assert kept == pytest.approx({k: wanted[k] for k in kept}, rel=1e-5)
+
+
 def test_gradient_norms_are_logged(tmp_path: Path) -> None:
     """Each component's norm needs a graph of its own, which pieces do not keep."""
     logs = []
@@ -417,13 +449,14 @@ def figures(folder: str, kind: str, lean: str) -> None:
     case = CASES["causal_lm"]
     student, teacher = case.models(torch.float32)
     options: dict[str, Any] = {}
-    if kind == "fsdp2":
+    if kind != "ddp":
+        wrapped = ["LlamaDecoderLayer", *(["Linear"] if "head" in kind else [])]
         options = {
             "fsdp": True,
             "fsdp_config": {
                 "version": 2,
                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-                "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+                "transformer_layer_cls_to_wrap": wrapped,
                 "state_dict_type": "FULL_STATE_DICT",
             },
         }
@@ -451,7 +484,7 @@ def figures(folder: str, kind: str, lean: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2, the head too"])
 def test_two_processes(tmp_path: Path, kind: str) -> None:
     """A head that is sharded, or gradients that DDP does not see: weights drift apart silently."""
     found = []

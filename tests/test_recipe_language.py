@@ -14,7 +14,7 @@ from recipe_zoo import language, llama, record
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hf_distill.hub import published_files
+from hf_distill.hub import published_files, validate
 from hf_distill.recipe import RecipeError, Run, load_recipe
 from hf_distill.recipe.stages import Stage
 
@@ -278,6 +278,25 @@ def test_teacher_that_is_trained_first(tmp_path: Path) -> None:
     assert record(tmp_path, "teacher")["results"]["steps"] == 8
     facts = json.loads((tmp_path / "out/report.json").read_text())
     assert "perplexity" in facts["models"]["teacher"]["test"]
+
+
+@pytest.mark.slow
+def test_smollm2_runs(tmp_path: Path) -> None:
+    """The real text and models of the shipped recipe, cut to a minute."""
+    short = {
+        "output_dir": str(tmp_path),
+        "seeds": "[0]",
+        "data.max_train_examples": "8",
+        "data.max_eval_examples": "2",
+        "data.max_test_examples": "2",
+        "data.max_length": "64",
+        "training.max_steps": "2",
+    }
+    final = run(ROOT / "recipes/language_modeling/smollm2.yaml", *short.items())
+    validate((final / "README.md").read_text())
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["models"]["student"]["layers"] == 10
+    assert facts["models"]["teacher"]["test"]["perplexity"] < 150
 
 
 CHAT = (

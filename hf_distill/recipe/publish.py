@@ -169,13 +169,15 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
 def _beginning(recipe: Recipe) -> str | None:
     """How the student began, as the end of a sentence."""
     student = recipe.student
+    adapter = "" if student.lora is None else f"; a LoRA adapter of rank {student.lora.r} on it"
     if student.from_teacher_layers is None:
-        return "a new model with random weights" if student.config is not None else None
+        given = student.hub_id or student.model
+        began = given if student.config is None else "a new model with random weights"
+        return f"{began}{adapter}" if adapter or student.config is not None else None
     layers = student.from_teacher_layers
     which = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
     width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
     trained = "" if recipe.teacher.fine_tuned else " before its fine-tuning"
-    adapter = "" if student.lora is None else f"; a LoRA adapter of rank {student.lora.r} on it"
     return f"layers {which} of the teacher{trained}{width}{adapter}"
 
 
