@@ -25,7 +25,7 @@ class Projection:
     def __init__(self, model: nn.Module):
         owner: Any = model
         config = owner.config.get_text_config()
-        self.layer: Any = owner.get_output_embeddings()
+        self._model, self.layer = model, owner.get_output_embeddings()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale = float(getattr(config, "logit_scale", 1.0) or 1.0)
         self.scale *= float(getattr(config, "lm_head_multiplier", 1.0) or 1.0)
@@ -70,8 +70,9 @@ class Projection:
         self, hidden: tuple[Tensor, ...], weight: tuple[Tensor, ...], bias: Tensor | None
     ) -> Linear:
         whole = tuple(w.full_tensor() if isinstance(w, DTensor) else w for w in weight)
-        if isinstance(self.layer, FSDPModule):  # gathered for this forward alone
-            whole = tuple(w.clone() for w in whole)
+        if any(isinstance(module, FSDPModule) for module in self._model.modules()):
+            whole = tuple(w.clone() for w in whole)  # they are gathered for this forward alone
+            bias = None if bias is None else bias.clone()
         if self._added is not None:
             added = self._added.flatten()
             bias = added if bias is None else bias + added
