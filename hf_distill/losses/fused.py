@@ -24,7 +24,7 @@ BUDGET = {"cpu": 64 * 2**20}
 OTHERWISE = 512 * 2**20
 BLOCK = {"cpu": 2**19}
 """How many logits the losses look at together: few stay in a processor's cache."""
-LARGE = 2**27
+LARGE = 2**25
 
 
 @dataclass(frozen=True)
