@@ -174,7 +174,8 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         loss, components, outputs = inside_forward(model, self._student, run) if wrapped else run()
         if model.training:
             self._keep_components(components)
-        self._step_teacher, self._step_loss = teacher, loss.detach()
+        else:  # in training a teacher's logits need not outlive their step
+            self._step_teacher, self._step_loss = teacher, loss.detach()
         return (loss, outputs) if return_outputs else loss
 
     def _ask_student(

@@ -73,7 +73,7 @@ def variants(inputs: Inputs, kind: str) -> dict[str, Step]:
         return linear_loss(
             Linear((inputs.student,), (inputs.weight,)),
             Linear((inputs.teacher,), (inputs.taught,)),
-            lambda s, t, rows: divergence(kind, s, t).sum() / count,  # type: ignore[arg-type]
+            lambda s, t, rows: divergence(kind, s, t).sum() / count,
         )
 
     def plain() -> Tensor:
