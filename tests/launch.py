@@ -80,8 +80,9 @@ def main(module: str, function: str, arguments: str) -> None:
     called = getattr(importlib.import_module(module), function)
     gc.freeze()
     called(*json.loads(arguments))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        return
+    torch.distributed.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     # Done. A gloo thread that frees tensors takes the interpreter's lock, and aborts the process if
