@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_distill.losses.fused import Linear, linear_loss
+from hf_distill.reduction import reduce
 from hf_distill.signals import Items, Signal, Sparse, Unit
-from hf_distill.terms import Context, Sum, Term, reduce
+from hf_distill.terms import Context, Sum, Term
 
 Reduced = tuple[list[Term], Tensor, dict[str, Tensor], dict[str, Tensor]]
 """The terms (their values are sums), the loss, the components and their sums, see `reduce`."""
@@ -42,7 +43,7 @@ def reduce_in_pieces(
     scale: float = 1.0,
     watch: Watch | None = None,
 ) -> Reduced:
-    """As `hf_distill.terms.reduce` of all terms, with the parts that read logits in pieces.
+    """As `hf_distill.reduction.reduce` of all terms, with the parts that read logits in pieces.
 
     Args:
         goal: The objective; all its parts that read logits are ``by_item``.

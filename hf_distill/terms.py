@@ -311,56 +311,6 @@ def bibtex(key: str, title: str, authors: str, year: int, arxiv: str) -> str:
     )
 
 
-def gradient_norms(
-    terms: Sequence[Term], counts: Mapping[Unit, Tensor], parameters: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """The norm of the gradient of each component with respect to some parameters, unweighted.
-
-    Args:
-        terms: The terms of one micro-batch.
-        counts: The counts that divide them.
-        parameters: The trainable parameters.
-    """
-    norms = {}
-    for term in terms:
-        mean = _total(term) / _divisor(counts[term.unit])
-        if not mean.requires_grad:
-            continue
-        with torch.autocast(mean.device.type, enabled=False):  # a backward runs outside of it
-            gradients = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
-        squares = [g.float().square().sum() for g in gradients if g is not None]
-        norms[f"grad_norm_{term.name}"] = torch.stack(squares).sum().sqrt()
-    return norms
-
-
-def reduce(
-    terms: Sequence[Term], counts: Mapping[Unit, Tensor], scale: float = 1.0
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Mask, sum and divide: the only place that does.
-
-    Args:
-        terms: The terms of one micro-batch.
-        counts: How many of each unit the whole window holds, over all ranks where the gradient is
-            averaged over ranks.
-        scale: The number of processes when ``counts`` are global, since gradients are averaged.
-
-    Returns:
-        The loss, each component (its sum over its count, unweighted, detached) and each
-        component's sum (detached).
-    """
-    loss: Tensor | None = None
-    components, sums = {}, {}
-    for term in terms:
-        total = _total(term)
-        mean = total / _divisor(counts[term.unit])
-        components[term.name], sums[term.name] = mean.detach(), total.detach()
-        part = mean * (term.weight * scale)
-        loss = part if loss is None else loss + part
-    if loss is None:
-        raise ValueError("Expected an objective with at least one term, got none.")
-    return loss, components, sums
-
-
 def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
     """One term for what several sources say of the same items: the mean of their values.
 
@@ -371,16 +321,6 @@ def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
     first = terms[0]
     values = first.values if len(terms) == 1 else torch.stack([t.values for t in terms]).mean(0)
     return dataclasses.replace(first, name=first.name if name is None else name, values=values)
-
-
-def _total(term: Term) -> Tensor:
-    values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
-    return values.sum()
-
-
-def _divisor(count: Tensor) -> Tensor:
-    """What a sum is divided by: 1 where there is nothing to count."""
-    return torch.where(count > 0, count, 1)
 
 
 def _weighted(term: Term, items: Items) -> Term:

@@ -31,10 +31,11 @@ from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.publishing import Publishing
 from hf_distill.reading import WEIGHTS
+from hf_distill.reduction import gradient_norms, reduce
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
-from hf_distill.terms import Context, Objective, Sum, Term, gradient_norms, reduce
+from hf_distill.terms import Context, Objective, Sum, Term
 from hf_distill.tracking import Tracking, moving
 
 

@@ -15,7 +15,8 @@ from hf_distill import (
     Sum,
 )
 from hf_distill.heads import Head
-from hf_distill.terms import Context, reduce
+from hf_distill.reduction import reduce
+from hf_distill.terms import Context
 
 
 def signal(model: Any, batch: Any, needs: Needs | None = None) -> Signal:

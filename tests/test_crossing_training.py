@@ -33,8 +33,9 @@ from hf_distill import (
 from hf_distill.crossing import Spelling
 from hf_distill.heads import Head
 from hf_distill.losses.distribution.crossing import merged_kl, span_kl, universal_logit_distance
+from hf_distill.reduction import reduce
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, reduce
+from hf_distill.terms import Context
 
 TEXTS = [
     "the end of the thing",

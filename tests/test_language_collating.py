@@ -41,7 +41,7 @@ def test_an_end_token_within_a_text_is_learned() -> None:
 
 def test_packed_rows_have_positions_in_place_of_a_mask() -> None:
     """With a mask, models take a packed row for one text."""
-    rows = [dict(row) for row in pack(examples(True), 12)]  # type: ignore[call-overload]
+    rows = [dict(row) for row in pack(examples(True), 12)]
     batch = LanguageCollator(tokenizer())(rows)
     assert set(batch) == {"input_ids", "labels", "token_weights", "position_ids"}
     real = sum(len(row["input_ids"]) for row in rows)

@@ -45,7 +45,7 @@ GOAL = 0.3 * HardLabels() + ForwardKL(temperature=2.0) + JensenShannon() + Hidde
 def test_logits_of_a_packed_row_are_those_of_its_examples(name: str, attention: str) -> None:
     """Texts that see each other, or stand at other positions, are silently other texts."""
     lm, data = model(name, attention), examples()
-    batch = COLLATE([dict(row) for row in pack(data, 12)])  # type: ignore[call-overload]
+    batch = COLLATE([dict(row) for row in pack(data, 12)])
     assert batch["input_ids"].shape[0] > 2
     assert (batch["position_ids"][:, -1] == 0).any(), "no row is padded: too easy"
     packed = lm(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits

@@ -156,7 +156,7 @@ def test_other_containers_are_refused() -> None:
     data = Dataset.from_list([{"text": "a"}])
     for given in (DatasetDict(train=data), [{"text": "a"}]):
         with pytest.raises(TypeError, match=r"Expected a datasets\.Dataset .*data\['train'\]"):
-            tokenize(given, tokenizer())  # type: ignore[arg-type]
+            tokenize(given, tokenizer())
     with pytest.raises(ValueError, match="empty one"):
         tokenize(data.select([]), tokenizer())
 

@@ -18,7 +18,8 @@ from zoo import collate, quiet_arguments
 
 from hf_distill import OBJECTIVES, DistillationTrainer, Sum
 from hf_distill.heads import Head
-from hf_distill.terms import Context, reduce
+from hf_distill.reduction import reduce
+from hf_distill.terms import Context
 
 GRADIENTS = 1e-6  # of the norm, in float64; T5 and attention have parts in float32
 EVERY = {**ROWS, **VARIANTS}

@@ -30,7 +30,8 @@ from hf_distill import (
     WeightDecay,
     objective_from,
 )
-from hf_distill.terms import Context, reduce
+from hf_distill.reduction import reduce
+from hf_distill.terms import Context
 
 # ---- labels ----------------------------------------------------------------------------------
 

@@ -41,8 +41,9 @@ from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
 from hf_distill.losses.fused import Linear
 from hf_distill.pieces import Said, reduce_in_pieces
+from hf_distill.reduction import reduce
 from hf_distill.temperature import LearnedTemperature
-from hf_distill.terms import Context, reduce
+from hf_distill.terms import Context
 
 tf: Any = transformers
 HEADS = ("causal_lm", "seq2seq_lm", "masked_lm", "speech_seq2seq")

@@ -20,9 +20,10 @@ import hf_distill as hd
 from hf_distill.balance import GroupRisks
 from hf_distill.heads import Head
 from hf_distill.pair import Pair
+from hf_distill.reduction import reduce
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, reduce
+from hf_distill.terms import Context
 
 EPSILON, STEP, STEPS = 0.03, 0.012, 3
 STD, MEAN = (0.2, 0.25, 0.5), (0.5, 0.4, 0.3)

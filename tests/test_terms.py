@@ -20,8 +20,9 @@ from hf_distill import (
     WeightDecay,
     objective_from,
 )
+from hf_distill.reduction import reduce
 from hf_distill.schedules import Progress
-from hf_distill.terms import Context, reduce
+from hf_distill.terms import Context
 
 ITEMS = Items({"items": torch.tensor([True, True, False]), "batches": torch.tensor(True)})
 

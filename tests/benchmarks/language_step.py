@@ -1,8 +1,8 @@
 """A whole training step of a language model: ours, TRL's trainers, and fine-tuning, in turn.
 
-    pip install --no-deps --target /tmp/peers trl==1.16.0
-    python tests/benchmarks/language_step.py --peers /tmp/peers
-    python tests/benchmarks/language_step.py --peers /tmp/peers --tiny     # does it all work?
+    pip install --no-deps --target peers trl==1.16.0
+    python tests/benchmarks/language_step.py --peers peers
+    python tests/benchmarks/language_step.py --peers peers --tiny     # does it all work?
 
 The teacher is SmolLM2-135M-Instruct, the student 10 of its 30 layers, in float32; all get the same
 texts in the same order, the same optimizer and learning rate. Each round runs every variant once,

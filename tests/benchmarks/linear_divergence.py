@@ -1,7 +1,7 @@
 """Divergences from hidden states and heads: ours, whole logits, TRL's and Liger's kernels, in turn.
 
-    pip install --no-deps --target /tmp/peers trl==1.16.0 liger-kernel==0.8.5
-    python tests/benchmarks/linear_divergence.py --peers /tmp/peers
+    pip install --no-deps --target peers trl==1.16.0 liger-kernel==0.8.5
+    python tests/benchmarks/linear_divergence.py --peers peers
 
 One step is a value and the gradients of the student's hidden states and head; the teacher's are
 fixed. Each round runs every variant once; times are medians over the rounds, memory is the most
