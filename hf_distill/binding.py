@@ -13,9 +13,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from hf_distill.checks import (
+    check_gradient_norms,
     check_objective,
     check_targets,
     check_weight_decay,
@@ -33,6 +35,7 @@ from hf_distill.reading import by_row, rows_of
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
+from hf_distill.zero import whole
 
 LOOK = 8
 """How many examples the constructor looks at."""
@@ -77,7 +80,8 @@ class Binding(Trainer):
         objective = self._smoothed(self._own_objective or self.args.objective())
         objective = self.goal = with_router_balance(objective, self._head)
         check_objective(objective, self.teacher, self._head, self.args.per_device_train_batch_size)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        check_gradient_norms(self.args.log_gradient_norms, sharded)
         check_weight_decay(objective, sharded, self.args.weight_decay)
 
     def _smoothed(self, objective: Sum) -> Sum:
@@ -147,8 +151,9 @@ class Binding(Trainer):
             self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
         keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
         self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
-        self._lean = self._can_be_lean()
-        self.projections = self._build_projections()
+        with whole(self._student.parameters()):
+            self._lean = self._can_be_lean()
+            self.projections = self._build_projections()
 
     def _unprojected(self, needs: Needs) -> Needs:
         """What the teacher is asked for where no logits of a whole batch are wanted."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_distill.teachers import Teacher
+from hf_distill.zero import local_part, whole
 
 EXTRAS = "distillation.safetensors"
 """What a checkpoint holds besides the student: projections, initial weights, a moving teacher."""
@@ -95,8 +96,8 @@ class Checkpoints(Trainer):
             best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             if best == name or (run_dir / best).is_dir():
                 self.state.best_model_checkpoint = str(run_dir / best)
+        self._save_extras(staging / name)
         if self.args.should_save:
-            self._save_extras(staging / name)
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
             if (run_dir / name).exists():  # aside first: half deleted it would be the newest one
                 os.replace(run_dir / name, staging / "replaced")
@@ -112,8 +113,8 @@ class Checkpoints(Trainer):
     def _check_weights(self) -> None:
         """Raise FloatingPointError after a broken gradient, whose loss may have been finite."""
         owner: Any = self.model
-        trained = {n: p.detach() for n, p in owner.named_parameters() if p.requires_grad}
-        parts = [p.to_local() if hasattr(p, "to_local") else p for p in trained.values()]  # FSDP2
+        trained = {n: p for n, p in owner.named_parameters() if p.requires_grad}
+        parts = [local_part(p) for p in trained.values()]
         broken = torch.stack([(~p.isfinite()).any().to(self.args.device) for p in parts])
         broken = self.accelerator.reduce(broken.long(), "sum")
         if names := [n for n, b in zip(trained, broken.tolist(), strict=True) if b]:
@@ -137,10 +138,17 @@ class Checkpoints(Trainer):
         return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
 
     def _save_extras(self, folder: Path) -> None:
-        if tensors := without_aliases(self._held()):
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / EXTRAS)
+        """All processes must take part: the projections may be in pieces."""
+        with whole(self.projections.parameters()):
+            tensors = without_aliases(self._held())
+            if tensors and self.args.should_save:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, folder / EXTRAS)
 
     def _load_extras(self, folder: str) -> None:
+        with whole(self.projections.parameters(), changed=True):
+            self._load_held(folder)
+
+    def _load_held(self, folder: str) -> None:
         held = without_aliases(self._held())
         if not held:
             return

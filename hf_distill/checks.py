@@ -130,14 +130,23 @@ def _check_provided(name: str, needs: Needs, provides: Needs, who: str) -> None:
         )
 
 
+def check_gradient_norms(asked: bool, sharded: bool) -> None:
+    """Refuse the gradients of single components on shards."""
+    if asked and sharded:
+        raise ValueError(
+            "log_gradient_norms needs whole weights on every process, and FSDP and ZeRO-3 shard "
+            "them. Set it to False; the norm of the whole gradient is logged all the same."
+        )
+
+
 def check_weight_decay(objective: Sum, sharded: bool, decoupled: float) -> None:
     """Refuse an explicit L2 term on shards; warn where weights are pulled twice."""
     if not any(isinstance(part, WeightDecay) for _, part in objective.parts):
         return
     if sharded:
         raise ValueError(
-            "WeightDecay needs whole weights on every process, and FSDP or DeepSpeed may shard "
-            "them. Use the optimizer's weight_decay argument instead."
+            "WeightDecay needs whole weights on every process, and FSDP and ZeRO-3 shard them. "
+            "Use the optimizer's weight_decay argument instead."
         )
     if decoupled > 0:
         warnings.warn(

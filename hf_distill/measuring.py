@@ -42,7 +42,7 @@ class Measuring(Trainer):
     def _refresh_objective(self) -> None:
         raise NotImplementedError
 
-    def _real_rows(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
+    def _real_rows(self, batch: Mapping[str, Any]) -> Tensor | None:
         raise NotImplementedError
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
@@ -152,7 +152,7 @@ class Measuring(Trainer):
             found: Any = self.compute_loss(model, inputs, return_outputs)
             loss, outputs = found if return_outputs else (found, None)
             if self._evaluation is not None:
-                samples = self._head.items(inputs, self._real_rows(inputs, model)).masks["samples"]
+                samples = self._head.items(inputs, self._real_rows(inputs)).masks["samples"]
                 self._evaluation.add_other(loss - self._step_loss, samples.sum())
         return loss.detach(), outputs
 

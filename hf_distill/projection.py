@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from hf_distill.forward import inside_forward
 from hf_distill.losses.fused import Linear
 from hf_distill.signals import Signal
+from hf_distill.zero import is_partitioned
 
 
 class Projection:
@@ -39,8 +42,8 @@ class Projection:
         base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
         if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
             return False
-        if is_deepspeed_zero3_enabled():  # its weights are there within modules' forwards alone
-            return False
+        if is_deepspeed_zero3_enabled() and (base is not self.layer or self._added is not None):
+            return False  # several modules would have to be put together at once
         return base is self.layer or self._plain_adapter()
 
     def _plain_adapter(self) -> bool:
@@ -76,7 +79,12 @@ class Projection:
         if self._added is not None:
             added = self._added.flatten()
             bias = added if bias is None else bias + added
-        return Linear(hidden, whole, bias, self.scale, self.softcap)
+        if not is_partitioned(weight[0]):
+            return Linear(hidden, whole, bias, self.scale, self.softcap)
+        spread: Any = weight[0]
+        classes = int(spread.ds_shape[0])
+        within = functools.partial(inside_forward, self.layer, self.layer)
+        return Linear(hidden, weight, bias, self.scale, self.softcap, classes, within)
 
 
 def same_logits(linear: Signal | None, logits: Signal | None) -> bool:

@@ -138,10 +138,11 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
                 those of this batch.
         """
         batch = self._head.task.share(inputs, self._head.model)
-        items = self._head.items(batch, self._real_rows(batch, model))
+        items = self._head.items(batch, self._real_rows(batch))
         whole_window = num_items_in_batch is not None
         counts = num_items_in_batch if num_items_in_batch is not None else items.counts()
-        measuring = None if model.training else self._evaluation
+        training = self._student.training  # DeepSpeed's wrapper says True always
+        measuring = None if training else self._evaluation
         measured = measuring is not None
         wanted = self.goal.needs | Needs(logits=measured, exact=measured, whole=measured)
         lean = self._lean and not (return_outputs or self._logs_gradients())
@@ -152,7 +153,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             asked, outputs, student = self._asked(), None, Signal()
             if lean:
                 asked = asked.unprojected(self._head.provides)
-            if asked or not model.training:  # else nothing is read of the answer to the batch
+            if asked or not training:  # else nothing is read of the answer to the batch
                 outputs, student = self._ask_student(batch, items, asked, model)
             watch = None if measuring is None else measuring.add_signals
             if student.linear is not None:
@@ -165,7 +166,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
                 loss, components, sums = reduce(terms, counts, scale)
                 if watch is not None:
                     watch(student, teacher, items)
-            if model.training:
+            if training:
                 self._follow(terms, components, items)
             if measuring is not None:
                 measuring.add_terms(terms, sums, counts)
@@ -173,7 +174,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
 
         wrapped = model is not self.model and not _is_compiled(model)
         loss, components, outputs = inside_forward(model, self._student, run) if wrapped else run()
-        if model.training:
+        if training:
             self._keep_components(components)
         else:  # in training a teacher's logits need not outlive their step
             self._step_teacher, self._step_loss = teacher, loss.detach()
@@ -273,10 +274,10 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             self.processing_class,
         )
 
-    def _real_rows(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
+    def _real_rows(self, batch: Mapping[str, Any]) -> Tensor | None:
         """False for the examples that are repeated to fill the last batch of an evaluation."""
         state = self.accelerator.gradient_state
-        if model.training or self.accelerator.num_processes == 1:
+        if self._student.training or self.accelerator.num_processes == 1:
             return None
         if not state.end_of_dataloader or state.remainder <= 0:
             return None

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -23,13 +23,19 @@ ENVIRONMENT = {
 }
 
 
-def launch(function: Callable[..., None], *arguments: str | Path, processes: int = 1) -> str:
+def launch(
+    function: Callable[..., None],
+    *arguments: str | Path,
+    processes: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Call ``function(*arguments)`` in new processes (gloo, CPU) and wait for all of them.
 
     Args:
         function: A module-level function of a file in this folder.
         *arguments: What it is called with, as strings.
         processes: How many; with more than one, `torch.distributed.run` starts them.
+        environment: Other variables than `ENVIRONMENT`'s.
 
     Returns:
         What they wrote, standard output and errors together.
@@ -47,10 +53,13 @@ def launch(function: Callable[..., None], *arguments: str | Path, processes: int
         function.__name__,
         json.dumps([*map(str, arguments)]),
     ]
-    path = os.pathsep.join([str(FOLDER), str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    own = {**os.environ, **ENVIRONMENT, **({} if environment is None else environment)}
+    own["PYTHONPATH"] = os.pathsep.join(
+        [str(FOLDER), str(FOLDER.parent), own.get("PYTHONPATH", "")]
+    )
     started = subprocess.Popen(
         command,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+        env=own,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

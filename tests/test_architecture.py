@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes language | "
+    "losses ascent axes language forward zero | "
     "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
-    "terms | reduction objectives | teachers | metrics | config | forward | "
+    "terms | reduction objectives | teachers | metrics | config | "
     "evaluation robustness | hub export speculative | run_facts language_eval | "
     "checkpoints checks measuring pieces card_facts curves portable | "
     "publishing tracking | binding | trainer | seq2seq joint on_policy | api scores | "

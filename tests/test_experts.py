@@ -13,11 +13,12 @@ from head_values import components
 from objective_table import MODELS
 from safetensors.torch import load_file
 from small import Recorder, config
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from zoo import CASES, collate
 
 from hf_distill import DistillationTrainer, ForwardKL, HardLabels, HiddenStates, RouterBalance
 from hf_distill.heads import Head
+from hf_distill.joint import JointTrainer
 from hf_distill.objectives.routing import with_router_balance
 
 CASE = MODELS["experts"]
@@ -205,6 +206,82 @@ def test_experts_and_dense_models_teach_each_other(tmp_path: Path, student_name:
     for (name, p), q in zip(loaded.named_parameters(), ours.model.parameters(), strict=True):
         assert torch.equal(p, q), name
     assert not any("teacher" in key for key in load_file(tmp_path / "student/model.safetensors"))
+
+
+# ---- among peers that learn together --------------------------------------------------------
+
+
+def balance_alone(model: Any, rows: list[Any]) -> torch.Tensor:
+    """Its definition, from the router logits of every layer: E * sum_e f_e * P_e, in float64."""
+    batch = collate(rows)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    routed = torch.cat(list(model(**inputs, output_router_logits=True).router_logits)).double()
+    real = (
+        batch["attention_mask"].flatten().bool().repeat(len(routed) // batch["input_ids"].numel())
+    )
+    chances = routed[real].softmax(-1)
+    chosen = torch.zeros_like(chances).scatter(-1, chances.topk(2).indices, 1.0)
+    return chances.shape[-1] * (chosen.mean(0) * chances.mean(0)).sum()
+
+
+def cross_entropy_alone(model: Any, rows: list[Any]) -> torch.Tensor:
+    batch = collate(rows)
+    labels = batch.pop("labels")[:, 1:].flatten()
+    logits = model(**batch).logits[:, :-1].flatten(0, 1).double()
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_each_peer_keeps_its_own_balance(tmp_path: Path, accumulation: int) -> None:
+    """The routers of a teacher that learns along would collapse on a few experts; added to every
+    micro-batch and never divided, the weight would grow with the accumulation steps."""
+    dtype = torch.float32
+    dense, unwatched = CASES["causal_lm"].models(dtype)[0], mixtral()
+    unwatched.config.output_router_logits = False
+    student, teacher = CASE.models(dtype)
+    teacher.config.router_aux_loss_coef = 0.3
+    rows, gradients = CASE.data(8, dtype), {}
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, model: Any = None, **others: Any) -> None:
+            named = model.named_parameters()
+            gradients.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "max_grad_norm": 1e9,
+        "train_sampling_strategy": "sequential",
+    }
+    ours = JointTrainer(
+        student,
+        config(tmp_path, alpha=0.0, **options),
+        collate,
+        rows,
+        peers={"dense": dense, "teacher": teacher, "unwatched": unwatched},
+        objective=1.0 * HardLabels(),
+        callbacks=[Gradients()],
+    )
+    ours.train()
+    logged = ours.state.log_history[0]
+    balances = {name for name in logged if name.endswith("router_balance")}
+    assert balances == {"router_balance", "teacher_router_balance"}
+    size = 8 // accumulation
+    parts = [rows[start : start + size] for start in range(0, 8, size)]
+    prefixes = {"": student, "teacher_": teacher}
+    for prefix, model in prefixes.items():
+        factor = model.config.router_aux_loss_coef
+        model.zero_grad()
+        balance = torch.stack([balance_alone(model, part) for part in parts]).mean()
+        (cross_entropy_alone(model, rows) + factor * balance).backward()
+        assert logged[f"{prefix}router_balance"] == pytest.approx(balance.item(), rel=1e-5)
+        place = "distillation.peers.teacher." if prefix else ""
+        for name, parameter in model.named_parameters():
+            if ".gate." in name:
+                found = gradients[place + name]
+                torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-7)
 
 
 def test_the_stock_trainer_multiplies_it(tmp_path: Path) -> None:

@@ -126,6 +126,22 @@ def test_the_tokenizers_end_ends_a_text_too() -> None:
     assert {text[-1] for text in texts if len(text) < 20} == {7}
 
 
+def test_padding_is_a_token_of_the_model() -> None:
+    """A tokenizer without a padding token, and an end token of a vocabulary that was cut: the
+    embedding would end with an index error."""
+
+    class Tokenizer:
+        pad_token_id, eos_token_id = None, VOCAB + 7
+
+    model = student()
+    model.generation_config.update(pad_token_id=VOCAB, eos_token_id=[VOCAB + 10, 9])
+    generator = ModelGenerator(model, Sampling(LONGEST, 0.0), Tokenizer())
+    assert generator.padding == 9
+    assert generator([PROMPT, PROMPT[:1]], 0)[1] == generator([PROMPT[:1]], 0)[0]
+    model.generation_config.update(pad_token_id=None, eos_token_id=None)
+    assert ModelGenerator(model, Sampling(LONGEST)).padding == 0
+
+
 def test_a_seed_gives_its_texts_and_no_state_moves() -> None:
     """Resuming would give other texts; dropout would be drawn from another place; modules that are
     frozen in eval mode would train."""
@@ -140,16 +156,6 @@ def test_a_seed_gives_its_texts_and_no_state_moves() -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
-
-
-@pytest.mark.slow  # half a minute to start, on a CPU
-def test_continuous_batching_completes_as_generate_does() -> None:
-    """Its answers come in the order in which they end, and would be paired with other prompts."""
-    model = student().float()
-    prompts = [row["input_ids"][:n] for n, row in enumerate(CASES["causal_lm"].data(4), start=1)]
-    sampling = Sampling(LONGEST, 0.0)
-    found = ModelGenerator(model, sampling, continuous=True)(prompts, 0)
-    assert found == ModelGenerator(model, sampling)(prompts, 0)
 
 
 # ---- prompts -------------------------------------------------------------------------------------

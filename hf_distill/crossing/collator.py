@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.crossing.translation import Translation, Translator
-from hf_distill.reading import ALIGNED
+from hf_distill.reading import ALIGNED, GENERATED
 
 TEACHER_IDS = "teacher_input_ids"
 TEACHER_MASK = "teacher_attention_mask"
@@ -50,14 +50,14 @@ class AligningCollator:
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = dict(self.collate(examples))
-        return {**batch, **self.columns(batch)}
+        return {**batch, **self.text_columns(batch)}
 
-    def columns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is added to a batch.
+    def text_columns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What is added to a batch, or must be again when its texts have become others.
 
         Raises:
             ValueError: no ``input_ids``; several texts packed into a row; special tokens that the
-                teacher has nothing for.
+                teacher has nothing for (those that a student wrote are left out).
         """
         ids: Any = batch.get("input_ids")
         if ids is None:
@@ -69,8 +69,9 @@ class AligningCollator:
         mask = torch.ones_like(ids) if mask is None else mask
         _refuse_packed(batch, mask)
         places = [row.nonzero().flatten().tolist() for row in mask]
+        strict = batch.get(GENERATED) is None
         rows = [
-            self.translator([row[p] for p in own])
+            self.translator([row[p] for p in own], strict=strict)
             for row, own in zip(ids.tolist(), places, strict=True)
         ]
         width = max((len(row.ids) for row in rows), default=0)

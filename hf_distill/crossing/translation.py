@@ -67,17 +67,22 @@ class Translator:
                 )
             self.specials[student.special[token]] = _with_specials(teacher, text)
 
-    def __call__(self, ids: Sequence[int]) -> Translation:
+    def __call__(self, ids: Sequence[int], *, strict: bool = True) -> Translation:
         """Translate a row of real tokens.
 
+        Args:
+            ids: The student's.
+            strict: Refuse a special token of the student, or an id that is no token, that the
+                teacher has nothing for; otherwise it is left out of what the teacher reads.
+
         Raises:
-            ValueError: a special token of the student that the teacher has nothing for.
+            ValueError: such a token, if strict.
         """
         begins = bool(ids) and ids[0] == self.student.roles.get("bos")
         out: list[int] = [] if begins else list(self.teacher.prefix)
         spans: list[Span] = []
         first, start = True, 0
-        for special, group in groupby(ids, self.student.is_special):
+        for special, group in groupby(ids, lambda token: self._stands_alone(token, strict)):
             tokens = list(group)
             if special:
                 for at, token in enumerate(tokens, start):
@@ -88,16 +93,24 @@ class Translator:
                         spans.append((at, at + 1, len(out), len(out) + 1))
                     out += found
             else:
-                spelt = self.student.spell(tokens)
+                spelt = [self._written(token) for token in tokens]
                 skipped, end = whole_characters(spelt)
                 spelt, m, n = spelt[skipped:end], start + skipped, len(out)
                 other = self.teacher.cut(self.student.text(spelt, first), first)
                 both = common_spans(spelt, self.teacher.spell(other))
+                both = [span for span in both if all(spelt[span[0] : span[1]])]
                 spans += [(m + a, m + b, n + c, n + d) for a, b, c, d in both]
                 out += other
                 first = False
             start += len(tokens)
         return Translation(out, spans)
+
+    def _stands_alone(self, token: int, strict: bool) -> bool:
+        return self.student.is_special(token) and (strict or token in self.specials)
+
+    def _written(self, token: int) -> bytes:
+        """The bytes of a token within a text: none of what is left out."""
+        return b"" if self.student.is_special(token) else self.student.spell([token])[0]
 
     def _special(self, token: int) -> list[int]:
         if token in self.specials:

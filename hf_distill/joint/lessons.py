@@ -26,7 +26,7 @@ class Lessons(DistillationTrainer):
 
     _peers: Peers
     _ensemble: bool
-    _peer_goal: Sum
+    _peer_goals: dict[str, Sum]
     _orders: dict[str, Order]
     _peer_parameters: dict[str, dict[str, Tensor]]
     _peer_initial: dict[str, dict[str, Tensor]]
@@ -35,7 +35,7 @@ class Lessons(DistillationTrainer):
     @property
     def _goals(self) -> dict[str, Sum]:
         """What each model minimises, the student first."""
-        return {STUDENT: self.goal, **dict.fromkeys(self._peers.heads, self._peer_goal)}
+        return {STUDENT: self.goal, **self._peer_goals}
 
     def _needs_of(self, name: str, learners: Iterable[str]) -> Needs:
         """What a model is asked for, by itself and by those who learn from it."""

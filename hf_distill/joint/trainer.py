@@ -24,6 +24,7 @@ from hf_distill.joint.peers import STUDENT, Peers, named_peers
 from hf_distill.joint.saving import split_groups, write_model
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.objectives.routing import with_router_balance
 from hf_distill.terms import BALANCE, Objective, Sum
 
 TARGETS = ("others", "ensemble")
@@ -41,6 +42,9 @@ class JointTrainer(Lessons):
       mean over the n - 1 others.
     - An online ensemble (the mean of all models' outputs teaches each; as ONE, Lan et al. 2018,
       arXiv 1806.04606, without its gate): the same with ``targets="ensemble"``.
+
+    A mixture of experts among them keeps its own balancing loss (`RouterBalance`), as in
+    `DistillationTrainer`.
 
     ``evaluate()`` measures the student, against the first peer. A checkpoint's model is the plain
     student; the peers are beside it. Gradients are clipped by their norm over all models together.
@@ -109,12 +113,15 @@ class JointTrainer(Lessons):
                 "JointTrainer holds whole models on every process: FSDP and DeepSpeed would shard "
                 "the student alone. Train with plain DDP."
             )
-        goal = self._peer_goal = self._smoothed(self._own_peer_objective)
+        goal = self._smoothed(self._own_peer_objective)
+        heads = self._peers.heads.items()
+        self._peer_goals = {name: with_router_balance(goal, head) for name, head in heads}
         check_weight_decay(goal, False, self.args.weight_decay)
         models: dict[str, nn.Module] = {STUDENT: self._student, **dict(self._peers.models.items())}
-        for name, head in self._peers.heads.items():
+        for name, head in heads:
             others = Peers({n: m for n, m in models.items() if n != name}, self._ensemble)
-            check_objective(goal, others, head, self.args.per_device_train_batch_size)
+            size = self.args.per_device_train_batch_size
+            check_objective(self._peer_goals[name], others, head, size)
             clash = [part for part, _, _ in self.goal.named() if part.startswith(f"{name}_")]
             if clash:
                 raise ValueError(
@@ -136,16 +143,17 @@ class JointTrainer(Lessons):
         self._teacher_order = self._orders[self._peers.first]
 
     def _bind(self) -> None:
-        check_data(None, self._first_batch, self._peer_goal, self._head)
+        goal = next(iter(self._peer_goals.values()))  # they differ in what needs no data alone
+        check_data(None, self._first_batch, goal, self._head)
         self._peer_parameters: dict[str, dict[str, Tensor]] = {}
         self._peer_initial: dict[str, dict[str, Tensor]] = {}
-        pulled = any(isinstance(part, WeightDecay) for _, part in self._peer_goal.parts)
+        pulled = any(isinstance(part, WeightDecay) for _, part in goal.parts)
         for name, model in self._peers.models.items():
             decayed = set(self.get_decay_parameter_names(model)) if pulled else set()
             named: Iterable[tuple[str, Tensor]] = model.named_parameters()
             own = {n: p for n, p in named if p.requires_grad and n in decayed}
             self._peer_parameters[name] = own
-            keep = own if self._peer_goal.needs_initial else {}
+            keep = own if goal.needs_initial else {}
             self._peer_initial[name] = {n: p.detach().clone() for n, p in keep.items()}
         super()._bind()
 

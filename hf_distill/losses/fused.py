@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["Linear", "Loss", "linear_loss"]
 Loss = Callable[[Tensor, Tensor | None, slice], Tensor]
 """``(student (n, C), teacher (n, C) or None, which items) -> ()``: a weighted sum over these items
 of losses that look at each item alone."""
+Within = Callable[[Callable[[], Tensor]], Tensor]
 
 BUDGET = {"cpu": 64 * 2**20}
 """Bytes of logits of both models that are held at a time, by type of device."""
@@ -38,6 +40,8 @@ class Linear:
         scale: A factor (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
         softcap: The logits stay within ± this (Gemma 2); None: no cap.
         classes: Only the first of the V are meant: the others are padding of the vocabulary.
+        within: Calls something where the weight is there (DeepSpeed's ZeRO-3 empties it but for
+            its module's forward; then ``classes`` is set); None: it is there always.
     """
 
     hidden: tuple[Tensor, ...]
@@ -46,6 +50,7 @@ class Linear:
     scale: float = 1.0
     softcap: float | None = None
     classes: int | None = None
+    within: Within | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,11 +64,15 @@ class Linear:
 
     def logits(self) -> Tensor:
         """All of them, ``(..., C)``: what is to be avoided."""
-        hidden, weight = self._operands()
-        raw = hidden[0] @ weight[0].t()
-        for more, low in zip(hidden[1:], weight[1:], strict=True):
-            raw = raw + more @ low.t()
-        return self.finished(raw)
+
+        def product() -> Tensor:
+            hidden, weight = self._operands()
+            raw = hidden[0] @ weight[0].t()
+            for more, low in zip(hidden[1:], weight[1:], strict=True):
+                raw = raw + more @ low.t()
+            return self.finished(raw)
+
+        return _with_weights((self,), product)
 
     def finished(self, raw: Tensor) -> Tensor:
         """The logits of products ``(..., C)``."""
@@ -75,9 +84,12 @@ class Linear:
 
     def detach(self) -> Linear:
         """The same, cut off from the graph."""
+        hidden = tuple(hidden.detach() for hidden in self.hidden)
+        if self.within is not None:  # what the weight is filled in later must remain the weight
+            return dataclasses.replace(self, hidden=hidden)
         return dataclasses.replace(
             self,
-            hidden=tuple(hidden.detach() for hidden in self.hidden),
+            hidden=hidden,
             weight=tuple(weight.detach() for weight in self.weight),
             bias=None if self.bias is None else self.bias.detach(),
         )
@@ -124,8 +136,20 @@ def linear_loss(
         )
     tensors = [*student.hidden, *student.weight]
     tensors += [] if student.bias is None else [student.bias]
-    total: Tensor = _LinearLoss.apply(student, teacher, loss, budget, *tensors)
-    return total
+
+    def run() -> Tensor:
+        total: Tensor = _LinearLoss.apply(student, teacher, loss, budget, *tensors)
+        return total
+
+    return _with_weights((student, teacher), run)
+
+
+def _with_weights(models: Iterable[Linear | None], run: Callable[[], Tensor]) -> Tensor:
+    """Run where the weights of all these are."""
+    for model in models:
+        if model is not None and model.within is not None:
+            run = functools.partial(model.within, run)
+    return run()
 
 
 class _LinearLoss(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from hf_distill.heads import Head
 from hf_distill.on_policy.config import OnPolicyConfig
+from hf_distill.on_policy.continuous import check_batchable
+from hf_distill.on_policy.generating import ModelGenerator, Sampling
 from hf_distill.reading import ALIGNED, Batch
 from hf_distill.teachers import CachedTeacher, ModelTeacher
 from hf_distill.terms import Sum
@@ -26,7 +29,7 @@ READ = {
 """The inputs of a model that are made anew for a generated text, or can be left out."""
 
 
-def check_inputs(batch: Batch, head: Head, args: OnPolicyConfig) -> None:
+def check_inputs(batch: Batch, head: Head, args: OnPolicyConfig, collator: Any) -> None:
     """Refuse a student that does not write text, or not from tokens alone."""
     if "input_ids" not in batch or head.task.name not in ("causal_lm", "seq2seq_lm"):
         raise ValueError(
@@ -39,16 +42,24 @@ def check_inputs(batch: Batch, head: Head, args: OnPolicyConfig) -> None:
             f"The student reads {others} besides the tokens, which a generated text would lack. "
             "Use DistillationTrainer, or lmbda=0."
         )
-    if ALIGNED in batch:
+    if ALIGNED in batch and not hasattr(collator, "text_columns"):
         raise ValueError(
-            "The teacher has another tokenizer, and a text that the student wrote is not aligned "
-            "with it. Train on the data (lmbda=0)."
+            "The teacher has another tokenizer, and its collator, which must read what the student "
+            f"writes too, is hidden in another one: got {type(collator).__name__}. Let it be the "
+            "outermost: data_collator=teacher.collator(<the other one>)."
         )
     if head.config.is_encoder_decoder and (args.prompt_length or args.continuous_batching):
         raise ValueError(
             "prompt_length and continuous_batching are for causal language models; the prompt of "
             "an encoder-decoder is what its encoder reads. Leave them out."
         )
+
+
+def check_batching(generator: ModelGenerator, sharded: bool) -> None:
+    """Refuse a student that continuous batching does not work with; only a try can tell, as that
+    depends on its attention and its cache."""
+    check_batchable(generator.model, sharded)
+    dataclasses.replace(generator, sampling=Sampling(1, 0.0))([[0]], 0)
 
 
 def check_goal(goal: Sum) -> None:
@@ -80,6 +91,14 @@ def check_teacher(teacher: Any) -> None:
 
 def check_writer(teacher: Any) -> None:
     """Refuse a teacher that cannot write the texts for ``seq_kd``."""
+    if teacher is not None and teacher.provides.foreign:
+        raise ValueError(
+            "seq_kd keeps the tokens that the teacher writes, and these are of another tokenizer "
+            "(with a chat template of their own). Let it write text: hf_distill.generate_dataset("
+            "model, tokenize(dataset, its_tokenizer), its_tokenizer, folder), decode prompts and "
+            "completions, tokenize those with the student's tokenizer, give that as "
+            "train_dataset, and leave seq_kd out."
+        )
     sharded = isinstance(teacher, ModelTeacher) and isinstance(teacher.model, FSDPModule)
     if not isinstance(teacher, ModelTeacher) or sharded:
         raise ValueError(

@@ -9,7 +9,9 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_distill.config import DistillationConfig
+from hf_distill.on_policy.continuous import check_continuous
 from hf_distill.on_policy.generating import Sampling
+from hf_distill.on_policy.ranges import check_number, check_switch
 
 RAISE, TOLERANCE = 0.1, 0.1
 """By how much `OnPolicyConfig.adaptive_lmbda` raises the share, for which rise of the loss."""
@@ -42,7 +44,10 @@ class OnPolicyConfig(DistillationConfig):
         generation_kwargs: Other fields of `transformers.GenerationConfig`.
         generation_batch_size: Prompts per call of ``generate``; default: all of a window.
         continuous_batching: Generate with transformers' continuous batching: a prompt takes the
-            place of one that is finished. Meant for GPUs; on a CPU each call takes long to start.
+            place of one that is finished, and none is padded. For many texts of different lengths
+            by a student with flash attention; without that, each token is compared with those of
+            all other texts too. The likeliest tokens are those of plain generation; a seed gives
+            other draws.
         replay_capacity: How many generated completions are kept on each process; 0: none.
         replay_ratio: Share of the student's windows that are drawn from these in place of
             generating, once there are as many as fit (DistiLLM).
@@ -103,18 +108,15 @@ class OnPolicyConfig(DistillationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("adaptive_lmbda", "seq_kd", "continuous_batching"):
+            check_switch(name, getattr(self, name))
         for name in ("lmbda", "replay_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Expected {name} between 0 and 1, got {getattr(self, name)}.")
-        for name, least in (
-            ("prompt_length", 1),
-            ("generation_batch_size", 1),
-            ("replay_capacity", 0),
-            ("log_completions", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"Expected {name} of at least {least}, got {value}.")
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("prompt_length", "generation_batch_size"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("replay_capacity", "log_completions"):
+            check_number(name, getattr(self, name), 0, whole=True)
         if self.replay_ratio > 0 and self.replay_capacity == 0:
             raise ValueError(
                 f"Expected a replay_capacity for replay_ratio={self.replay_ratio}, got 0: nothing "
@@ -125,12 +127,17 @@ class OnPolicyConfig(DistillationConfig):
                 "adaptive_lmbda follows eval_loss, and eval_strategy is 'no'. Set "
                 "eval_strategy='steps' or 'epoch'."
             )
-        self.sampling()  # checks the rest
+        sampling = self.sampling()  # checks the rest
+        if self.continuous_batching:
+            check_continuous(sampling.repetition_penalty, sampling.others)
 
     def sampling(self) -> Sampling:
         """How completions are drawn."""
-        if isinstance(self.generation_kwargs, str):
-            raise ValueError(f"Expected generation_kwargs as JSON, got {self.generation_kwargs!r}.")
+        if not isinstance(self.generation_kwargs, dict | None):
+            raise ValueError(
+                f"Expected generation_kwargs as a dict, or as JSON of one, got "
+                f"{self.generation_kwargs!r}."
+            )
         return Sampling(
             self.max_completion_length,
             self.generation_temperature,

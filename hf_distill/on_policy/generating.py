@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from hf_distill.heads import base_of
+from hf_distill.on_policy.continuous import (
+    check_batchable,
+    check_continuous,
+    complete_continuously,
+)
+from hf_distill.on_policy.ranges import check_number
 
 Tokens = list[int]
 OWN_FIELDS = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p")
@@ -22,19 +29,7 @@ class Generator(Protocol):
     """Whatever completes prompts with the weights that the student has now.
 
     One that is a `transformers.TrainerCallback` too follows the training: there it is given the
-    model, whose weights an inference server must be told. With vLLM, say::
-
-        class VLLMGenerator(TrainerCallback):
-            def __init__(self, llm, **sampling):
-                self.llm, self.sampling = llm, sampling
-
-            def on_step_end(self, args, state, control, model=None, **others):
-                ...  # hand the weights over to self.llm, as its version wants them
-
-            def __call__(self, prompts, seed):
-                settings = vllm.SamplingParams(seed=seed, **self.sampling)
-                found = self.llm.generate([{"prompt_token_ids": p} for p in prompts], settings)
-                return [list(one.outputs[0].token_ids) for one in found]
+    model, whose weights an inference engine must be told. The README has one for vLLM.
     """
 
     def __call__(self, prompts: list[Tokens], seed: int) -> list[Tokens]:
@@ -74,24 +69,30 @@ class Sampling:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_completion_length": self.max_completion_length >= 1,
-            "generation_temperature": self.temperature >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "min_p": self.min_p is None or 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-        }
-        for name, right in checks.items():
-            if not right:
-                value = getattr(self, name.removeprefix("generation_"))
-                raise ValueError(f"{name} is out of its range: got {value}.")
+        check_number("max_completion_length", self.max_completion_length, 1, whole=True)
+        check_number("generation_temperature", self.temperature, 0)
+        check_number("top_p", self.top_p, 0, 1, above=True)
+        check_number("top_k", self.top_k, 0, whole=True)
+        check_number("min_p", 0 if self.min_p is None else self.min_p, 0, 1)
+        check_number("repetition_penalty", self.repetition_penalty, 0, above=True)
+        self._check_others()
+
+    def _check_others(self) -> None:
         if taken := sorted(set(self.others) & {*OWN_FIELDS, "repetition_penalty"}):
             raise ValueError(
                 f"generation_kwargs holds {taken}, which have arguments of their own: "
                 "max_completion_length, generation_temperature, top_p, top_k, min_p, "
                 "repetition_penalty."
             )
+        if unknown := sorted(set(self.others) - set(vars(GenerationConfig()))):
+            near = get_close_matches(unknown[0], [*vars(GenerationConfig()), *OWN_FIELDS], 2)
+            raise ValueError(
+                f"Expected generation_kwargs with fields of transformers.GenerationConfig, got "
+                f"{unknown}. Near names are {near}."
+            )
+        ends = self.others.get("eos_token_id") or []
+        for end in [ends] if isinstance(ends, (int, str)) else ends:
+            check_number("eos_token_id in generation_kwargs", end, 0, whole=True)
         several = self.others.get("num_return_sequences", 1)
         if several != 1:
             raise ValueError(
@@ -132,6 +133,9 @@ class ModelGenerator:
         batch_size: Prompts per call; None: all. Under FSDP2 and ZeRO-3 every process must make
             the same number of calls.
         continuous: Use continuous batching.
+
+    Raises:
+        ValueError: ``continuous`` with a model or a sampling that it would not do justice to.
     """
 
     model: nn.Module
@@ -139,6 +143,11 @@ class ModelGenerator:
     tokenizer: Any = None
     batch_size: int | None = None
     continuous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.continuous:
+            check_continuous(self.sampling.repetition_penalty, self.sampling.others)
+            check_batchable(self.model)
 
     def __call__(self, prompts: list[Tokens], seed: int) -> list[Tokens]:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -165,12 +174,12 @@ class ModelGenerator:
     @property
     def padding(self) -> int:
         """A token to pad with, which is masked everywhere."""
-        own: Any = getattr(base_of(self.model), "generation_config", None)
-        for holder in (self.tokenizer, own):
-            token = getattr(holder, "pad_token_id", None)
-            if isinstance(token, int) and token >= 0:
-                return token
-        return self.ends[0] if self.ends else 0
+        base: Any = base_of(self.model)
+        holders = (self.tokenizer, getattr(base, "generation_config", None))
+        known = [getattr(holder, "pad_token_id", None) for holder in holders]
+        tokens = [token for token in known if isinstance(token, int)] + self.ends
+        classes = base.config.get_text_config().vocab_size  # a config may name others by default
+        return next((token for token in tokens if 0 <= token < classes), 0)
 
     def _config(self) -> GenerationConfig:
         return self.sampling.config(self.ends, self.padding)
@@ -190,16 +199,8 @@ class ModelGenerator:
         return [until_end(tokens, self.ends) for tokens in completions]
 
     def _continuously(self, prompts: list[Tokens]) -> list[Tokens]:
-        model: Any = self.model
-        found = model.generate_batch(prompts, generation_config=self._config(), warmup=False)
-        answers = [answer for answer in found.values() if answer.error is None]
-        if len(answers) != len(prompts):
-            errors = [answer.error for answer in found.values() if answer.error is not None]
-            raise RuntimeError(
-                f"Continuous batching completed {len(answers)} of {len(prompts)} prompts: "
-                f"{errors[:2]}. Set continuous_batching=False."
-            )
-        return [until_end(list(answer.generated_tokens), self.ends) for answer in answers]
+        found = complete_continuously(self.model, prompts, self._config())
+        return [until_end(tokens, self.ends) for tokens in found]
 
 
 def until_end(tokens: Tokens, ends: Sequence[int]) -> Tokens:

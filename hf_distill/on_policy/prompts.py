@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_distill.heads import Head
 from hf_distill.on_policy.generating import Tokens
-from hf_distill.reading import GENERATED, IGNORE, Batch
+from hf_distill.reading import ALIGNED, GENERATED, IGNORE, Batch
 
 Pair = tuple[Tokens, Tokens]
 """A prompt and its completion."""
@@ -45,7 +45,8 @@ class Prompts:
             ValueError: a row without tokens, and no token that a text starts with.
         """
         ids: Tensor = batch["input_ids"]
-        items = self.head.items(batch)
+        # what is learned does not depend on where a teacher's tokens stand
+        items = self.head.items({**batch, ALIGNED: None})
         mask = batch.get("attention_mask")
         real = items.masks.get("hidden") if mask is None else mask.bool()
         real = torch.ones_like(ids, dtype=torch.bool) if real is None else real
@@ -94,16 +95,13 @@ def _texts(
     return [text for text in texts if any(learned[t] for t, _ in text)] or texts[:1]
 
 
-def assemble(
-    pairs: Sequence[Pair], head: Head, padding: int, device: torch.device
-) -> dict[str, Any]:
+def assemble(pairs: Sequence[Pair], head: Head, padding: int) -> dict[str, Tensor]:
     """A batch for training: padded on the right, -100 on all but the completions.
 
     Args:
         pairs: Prompts with their completions.
         head: Of the student.
         padding: The padding token.
-        device: Where the batch is needed.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels``, each ``(B, T)``, and the mark of a generated
@@ -114,13 +112,12 @@ def assemble(
     else:
         texts = [p + c for p, c in pairs]
         labels = [[IGNORE] * len(p) + c for p, c in pairs]
-    batch = {
+    return {
         "input_ids": _padded(texts, padding),
         "attention_mask": _padded([[1] * len(text) for text in texts], 0),
         "labels": _padded(labels, IGNORE),
         GENERATED: torch.ones(len(pairs), dtype=torch.bool),
     }
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _padded(rows: Sequence[Tokens], value: int) -> Tensor:

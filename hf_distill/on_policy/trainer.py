@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_distill.on_policy.buffer import ReplayBuffer
-from hf_distill.on_policy.checks import check_goal, check_inputs, check_teacher, check_writer
+from hf_distill.on_policy.checks import (
+    check_batching,
+    check_goal,
+    check_inputs,
+    check_teacher,
+    check_writer,
+)
 from hf_distill.on_policy.config import OnPolicyConfig, raised
 from hf_distill.on_policy.dataset import check_rows, generate_dataset
 from hf_distill.on_policy.generating import Generator, ModelGenerator, Tokens, until_end
@@ -54,6 +61,8 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
       front of a prompt.
     - Weights of single tokens belong to the data, and do not count on generated text.
     - Evaluation is on the data as it is, so that ``eval_loss`` is comparable.
+    - A data collator that adds to a batch what it makes of the texts (`TranslatedTeacher.collator`)
+      is asked for the same of those that were written: ``text_columns(batch)``.
 
     Logged besides: ``on_policy`` (share of such windows), ``replayed`` (share of those drawn from
     the buffer), ``completion_length`` (mean, in tokens), ``completions_finished`` (share that ends
@@ -97,7 +106,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
 
     def _check_on_policy(self) -> None:
         if self._first_batch is not None:
-            check_inputs(self._first_batch, self._head, self.args)
+            check_inputs(self._first_batch, self._head, self.args, self.data_collator)
         check_goal(self.goal)
         check_teacher(self.teacher)
         if self.args.adaptive_lmbda and isinstance(self.eval_dataset, dict):
@@ -112,6 +121,8 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
                 "(fsdp_config={'version': 2}), DDP or ZeRO."
             )
         self._prompts()  # checks the length of completions
+        if self.args.continuous_batching and self.generator is None:
+            check_batching(self._model_generator(), self.is_fsdp_enabled)
 
     # ---- the windows -------------------------------------------------------------------------
 
@@ -146,11 +157,13 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         flat = [prompt for own in prompts for prompt in own]
         pairs = iter(self._replayed(len(flat)) or self._generated(flat))
         padding = self._model_generator().padding
-        device = batches[0]["input_ids"].device
-        return [
-            assemble(list(itertools.islice(pairs, len(own))), self._head, padding, device)
+        written = [
+            assemble(list(itertools.islice(pairs, len(own))), self._head, padding)
             for own in prompts
         ]
+        device = batches[0]["input_ids"].device
+        add: Any = getattr(self.data_collator, "text_columns", lambda batch: {})
+        return [send_to_device({**batch, **add(batch)}, device) for batch in written]
 
     def _replayed(self, count: int) -> list[Pair]:
         """Texts from the buffer, or none if this window is not one of those."""

@@ -18,6 +18,7 @@ from hf_distill.heads import Head, base_of, describe_model, local_vocabulary
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task
+from hf_distill.zero import is_partitioned, serve
 
 
 class ModelTeacher:
@@ -55,6 +56,7 @@ class ModelTeacher:
         self._tokens = None if tokenizer is None else tokenizer.get_vocab()
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
+        self._engine: Any = None
         if shard and self._placed:
             raise ValueError(
                 "Expected a teacher on one device to shard, got one that is quantised or has a "
@@ -94,7 +96,9 @@ class ModelTeacher:
     def place(self, accelerator: Accelerator) -> None:
         # Not accelerator.prepare_model: that registers the teacher as a model of the accelerator,
         # and a later evaluate() then skips preparing the student.
-        if self._shard and accelerator.num_processes > 1:
+        if any(map(is_partitioned, self.model.parameters())):
+            self._engine = self._engine or serve(self.model, accelerator)
+        elif self._shard and accelerator.num_processes > 1:
             _sharded(self.model, accelerator)
         elif not self._placed:
             self.model.to(accelerator.device)

@@ -131,12 +131,13 @@ class TranslatedTeacher:
         said = logits.gather(-1, following).squeeze(-1).to(dtype)
         said = said - logits.to(dtype).logsumexp(-1)
         spans: Tensor = batch[STUDENT_SPANS]
+        last = len(self.translator.student) - 1  # a student may write padding of its vocabulary
         return Foreign(
             here,
             self.shared.student_classes,
             self.shared.teacher_classes,
             self._classes,
-            batch["input_ids"].roll(-1, 1),
+            batch["input_ids"].roll(-1, 1).clamp(max=last),
             spans,
             summed_over_spans(said, batch[TEACHER_SPANS], spans.shape[1]),
         )
@@ -200,5 +201,5 @@ def _check_batch(batch: Batch) -> None:
         raise ValueError(
             f"Expected {ALIGNED} for each of the tokens {tuple(batch['input_ids'].shape)}, got "
             f"{tuple(batch[ALIGNED].shape)}. Something changed the tokens after the collator that "
-            "aligned them: add its columns again (AligningCollator.columns)."
+            "aligned them: add its columns again (AligningCollator.text_columns)."
         )

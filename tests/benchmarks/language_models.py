@@ -8,6 +8,14 @@ the same order; a seed is another set of blocks and another order. Measured is w
 of held-out text of the same kind, and of Wikipedia (BoolQ's passages), in float32. It prints a
 Markdown table and draws the curves. Each finished run is a file in the folder: a second call goes
 on.
+
+Whether the layers are spread evenly or are those that matter most (`hf_distill.importance`, on the
+first blocks of the training text), and what teaches a student most that can write already:
+
+    python tests/benchmarks/language_models.py --folder runs/important --start importance:10 \
+        --only fine_tuning forward_kl --keep
+    python tests/benchmarks/language_models.py --folder runs/later \
+        --start 'runs/important/forward_kl-{seed}' --skip 270 --rate 2e-4
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ import transformers as tf
 from torch import Tensor
 
 import hf_distill as hd
+from hf_distill.initialise import importance
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("perplexity", "kl", "agreement", "acceptance")
@@ -124,11 +133,24 @@ def as_dataset(rows: Tensor) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": rows.tolist(), "labels": rows.tolist()})
 
 
+def first_student(teacher: Any, rows: Tensor, seed: int, options: argparse.Namespace) -> Any:
+    """What training starts from: a folder, or layers of the teacher."""
+    kind, _, count = options.start.partition(":")
+    if kind == "importance":
+        batches = [{"input_ids": part} for part in rows[:32].split(8)]
+        measured = importance(teacher, batches)
+        return hd.student_from_teacher(teacher, int(count), importance=measured)
+    if kind == "uniform":
+        return hd.student_from_teacher(teacher, options.start)
+    folder = options.start.format(seed=seed)
+    return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def train(
     method: str, rows: Tensor, seed: int, teacher: Any, curve: Curve, options: argparse.Namespace
 ) -> Any:
     """The student of a method, trained on these blocks."""
-    student = hd.student_from_teacher(teacher, f"uniform:{options.layers}").train()
+    student = first_student(teacher, rows, seed, options).train()
     settings: dict[str, Any] = {
         "max_steps": options.steps,
         "per_device_train_batch_size": options.batch,
@@ -179,12 +201,15 @@ def run(method: str, seed: int, options: argparse.Namespace, setting: Any) -> di
     """One run: the curve of its training, and its figures at the end."""
     train_rows, held_out, teacher = setting
     number = options.steps * options.batch
-    rows = train_rows[seed * number : (seed + 1) * number]
+    first = options.skip * options.batch + seed * number
+    rows = train_rows[first : first + number]
     curve = Curve(held_out["validation"], options.every, options.batch * options.length)
     start = time.perf_counter()
     student = train(method, rows, seed, teacher, curve, options)
     seconds = time.perf_counter() - start - curve.seconds
     found = {name: held_out[name](student) for name in ("test", "shifted")}
+    if options.keep:
+        student.save_pretrained(options.folder / f"{method}-{seed}")
     return {"method": method, "seed": seed, "seconds": seconds, **found, "curve": curve.points}
 
 
@@ -196,7 +221,7 @@ def write(path: Path, value: Mapping[str, Any]) -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What two runs must have in common to be in one table."""
-    names = ("layers", "steps", "batch", "length", "held_out", "rate", "draws", "every")
+    names = ("start", "skip", "steps", "batch", "length", "held_out", "rate", "draws", "every")
     return {name: getattr(options, name) for name in names}
 
 
@@ -275,7 +300,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/language_models"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument(
+        "--start", default="uniform:10", help="or importance:10, or a folder with {seed} in it"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the students in the folder")
+    parser.add_argument("--skip", type=int, default=0, help="steps whose text is not to be read")
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=128, help="tokens of a block")
@@ -301,6 +330,7 @@ def main() -> None:
     teacher = tf.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     texts, length = module.language_data(), options.length
     number = (max(options.seeds) + 1) * options.steps * options.batch
+    number += options.skip * options.batch
     train_rows = blocks(texts["train"], tokenizer, number, length)
     counts = {"test": options.held_out, "shifted": options.held_out}
     counts["validation"] = max(4, options.held_out // 3)
@@ -308,7 +338,7 @@ def main() -> None:
         part: HeldOut(blocks(texts[part], tokenizer, count, length), teacher)
         for part, count in counts.items()
     }
-    start = hd.student_from_teacher(teacher, f"uniform:{options.layers}")
+    start = first_student(teacher, train_rows, options.seeds[0], options)
     bounds = {
         who: {part: held_out[part](model) for part in ("test", "shifted")}
         for who, model in (("teacher", teacher), ("student, before training", start))
