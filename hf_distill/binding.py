@@ -21,6 +21,7 @@ from hf_distill.checks import (
     check_objective,
     check_targets,
     check_weight_decay,
+    check_weights_are_here,
     same_randomness,
 )
 from hf_distill.config import DistillationConfig
@@ -32,10 +33,10 @@ from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of
+from hf_distill.sharding import choose_blocks, gathered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
-from hf_distill.zero import whole
 
 LOOK = 8
 """How many examples the constructor looks at."""
@@ -144,6 +145,8 @@ class Binding(Trainer):
     def _bind(self) -> None:
         """Make what belongs to this very student: projections, initial weights."""
         self._head, self._bound = Head(self._student), self._student
+        if self.accelerator.is_fsdp2:
+            choose_blocks(self.accelerator.state.fsdp_plugin, self._student)
         self._parameters: dict[str, Tensor] = {}
         if any(isinstance(part, WeightDecay) for _, part in self.goal.parts):
             decayed = set(self.get_decay_parameter_names(self._student))
@@ -151,7 +154,7 @@ class Binding(Trainer):
             self._parameters = {n: p for n, p in named if p.requires_grad and n in decayed}
         keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
         self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
-        with whole(self._student.parameters()):
+        with gathered(self._student.parameters()):
             self._lean = self._can_be_lean()
             self.projections = self._build_projections()
 
@@ -200,6 +203,8 @@ class Binding(Trainer):
                     "is no data yet. Pass train_dataset or eval_dataset to the constructor."
                 )
             return goal.build(None, None).to(self.args.device)
+        if inside:
+            check_weights_are_here(self._student)
         items = self._head.items(sample)
         # FSDP, ZeRO and bf16_full_eval move the student to the device later than this
         device = next(self._student.parameters()).device

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_distill.sharding import copy_whole, gathered, local_part, shardable, whole
 from hf_distill.teachers import Teacher
-from hf_distill.zero import local_part, whole
 
 EXTRAS = "distillation.safetensors"
 """What a checkpoint holds besides the student: projections, initial weights, a moving teacher."""
@@ -63,9 +63,39 @@ class Checkpoints(Trainer):
             optimizer.param_groups[0]["params"].extend(new)
         return optimizer
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
+        """Shard a student that is evaluated before it is trained.
+
+        accelerate (1.15) shards a model only along with an optimizer, so it gets one to forget.
+        """
+        accelerator = self.accelerator
+        if not training and accelerator.is_fsdp2 and not accelerator._models:
+            with self._attached(), shardable(accelerator.state.fsdp_plugin, model):
+                model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+            accelerator._optimizers.pop()
+        return super()._wrap_model(model, training, dataloader)
+
+    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
+        if not self.accelerator.is_fsdp2:
+            return super()._prepare_for_training(*args, **options)
+        student: Any = self.model
+        with shardable(self.accelerator.state.fsdp_plugin, student):
+            return super()._prepare_for_training(*args, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `transformers.Trainer`, and under FSDP with SHARDED_STATE_DICT a whole student too:
+        a checkpoint alone may do with shards, unless it is pushed."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        sharded = plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+        if sharded and (self._saving is None or self.args.push_to_hub):
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if state_dict is not None:
-            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{ATTACHED}.")}
+            doubles = _doubles(self.model)
+            kept = {k: v for k, v in state_dict.items() if k not in doubles}
+            state_dict = {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
         owner: Any = self.model
         attached = owner._modules.pop(ATTACHED, None)
         try:
@@ -138,18 +168,19 @@ class Checkpoints(Trainer):
         return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
 
     def _save_extras(self, folder: Path) -> None:
-        """All processes must take part: the projections may be in pieces."""
-        with whole(self.projections.parameters()):
-            tensors = without_aliases(self._held())
-            if tensors and self.args.should_save:
-                save_file({k: v.contiguous() for k, v in tensors.items()}, folder / EXTRAS)
+        """All processes must take part: the projections may be in shards."""
+        with gathered(self.projections.parameters()):
+            held = without_aliases({name: whole(t) for name, t in self._held().items()})
+            if held and self.args.should_save:
+                save_file({k: v.contiguous() for k, v in held.items()}, folder / EXTRAS)
 
     def _load_extras(self, folder: str) -> None:
-        with whole(self.projections.parameters(), changed=True):
+        with gathered(self.projections.parameters(), changed=True):
             self._load_held(folder)
 
     def _load_held(self, folder: str) -> None:
-        held = without_aliases(self._held())
+        tensors = self._held()
+        held = without_aliases({name: whole(t) for name, t in tensors.items()})
         if not held:
             return
         path = Path(folder) / EXTRAS
@@ -173,9 +204,8 @@ class Checkpoints(Trainer):
                 f"Expected in {path} what the present objective and teacher need, got {found} and "
                 f"{len(differing[4:])} more. {remedy}"
             )
-        with torch.no_grad():
-            for name, tensor in held.items():
-                tensor.copy_(saved[name])
+        for name in held:
+            copy_whole(tensors[name], saved[name])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._loading = resume_from_checkpoint
@@ -200,6 +230,13 @@ class Checkpoints(Trainer):
             missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)
             missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         super()._issue_warnings_after_load(load_result)
+
+
+def _doubles(model: Any) -> set[str]:
+    """The further names of tied weights, which FSDP's state would save as weights of their own."""
+    first: dict[int, str] = {}
+    named = list(model.named_parameters(remove_duplicate=False))
+    return {name for name, p in named if first.setdefault(id(p), name) != name}
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def _check_provided(name: str, needs: Needs, provides: Needs, who: str) -> None:
 
 
 def check_gradient_norms(asked: bool, sharded: bool) -> None:
-    """Refuse the gradients of single components on shards."""
+    """Refuse norms of gradients with respect to weights that are not there in the backward."""
     if asked and sharded:
         raise ValueError(
             "log_gradient_norms needs whole weights on every process, and FSDP and ZeRO-3 shard "
@@ -153,6 +153,18 @@ def check_weight_decay(objective: Sum, sharded: bool, decoupled: float) -> None:
             "Both the WeightDecay objective and the optimizer's weight_decay are on; weights are "
             "pulled twice. Set one of them to 0.",
             stacklevel=2,
+        )
+
+
+def check_weights_are_here(model: nn.Module) -> None:
+    """Refuse to ask a student about the sizes of its layers whose weights are elsewhere."""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ValueError(
+            f"The student's {empty[:4]} have no values on this process, and HiddenStates and its "
+            "like look at its layers before it is sharded: with FSDP's cpu_ram_efficient_loading "
+            "new weights are made on the first process alone. Set fsdp_cpu_ram_efficient_loading "
+            "to false."
         )
 
 

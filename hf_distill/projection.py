@@ -9,13 +9,12 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_distill.forward import inside_forward
 from hf_distill.losses.fused import Linear
+from hf_distill.sharding import is_partitioned, whole
 from hf_distill.signals import Signal
-from hf_distill.zero import is_partitioned
 
 
 class Projection:
@@ -72,15 +71,15 @@ class Projection:
     def _linear(
         self, hidden: tuple[Tensor, ...], weight: tuple[Tensor, ...], bias: Tensor | None
     ) -> Linear:
-        whole = tuple(w.full_tensor() if isinstance(w, DTensor) else w for w in weight)
+        weight = tuple(map(whole, weight))
         if any(isinstance(module, FSDPModule) for module in self._model.modules()):
-            whole = tuple(w.clone() for w in whole)  # they are gathered for this forward alone
+            weight = tuple(w.clone() for w in weight)  # they are gathered for this forward alone
             bias = None if bias is None else bias.clone()
         if self._added is not None:
             added = self._added.flatten()
             bias = added if bias is None else bias + added
         if not is_partitioned(weight[0]):
-            return Linear(hidden, whole, bias, self.scale, self.softcap)
+            return Linear(hidden, weight, bias, self.scale, self.softcap)
         spread: Any = weight[0]
         classes = int(spread.ds_shape[0])
         within = functools.partial(inside_forward, self.layer, self.layer)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes language forward zero | "
+    "losses ascent axes language forward sharding | "
     "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | reduction objectives | teachers | metrics | config | "

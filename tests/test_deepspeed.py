@@ -36,7 +36,7 @@ from hf_distill import (
     OnPolicyDistillationTrainer,
     WeightDecay,
 )
-from hf_distill.zero import is_partitioned, whole
+from hf_distill.sharding import gathered, is_partitioned
 
 FOLDER = Path(sys.prefix) / "deepspeed"
 ENVIRONMENT = {"PYTHONPATH": str(FOLDER), "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
@@ -183,7 +183,7 @@ def _train(folder: Path, models: Path, name: str, run: dict[str, Any], together:
         ours.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
     ours.evaluate()
     ours.save_model(str(folder / "saved"))
-    with whole((*ours.model.parameters(), *ours.projections.parameters())):
+    with gathered((*ours.model.parameters(), *ours.projections.parameters())):
         if ours.is_world_process_zero():
             kept = {f"student.{n}": p.detach() for n, p in ours.model.named_parameters()}
             kept |= {f"projections.{n}": p.detach() for n, p in ours.projections.named_parameters()}

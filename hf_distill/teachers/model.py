@@ -16,9 +16,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hf_distill.heads import Head, base_of, describe_model, local_vocabulary
 from hf_distill.reading import Batch
+from hf_distill.sharding import is_partitioned, serve
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task
-from hf_distill.zero import is_partitioned, serve
 
 
 class ModelTeacher:
