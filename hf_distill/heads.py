@@ -27,6 +27,7 @@ from hf_distill.capture import (
 from hf_distill.losses.fused import Linear
 from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
+from hf_distill.sharding import elsewhere
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task, output_fields, task_of
 
@@ -260,8 +261,8 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     return {
         "name": config._name_or_path or None,
         "revision": getattr(config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "parameters": model.num_parameters(),
+        "architecture": type(model).__name__.removeprefix("FSDP"),  # fully_shard renames it
+        "parameters": model.num_parameters() + elsewhere(model),
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "num_labels": config.num_labels,

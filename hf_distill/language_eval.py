@@ -16,6 +16,7 @@ import torch
 
 from hf_distill.hub.samples import CUT, NOTHING, Sample
 from hf_distill.pair import evaluating
+from hf_distill.sharding import is_sharded
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or messages (dicts of ``role`` and ``content``) for models with a chat template."""
@@ -84,8 +85,10 @@ def _written(model: Any, tokenizer: Any, prompt: Prompt, new: int, role: str) ->
         ends = settings.eos_token_id
         settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
     given = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask") if k in inputs}
+    together = is_sharded(model)  # by itself transformers believes so wherever ZeRO-3 is on
     with torch.no_grad(), evaluating(model):
-        found = model.generate(**given, generation_config=settings)[0].tolist()
+        (row,) = model.generate(**given, generation_config=settings, synced_gpus=together)
+    found = row.tolist()
     written = found[1:] if model.config.is_encoder_decoder else found[size:]
     ends = settings.eos_token_id
     done = bool(written) and written[-1] in (ends if isinstance(ends, list) else [ends])

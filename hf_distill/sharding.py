@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.integrations import deepspeed as deepspeed_settings
 
 
 def choose_blocks(plugin: Any, model: nn.Module) -> None:
@@ -95,6 +96,19 @@ def is_partitioned(parameter: Tensor) -> bool:
 
 
 @contextlib.contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Let `from_pretrained` make whole models, though the arguments of a ZeRO-3 training exist."""
+    reference = deepspeed_settings._hf_deepspeed_config_weak_ref
+    settings = None if reference is None else reference()
+    deepspeed_settings.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            deepspeed_settings.set_hf_deepspeed_config(settings)
+
+
+@contextlib.contextmanager
 def gathered(parameters: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
     """Make parameters whole on every process; all processes must do so together.
 
@@ -110,6 +124,17 @@ def gathered(parameters: Iterable[Tensor], changed: bool = False) -> Iterator[No
 
     with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if changed else None):
         yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process alone cannot run a model: all must take each of its steps together."""
+    return any(isinstance(p, DTensor) or is_partitioned(p) for p in model.parameters())
+
+
+def elsewhere(model: nn.Module) -> int:
+    """How many of a model's numbers are not on this process."""
+    spread: list[Any] = [p for p in model.parameters() if is_partitioned(p)]
+    return sum(int(p.ds_numel) - p.numel() for p in spread)
 
 
 def local_part(parameter: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from zoo import CASES
 
 from hf_distill import student_from_teacher
 from hf_distill.cli import main
-from hf_distill.initialise import depth
+from hf_distill.initialise import depth, importance
 from hf_distill.recipe import RecipeError, load_recipe
 from hf_distill.recipe.models import Models
+from hf_distill.recipe.planning import Plan
 
 Options = dict[str, Any]
 Make = Callable[[], Any]
@@ -757,6 +758,47 @@ def test_a_recipe(tmp_path: Path, layers: Any) -> None:
     assert torch.equal(layer.output.dense.weight, old.output.dense.weight[:8, :12])
     wide = recipe(tmp_path, student={"from_teacher_layers": layers})
     assert models.identities() != Models(load_recipe(wide), ["bad", "good"]).identities()
+
+
+def test_a_recipe_measures_what_matters(tmp_path: Path) -> None:
+    """It would keep evenly spaced layers, or measure on the first examples, which may be alike."""
+    student = {"from_teacher_layers": 1, "importance": 4}
+    plan = Plan(load_recipe(recipe(tmp_path, student=student)), say=lambda line: None)
+    teacher = plan.models.teacher(0)
+    with torch.no_grad():
+        for parameter in teacher.bert.encoder.layer[0].parameters():
+            parameter *= 0.01  # a layer that hardly does anything
+    plan.models.teacher = lambda seed: copy.deepcopy(teacher)  # type: ignore[method-assign]
+    data, collate = plan.data["train"], plan.task.collator(plan.processor)
+    rows = [data[i * (len(data) // 4)] for i in range(4)]
+    expected = importance(teacher, [collate(rows)]).layers["bert.encoder.layer"]
+    assert int(expected.argmax()) > 0
+    made = plan.models.student(0)
+    kept = teacher.bert.encoder.layer[int(expected.argmax())]
+    assert torch.equal(made.bert.encoder.layer[0].output.dense.weight, kept.output.dense.weight)
+    (measured,) = list(plan.models.batches(4))
+    assert torch.equal(measured["input_ids"], collate(rows)["input_ids"])
+    plain = load_recipe(recipe(tmp_path, student={"from_teacher_layers": 1}))
+    assert plan.models.identities() != Models(plain, ["negative", "positive"]).identities()
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"from_teacher_layers": "uniform:1", "importance": 4}, "is a number, got 'uniform:1'"),
+        ({"from_teacher_layers": 1, "importance": 0}, "32 say, got 0"),
+        (
+            {"from_teacher_layers": None, "config": bert(1), "importance": 4},
+            "is a number, got None",
+        ),
+    ],
+)
+def test_a_recipe_whose_importance_decides_nothing(
+    tmp_path: Path, student: dict[str, Any], message: str
+) -> None:
+    """The key would be ignored, and the student another one than its author believes."""
+    with pytest.raises(RecipeError, match=f"`student.importance`.*{message}"):
+        load_recipe(recipe(tmp_path, student=student))
 
 
 def test_a_recipe_with_a_width_of_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hf_distill.on_policy.continuous import (
     complete_continuously,
 )
 from hf_distill.on_policy.ranges import check_number
+from hf_distill.sharding import is_sharded
 
 Tokens = list[int]
 OWN_FIELDS = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p")
@@ -194,6 +195,7 @@ class ModelGenerator:
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._config(),
+            synced_gpus=is_sharded(model),
         )
         completions = out[:, ids.shape[1] if decoder_only else 1 :].tolist()
         return [until_end(tokens, self.ends) for tokens in completions]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils import (
@@ -20,11 +21,13 @@ from transformers.utils import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_distill.initialise import student_from_teacher, with_dropout
+from hf_distill.initialise import Importance, importance, student_from_teacher, with_dropout
+from hf_distill.reading import Batch
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.sharding import loaded_whole
 
 
 class Models:
@@ -40,6 +43,8 @@ class Models:
 
     light = False
     """Weights that would have to be downloaded are drawn instead: for a look at what would be."""
+    batches: Callable[[int], Iterable[Batch]]
+    """Collated batches of so many training examples."""
 
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
@@ -85,10 +90,21 @@ class Models:
         if section.from_teacher_layers is None:
             return self._new(role, section.config, seed)
         layers, width = section.from_teacher_layers, section.hidden_size
+        teacher = self.teacher(seed)
         try:
-            return student_from_teacher(self.teacher(seed), layers, hidden_size=width)
+            measured = self._importance(teacher, section.importance)
+            return student_from_teacher(teacher, layers, hidden_size=width, importance=measured)
         except ValueError as error:
             raise RecipeError(f"`{key_of(role)}.from_teacher_layers`: {error}") from error
+
+    def _importance(self, teacher: Any, count: int | None) -> Importance | None:
+        """How much the parts of the teacher do on so many training examples."""
+        if count is None or self.light:  # of weights that are drawn nothing can be said
+            return None
+        teacher.to(PartialState().device)
+        measured = importance(teacher, self.batches(count))
+        teacher.to("cpu")
+        return measured
 
     def trained(self, folder: str) -> PreTrainedModel:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
@@ -102,13 +118,19 @@ class Models:
     def _load(self, path: str, dtype: str | None = None, **head: Any) -> PreTrainedModel:
         if self.light and not at_hand(path):
             config = AutoConfig.from_pretrained(path, **head)
-            drawn: PreTrainedModel = self._auto.from_config(config)
-            return drawn
+            return self._drawn(config)
         kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-        loaded: PreTrainedModel = self._auto.from_pretrained(
-            path, ignore_mismatched_sizes=bool(head), **kind, **head
-        )
+        with loaded_whole():
+            loaded: PreTrainedModel = self._auto.from_pretrained(
+                path, ignore_mismatched_sizes=bool(head), **kind, **head
+            )
         return loaded
+
+    def _drawn(self, config: Any) -> PreTrainedModel:
+        """A model with random weights."""
+        with loaded_whole():
+            drawn: PreTrainedModel = self._auto.from_config(config)
+        return drawn
 
     def identities(self) -> dict[str, Any]:
         """What the models are made of, for fingerprints, by role."""
@@ -120,8 +142,9 @@ class Models:
             found[role] = self._identity(role, section.config)
             if section.from_teacher_layers is not None:
                 found[role] = {"layers": section.from_teacher_layers, "of": found["teacher"]}
-                if section.hidden_size is not None:
-                    found[role]["hidden_size"] = section.hidden_size
+                for key in ("hidden_size", "importance"):
+                    if getattr(section, key) is not None:
+                        found[role][key] = getattr(section, key)
             if section.dropout is not None:
                 found[role]["dropout"] = section.dropout
             if section.dtype != "float32":
@@ -139,8 +162,7 @@ class Models:
     def _new(self, role: str, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
         set_seed(seed)  # the weights of the head, and of a new model
         if config is not None:
-            built: PreTrainedModel = self._auto.from_config(self._config(role, config))
-            return built
+            return self._drawn(self._config(role, config))
         with _quietly():
             try:
                 dtype = self.recipe.teacher.dtype if role == "teacher" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_distill.config import DistillationConfig
 from hf_distill.objectives import HardLabels
 from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
+from hf_distill.reading import Batch
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objectives
@@ -50,6 +51,9 @@ from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
 from hf_distill.trainer import DistillationTrainer
 
+MEASURED_TOGETHER = 8
+"""The examples of a batch on which a teacher's parts are measured."""
+
 
 class Plan:
     """A recipe with its data and models at hand, and the stages it consists of.
@@ -74,6 +78,7 @@ class Plan:
             self.models = Models(recipe, self.examples.labels)
             self.processor = load_processor(recipe, self.models.paths.get(TEACHER))
             self.data = prepared(self.examples, recipe, self.processor)
+        self.models.batches = self._batches
         self.robustness: Robustness | None = None
         if recipe.robustness is not None:
             self.robustness = Robustness(recipe, self.examples, self.say)
@@ -95,6 +100,13 @@ class Plan:
         own = self._data.get(OF_TEACHER, self._data["train"])
         stages = make_stages(recipe, plan, self._common, self.models.identities(), test, own)
         return stages | stage_of(self.robustness, stages)
+
+    def _batches(self, count: int) -> Iterator[Batch]:
+        """So many training examples, from all over the data."""
+        data, collate = self.data["train"], OneVersion(self.task.collator(self.processor))
+        picked = range(0, len(data), max(1, len(data) // count))[:count]
+        for start in range(0, len(picked), MEASURED_TOGETHER):
+            yield collate([data[i] for i in picked[start : start + MEASURED_TOGETHER]])
 
     # ---- the teacher ---------------------------------------------------------------------------
 

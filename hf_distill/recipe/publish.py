@@ -176,6 +176,8 @@ def _beginning(recipe: Recipe) -> str | None:
         return f"{began}{adapter}" if adapter or student.config is not None else None
     layers = student.from_teacher_layers
     which = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+    if student.importance is not None:
+        which += f" (those that matter most, measured on {student.importance} training examples)"
     width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
     trained = "" if recipe.teacher.fine_tuned else " before its fine-tuning"
     return f"layers {which} of the teacher{trained}{width}{adapter}"

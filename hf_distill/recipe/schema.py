@@ -51,6 +51,7 @@ class StudentSection:
 
     from_teacher_layers: int | str | list[int] | None = None
     hidden_size: int | None = None
+    importance: int | None = None
     model: str | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None
@@ -249,6 +250,7 @@ def _check_models(recipe: Recipe) -> None:
                 f"`{name}.hidden_size` cuts the width of `{name}.from_teacher_layers`, got none. "
                 f"Give the layers, or set the width in `{name}.config`."
             )
+        _check_importance(section, name)
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
     for key in ("seeds", "max_train_examples"):
@@ -257,6 +259,23 @@ def _check_models(recipe: Recipe) -> None:
                 f"`teacher.{key}` is for teachers that are trained, and `teacher.fine_tuned` "
                 "trains none. Take one of them away."
             )
+
+
+def _check_importance(section: Any, name: str) -> None:
+    """See that the number of examples to measure on decides something."""
+    count = getattr(section, "importance", None)
+    if count is None:
+        return
+    if count < 1:
+        raise RecipeError(
+            f"`{name}.importance` is a number of training examples, 32 say, got {count}."
+        )
+    layers = section.from_teacher_layers
+    if section.hidden_size is None and not isinstance(layers, int):
+        raise RecipeError(
+            f"`{name}.importance` decides which layers stay where `{name}.from_teacher_layers` is "
+            f"a number, got {layers!r}. Give a number (10 for uniform:10), or leave it out."
+        )
 
 
 def _check_seeds(seeds: list[int] | None, key: str) -> None:
