@@ -144,9 +144,16 @@ class Head:
             return outputs, replace(signal, logits=None, linear=linear[0]) if linear else signal
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
-        """The part of a batch that this model takes, without labels, and the outputs asked for."""
+        """The part of a batch that this model takes, without labels, and the outputs asked for.
+
+        Floating inputs get the dtype of its weights: that of the student under DeepSpeed (`Trainer`
+        casts the batch) need not be the teacher's.
+        """
         wanted = self.accepts - set(self.task.label_keys)
         inputs = {key: value for key, value in batch.items() if key in wanted}
+        for key, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                inputs[key] = value.to(self.model.dtype)
         if {"use_cache", "cache"} & self.accepts:
             inputs["use_cache"] = False
         if needs.hidden_states:

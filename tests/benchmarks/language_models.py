@@ -5,9 +5,9 @@
 The teacher is SmolLM2-135M-Instruct, the student 10 of its 30 layers (recipes/sources.py brings
 both the model and the texts). Every method trains the same student on the same blocks of text in
 the same order; a seed is another set of blocks and another order. Measured is what a student says
-of held-out text of the same kind, and of Wikipedia (BoolQ's passages), in float32. It prints a
-Markdown table and draws the curves. Each finished run is a file in the folder: a second call goes
-on.
+of held-out text of the same kind, and of Wikipedia (BoolQ's passages), and how far it is from the
+teacher on text that it writes itself, in float32. It prints a Markdown table and draws the curves.
+Each finished run is a file in the folder: a second call goes on.
 
 Whether the layers are spread evenly or are those that matter most (`hf_distill.importance`, on the
 first blocks of the training text), and what teaches a student most that can write already:
@@ -15,7 +15,7 @@ first blocks of the training text), and what teaches a student most that can wri
     python tests/benchmarks/language_models.py --folder runs/important --start importance:10 \
         --only fine_tuning forward_kl --keep
     python tests/benchmarks/language_models.py --folder runs/later \
-        --start 'runs/important/forward_kl-{seed}' --skip 270 --rate 2e-4
+        --start 'runs/important/forward_kl-{seed}' --skip 270 --steps 60 --rate 2e-4
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ from hf_distill.initialise import importance
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("perplexity", "kl", "agreement", "acceptance")
+PARTS = ("test", "shifted", "own")
+COLUMNS = {
+    ("test", "perplexity"): ("perplexity", 1),
+    ("test", "kl"): ("KL(teacher ‖ student)", 3),
+    ("test", "agreement"): ("agreement", 3),
+    ("shifted", "perplexity"): ("perplexity, Wikipedia", 1),
+    ("shifted", "kl"): ("KL, Wikipedia", 3),
+    ("shifted", "agreement"): ("agreement, Wikipedia", 3),
+    ("own", "kl"): ("KL(student ‖ teacher), its own text", 3),
+}
+"""Held-out part and figure -> heading of the table, digits."""
 METHODS: dict[str, tuple[str, str, Any]] = {
     "fine_tuning": ("fine-tuning on the text alone", "#555555", hd.HardLabels()),
     "forward_kl": ("forward KL", "#2166ac", hd.ForwardKL(1.0)),
@@ -106,6 +117,36 @@ class HeldOut:
         means = (total / count).tolist()
         means[:2] = math.exp(means[0]), max(0.0, means[1])  # the teacher's own is -1e-8
         return dict(zip(FIGURES, means, strict=True))
+
+
+class OwnText:
+    """What a student writes after the beginnings of blocks, and what the teacher thinks of it."""
+
+    def __init__(self, rows: Tensor, teacher: Any):
+        self.prompts, self.teacher = rows[:, : rows.shape[1] // 4], teacher
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The mean of KL(student ‖ teacher) over the tokens that the student draws."""
+        torch.manual_seed(0)
+        model.eval()
+        given = self.prompts.shape[1]
+        with torch.no_grad():
+            text = model.generate(
+                self.prompts,
+                attention_mask=torch.ones_like(self.prompts),
+                generation_config=tf.GenerationConfig(
+                    do_sample=True,
+                    top_k=0,
+                    min_new_tokens=2 * given,
+                    max_new_tokens=2 * given,
+                    pad_token_id=0,
+                ),
+            )
+            own, theirs = (
+                teller(input_ids=text).logits[:, given - 1 : -1].float().log_softmax(-1)
+                for teller in (model, self.teacher)
+            )
+        return {"kl": float((own.exp() * (own - theirs)).sum(-1).mean())}
 
 
 class Curve(tf.TrainerCallback):
@@ -207,7 +248,7 @@ def run(method: str, seed: int, options: argparse.Namespace, setting: Any) -> di
     start = time.perf_counter()
     student = train(method, rows, seed, teacher, curve, options)
     seconds = time.perf_counter() - start - curve.seconds
-    found = {name: held_out[name](student) for name in ("test", "shifted")}
+    found = {name: held_out[name](student) for name in PARTS}
     if options.keep:
         student.save_pretrained(options.folder / f"{method}-{seed}")
     return {"method": method, "seed": seed, "seconds": seconds, **found, "curve": curve.points}
@@ -245,22 +286,24 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(bounds: Mapping[str, Any], results: Mapping[tuple[str, int], dict[str, Any]]) -> str:
-    columns = [(part, name) for part in ("test", "shifted") for name in FIGURES[:3]]
-    digits = {"perplexity": 1, "kl": 3, "agreement": 3}
     lines = [
-        "| | perplexity | KL(teacher ‖ student) | agreement | perplexity, Wikipedia | "
-        "KL, Wikipedia | agreement, Wikipedia | seconds a run |",
-        "| :-- |" + " --: |" * 7,
+        f"| | {' | '.join(title for title, _ in COLUMNS.values())} | seconds a run |",
+        "| :-- |" + " --: |" * (len(COLUMNS) + 1),
     ]
+
+    def cells(runs: list[Mapping[str, Any]]) -> str:
+        found = [
+            spread([run[part][name] for run in runs], digits)
+            for (part, name), (_, digits) in COLUMNS.items()
+        ]
+        return " | ".join(found)
+
     for who, own in bounds.items():
-        cells = [spread([own[part][name]], digits[name]) for part, name in columns]
-        lines.append(f"| {who} | {' | '.join(cells)} | – |")
+        lines.append(f"| {who} | {cells([own])} | – |")
     for method, (title, _, _) in METHODS.items():
         runs = [value for (name, _), value in results.items() if name == method]
         if runs:
-            cells = [spread([r[part][name] for r in runs], digits[name]) for part, name in columns]
-            cells.append(spread([r["seconds"] for r in runs], 0))
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+            lines.append(f"| {title} | {cells(runs)} | {spread([r['seconds'] for r in runs], 0)} |")
     return "\n".join(lines)
 
 
@@ -334,13 +377,14 @@ def main() -> None:
     train_rows = blocks(texts["train"], tokenizer, number, length)
     counts = {"test": options.held_out, "shifted": options.held_out}
     counts["validation"] = max(4, options.held_out // 3)
-    held_out = {
+    held_out: dict[str, Any] = {
         part: HeldOut(blocks(texts[part], tokenizer, count, length), teacher)
         for part, count in counts.items()
     }
+    held_out["own"] = OwnText(held_out["test"].rows, teacher)
     start = first_student(teacher, train_rows, options.seeds[0], options)
     bounds = {
-        who: {part: held_out[part](model) for part in ("test", "shifted")}
+        who: {part: held_out[part](model) for part in PARTS}
         for who, model in (("teacher", teacher), ("student, before training", start))
     }
     for seed in options.seeds:
@@ -351,7 +395,7 @@ def main() -> None:
             results[method, seed] = found
             path = options.folder / f"{method}-{seed}.json"
             write(path, {**found, "settings": settings_of(options)})
-            shown = {part: found[part] for part in ("test", "shifted")}
+            shown = {part: found[part] for part in PARTS}
             print(method, seed, f"{found['seconds']:.0f} s", shown, flush=True)
     picture = options.picture or options.folder / "curves.png"
     draw(results, bounds["teacher"]["test"]["perplexity"], picture)
