@@ -88,7 +88,9 @@ class Checkpoints(Trainer):
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         sharded = plugin is not None and "SHARDED" in str(plugin.state_dict_type)
         if sharded and (self._saving is None or self.args.push_to_hub):
-            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+            state = self.accelerator.get_state_dict(self.model)  # all processes take part
+            if self.args.should_save:
+                self._save(output_dir, state)
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

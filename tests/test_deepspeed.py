@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from launch import launch
-from peft import LoraConfig, TaskType
+from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from small import TRAINER_OPTIONS, Recorder, accuracy
 from torch import Tensor
@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 from zoo import CASES, collate
 
 from hf_distill import (
+    AdaptersOff,
     DistillationConfig,
     DistillationTrainer,
     ForwardKL,
@@ -62,6 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
         **CHECKPOINTS,
     },
     "adapted": {"objective": EVERYTHING, "peft_config": LoraConfig(task_type=TaskType.SEQ_CLS)},
+    "its own teacher": {"case": "causal_lm", "objective": LOGITS, "adapters_off": True},
     "sharded teacher": {"objective": EVERYTHING, "shard": True},
     "language": {"case": "causal_lm", "objective": LOGITS},
     "language, loaded in pieces": {
@@ -98,6 +100,7 @@ IN_PIECES = {
     "language, loaded in pieces",
     "a head with a bias",
     "on its own text",
+    "its own teacher",
     "evaluated first",
 }
 """The losses of these need no logits of a whole batch."""
@@ -119,13 +122,19 @@ def _zero(stage: int) -> dict[str, Any]:
     }
 
 
+def begin() -> None:
+    """Connect the processes, by gloo alone: what DeepSpeed has for CPUs it would compile first."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo")
+
+
 def train_all(folder: str, models: str) -> None:
     """Every run, by one process or by two with ZeRO, eight examples a step."""
     together = "WORLD_SIZE" in os.environ
     if together:
-        import deepspeed
-
-        deepspeed.init_distributed("gloo")
+        begin()
     for name, run in RUNS.items():
         _train(Path(folder) / name, Path(models), name, dict(run), together)
 
@@ -134,6 +143,7 @@ def _train(folder: Path, models: Path, name: str, run: dict[str, Any], together:
     stage, batch = run.pop("stage", 3), run.pop("batch", 4)
     run.pop("close", None)
     shard, loaded, resumed = (run.pop(key, False) for key in ("shard", "loaded", "resumed"))
+    adapters_off = run.pop("adapters_off", False)
     head = run.pop("case", "sequence_classification")
     case, cls = CASES[head], run.pop("cls", DistillationTrainer)
     given = {key: run.pop(key) for key in TRAINER_OPTIONS if key in run}
@@ -168,13 +178,19 @@ def _train(folder: Path, models: Path, name: str, run: dict[str, Any], together:
             student, teacher = (load(models / who, dtype=torch.float32) for who in ("s", "t"))
             spread = map(is_partitioned, (*student.parameters(), *teacher.parameters()))
             assert set(spread) == {together}
+        teaches: Any = ModelTeacher(teacher, shard=shard and together)
+        if adapters_off:
+            adapter = LoraConfig(task_type=TaskType.CAUSAL_LM, init_lora_weights=False)
+            torch.manual_seed(0)
+            student = get_peft_model(student, adapter)
+            teaches = AdaptersOff(student)
         return cls(
             student,
             args,
             collate,
             case.data(dtype=torch.float32),
             case.data(7, dtype=torch.float32),
-            teacher_model=ModelTeacher(teacher, shard=shard and together),
+            teacher_model=teaches,
             **given,
         )
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fsdp import allow_cpu
 from launch import launch
-from peft import LoraConfig, PeftModel, TaskType
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from small import Recorder, accuracy, config, trainer
 from torch import Tensor
@@ -28,6 +28,7 @@ from written import config as on_policy_config
 from zoo import CASES, collate
 
 from hf_distill import (
+    AdaptersOff,
     CachedTeacher,
     ForwardKL,
     FreeLB,
@@ -108,6 +109,7 @@ RUNS: dict[str, Run] = {
         {"peft_config": LoraConfig(task_type=TaskType.SEQ_CLS, r=4), **SAVED},
         SHARDS,
     ),
+    "its own teacher": Run(LANGUAGE, teacher="adapters off", lean=True),
     "sent by the first": Run(TEXT, EVERYTHING, {}, {"cpu_ram_efficient_loading": True}),
     "checkpointed": Run(LANGUAGE, EVERYTHING, {}, {"activation_checkpointing": True}, lean=True),
     "asked twice": Run(TEXT, LOGITS + FreeLB(HardLabels(), 0.1, start="none")),
@@ -144,6 +146,12 @@ def made(
     student, model = run.models(case)
     if run.teacher == "cached":
         teacher: Any = CachedTeacher(folder / "cache")
+    elif run.teacher == "adapters off":
+        torch.manual_seed(0)
+        student = get_peft_model(
+            student, LoraConfig(task_type=TaskType.CAUSAL_LM, init_lora_weights=False)
+        )
+        teacher = AdaptersOff(student)
     else:
         teacher = ModelTeacher(model, shard=run.teacher == "sharded")
     options = dict(run.options)

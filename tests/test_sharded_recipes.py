@@ -55,9 +55,7 @@ def run(folder: str) -> None:
     if "ACCELERATE_USE_FSDP" in os.environ:
         allow_cpu()
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-        import deepspeed
-
-        deepspeed.init_distributed("gloo")
+        test_deepspeed.begin()
     assert main(["train", f"{folder}/recipe.yaml"]) == 0
 
 

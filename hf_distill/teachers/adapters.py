@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from hf_distill.forward import inside_forward
 from hf_distill.heads import Head, describe_model
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
@@ -47,9 +48,12 @@ class AdaptersOff:
         self._autocast: Any = contextlib.nullcontext
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+        def ask() -> Signal:
+            return self.head.ask(self.head.model, batch, needs, items)[1]
+
         with torch.no_grad(), self._off(), self._autocast():
-            _, signal = self.head.ask(self.head.model, batch, needs, items)
-        return signal.detach()
+            # within its forward, where FSDP2 and ZeRO-3 put together what is in shards
+            return inside_forward(self.student, self.student, ask).detach()
 
     @contextlib.contextmanager
     def _off(self) -> Iterator[None]:
