@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
 from hf_distill.objectives import RouterBalance, WeightDecay
+from hf_distill.sharding import gathered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
@@ -185,8 +186,9 @@ def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, h
             f"objective without {names[0]}), or add the labels."
         )
     packed = "position_ids" in (getattr(dataset, "column_names", None) or ())
-    if packed and head.task.name == "causal_lm" and _whole(head.model):
-        check_packing(head.model)
+    if packed and head.task.name == "causal_lm":
+        with gathered(head.model.parameters()):
+            check_packing(head.model)
 
 
 def check_lengths(sample: Mapping[str, Any] | None, head: Head, teacher: Teacher | None) -> None:
@@ -198,13 +200,23 @@ def check_lengths(sample: Mapping[str, Any] | None, head: Head, teacher: Teacher
     check_context(head.config, length, "the student")
     if teacher is not None and teacher.config is not None:
         check_context(teacher.config, length, "the teacher")
-    if positions is not None and isinstance(teacher, ModelTeacher) and _whole(teacher.model):
+    if positions is not None and isinstance(teacher, ModelTeacher):
         check_packing(teacher.model)
 
 
-def _whole(model: nn.Module) -> bool:
-    """Whether a model can be run here and now: DeepSpeed may hold shards of its weights."""
-    return not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+def check_tokens(sample: Mapping[str, Any] | None, head: Head) -> None:
+    """Refuse tokens that the student has no embedding for, of which torch says nothing clear."""
+    ids = None if sample is None else sample.get("input_ids")
+    if not isinstance(ids, Tensor) or head.task.classes != "vocabulary" or ids.numel() == 0:
+        return
+    owner: Any = head.model
+    known, highest = getattr(owner.get_input_embeddings(), "num_embeddings", None), int(ids.max())
+    if known is not None and highest >= known:
+        raise ValueError(
+            f"Expected tokens below {known}, as many as the student has embeddings, got {highest}. "
+            "Tokenize with the student's tokenizer, or give the student its new tokens first "
+            "(resize_token_embeddings(len(tokenizer)))."
+        )
 
 
 def check_targets(teacher: Signal, items: Items) -> None:

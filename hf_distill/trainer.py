@@ -19,6 +19,7 @@ from hf_distill.checks import (
     check_arguments,
     check_data,
     check_lengths,
+    check_tokens,
     find_teacher,
     with_adapter,
 )
@@ -91,6 +92,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         looked_at = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
+        check_tokens(self._first_batch, self._head)
         check_lengths(self._first_batch, self._head, self.teacher)
         self._bind()
         self._look_at_evaluation()

@@ -148,6 +148,15 @@ def test_the_trainer_looks_at_the_length_of_texts(tmp_path: Path) -> None:
     trained(model(seed=1), model(), data, tmp_path)
 
 
+def test_the_trainer_looks_at_the_tokens(tmp_path: Path) -> None:
+    """Data of another tokenizer end in "index out of range in self", deep in a forward."""
+    config = copy.deepcopy(CONFIGS["llama"]())
+    config.vocab_size = 4
+    few = tf.LlamaForCausalLM(config).double()
+    with pytest.raises(ValueError, match=r"tokens below 4, as many as the student has.*resize_tok"):
+        trained(few, copy.deepcopy(few), examples(), tmp_path)
+
+
 def test_packed_rows_are_as_long_as_their_texts(tmp_path: Path) -> None:
     """Rows of many short texts would be refused though no position is beyond the context."""
     config = copy.deepcopy(CONFIGS["llama"]())
