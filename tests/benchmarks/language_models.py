@@ -309,7 +309,7 @@ def table(bounds: Mapping[str, Any], results: Mapping[tuple[str, int], dict[str,
 
 def draw(results: Mapping[tuple[str, int], dict[str, Any]], teacher: float, path: Path) -> None:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -327,13 +327,13 @@ def draw(results: Mapping[tuple[str, int], dict[str, Any]], teacher: float, path
         panel.set(xlabel="tokens read", yscale="log")
         panel.grid(alpha=0.3, which="both")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter("{x:g}")
     panels[0].axhline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
     panels[0].set_title("perplexity on held-out text")
     panels[1].set_title("KL(teacher ‖ student), nats a token")
-    panels[1].yaxis.set_major_locator(MultipleLocator(0.5))
+    panels[1].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=130)
 
