@@ -151,9 +151,11 @@ class Head:
         """
         wanted = self.accepts - set(self.task.label_keys)
         inputs = {key: value for key, value in batch.items() if key in wanted}
+        dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        dtype = next(dtypes, None)  # a student may be any module: not all know their dtype
         for key, value in inputs.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                inputs[key] = value.to(self.model.dtype)
+            if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
+                inputs[key] = value.to(dtype)
         if {"use_cache", "cache"} & self.accepts:
             inputs["use_cache"] = False
         if needs.hidden_states:
