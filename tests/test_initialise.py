@@ -760,7 +760,7 @@ def test_a_recipe(tmp_path: Path, layers: Any) -> None:
     assert models.identities() != Models(load_recipe(wide), ["bad", "good"]).identities()
 
 
-def test_a_recipe_measures_what_matters(tmp_path: Path) -> None:
+def test_a_recipe_measures_what_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would keep evenly spaced layers, or measure on the first examples, which may be alike."""
     student = {"from_teacher_layers": 1, "importance": 4}
     plan = Plan(load_recipe(recipe(tmp_path, student=student)), say=lambda line: None)
@@ -768,7 +768,7 @@ def test_a_recipe_measures_what_matters(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in teacher.bert.encoder.layer[0].parameters():
             parameter *= 0.01  # a layer that hardly does anything
-    plan.models.teacher = lambda seed: copy.deepcopy(teacher)  # type: ignore[method-assign]
+    monkeypatch.setattr(plan.models, "teacher", lambda seed: copy.deepcopy(teacher))
     data, collate = plan.data["train"], plan.task.collator(plan.processor)
     rows = [data[i * (len(data) // 4)] for i in range(4)]
     expected = importance(teacher, [collate(rows)]).layers["bert.encoder.layer"]

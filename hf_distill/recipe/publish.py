@@ -175,12 +175,13 @@ def _beginning(recipe: Recipe) -> str | None:
         began = given if student.config is None else "a new model with random weights"
         return f"{began}{adapter}" if adapter or student.config is not None else None
     layers = student.from_teacher_layers
-    which = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
-    if student.importance is not None:
-        which += f" (those that matter most, measured on {student.importance} training examples)"
+    which = f"layers {', '.join(map(str, layers)) if isinstance(layers, list) else layers}"
+    if student.importance is not None and isinstance(layers, int):
+        on = f"measured on {student.importance} training examples"
+        which = f"the {layers} layers that matter most ({on})"
     width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
     trained = "" if recipe.teacher.fine_tuned else " before its fine-tuning"
-    return f"layers {which} of the teacher{trained}{width}{adapter}"
+    return f"{which} of the teacher{trained}{width}{adapter}"
 
 
 def _preprocessing(recipe: Recipe, processor: Any) -> dict[str, Any]:
