@@ -778,6 +778,9 @@ def test_a_recipe_measures_what_matters(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(made.bert.encoder.layer[0].output.dense.weight, kept.output.dense.weight)
     (measured,) = list(plan.models.batches(4))
     assert torch.equal(measured["input_ids"], collate(rows)["input_ids"])
+    most = list(plan.models.batches(len(data) - 8))  # evenly, and not the first ones
+    last = torch.tensor(data[len(data) - 2]["input_ids"])
+    assert torch.equal(most[-1]["input_ids"][-1][: len(last)], last)
     plain = load_recipe(recipe(tmp_path, student={"from_teacher_layers": 1}))
     assert plan.models.identities() != Models(plain, ["negative", "positive"]).identities()
 

@@ -104,7 +104,8 @@ class Plan:
     def _batches(self, count: int) -> Iterator[Batch]:
         """So many training examples, from all over the data."""
         data, collate = self.data["train"], OneVersion(self.task.collator(self.processor))
-        picked = range(0, len(data), max(1, len(data) // count))[:count]
+        number = min(count, len(data))
+        picked = [i * len(data) // number for i in range(number)]
         for start in range(0, len(picked), MEASURED_TOGETHER):
             yield collate([data[i] for i in picked[start : start + MEASURED_TOGETHER]])
 
