@@ -225,8 +225,20 @@ class Head:
                 "and they did not. Name modules that this head uses (`model.named_modules()`)."
             )
         graph = (logits, traced[0]) if traced and logits is not None else None
-        kind, balance = self.kind(items.labels), outputs.aux_loss if needs.router_loss else None
-        return Signal(logits, kind, hidden, attentions, qkv, modules, graph, router_loss=balance)
+        label_read, known = self.task.label_read, self.task.read is not None
+        return Signal(
+            logits,
+            self.kind(items.labels),
+            hidden,
+            attentions,
+            qkv,
+            modules,
+            graph,
+            router_loss=outputs.aux_loss if needs.router_loss else None,
+            label_logits=label_read(outputs, batch) if label_read and known else None,
+            own_loss=outputs.loss if needs.own_loss else None,
+            blank=int(getattr(self.config, "pad_token_id", None) or 0),
+        )
 
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
         value = fold(getattr, path.split("."), outputs)

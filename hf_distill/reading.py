@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
 
 from hf_distill.signals import Items
 
@@ -176,6 +178,17 @@ def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     return _aligned(_weighted(items, batch, shift=True), batch)
 
 
+def aligned_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """The next tokens of a class whose own loss takes labels that the data have shifted already."""
+    labels = batch.get("labels")
+    if labels is None:
+        return next_tokens(batch, model, rows)
+    labelled = (labels != IGNORE) & rows[:, None]
+    real = _token_mask(batch, rows)
+    items = _count(rows, labelled, labels, _given(labelled, batch), hidden=real)
+    return _aligned(_weighted(items, batch), batch)
+
+
 def _given(labelled: Tensor, batch: Batch) -> Tensor:
     """Without the texts that a model wrote."""
     generated = batch.get(GENERATED)
@@ -270,6 +283,24 @@ def pairs(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     return _count(rows, both, labels, both, text=_token_mask(batch, rows))
 
 
+def matches(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """For every text a yes or no to every picture."""
+    labels = torch.eye(len(rows), device=rows.device)
+    return _count(rows, rows, labels, rows, text=_token_mask(batch, rows))
+
+
+def own_labels(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    """Examples alone, for a head whose own loss is all that is known; labelled where its labels
+    are there, or where its class takes none (masked autoencoders)."""
+    masks = _sequence_groups(batch, model, rows)
+    config: Any = getattr(model, "config", None)
+    if "hidden" in masks and getattr(config, "is_encoder_decoder", False):
+        masks = {"encoder": masks["hidden"]}
+    keys = find_labels(type(model))
+    labelled = not keys or any(batch.get(key) is not None for key in keys)
+    return _count(rows, None, rows if labelled else None, rows, **masks)
+
+
 def no_items(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     return _count(rows, None, **_sequence_groups(batch, model, rows))
 
@@ -298,8 +329,20 @@ def at_pixels(outputs: Any, batch: Batch) -> Tensor:
     return logits.movedim(1, -1)
 
 
+def spans_over_padding(outputs: Any, batch: Batch) -> Tensor:
+    """As the model's own loss reads them."""
+    return torch.stack([outputs.start_logits, outputs.end_logits])
+
+
 def similarities(outputs: Any, batch: Batch) -> Tensor:
-    return torch.stack([outputs.logits_per_image, outputs.logits_per_text])
+    """``(2, B, B)``: of each picture (or sound, or film) to the texts, and of each text to them."""
+    per_text = outputs.logits_per_text
+    return torch.stack([per_text.t(), per_text])
+
+
+def text_similarities(outputs: Any, batch: Batch) -> Tensor:
+    per_text: Tensor = outputs.logits_per_text
+    return per_text
 
 
 # ---- and back: the structure that `compute_metrics` expects of a model's predictions ---------
@@ -311,6 +354,10 @@ def as_is(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 def unstacked(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     return tuple(logits)
+
+
+def both_ways(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return logits.t(), logits
 
 
 def channels_first(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -344,3 +391,14 @@ def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
 
 def same(batch: Batch, model: PreTrainedModel) -> Batch:
     return batch
+
+
+def same_noise(batch: Batch, model: PreTrainedModel) -> Batch:
+    """Draw the noise by which a masked autoencoder (ViTMAE) chooses its patches once, so that both
+    models see the same ones."""
+    if batch.get("noise") is not None or "noise" not in signature(model.forward).parameters:
+        return batch
+    config: Any = model.config
+    pictures = batch["pixel_values"]
+    patches = (pictures.shape[-2] // config.patch_size) * (pictures.shape[-1] // config.patch_size)
+    return {**batch, "noise": torch.rand(len(pictures), patches, device=pictures.device)}

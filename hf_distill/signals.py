@@ -20,6 +20,7 @@ WORDS = {
     "exact": "exact probabilities (not draws)",
     "whole": "the logits of every class (not the likeliest alone)",
     "foreign": "a teacher with another tokenizer (TranslatedTeacher)",
+    "own_loss": "a loss of its own forward",
 }
 """What is said of a need that is missing."""
 
@@ -39,6 +40,7 @@ class Needs:
         linear: Instead of the logits what they are computed from, see `Signal.linear`.
         router_loss: The balancing loss of its routers (mixture of experts).
         foreign: What it says in the tokens of another tokenizer than the student's.
+        own_loss: The loss that its own forward computes from the labels of the batch.
         modules: Paths of modules whose outputs are wanted.
     """
 
@@ -52,6 +54,7 @@ class Needs:
     linear: bool = False
     router_loss: bool = False
     foreign: bool = False
+    own_loss: bool = False
     modules: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
@@ -185,6 +188,9 @@ class Signal:
         members: What each member of an ensemble says, by name.
         router_loss: A number: how unevenly its routers use their experts in this batch.
         foreign: What a teacher with another tokenizer says, beside ``sparse``.
+        label_logits: What the label loss reads, where that is not ``logits``: spans over padding too.
+        own_loss: A number, or ``(B,)``: the loss of the model's own forward.
+        blank: Of a ``ctc`` head the class that stands for no label.
     """
 
     logits: Tensor | None = None
@@ -199,6 +205,9 @@ class Signal:
     members: Mapping[str, Signal] = field(default_factory=dict)
     router_loss: Tensor | None = None
     foreign: Foreign | None = None
+    label_logits: Tensor | None = None
+    own_loss: Tensor | None = None
+    blank: int = 0
 
     def detach(self) -> Signal:
         """The same values, cut off from the graph; ``traced`` keeps its own."""

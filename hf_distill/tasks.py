@@ -24,12 +24,6 @@ from hf_distill.signals import Items
 
 HIDDEN = {"hidden": "hidden_states"}
 ENCODER_DECODER = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
-TOWERS = {
-    "text": "text_model_output.hidden_states",
-    "vision": "vision_model_output.hidden_states",
-    "text_embedding": "text_embeds",
-    "image_embedding": "image_embeds",
-}
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of a config with the token that stands where a part of a picture is."""
 
@@ -53,6 +47,7 @@ class Task:
         label_keys: the batch keys that hold labels; they are never fed to a model.
         share: adds the inputs that both models must share.
         axis: which dimension of the items is the batch; None where the items are pairs of examples.
+        label_read: as ``read``, of the logits that the label loss reads, if they are others.
     """
 
     name: str
@@ -68,6 +63,7 @@ class Task:
     label_keys: tuple[str, ...] = ("labels",)
     share: Callable[[Batch, PreTrainedModel], Batch] = reading.same
     axis: int | None = 0
+    label_read: Callable[[Any, Batch], Tensor] | None = None
 
 
 def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
@@ -80,6 +76,45 @@ def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
         hidden=ENCODER_DECODER,
         attentions={"encoder": "encoder_attentions", "decoder": "decoder_attentions"},
         share=reading.decoder_inputs,
+    )
+
+
+UNSHIFTED = {
+    *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM"),
+    *("BlenderbotSmallForCausalLM", "CpmAntForCausalLM", "MBartForCausalLM", "MarianForCausalLM"),
+    *("MvpForCausalLM", "PLBartForCausalLM", "PegasusForCausalLM", "TrOCRForCausalLM"),
+    *("WhisperForCausalLM", "XLNetLMHeadModel"),
+}
+"""Causal classes whose own loss does not shift the labels: the data have done it."""
+
+
+def _language_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+    names = {cls.__name__ for cls in type(model).__mro__}
+    read = reading.aligned_tokens if names & UNSHIFTED else reading.next_tokens
+    return read(batch, model, rows)
+
+
+def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
+    """Texts and something else, judged in pairs: one softmax each way, or a yes or no a pair."""
+    tower = "vision" if other == "image" else other
+    return Task(
+        ("sigmoid_" if sigmoid else "" if other == "image" else f"{other}_") + "dual_encoder",
+        "AutoModelForZeroShotImageClassification" if other == "image" else "AutoModel",
+        mapping,
+        reading.matches if sigmoid else reading.pairs,
+        reading.text_similarities if sigmoid else reading.similarities,
+        reading.both_ways if sigmoid else reading.unstacked,
+        kind="sigmoid" if sigmoid else "softmax",
+        classes="positions",
+        hidden={
+            "text": "text_model_output.hidden_states",
+            tower: f"{tower}_model_output.hidden_states",
+            "text_embedding": "text_embeds",
+            f"{other}_embedding": f"{other}_embeds",
+        },
+        attentions={n: f"{n}_model_output.attentions" for n in ("text", tower)},
+        label_keys=("return_loss",),
+        axis=None,
     )
 
 
@@ -132,6 +167,7 @@ TASKS: dict[str, Task] = {
             classes="positions",
             label_keys=("start_positions", "end_positions"),
             axis=1,
+            label_read=reading.spans_over_padding,
         ),
         Task(
             "multiple_choice",
@@ -146,7 +182,7 @@ TASKS: dict[str, Task] = {
             "causal_lm",
             "AutoModelForCausalLM",
             "CAUSAL_LM",
-            reading.next_tokens,
+            _language_tokens,
             classes="vocabulary",
             label_keys=("labels", "shift_labels"),
         ),
@@ -174,22 +210,10 @@ TASKS: dict[str, Task] = {
             reading.channels_first,
         ),
         Task("ctc", "AutoModelForCTC", "CTC", reading.frames, kind="ctc", classes="vocabulary"),
-        Task(
-            "dual_encoder",
-            "AutoModelForZeroShotImageClassification",
-            "ZERO_SHOT_IMAGE_CLASSIFICATION",
-            reading.pairs,
-            reading.similarities,
-            reading.unstacked,
-            classes="positions",
-            hidden=TOWERS,
-            attentions={
-                "text": "text_model_output.attentions",
-                "vision": "vision_model_output.attentions",
-            },
-            label_keys=("return_loss",),
-            axis=None,
-        ),
+        _dual("image", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
+        _dual("image", sigmoid=True),
+        _dual("audio"),
+        _dual("video"),
         Task(
             "encoder",
             "AutoModel",
@@ -203,7 +227,14 @@ TASKS: dict[str, Task] = {
 }
 """Task name -> `Task`. Add a row for a head of your own, and its class name to `HEADS`."""
 
-HEADS: dict[str, str] = {}
+HEADS: dict[str, str] = {
+    "XLMWithLMHeadModel": "masked_lm",  # its loss does not shift, whatever the data
+    "VisionTextDualEncoderModel": "dual_encoder",
+    "SiglipModel": "sigmoid_dual_encoder",
+    "Siglip2Model": "sigmoid_dual_encoder",
+    "ClapModel": "audio_dual_encoder",
+    "XCLIPModel": "video_dual_encoder",
+}
 """Model class name -> task name, for classes that transformers' auto mappings do not list."""
 
 
@@ -221,7 +252,8 @@ def task_of(model: nn.Module) -> Task:
             if task.mapping and name in _class_names(task.mapping):
                 return task
         for task in TASKS.values():
-            if name.endswith(task.auto_class.removeprefix("AutoModel")) and task.name != "encoder":
+            ending = task.auto_class.removeprefix("AutoModel")
+            if ending and name.endswith(ending):
                 return task
         if name in modeling_auto.MODEL_MAPPING_NAMES.values():
             return TASKS["encoder"]

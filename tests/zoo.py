@@ -171,8 +171,15 @@ def _tagged(g: torch.Generator, n: int) -> Example:
 
 
 def _span(g: torch.Generator, n: int) -> Example:
+    """Padded to one length: a model's own loss gives padding a share of the probability."""
     start, end = torch.randint(n, (2,), generator=g).tolist()
-    return {"input_ids": _ids(g, n), "start_positions": start, "end_positions": end}
+    padding = [0] * (max(LENGTHS) - n)
+    return {
+        "input_ids": _ids(g, n) + padding,
+        "start_positions": start,
+        "end_positions": end,
+        "attention_mask": [1] * n + padding,
+    }
 
 
 def _choice(g: torch.Generator, n: int) -> Example:

@@ -19,7 +19,9 @@ class HardLabels(Objective):
 
     Cross-entropy; for multi-label heads the binary cross-entropies summed over the classes
     (transformers divides them by the number of classes); for regression the squared error; for CTC
-    the negative log-likelihood, divided by the number of target tokens.
+    the negative log-likelihood, divided by the number of target tokens, with the blank that the
+    student's config names (``pad_token_id``). It is the loss of the model's own forward, up to
+    these factors; the trainer compares the two once (`hf_distill.own_loss`).
 
     Args:
         label_smoothing: Between 0 and 1, as in `torch.nn.functional.cross_entropy`; None: the
@@ -64,9 +66,9 @@ class HardLabels(Objective):
                 "HardLabels needs labels, and this batch has none. Drop it from the objective "
                 "(alpha=1.0 trains on the teacher alone) or give the data a label column."
             )
-        logits = at_least_float(logits)
+        logits = at_least_float(logits if student.label_logits is None else student.label_logits)
         if student.kind == "ctc":
-            values = self._ctc(logits, items.labels, mask, items.masks["items"])
+            values = self._ctc(logits, items.labels, mask, items.masks["items"], student.blank)
             return [Term(self.name, values, "labels", mask.any(-1))]
         losses = {"sigmoid": self._binary, "regression": _squared, "softmax": self._cross_entropy}
         values = losses[student.kind](logits, items.labels, mask)
@@ -106,12 +108,13 @@ class HardLabels(Objective):
         return values.masked_fill(missing, 0.0).sum(-1)
 
     @staticmethod
-    def _ctc(logits: Tensor, labels: Tensor, mask: Tensor, frames: Tensor) -> Tensor:
+    def _ctc(logits: Tensor, labels: Tensor, mask: Tensor, frames: Tensor, blank: int) -> Tensor:
         return F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
-            labels.masked_fill(~mask, 0),
+            labels[mask],  # in one row: what is left out may stand anywhere
             frames.sum(-1),
             mask.sum(-1),
+            blank=blank,
             reduction="none",
             zero_infinity=True,
         )
