@@ -27,7 +27,7 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.matching import match_heads, ordered
-from hf_distill.objectives import HardLabels, WeightDecay
+from hf_distill.objectives import WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
@@ -87,10 +87,8 @@ class Binding(Trainer):
 
     def _smoothed(self, objective: Sum) -> Sum:
         """The objective with the label smoothing of the arguments."""
-        smoothing = self.args.label_smoothing_factor
-        if not smoothing:
-            return objective
-        return Sum(tuple((w, _smoothed(o, smoothing)) for w, o in objective.parts))
+        factor = self.args.label_smoothing_factor
+        return objective.mapped(lambda part: _smoothed(part, factor)) if factor else objective
 
     def _match(self) -> None:
         """Bring both models' classes into one order, or refuse the teacher."""
@@ -236,7 +234,8 @@ class Binding(Trainer):
 
 
 def _smoothed(objective: Objective, factor: float) -> Objective:
-    """Give the trainer's label smoothing to a label loss that has none of its own."""
-    if isinstance(objective, HardLabels) and objective.label_smoothing is None:
-        return dataclasses.replace(objective, label_smoothing=factor)
-    return objective
+    """Give the trainer's label smoothing to a loss of labels that has none of its own."""
+    if getattr(objective, "label_smoothing", factor) is not None:
+        return objective
+    changes: dict[str, Any] = {"label_smoothing": factor}
+    return dataclasses.replace(objective, **changes)

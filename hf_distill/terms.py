@@ -117,6 +117,12 @@ class Objective:
             classes: How many there are; None if their number varies from batch to batch.
         """
 
+    def mapped(self, change: Callable[[Objective], Objective]) -> Objective:
+        """The objective with a change made to it, and before that to each that its fields hold."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        inner = {n: v.mapped(change) for n, v in fields.items() if isinstance(v, Objective | Sum)}
+        return change(dataclasses.replace(self, **inner) if inner else self)
+
     def describe(self) -> dict[str, Any]:
         """Name, settings and citation, for logs and cards."""
         found = {"name": self.name, "settings": dataclasses.asdict(self)}
@@ -150,6 +156,10 @@ class Sum:
     def __add__(self, other: Objective | Sum) -> Sum:
         more = other.parts if isinstance(other, Sum) else ((1.0, other),)
         return Sum(self.parts + more)
+
+    def mapped(self, change: Callable[[Objective], Objective]) -> Sum:
+        """The sum with a change made to every objective in it, see `Objective.mapped`."""
+        return Sum(tuple((weight, part.mapped(change)) for weight, part in self.parts))
 
     def named(self) -> list[tuple[str, Weight, Objective]]:
         """Every part with a name of its own: a second ``hidden_states`` is ``hidden_states_2``."""

@@ -1,5 +1,6 @@
 """Labels, weight decay, objectives by name, and what configs make of scalars."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -17,18 +18,30 @@ from hf_distill import OBJECTIVES as BY_NAME
 from hf_distill import (
     DistillationConfig,
     DistillationTrainer,
+    EarlyExits,
+    Ensemble,
     ForwardKL,
+    FreeLB,
+    From,
+    Gaussian,
+    GroupDRO,
+    GroupWeights,
     HardLabels,
     HiddenStates,
     Items,
     JensenShannon,
+    OnPerturbed,
     ReverseKL,
     Schedule,
     Seq2SeqDistillationConfig,
     Signal,
     Sum,
+    TrustedLabels,
     WeightDecay,
+    adversarial_training,
     objective_from,
+    r_drop,
+    trades,
 )
 from hf_distill.reduction import reduce
 from hf_distill.terms import Context
@@ -133,6 +146,68 @@ def test_label_smoothing_factor_reaches_hard_labels(tmp_path: Path) -> None:
     own = trainer(tmp_path, HardLabels(label_smoothing=0.0), head, label_smoothing_factor=0.3)
     plain = F.cross_entropy(logits, labels)
     assert own.evaluate()["eval_hard_labels"] == pytest.approx(float(plain), rel=1e-9)
+
+
+AT_NOTHING = Gaussian(0.0)
+"""Perturbs by nothing: what is measured is the objective itself."""
+NESTED = {
+    "on_perturbed": 1.0 * OnPerturbed(HardLabels(), AT_NOTHING),
+    "from": 1.0 * OnPerturbed(From("one", TrustedLabels(0.0)), AT_NOTHING),
+    "group_dro": 1.0 * GroupDRO(HardLabels(), 2),
+    "group_weights": 1.0 * GroupWeights(OnPerturbed(HardLabels(), AT_NOTHING), (4, 4)),
+    "free_lb": 1.0 * FreeLB(HardLabels(), epsilon=1e-12, steps=2),
+    "adversarial_training": adversarial_training(epsilon=1e-12, steps=1),
+    "trades": trades(epsilon=1e-12, steps=1),
+    "r_drop": r_drop(objective=HardLabels()),
+    "trusted_labels": 1.0 * TrustedLabels(0.0),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_label_smoothing_factor_reaches_label_losses_within_others(
+    tmp_path: Path, name: str
+) -> None:
+    """Wrapped in another objective the same loss would silently be another one."""
+    head = "sequence_classification"
+    case = CASES[head]
+    student, teacher = case.models()
+    rows = [{**row, "group": number % 2} for number, row in enumerate(case.data())]
+    ours = DistillationTrainer(
+        student,
+        quiet_arguments(tmp_path, label_smoothing_factor=0.3, per_device_eval_batch_size=8),
+        teacher_model=Ensemble({"one": teacher, "two": copy.deepcopy(teacher)}),
+        objective=NESTED[name],
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+    )
+    batch = collate(case.data())
+    labels = batch.pop("labels")
+    logits = student.eval()(**batch).logits.detach()
+    expected = float(F.cross_entropy(logits, labels, label_smoothing=0.3))
+    assert expected != pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+    found = ours.evaluate()
+    parts = [part for part, _, part_of in ours.goal.named() if part_of.needs_labels]
+    assert parts
+    for part in parts:
+        assert found[f"eval_{part}"] == pytest.approx(expected, rel=1e-6)
+    assert "label_smoothing=0.3" in str(ours.goal), "the card's formula"
+
+
+def test_label_smoothing_factor_reaches_early_exits(tmp_path: Path) -> None:
+    """Against the head of the exit and torch's cross-entropy."""
+    head = "sequence_classification"
+    exits = EarlyExits(layers=(1,), labels=1.0, pooling="first")
+    ours = trainer(tmp_path, exits, head, label_smoothing_factor=0.3)
+    batch = collate(CASES[head].data())
+    labels = batch.pop("labels")
+    states = ours.model.eval()(**batch, output_hidden_states=True).hidden_states[1][:, 0]
+    exit_head: Any = ours.projections["early_exits"]["1"]
+    logits = exit_head.linear(states).detach()
+    expected = float(F.cross_entropy(logits, labels, label_smoothing=0.3))
+    found = ours.evaluate()["eval_early_exits_labels"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found != pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
 
 
 # ---- weight decay ----------------------------------------------------------------------------

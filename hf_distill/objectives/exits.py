@@ -34,12 +34,14 @@ class EarlyExits(Objective):
         temperature: Of both distributions.
         labels: The weight of each exit's own loss of the labels; 0: none.
         pooling: ``mean`` over the real positions, or the ``first``.
+        label_smoothing: Of the exits' own losses, as in `HardLabels`.
     """
 
     layers: tuple[int, ...] | None = None
     temperature: float = 1.0
     labels: float = field(default=0.0, kw_only=True)
     pooling: str = field(default="mean", kw_only=True)
+    label_smoothing: float | None = field(default=None, kw_only=True)
     name: ClassVar[str] = "early_exits"
     student_needs: ClassVar[Needs] = Needs(logits=True, hidden_states=True)
     citation: ClassVar[str] = bibtex(
@@ -61,6 +63,7 @@ class EarlyExits(Objective):
             raise ValueError(f"Expected a pooling 'mean' or 'first', got {self.pooling!r}.")
         check_weight(self.labels)
         ForwardKL(self.temperature)
+        HardLabels(self.label_smoothing)
         object.__setattr__(self, "needs_labels", self.labels > 0)
 
     def check(self, kind: str, classes: int | None = None) -> None:
@@ -69,6 +72,8 @@ class EarlyExits(Objective):
                 "EarlyExits teaches with the last layer's logits, and a plain encoder has none. "
                 "Train a model with a head."
             )
+        if self.labels:
+            HardLabels(self.label_smoothing).check(kind, classes)
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         logits, (_, states) = _logits(student), _stack(student)
@@ -92,7 +97,7 @@ class EarlyExits(Objective):
             found = head(states[int(layer)], last, mask, self.pooling)
             exits.append(replace(student, logits=found, traced=None))
         taught = replace(student, logits=last.detach(), traced=None)
-        kl, labels = ForwardKL(self.temperature), HardLabels()
+        kl, labels = ForwardKL(self.temperature), HardLabels(self.label_smoothing)
         terms = [mean_term([kl.terms(e, taught, items, context)[0] for e in exits], self.name)]
         if self.labels:
             name = f"{self.name}_labels"

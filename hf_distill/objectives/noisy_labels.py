@@ -24,9 +24,11 @@ class TrustedLabels(Objective):
 
     Args:
         power: 0: all labels count.
+        label_smoothing: As in `HardLabels`.
     """
 
     power: float = 1.0
+    label_smoothing: float | None = None
     name: ClassVar[str] = "trusted_labels"
     needs: ClassVar[Needs] = LOGITS
     needs_labels: ClassVar[bool] = True
@@ -34,6 +36,7 @@ class TrustedLabels(Objective):
     def __post_init__(self) -> None:
         if not self.power >= 0:
             raise ValueError(f"Expected a power of at least 0, got {self.power}.")
+        HardLabels(self.label_smoothing)
 
     @property
     def student_needs(self) -> Needs:
@@ -51,7 +54,7 @@ class TrustedLabels(Objective):
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("TrustedLabels asks the teacher, and there is none.")
-        (term,) = HardLabels().terms(student, None, items, context)
+        (term,) = HardLabels(self.label_smoothing).terms(student, None, items, context)
         trust = label_probability(teacher, items).to(term.values.dtype) ** self.power
         return [replace(term, name=self.name, values=trust * term.values)]
 
