@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.hub.comparison import lower_is_better
+from hf_distill.directions import lower_is_better
 from hf_distill.recipe.chain import EVALUATION
 from hf_distill.recipe.publish import FINAL
 from hf_distill.recipe.stages import RECORD

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes language forward sharding | "
+    "losses ascent axes directions language forward sharding | "
     "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | reduction objectives | teachers | metrics | config | "
@@ -22,7 +22,13 @@ LAYERS = (
 )
 """Lowest first."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}
-ALONE = {"losses": set(), "metrics": {"losses"}, "hub": set(), "forward": set()}
+ALONE = {
+    "losses": set(),
+    "metrics": {"losses", "directions"},
+    "hub": {"directions"},
+    "forward": set(),
+    "directions": set(),
+}
 """Parts that may know nothing else of the package: they are useful without it."""
 
 

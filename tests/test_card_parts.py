@@ -16,9 +16,10 @@ from huggingface_hub import parse_eval_result_entries
 from markdown_it import MarkdownIt
 from test_card import FACTS, _metadata, _table
 
+from hf_distill.directions import lower_is_better
 from hf_distill.hub import StudentCard, render, validate, write
 from hf_distill.hub.card import BEGIN, END, with_repo_id
-from hf_distill.hub.comparison import lower_is_better, size, weight
+from hf_distill.hub.comparison import size, weight
 from hf_distill.hub.exports import add_exports
 from hf_distill.hub.files import pictures_of
 from hf_distill.hub.formula import latex, legend

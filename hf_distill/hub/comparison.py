@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from hf_distill.directions import lower_is_better
+
 from .markup import cell, linked, show
 
 _NO_RESULT = re.compile(
     r"agreement|retention|retained|teacher|kept|(^|_)kl(_|$)|acceptance|(?<!cross_)entropy"
 )
 """Figures about student and teacher, or that are neither good nor bad: none is a result."""
-_LOWER_IS_BETTER = re.compile(
-    r"loss|perplexity|error|cross_entropy|divergence|bits_per"
-    r"|(^|_)(ece|kl|brier|nll|ppl|bpb|wer|cer|ter|mse|mae|rmse)(_|$)"
-)
 _MEANINGS = {
     "perplexity": "exp of the mean negative log-likelihood of a token",
     "kl_forward": "KL(teacher‖model), nats a token",
@@ -46,14 +44,6 @@ _WORDS = {
     "preliminary": "preliminary: a word on the method needs 6 seeds",
     "checkpoint only": "one seed says nothing about the method",
 }
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better, by its name: perplexity, kl_forward, ece, nll, …
-
-    Of ``task/metric``, as of `language_eval.lm_eval`, the task's name does not count.
-    """
-    return bool(_LOWER_IS_BETTER.search(metric.rpartition("/")[2].lower()))
 
 
 def is_result(metric: str) -> bool:

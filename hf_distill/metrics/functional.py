@@ -6,21 +6,16 @@ processes. Kullback-Leibler divergences are in :mod:`hf_distill.losses`.
 """
 
 import math
-import re
+import numbers
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hf_distill.directions import higher_is_better
 from hf_distill.losses import total_variation
-
-# What in the name of a metric says that less is better, or that it is no quality at all. The short
-# ones count only as whole words: "answer_f1" has nothing to do with the word error rate.
-_NOT_HIGHER_IS_BETTER = re.compile(
-    r"loss|perplexity|error|entropy|brier|divergence|distance|latency|runtime|second|memory"
-    r"|(?<![a-z])(bpb|bpc|cer|ece|eer|epochs?|fid|flops|flos|fnr|fpr|kl|mae|mape|mce|mer|mse|nll"
-    r"|nrmse|params|ppl|rmse|samples|size|steps?|ter|time|wer)(?![a-z])"
-)
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -195,12 +190,13 @@ def calibration_error(sums: Tensor) -> Tensor:
     return (correct - confidence).abs().sum() / count.sum().clamp(min=1)
 
 
-def retained(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, float]:
+def retained(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
     """The share of the teacher's result that the student keeps, ``student / teacher``.
 
-    Only for metrics that both have and of which more is better: losses, error rates and run times
-    are known by their names and left out. So are metrics of which the teacher's value is not a
-    positive finite number, since no share of it exists.
+    Only for metrics that both have and of which more is known to be better (see
+    `hf_distill.directions`): error rates, lengths and run times have no share that one could keep.
+    What is no real number (a list, a text, None) has none either, nor has a metric of which the
+    teacher's value is not positive and finite.
 
     Args:
         student: the student's metrics by name.
@@ -212,13 +208,22 @@ def retained(student: Mapping[str, float], teacher: Mapping[str, float]) -> dict
     >>> retained({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
     {'retained_accuracy': 0.9}
     """
-    return {
-        f"retained_{name}": student[name] / value
-        for name, value in teacher.items()
-        if name in student
-        and not _NOT_HIGHER_IS_BETTER.search(name.lower())
-        and 0 < value < math.inf
-    }
+    found = {}
+    for name in teacher:
+        ours, theirs = number(student.get(name)), number(teacher[name])
+        if ours is None or theirs is None or not higher_is_better(name):
+            continue
+        if 0 < theirs < math.inf:
+            found[f"retained_{name}"] = ours / theirs
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A real number, of Python, numpy or torch, as a float; None if it is anything else."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return float(value) if real else None
 
 
 def _check_same_shape(student: Tensor, teacher: Tensor) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_distill.hub.comparison import lower_is_better, mean
+from hf_distill.directions import lower_is_better
+from hf_distill.hub.comparison import mean
 from hf_distill.language_eval import side_by_side_samples
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.stages import RECORD, Stage, versions

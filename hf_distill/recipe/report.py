@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.curves import Line, Panel, draw, save
-from hf_distill.hub.comparison import lower_is_better
+from hf_distill.directions import lower_is_better
 from hf_distill.recipe.chain import TEACHER, generations
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schema import CONTROL, Recipe

@@ -21,7 +21,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_distill.hub.comparison import lower_is_better
+from hf_distill.directions import lower_is_better
 from hf_distill.language import LanguageCollator
 from hf_distill.metrics import load as load_metric
 from hf_distill.recipe import language, sources

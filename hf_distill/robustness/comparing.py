@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_distill.axes import AXES
-from hf_distill.robustness.figures import LOWER_IS_BETTER, scores_of
+from hf_distill.directions import lower_is_better
+from hf_distill.robustness.figures import scores_of
 from hf_distill.robustness.plan import Plan
 from hf_distill.robustness.runner import Outcome, Runner
 from hf_distill.robustness.statistics import paired_t
@@ -58,7 +59,7 @@ def verdicts_against(
         return np.stack([scores[pair[side]][axis] for pair in pairs])
 
     axes = {axis: (stacked(axis, 0), stacked(axis, 1)) for axis in shared}
-    upwards = {axis: axis not in LOWER_IS_BETTER for axis in axes}
+    upwards = {axis: not lower_is_better(axis) for axis in axes}
     found = judge(axes, runner.plan.level, upwards)
     masked = any(outcomes[ours].masked for ours, _ in pairs)
     rows = {}

@@ -32,12 +32,6 @@ from hf_distill.robustness.measures import (
 from hf_distill.robustness.plan import TEXT_SEARCH
 from hf_distill.robustness.runner import Outcome, Runner
 
-LOWER_IS_BETTER = (
-    *("nll", "brier", "ece", "adaptive_ece", "nll_scaled", "ece_scaled", "risk_coverage_area"),
-    *("mce", "relative_mce"),
-)
-"""Figures of which less is better; invariance failure rates are too."""
-
 
 def figures_of(
     runner: Runner, outcome: Outcome, teacher: Outcome | None, reference: Outcome | None

@@ -1,9 +1,9 @@
 """`evaluate` module: the share of the teacher's result that the student keeps."""
 
+import math
+
 import datasets
 import evaluate
-
-from hf_distill.metrics import functional
 
 _DESCRIPTION = (
     "The share of the teacher's result that the student keeps: student / teacher, averaged over "
@@ -32,7 +32,7 @@ _CITATION = """@article{sanh2019distilbert,
 
 
 class Retention(evaluate.Metric):
-    """Mean of student / teacher; see `hf_distill.metrics.functional.retained`."""
+    """Mean of student / teacher; see `hf_distill.metrics.retained`."""
 
     def _info(self) -> evaluate.MetricInfo:
         result = datasets.Value("float64")
@@ -44,12 +44,10 @@ class Retention(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        student = {f"result_{i}": value for i, value in enumerate(predictions)}
-        teacher = {f"result_{i}": value for i, value in enumerate(references)}
-        shares = functional.retained(student, teacher)
-        if not shares or len(shares) < len(references):
+        if not references or not all(0 < value < math.inf for value in references):
             raise ValueError(
                 "retention divides by the teacher's results, so each must be a positive finite "
                 f"number, got {references}. Leave the others out."
             )
-        return {"retention": sum(shares.values()) / len(shares)}
+        shares = [ours / theirs for ours, theirs in zip(predictions, references, strict=True)]
+        return {"retention": sum(shares) / len(shares)}
