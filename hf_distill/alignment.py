@@ -28,12 +28,14 @@ class Pair:
         group: The stack of layers that both belong to.
         student: ``(B, T, H)``, ``(B, C, h, w)`` or ``(B, H)``.
         teacher: The same, of the teacher.
+        who: Whose they are, for messages.
     """
 
     key: str
     group: str
     student: Tensor
     teacher: Tensor
+    who: tuple[str, str] = ("the student", "the teacher")
 
 
 def align(
@@ -48,8 +50,10 @@ def align(
         ValueError: a group that one of the models has not, or what `layer_map` refuses.
     """
     paths = module_pairs(spec)
+    who = (student.who or "the student", teacher.who or "the teacher")
     pairs = [
-        Pair(_key(f"{s}__{t}"), MODULES, student.modules[s], teacher.modules[t]) for s, t in paths
+        Pair(_key(f"{s}__{t}"), MODULES, student.modules[s], teacher.modules[t], who)
+        for s, t in paths
     ]
     if paths and not student.hidden_states:
         return pairs
@@ -61,7 +65,7 @@ def align(
             )
         ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
         mapping = layer_map(spec, len(ours) - 1, len(theirs) - 1)
-        pairs += [Pair(f"{group}_{s}_{t}", group, ours[s], theirs[t]) for s, t in mapping]
+        pairs += [Pair(f"{group}_{s}_{t}", group, ours[s], theirs[t], who) for s, t in mapping]
     return pairs
 
 
@@ -114,9 +118,10 @@ def same_size(pair: Pair) -> Pair:
     ours, theirs = as_map(pair.student), as_map(pair.teacher)
     if ours.dim() != 4 or theirs.dim() != 4:
         raise ValueError(
-            "Expected as many positions in the student's hidden states as in the teacher's, got "
-            f"{tuple(pair.student.shape)} and {tuple(pair.teacher.shape)} at {pair.key}. Only "
-            "pictures can be resized: choose layers of one length (explicit pairs)."
+            f"Expected as many positions in the hidden states of {pair.who[0]} as in those of "
+            f"{pair.who[1]}, got {tuple(pair.student.shape)} and {tuple(pair.teacher.shape)} at "
+            f"{pair.key}. Only pictures can be resized: choose layers of one length (explicit "
+            "pairs), or an objective on the logits."
         )
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     resized = [F.adaptive_avg_pool2d(x, size) if x.shape[2:] != size else x for x in (ours, theirs)]

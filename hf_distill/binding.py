@@ -32,7 +32,7 @@ from hf_distill.objectives.routing import with_router_balance
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.projection import same_logits
-from hf_distill.reading import by_row, rows_of
+from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import ModelTeacher, Teacher
@@ -142,7 +142,7 @@ class Binding(Trainer):
 
     def _bind(self) -> None:
         """Make what belongs to this very student: projections, initial weights."""
-        self._head, self._bound = Head(self._student), self._student
+        self._head, self._bound = Head(self._student, role="student"), self._student
         if self.accelerator.is_fsdp2:
             choose_blocks(self.accelerator.state.fsdp_plugin, self._student)
         self._parameters: dict[str, Tensor] = {}
@@ -170,6 +170,7 @@ class Binding(Trainer):
         batch, items = dict(sample), self._head.items(sample)
         if by_row(sample):
             batch, items = rows_of(sample, items, [0])
+        items = without_places(items)  # it is asked for the last of them alone
         if "logits_to_keep" in self._head.accepts:
             batch["logits_to_keep"] = LOOK
         student = next(self._student.parameters()).device.type == self.args.device.type

@@ -25,6 +25,7 @@ from hf_distill.capture import (
     unprojected,
 )
 from hf_distill.losses.fused import Linear
+from hf_distill.places import Prompt, check_length, needs_labels, task_columns
 from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.sharding import elsewhere
@@ -46,14 +47,17 @@ class Head:
     Args:
         model: A transformers model, or a PEFT model around one.
         task: Its row of the table; found by the class name when not given.
+        role: What it is, for messages: ``student``, ``teacher``, ….
     """
 
-    def __init__(self, model: nn.Module, task: Task | None = None):
-        self.model = base_of(model)
+    def __init__(self, model: nn.Module, task: Task | None = None, role: str = "model"):
+        self.given, self.model = model, base_of(model)
+        self.who = f"the {role} ({type(self.model).__name__})"
         self.task = task_of(self.model) if task is None else task
         self.config: Any = self.model.config
         parameters = inspect.signature(self.model.forward).parameters
         self.accepts = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        self.accepts |= task_columns(model)
         self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
@@ -69,7 +73,9 @@ class Head:
             logits=logits,
             exact=logits,
             whole=logits,
-            linear=self._projection is not None and self._projection.known,
+            linear=self._projection is not None
+            and self._projection.known
+            and not needs_labels(self.given),  # whose loss would read the logits
             hidden_states=True,
             attentions=not fields or bool(paths & set(fields)),
             qkv=bool(self._projections),
@@ -141,7 +147,12 @@ class Head:
                 linear = stack.enter_context(unprojected(projection.layer, projection.of))
             outputs = call(**inputs)
             signal = self.signal(outputs, batch, needs, items, taken, traced)
-            return outputs, replace(signal, logits=None, linear=linear[0]) if linear else signal
+            if linear:
+                prompt = Prompt.of(self.given, batch)
+                behind = replace(linear[0], hidden=tuple(map(prompt.after, linear[0].hidden)))
+                self._check_items(behind.shape, items)
+                signal = replace(signal, logits=None, linear=behind)
+            return outputs, signal
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
         """The part of a batch that this model takes, without labels, and the outputs asked for.
@@ -156,6 +167,9 @@ class Head:
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
+        if needs_labels(self.given):
+            inputs.pop("decoder_input_ids", None)
+            inputs["labels"] = batch["labels"]
         if {"use_cache", "cache"} & self.accepts:
             inputs["use_cache"] = False
         if needs.hidden_states:
@@ -203,8 +217,18 @@ class Head:
         traced: Sequence[Tensor] = (),
     ) -> Signal:
         """Read a model's outputs: classes last, in this model's own order."""
-        taken = {} if taken is None else taken
+        prompt = Prompt.of(self.given, batch)
+        taken = {
+            path: prompt.module(path, v) for path, v in ({} if taken is None else taken).items()
+        }
+        outputs = prompt.outputs(outputs)
         logits = None if self.task.read is None else self.task.read(outputs, batch)
+        if (
+            logits is not None
+            and not needs.linear
+            and not self._check_items(logits.shape, items, needs.logits or needs.inputs)
+        ):
+            logits = None
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
             for group, path in self.task.hidden.items():
@@ -213,6 +237,7 @@ class Head:
         if needs.attentions:
             for group, path in self.task.attentions.items():
                 attentions[group] = _attentions(outputs, path, type(self.model).__name__)
+                prompt.check_maps(self.who, attentions[group])
         qkv = {}
         if needs.qkv:
             for group, layers in self._projections.items():
@@ -238,6 +263,36 @@ class Head:
             label_logits=label_read(outputs, batch) if label_read and known else None,
             own_loss=outputs.loss if needs.own_loss else None,
             blank=int(getattr(self.config, "pad_token_id", None) or 0),
+            who=self.who,
+        )
+
+    def _check_items(self, shape: Sequence[int], items: Items, needed: bool = True) -> bool:
+        """Whether logits ``(..., C)`` have a row for each item of the batch.
+
+        Raises:
+            ValueError: they have not, and they are needed.
+        """
+        mask = items.masks.get("items")
+        if mask is None or tuple(shape[:-1]) == mask.shape:
+            return True
+        if not needed:
+            return False
+        name, over = type(self.model).__name__, tuple(mask.shape)
+        more = shape[-2] - over[-1] if len(shape) == mask.dim() + 1 else 0
+        remedy = (
+            f"Name the head that it has: `hf_distill.tasks.HEADS[{name!r}] = …`, or a row of your "
+            "own in `hf_distill.tasks.TASKS`"
+        )
+        if more > 0 and mask.dim() == 2:
+            remedy = (
+                f"It has {more} places more than the batch has tokens (a picture, or a prefix). "
+                "Say which are the tokens, for example the last: `TASKS['behind'] = dataclasses."
+                f"replace(TASKS[{self.task.name!r}], name='behind', read=lambda outputs, batch: "
+                f"outputs.logits[:, {more}:])` and `HEADS[{name!r}] = 'behind'` (hf_distill.tasks)"
+            )
+        raise ValueError(
+            f"Expected logits for the items {over} of the batch, read as {self.task.name}, from "
+            f"{self.who}, got {tuple(shape)}. {remedy}."
         )
 
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
@@ -249,7 +304,12 @@ class Head:
             )
         if isinstance(value, tuple):
             return value
-        return (_pooled(value, items.masks.get("hidden")) if group == "embedding" else value,)
+        mask = items.masks.get("hidden")
+        if group != "embedding":
+            return (value,)
+        if mask is not None:
+            check_length(self.who, "states", _features_last(value).shape[1], mask)
+        return (_pooled(value, mask),)
 
 
 def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:

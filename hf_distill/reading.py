@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from hf_distill.places import frame_mask, with_pictures
 from hf_distill.signals import Items
 
 Batch = Mapping[str, Any]
@@ -22,6 +23,7 @@ WEIGHTS = "token_weights"
 GENERATED = "generated"
 """The key of a batch that marks, ``(B,)``, the texts that a student wrote: their tokens are items
 for a teacher to judge, and no labels."""
+SOUNDS = ("input_values", "input_features")
 ALIGNED = "teacher_positions"
 """The key of a batch with a teacher of another tokenizer: at each position the teacher's position
 that predicts the same text, or -1."""
@@ -73,6 +75,11 @@ def rows_of(
     }
     kept = Items(masks, own(items.labels, axis), own(items.weights, axis))
     return {name: own(value) for name, value in batch.items()}, kept
+
+
+def without_places(items: Items) -> Items:
+    """The items without their places, for models that are asked about some of them."""
+    return replace(items, masks={u: mask for u, mask in items.masks.items() if u != "items"})
 
 
 def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
@@ -132,13 +139,12 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 
 def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
-    """The padding of the hidden states: tokens, audio frames, or none (images)."""
+    """The padding of the hidden states: tokens, audio frames, or none (images, sounds unmasked)."""
     if "input_ids" in batch or "inputs_embeds" in batch:
-        return {"hidden": _token_mask(batch, rows)}
-    if batch.get("attention_mask") is not None and hasattr(
-        model, "_get_feat_extract_output_lengths"
-    ):
-        return {"hidden": _frame_mask(batch, model, rows)}
+        return {"hidden": with_pictures(_token_mask(batch, rows), batch, model)}
+    sound = getattr(model, "main_input_name", None)
+    if batch.get("attention_mask") is not None and sound in SOUNDS and sound in batch:
+        return {"hidden": frame_mask(batch, model, rows, last=False)}
     return {}
 
 
@@ -146,11 +152,12 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     """Token classification: a row with labels counts its labelled tokens, a row without any
     counts its real tokens, so that labelled and unlabelled sentences can be mixed."""
     real, labels = _token_mask(batch, rows), batch.get("labels")
+    hidden = with_pictures(real, batch, model)
     if labels is None:
-        return _count(rows, real, hidden=real)
+        return _count(rows, real, hidden=hidden)
     labelled = (labels != IGNORE) & rows[:, None]
     items = torch.where(labelled.any(-1, keepdim=True), labelled, real)
-    return _count(rows, items, labels, labelled, hidden=real)
+    return _count(rows, items, labels, labelled, hidden=hidden)
 
 
 def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -211,9 +218,8 @@ def _next(values: Tensor, none: float) -> Tensor:
 
 
 def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    groups = {}
-    if "input_ids" in batch or "inputs_embeds" in batch:  # audio encoders: every frame counts
-        groups["encoder"] = _token_mask(batch, rows)
+    encoded = _sequence_groups(batch, model, rows)
+    groups = {"encoder": encoded["hidden"]} if encoded else {}
     labels = batch.get("labels")
     if labels is None:
         ids = batch["decoder_input_ids"]
@@ -226,7 +232,7 @@ def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 
 def spans(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    real = _token_mask(batch, rows)
+    real = with_pictures(_token_mask(batch, rows), batch, model)
     items = rows.expand(2, -1)
     if batch.get("start_positions") is None or batch.get("end_positions") is None:
         return _count(rows, items, hidden=real)
@@ -236,33 +242,20 @@ def spans(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 
 def choices(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    real = _token_mask(batch, rows).flatten(0, 1)
+    real = with_pictures(_token_mask(batch, rows).flatten(0, 1), batch, model)
     labels = batch.get("labels")
     if labels is None:
         return _count(rows, rows, hidden=real)
     return _count(rows, rows, labels, (labels != IGNORE) & rows, hidden=real)
 
 
-def _frame_lengths(batch: Batch, model: nn.Module) -> tuple[Tensor, int]:
-    signal = batch[getattr(model, "main_input_name", "input_values")]
-    mask = batch.get("attention_mask")
-    full = torch.full((signal.shape[0],), signal.shape[1], device=signal.device)
-    lengths = full if mask is None else mask.sum(-1)
-    to_frames: Any = model._get_feat_extract_output_lengths
-    return to_frames(lengths), int(to_frames(torch.tensor(signal.shape[1])))
-
-
-def _frame_mask(batch: Batch, model: nn.Module, rows: Tensor) -> Tensor:
-    lengths, total = _frame_lengths(batch, model)
-    return (torch.arange(total, device=rows.device) < lengths[:, None]) & rows[:, None]
-
-
 def frames(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    frames, labels = _frame_mask(batch, model, rows), batch.get("labels")
+    frames, below = (frame_mask(batch, model, rows, last) for last in (True, False))
+    labels = batch.get("labels")
     if labels is None:
-        return _count(rows, frames, hidden=frames)
+        return _count(rows, frames, hidden=below)
     labelled = (labels >= 0) & rows[:, None]
-    return _count(rows, frames, labels, labelled, hidden=frames)
+    return _count(rows, frames, labels, labelled, hidden=below)
 
 
 def pixels(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -317,6 +310,7 @@ def start_end(outputs: Any, batch: Batch) -> Tensor:
     mask = batch.get("attention_mask")
     if mask is None:
         return logits
+    mask = F.pad(mask, (0, logits.shape[-1] - mask.shape[-1]), value=1)  # pictures behind the text
     # a quarter of the lowest, so that a script may add start and end without overflow
     return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
 

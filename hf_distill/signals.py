@@ -188,9 +188,10 @@ class Signal:
         members: What each member of an ensemble says, by name.
         router_loss: A number: how unevenly its routers use their experts in this batch.
         foreign: What a teacher with another tokenizer says, beside ``sparse``.
-        label_logits: What the label loss reads, where that is not ``logits``: spans over padding too.
+        label_logits: What the label loss reads, if not ``logits``: spans over padding too.
         own_loss: A number, or ``(B,)``: the loss of the model's own forward.
         blank: Of a ``ctc`` head the class that stands for no label.
+        who: Says it, for messages: ``the teacher (BertModel)``.
     """
 
     logits: Tensor | None = None
@@ -208,6 +209,7 @@ class Signal:
     label_logits: Tensor | None = None
     own_loss: Tensor | None = None
     blank: int = 0
+    who: str = ""
 
     def detach(self) -> Signal:
         """The same values, cut off from the graph; ``traced`` keeps its own."""

@@ -30,6 +30,7 @@ from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
+from hf_distill.places import task_columns
 from hf_distill.publishing import Publishing
 from hf_distill.reading import WEIGHTS
 from hf_distill.reduction import gradient_norms, reduce
@@ -81,7 +82,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
         super().__init__(model, args, *positional, **options)
-        self._head = Head(self._student)
+        self._head = Head(self._student, role="student")
         self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
@@ -104,7 +105,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             super()._set_signature_columns_if_needed()
             known: Any = self._signature_columns
             theirs = set() if self.teacher is None else self.teacher.columns()
-            theirs.add(WEIGHTS)
+            theirs |= {WEIGHTS} | task_columns(self._student)
             theirs |= (self._own_objective or self.args.objective()).columns
             self._signature_columns = known + sorted(theirs - set(known))
 

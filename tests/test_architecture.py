@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions language forward sharding | "
+    "losses ascent axes directions language forward sharding places | "
     "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | reduction objectives | teachers | metrics | config | "

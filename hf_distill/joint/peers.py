@@ -28,7 +28,7 @@ class Peers:
 
     def __init__(self, models: Mapping[str, nn.Module], ensemble: bool = False):
         self.models = nn.ModuleDict(models)
-        self.heads = {name: Head(model) for name, model in models.items()}
+        self.heads = {name: Head(model, role=f"peer {name!r}") for name, model in models.items()}
         self.first = next(iter(models))
         self.config = self.heads[self.first].config
         provides = [head.provides for head in self.heads.values()]

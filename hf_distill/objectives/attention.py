@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from hf_distill.layers import LayerSpec, layer_map, module_pairs, parse_layers
 from hf_distill.losses import attention
 from hf_distill.objectives.distributions import SoftCrossEntropy
 from hf_distill.objectives.features import HiddenStates, term_of
+from hf_distill.places import check_length
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Sum, Term, bibtex
 
@@ -65,12 +66,21 @@ class AttentionObjective(Objective):
     def over_layers(
         self,
         name: str,
-        student: Mapping[str, tuple[Any, ...]],
-        teacher: Mapping[str, tuple[Any, ...]],
+        field: str,
+        signals: tuple[Signal, Signal],
         items: Items,
         compare: Compare,
     ) -> list[Term]:
-        """One term for each group: the mean over its pairs of layers."""
+        """One term for each group: the mean over its pairs of layers.
+
+        Args:
+            name: Of the terms.
+            field: What is compared: ``attentions`` or ``qkv``.
+            signals: Of the student and of the teacher.
+            items: What there is to count.
+            compare: Gives the values of one pair of layers.
+        """
+        student, teacher = (getattr(signal, field) for signal in signals)
         groups = tuple(student) if self.groups is None else self.groups
         terms = []
         for group in groups:
@@ -88,6 +98,10 @@ class AttentionObjective(Objective):
                         f"Expected layers from 1, got the pair {(s, t)} (student, teacher): the "
                         "embeddings (0) have no attention."
                     )
+                for signal, layer in zip(signals, (ours[s - 1], theirs[t - 1]), strict=True):
+                    if mask is not None:
+                        length = layer[0].shape[-2] if field == "qkv" else layer.shape[-1]
+                        check_length(signal.who or "a model", f"attention ({group})", length, mask)
                 values.append(compare(ours[s - 1], theirs[t - 1], mask))
             value = torch.stack(values).mean(0)
             label = name if len(groups) == 1 else f"{name}_{group}"
@@ -149,8 +163,8 @@ class AttentionMaps(AttentionObjective):
             maps = [scores_of(x) if self._scored else x for x in (ours, theirs)]
             return distance(*maps, mask=mask, heads=self.heads, causal=self.causal)
 
-        ours, theirs = (s.qkv if self._scored else s.attentions for s in (student, teacher))
-        return self.over_layers(self.name, ours, theirs, items, compare)
+        field = "qkv" if self._scored else "attentions"
+        return self.over_layers(self.name, field, (student, teacher), items, compare)
 
 
 def scores_of(qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -196,11 +210,10 @@ class MiniLM(AttentionObjective):
                 _flat(ours[2]), _flat(theirs[2]), heads, mask=mask, causal=self.causal
             )
 
+        both = (student, teacher)
         return [
-            *self.over_layers(
-                "minilm_attention", student.attentions, teacher.attentions, items, maps
-            ),
-            *self.over_layers("minilm_values", student.qkv, teacher.qkv, items, values),
+            *self.over_layers("minilm_attention", "attentions", both, items, maps),
+            *self.over_layers("minilm_values", "qkv", both, items, values),
         ]
 
 
@@ -250,7 +263,7 @@ class MiniLMv2(AttentionObjective):
         terms = []
         for which, name in enumerate(("queries", "keys", "values")):
             label = f"{self.name}_{name}"
-            terms += self.over_layers(label, student.qkv, teacher.qkv, items, relation(which))
+            terms += self.over_layers(label, "qkv", (student, teacher), items, relation(which))
         return terms
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hf_distill.alignment import pooled
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.labels import HardLabels
+from hf_distill.places import check_length
 from hf_distill.schedules import check_weight
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex, built_modules, mean_term
@@ -94,6 +95,9 @@ class EarlyExits(Objective):
         last, mask = _logits(student), items.masks.get(group)
         exits: list[Signal] = []
         for layer, head in built_modules(context).items():
+            if mask is not None and states[int(layer)].dim() == 3:
+                length = states[int(layer)].shape[1]
+                check_length(student.who or "the student", f"states of layer {layer}", length, mask)
             found = head(states[int(layer)], last, mask, self.pooling)
             exits.append(replace(student, logits=found, traced=None))
         taught = replace(student, logits=last.detach(), traced=None)

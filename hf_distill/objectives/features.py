@@ -23,6 +23,7 @@ from hf_distill.alignment import (
 )
 from hf_distill.layers import LayerSpec, module_pairs, parse_layers
 from hf_distill.losses import features
+from hf_distill.places import check_length
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
 
@@ -125,6 +126,7 @@ class FeatureObjective(Objective):
         gathered: dict[tuple[str, str], list[Pair]] = {}
         for pair in align(self.layers, student, teacher, self.groups):
             unit = unit_of(pair, items)
+            check_places(pair, items.masks.get(unit))
             pair = self.prepare(pair, items.masks.get(unit))
             pair = project(pair, modules, self._kind) if self.projects else pair
             gathered.setdefault((pair.group, unit), []).append(pair)
@@ -158,6 +160,13 @@ def unit_of(pair: Pair, items: Items) -> str:
         if named and pair.student.dim() == 3 and pair.student.shape[:2] == mask.shape:
             return name
     return ""
+
+
+def check_places(pair: Pair, mask: Tensor | None) -> None:
+    """Refuse layers of sequences with other places than the batch says are real or padding."""
+    for who, states in zip(pair.who, (pair.student, pair.teacher), strict=True):
+        if mask is not None and states.dim() == 3:
+            check_length(who, f"states at {pair.key}", states.shape[1], mask)
 
 
 def term_of(name: str, values: Tensor, unit: str, items: Items) -> Term:

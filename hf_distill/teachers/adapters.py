@@ -41,7 +41,7 @@ class AdaptersOff:
                 "them on first (peft.get_peft_model), and pass that model to the trainer as well."
             )
         self.student = student
-        self.head = Head(student, task)
+        self.head = Head(student, task, role="teacher")
         self.config = self.head.config
         self.provides = self.head.provides
         self._tokenizer = tokenizer

@@ -50,7 +50,7 @@ class ModelTeacher:
         shard: bool = False,
     ):
         self.model = model.requires_grad_(False).eval()
-        self.head = Head(model, task)
+        self.head = Head(model, task, role="teacher")
         self.config = self.head.config
         self.provides = self.head.provides
         self._tokens = None if tokenizer is None else tokenizer.get_vocab()

@@ -1,0 +1,211 @@
+"""Places of a model's sequences that are no tokens of the batch, and those that are padding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftType
+from torch import Tensor, nn
+
+CACHED = tuple(
+    getattr(PeftType, name) for name in ("PREFIX_TUNING", "CARTRIDGE") if hasattr(PeftType, name)
+)
+"""Prompts that are keys and values of every layer, and no places of a sequence."""
+ENCODED = ("encoder_last_hidden_state", "encoder_hidden_states")
+DECODED = ("logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states")
+DECODED += ("decoder_hidden_states",)
+
+
+# ---- in front: the prompts of PEFT ---------------------------------------------------------------
+
+
+def prompt_config(model: nn.Module) -> Any:
+    """The settings of the prompt that an adapter learns; None if it learns none."""
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    return config if config is not None and config.is_prompt_learning else None
+
+
+def task_columns(model: nn.Module) -> set[str]:
+    """What an adapter reads besides the inputs of its model: which task an example is of."""
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    kinds = (PeftType.MULTITASK_PROMPT_TUNING, PeftType.POLY)
+    return {"task_ids"} if config is not None and config.peft_type in kinds else set()
+
+
+def needs_labels(model: nn.Module) -> bool:
+    """Whether PEFT makes the decoder's inputs of the labels, and passes no others on."""
+    config = prompt_config(model)
+    multitask = config is not None and config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
+    return multitask and bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The places that an adapter puts in front of the tokens (prompt tuning, p-tuning).
+
+    Nothing is cut where no prompt was (an adapter that is switched off).
+
+    Attributes:
+        size: How many.
+        tokens: T of the tokens ``(..., T)``; None: the batch has none.
+        decoded: That of a decoder's tokens behind an encoder; None: there is no encoder.
+        cached: How many keys and values stand in front of each layer's (prefix tuning too).
+    """
+
+    size: int
+    tokens: int | None
+    decoded: int | None
+    cached: int
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Mapping[str, Any]) -> Prompt:
+        """What stands in front of this batch."""
+        config = prompt_config(model)
+        if config is None:
+            return cls(0, None, None, 0)
+        size = int(config.num_virtual_tokens)
+        ids, embeds = batch.get("input_ids"), batch.get("inputs_embeds")
+        tokens = None if embeds is None else embeds.shape[-2]
+        tokens = tokens if ids is None else ids.shape[-1]
+        decoded = batch.get("decoder_input_ids", batch.get("labels"))
+        several = getattr(model.config, "is_encoder_decoder", False) and decoded is not None
+        front = 0 if config.peft_type in CACHED else size
+        return cls(front, tokens, decoded.shape[-1] if several else None, size)  # type: ignore[union-attr]
+
+    def after(self, values: Tensor, encoded: bool = False) -> Tensor:
+        """``(B, size + T, ...)`` without its first places; anything else as it is.
+
+        Args:
+            values: Of one layer.
+            encoded: Whether it is of an encoder, which a decoder follows.
+        """
+        count = self.tokens if encoded or self.decoded is None else self.decoded
+        if not self.size or values.dim() < 2 or values.shape[1] != (count or 0) + self.size:
+            return values
+        return values[:, self.size :]
+
+    def outputs(self, outputs: Any) -> Any:
+        """A model's outputs without the places of the prompt."""
+        if not self.size or not dataclasses.is_dataclass(outputs):
+            return outputs
+        found: dict[str, Any] = {}
+        for name in (*ENCODED, *DECODED):
+            value, encoded = getattr(outputs, name, None), name in ENCODED
+            least = 2 if name in ("start_logits", "end_logits") else 3
+            if isinstance(value, tuple):
+                found[name] = tuple(self.after(layer, encoded) for layer in value)
+            elif isinstance(value, Tensor) and value.dim() >= least:
+                found[name] = self.after(value, encoded)
+        return dataclasses.replace(outputs, **found)  # type: ignore[type-var]
+
+    def module(self, path: str, values: Tensor) -> Tensor:
+        """The output of a module, by its path, without the places of the prompt."""
+        if values.dim() < 3:
+            return values
+        return self.after(values, "encoder" in path.split(".") and self.decoded is not None)
+
+    def check_maps(self, who: str, maps: Iterable[Tensor]) -> None:
+        """Refuse attention maps of which the prompt has a part.
+
+        Raises:
+            ValueError: maps that look at more places than the batch has tokens.
+        """
+        sizes = {self.tokens, self.decoded}
+        if self.cached and any(layer.shape[-1] not in sizes for layer in maps):
+            raise ValueError(
+                f"Expected attention maps of {who} over the {self.tokens} tokens of the batch, got "
+                f"maps in which a part of the attention goes to the {self.cached} virtual tokens "
+                "of its prompt. Compare what is before the softmax (AttentionMaps(scores=True), "
+                "MiniLMv2, TinyBERT), or hidden states."
+            )
+
+
+# ---- behind: pictures ----------------------------------------------------------------------------
+
+
+def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
+    """The mask of a model's states: of its tokens ``(B, T)``, and of the picture that it puts
+    behind them, whose places all count.
+
+    LayoutLMv3 has a place for each patch and one for the picture; VisualBERT gets them made.
+    """
+    config: Any = getattr(model, "config", None)
+    kind, rows = getattr(config, "model_type", ""), mask.any(-1, keepdim=True)
+    pictures, visual = batch.get("pixel_values"), batch.get("visual_embeds")
+    if kind == "layoutlmv3" and isinstance(pictures, Tensor) and config.visual_embed:
+        height, width = (size // config.patch_size for size in pictures.shape[-2:])
+        return torch.cat([mask, rows.expand(-1, height * width + 1)], 1)
+    if kind == "visual_bert" and isinstance(visual, Tensor):
+        real = batch.get("visual_attention_mask")
+        real = torch.ones(visual.shape[:-1], device=mask.device) if real is None else real
+        return torch.cat([mask, real.flatten(0, -2).bool() & rows], 1)
+    return mask
+
+
+# ---- shorter: sounds -----------------------------------------------------------------------------
+
+
+def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: bool) -> Tensor:
+    """Which frames of a sound ``(B, F)`` are no padding, by the model's own arithmetic.
+
+    Args:
+        batch: With the sound, and maybe its ``attention_mask`` ``(B, samples or frames)``.
+        model: Its ``_get_feat_extract_output_lengths``, or the like, says how samples become
+            frames; the frames of a model without one are those of the batch.
+        rows: ``(B,)``, the examples that count.
+        last: Whether the frames below the logits are meant: an adapter may shorten them once more.
+    """
+    signal, mask = (
+        batch[getattr(model, "main_input_name", "input_values")],
+        batch.get("attention_mask"),
+    )
+    if mask is None:
+        lengths = torch.full((len(signal),), signal.shape[1], device=signal.device)
+        longest = int(signal.shape[1])
+    else:
+        mask = mask[:, :, -1] if mask.dim() > 2 else mask
+        lengths, longest = mask.sum(-1), int(mask.shape[-1])
+    total = int(_subsampled(torch.tensor([longest]), model, last))
+    found = _subsampled(lengths, model, last).to(rows.device)
+    return (torch.arange(total, device=rows.device) < found[:, None]) & rows[:, None]
+
+
+def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
+    for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
+        for owner in (model, getattr(model, "encoder", None)):
+            shorten: Any = getattr(owner, name, None)
+            if shorten is None:
+                continue
+            options = (
+                {}
+                if last or "add_adapter" not in signature(shorten).parameters
+                else {"add_adapter": False}
+            )
+            try:
+                return torch.as_tensor(shorten(lengths, **options)).reshape(lengths.shape)
+            except (RuntimeError, ValueError):  # arithmetic of one number (Moonshine)
+                return torch.tensor([int(shorten(n, **options)) for n in lengths.tolist()])
+    return lengths
+
+
+# ---- what fits, and what does not ----------------------------------------------------------------
+
+
+def check_length(who: str, what: str, length: int, mask: Tensor) -> None:
+    """Refuse states or maps whose places are not those that the batch says are real.
+
+    Raises:
+        ValueError: the two lengths differ.
+    """
+    if length != mask.shape[-1]:
+        raise ValueError(
+            f"Expected {what} with {mask.shape[-1]} places from {who}, as many as the batch has, "
+            f"got {length}: which of them are padding is not known. Choose layers of that length "
+            "(layers='-1:-1', or explicit pairs), another group (groups=…), or an objective on "
+            "the logits."
+        )
