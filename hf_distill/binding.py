@@ -27,14 +27,16 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.matching import match_heads, ordered
-from hf_distill.objectives import WeightDecay
+from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
-from hf_distill.pair import Pair
+from hf_distill.own_loss import check_label_loss
+from hf_distill.pair import Pair, evaluating
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
 from hf_distill.signals import Items, Needs, Signal
+from hf_distill.tasks import TASKS, unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
 
@@ -78,12 +80,28 @@ class Binding(Trainer):
 
         (The search keeps the score of a trial in ``self.objective``, so that name is taken.)
         """
-        objective = self._smoothed(self._own_objective or self.args.objective())
+        objective = self._smoothed(self._own_objective or self._default_objective())
         objective = self.goal = with_router_balance(objective, self._head)
         check_objective(objective, self.teacher, self._head, self.args.per_device_train_batch_size)
         sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         check_gradient_norms(self.args.log_gradient_norms, sharded)
         check_weight_decay(objective, sharded, self.args.weight_decay)
+
+    def _default_objective(self) -> Sum:
+        """What the arguments say, or the same with the student's own loss and hidden states."""
+        if self._head.task is not TASKS["other"]:
+            return self.args.objective()
+        model = self._head.model
+        if not type(model).__module__.startswith("transformers."):
+            raise ValueError(unknown_head(model))
+        if not hasattr(self, "goal"):
+            warnings.warn(
+                f"The logits of {type(model).__name__} are not known here: its own loss and the "
+                "teacher's hidden states are learned. To choose what is learned, pass objective=…, "
+                "for example 0.5 * ModelLoss() + 0.5 * HiddenStates(), which this is.",
+                stacklevel=4,
+            )
+        return self.args.objective(ModelLoss(), HiddenStates())
 
     def _smoothed(self, objective: Sum) -> Sum:
         """The objective with the label smoothing of the arguments."""
@@ -153,8 +171,19 @@ class Binding(Trainer):
         keep, device = self._parameters if self.goal.needs_initial else {}, self.args.device
         self._initial = {name: p.detach().to(device, copy=True) for name, p in keep.items()}
         with gathered(self._student.parameters()):
+            self._check_label_loss()
             self._lean = self._can_be_lean()
             self.projections = self._build_projections()
+
+    def _check_label_loss(self) -> None:
+        """Let the student's own loss judge ours, on one or two examples."""
+        ours = [p for _, p in self.goal.parts if p.needs_labels and not isinstance(p, ModelLoss)]
+        sample, parameter = self._first_batch, next(self._student.parameters())
+        if not (self.args.check_label_loss and ours and sample) or parameter.is_meta:
+            return
+        with torch.no_grad(), same_randomness(), evaluating(self._student):
+            on_device = send_to_device(sample, parameter.device)
+            check_label_loss(self._student, self._head, on_device)
 
     def _unprojected(self, needs: Needs) -> Needs:
         """What the teacher is asked for where no logits of a whole batch are wanted."""
@@ -164,8 +193,10 @@ class Binding(Trainer):
         """Whether the logits of a whole batch may remain uncomputed: the objective looks at items
         one by one, and from hidden states and heads the models' own logits come out (seen on a few
         positions of the first example)."""
-        sample = self._first_batch
-        if sample is None or not self.goal.by_item or not self._head.provides.linear:
+        sample, needs = self._first_batch, self.goal.student_needs
+        if needs.own_loss or not (self.goal.by_item and self._head.provides.linear):
+            return False
+        if sample is None:
             return False
         batch, items = dict(sample), self._head.items(sample)
         if by_row(sample):

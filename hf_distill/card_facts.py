@@ -50,7 +50,7 @@ PIPELINES = {
     "dual_encoder": "zero-shot-image-classification",
     "encoder": "feature-extraction",
 }
-"""Task -> the Hub's pipeline tag."""
+"""Task -> the Hub's pipeline tag, where there is one."""
 
 _PER_EXAMPLE = ("sequence_classification", "image_classification", "audio_classification")
 """Tasks whose accuracy is a share of the examples."""

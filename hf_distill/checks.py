@@ -22,6 +22,7 @@ from hf_distill.language.checks import check_context, check_packing
 from hf_distill.objectives import RouterBalance, WeightDecay
 from hf_distill.sharding import gathered
 from hf_distill.signals import Items, Needs, Signal
+from hf_distill.tasks import unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
 
@@ -96,6 +97,9 @@ def check_objective(
         student: The student's head.
         batch: Examples per device and step.
     """
+    logits = any((part.needs | part.student_needs).logits for _, part in objective.parts)
+    if logits and student.task.name == "other":
+        raise ValueError(unknown_head(student.model))
     names = [name for name, _, part in objective.named() if part.needs]
     if teacher is None:
         if names:

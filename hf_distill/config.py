@@ -15,7 +15,7 @@ from hf_distill.objectives import (
     ReverseKL,
     WeightDecay,
 )
-from hf_distill.terms import Sum
+from hf_distill.terms import Objective, Sum
 
 
 @dataclass
@@ -24,13 +24,17 @@ class DistillationConfig(TrainingArguments):
 
     Without an objective of its own the trainer minimises ``(1 - alpha) * HardLabels() + alpha * D``
     where D is ``ForwardKL(temperature)``, or another divergence by ``beta``, plus
-    ``gamma * WeightDecay()`` if gamma is above 0.
+    ``gamma * WeightDecay()`` if gamma is above 0. For a student whose head the table does not know
+    (object detection, masked autoencoders, …) it is ``(1 - alpha) * ModelLoss() + alpha *
+    HiddenStates()``.
 
     Args:
         alpha: Share of the teacher, between 0 (labels alone) and 1 (teacher alone).
         temperature: Softens both distributions; above 0.
         beta: As in TRL: 0 is forward KL, 1 reverse KL, between them generalised Jensen-Shannon.
         gamma: Strength of the explicit L2 term.
+        check_label_loss: Compare, in the constructor, the loss of the labels with the one that the
+            student's own forward gives for one or two examples, and refuse a difference.
         log_gradient_norms: Log the norm of each component's gradient too, ``grad_norm_forward_kl``:
             unweighted, of the last micro-batch before each log, on the first process. It costs one
             backward per component in the steps that are logged.
@@ -56,6 +60,9 @@ class DistillationConfig(TrainingArguments):
         default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: Jensen-Shannon."}
     )
     gamma: float = field(default=0.0, metadata={"help": "Strength of the explicit L2 term."})
+    check_label_loss: bool = field(
+        default=True, metadata={"help": "Compare our label loss with the model's own, once."}
+    )
     log_gradient_norms: bool = field(
         default=False, metadata={"help": "Log the norm of each component's gradient."}
     )
@@ -86,13 +93,18 @@ class DistillationConfig(TrainingArguments):
             values["teacher_model_init_kwargs"] = {**given, "token": "<TOKEN>"}
         return values
 
-    def objective(self) -> Sum:
-        """The default objective, as these scalars describe it."""
+    def objective(self, labels: Objective | None = None, teaching: Objective | None = None) -> Sum:
+        """The default objective, as these scalars describe it.
+
+        Args:
+            labels: In place of `HardLabels`.
+            teaching: In place of the divergence.
+        """
         total = Sum(())
         if self.alpha < 1:
-            total = total + (1 - self.alpha) * HardLabels()
+            total = total + (1 - self.alpha) * (labels or HardLabels())
         if self.alpha > 0:
-            total = total + self.alpha * self._divergence()
+            total = total + self.alpha * (teaching or self._divergence())
         if self.gamma != 0:
             total = total + WeightDecay(self.gamma)
         return total

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils.generic import find_labels
 
 from hf_distill.capture import (
     attention_projections,
@@ -81,6 +82,7 @@ class Head:
             qkv=bool(self._projections),
             inputs=logits and (self.floating is not None or "inputs_embeds" in self.accepts),
             router_loss="aux_loss" in fields and "output_router_logits" in self.accepts,
+            own_loss="loss" in fields or not fields,
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
 
@@ -103,6 +105,13 @@ class Head:
         """The floating input of this model, if it has one."""
         name = str(getattr(self.model, "main_input_name", ""))
         return name if name in self.accepts and name in FLOATING else None
+
+    @property
+    def label_keys(self) -> set[str]:
+        """The batch keys that hold labels."""
+        if self.task.read is None:  # an encoder, or a head that the table does not know
+            return {*self.task.label_keys, *find_labels(type(self.model))}
+        return set(self.task.label_keys)
 
     def _heads(self, group: str) -> Any:
         config = getattr(self.config, f"{group}_config", self.config)
@@ -155,12 +164,13 @@ class Head:
             return outputs, signal
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
-        """The part of a batch that this model takes, without labels, and the outputs asked for.
+        """The part of a batch that this model takes, and the outputs asked for; labels only where
+        its own loss is asked for.
 
         Floating inputs get the dtype of its weights: that of the student under DeepSpeed (`Trainer`
         casts the batch) need not be the teacher's.
         """
-        wanted = self.accepts - set(self.task.label_keys)
+        wanted = self.accepts if needs.own_loss else self.accepts - self.label_keys
         inputs = {key: value for key, value in batch.items() if key in wanted}
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         dtype = next(dtypes, None)  # a student may be any module: not all know their dtype
@@ -172,11 +182,14 @@ class Head:
             inputs["labels"] = batch["labels"]
         if {"use_cache", "cache"} & self.accepts:
             inputs["use_cache"] = False
+        if needs.own_loss and "return_loss" in self.accepts:
+            inputs["return_loss"] = True
         if needs.hidden_states:
             inputs["output_hidden_states"] = True
         if needs.attentions:
             inputs["output_attentions"] = True
-        if needs.router_loss:
+        routed = needs.own_loss and getattr(self.config, "output_router_logits", False)
+        if needs.router_loss or (routed and "output_router_logits" in self.accepts):
             inputs["output_router_logits"] = True
         return inputs
 
@@ -231,7 +244,7 @@ class Head:
             logits = None
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
-            for group, path in self.task.hidden.items():
+            for group, path in (self.task.hidden or _stacks(outputs, items)).items():
                 hidden[group] = self._layers(outputs, group, path, items)
         attentions: dict[str, tuple[Tensor, ...]] = {}
         if needs.attentions:
@@ -310,6 +323,16 @@ class Head:
         if mask is not None:
             check_length(self.who, "states", _features_last(value).shape[1], mask)
         return (_pooled(value, mask),)
+
+
+def _stacks(outputs: Any, items: Items) -> dict[str, str]:
+    """Group -> field, of all hidden states with one row per example that an output holds."""
+    size, suffix, found = len(items.masks["samples"]), "hidden_states", dict[str, str]()
+    for name, value in outputs.items():
+        layers = value if name.endswith(suffix) and isinstance(value, tuple) else ()
+        if layers and all(isinstance(v, Tensor) and v.dim() > 1 and len(v) == size for v in layers):
+            found[name.removesuffix(suffix).removesuffix("_") or "hidden"] = name
+    return found
 
 
 def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:

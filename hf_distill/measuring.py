@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput, default_compute_objective
 
 from hf_distill.evaluation import Evaluation
 from hf_distill.heads import Head
 from hf_distill.metrics import retained
 from hf_distill.signals import Items, Needs, Signal
+from hf_distill.tasks import TASKS
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Sum
 
@@ -158,7 +160,7 @@ class Measuring(Trainer):
 
     def _predictions(self, outputs: Any, ignore_keys: list[str] | None) -> Any:
         """What transformers gives to `compute_metrics`, without the states that we asked for."""
-        config = self._head.config
+        config, task = self._head.config, self._head.task
         ignored = {"loss", "past_key_values", "hidden_states", "attentions"}
         ignored |= {"aux_loss", "image_hidden_states"}
         ignored |= set(ignore_keys or getattr(config, "keys_to_ignore_at_inference", []))
@@ -167,6 +169,9 @@ class Measuring(Trainer):
             "text_embeds",
             "image_embeds",
         }
+        if task is TASKS["other"]:  # whatever it gives, as `Trainer` hands it on
+            ignored |= {k for k in outputs if k.endswith(("hidden_states", "attentions"))}
+            return _handed_on(tuple(v for k, v in outputs.items() if k not in ignored))
         kept = [v for k, v in outputs.items() if k not in ignored and isinstance(v, Tensor)]
         found = tuple(v.detach() for v in kept)  # input gradients need a graph, metrics do not
         return found[0] if len(found) == 1 else found
@@ -182,6 +187,11 @@ class Measuring(Trainer):
         # What a student gives besides its logits (an encoder's states) a teacher's signal has not.
         theirs += tuple(torch.full_like(part, torch.nan) for part in like[len(theirs) :])
         return theirs[0] if isinstance(ours, Tensor) else theirs
+
+
+def _handed_on(found: tuple[Any, ...]) -> Any:
+    detached = nested_detach(found)
+    return detached[0] if len(detached) == 1 else detached
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:

@@ -88,9 +88,13 @@ UNSHIFTED = {
 """Causal classes whose own loss does not shift the labels: the data have done it."""
 
 
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the own loss of a causal language model shifts the labels."""
+    return not {cls.__name__ for cls in type(model).__mro__} & UNSHIFTED
+
+
 def _language_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    names = {cls.__name__ for cls in type(model).__mro__}
-    read = reading.aligned_tokens if names & UNSHIFTED else reading.next_tokens
+    read = reading.next_tokens if shifts_labels(model) else reading.aligned_tokens
     return read(batch, model, rows)
 
 
@@ -223,6 +227,17 @@ TASKS: dict[str, Task] = {
             kind="none",
             hidden={**HIDDEN, "embedding": "last_hidden_state"},
         ),
+        Task(
+            "other",
+            "",
+            "",
+            reading.own_labels,
+            None,
+            kind="none",
+            hidden={},
+            attentions={},
+            share=reading.same_noise,
+        ),
     )
 }
 """Task name -> `Task`. Add a row for a head of your own, and its class name to `HEADS`."""
@@ -241,6 +256,9 @@ HEADS: dict[str, str] = {
 def task_of(model: nn.Module) -> Task:
     """Find the row of the table for a model, by the names of its class and its bases.
 
+    A transformers model whose head has no row is ``other``: its own loss and its hidden states are
+    all that is known of it.
+
     Raises:
         ValueError: no row is known; the message lists the model's output fields and the remedy.
     """
@@ -257,11 +275,20 @@ def task_of(model: nn.Module) -> Task:
                 return task
         if name in modeling_auto.MODEL_MAPPING_NAMES.values():
             return TASKS["encoder"]
-    keys = output_fields(model)
-    raise ValueError(
-        f"Expected a model with one of the heads {sorted(TASKS)}, got {names[0]}, whose outputs "
-        f"are {keys or 'not declared'}. Say how it is read: `hf_distill.tasks.HEADS['{names[0]}']"
-        " = '<one of these heads>'`, or add a row of your own to `hf_distill.tasks.TASKS`."
+    if isinstance(model, PreTrainedModel):
+        return TASKS["other"]
+    raise ValueError(unknown_head(model))
+
+
+def unknown_head(model: nn.Module) -> str:
+    """What is said of a model whose logits cannot be read."""
+    name, keys = type(model).__name__, output_fields(model)
+    return (
+        f"Expected a model with one of the heads {sorted(set(TASKS) - {'other'})}, got {name}, "
+        f"whose outputs are {keys or 'not declared'}. Say how it is read: `hf_distill.tasks.HEADS"
+        f"[{name!r}] = '<one of these heads>'`, or add a row of your own to "
+        "`hf_distill.tasks.TASKS`; or learn its own loss and the teacher's hidden states: "
+        "objective=0.5 * ModelLoss() + 0.5 * HiddenStates()."
     )
 
 

@@ -45,7 +45,7 @@ from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
 from hf_distill.objectives.gradients import Jacobian
 from hf_distill.objectives.groups import GroupDRO, GroupWeights
 from hf_distill.objectives.introspection import FreeLB, Introspection
-from hf_distill.objectives.labels import HardLabels
+from hf_distill.objectives.labels import HardLabels, ModelLoss
 from hf_distill.objectives.logits import Divergence
 from hf_distill.objectives.maps import (
     NST,
@@ -99,6 +99,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     for objective in (
         # labels
         HardLabels,
+        ModelLoss,
         # distributions
         ForwardKL,
         ReverseKL,
@@ -232,6 +233,7 @@ __all__ = [
     "MarginMSE",
     "MiniLM",
     "MiniLMv2",
+    "ModelLoss",
     "MultiScale",
     "Mutual",
     "OnPerturbed",

@@ -1,4 +1,4 @@
-"""The loss of the labels."""
+"""The loss of the labels: ours, and the model's own."""
 
 from __future__ import annotations
 
@@ -118,6 +118,43 @@ class HardLabels(Objective):
             reduction="none",
             zero_infinity=True,
         )
+
+
+@dataclass(frozen=True)
+class ModelLoss(Objective):
+    """The loss that the student's own forward computes from the labels of the batch.
+
+    For every `transformers` model, known to the table of heads or not, with whatever labels its
+    forward takes: object detection, instance segmentation, masked autoencoders, time series, ….
+    Together with objectives on hidden states or named modules it distils models whose logits cannot
+    be compared.
+
+    It is one number per forward. Over several forwards (accumulation, processes, an evaluation)
+    these are averaged by their labels, or by their examples where only the model knows what its
+    labels are: there, and for CTC, the split into batches matters as it does in `Trainer`.
+    """
+
+    name: ClassVar[str] = "model_loss"
+    student_needs: ClassVar[Needs] = Needs(own_loss=True)
+    needs_labels: ClassVar[bool] = True
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+    ) -> list[Term]:
+        loss = student.own_loss
+        if loss is None:
+            raise ValueError(
+                "ModelLoss needs the loss of the student's own forward, and it gave none for this "
+                "batch. Give the data the labels that its forward takes (`transformers.utils."
+                "generic.find_labels(type(model))`), or drop it from the objective."
+            )
+        known = student.kind not in ("none", "ctc") and "labels" in items.masks
+        unit = "labels" if known else "samples"
+        mask = items.masks[unit]
+        shaped = (
+            loss if loss.shape == mask.shape else at_least_float(loss).mean().expand(mask.shape)
+        )
+        return [Term(self.name, shaped, unit, mask)]
 
 
 def _squared(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

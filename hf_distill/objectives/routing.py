@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_distill.heads import Head
+from hf_distill.objectives.labels import ModelLoss
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Sum, Term, bibtex
 
@@ -51,12 +52,23 @@ def with_router_balance(objective: Sum, student: Head) -> Sum:
     """The objective, with the balancing loss where `transformers` would add it to the labels'.
 
     That is where the student's config says ``output_router_logits`` and has a factor for it. An
-    objective that has a `RouterBalance` of its own is left as it is.
+    objective that has a `RouterBalance` of its own, or the model's own loss, is left as it is.
+
+    Raises:
+        ValueError: the config says so, and the student gives no balancing loss by itself
+            (encoder-decoders add it to their own loss alone).
     """
-    given = any(isinstance(part, RouterBalance) for _, part in objective.parts)
-    if given or not student.provides.router_loss:
-        return objective
+    given = any(isinstance(part, (RouterBalance, ModelLoss)) for _, part in objective.parts)
     config: Any = student.config.get_text_config()
     wanted = any(getattr(c, "output_router_logits", False) for c in (student.config, config))
+    if given or not wanted or "output_router_logits" not in student.accepts:
+        return objective
+    if not student.provides.router_loss:
+        raise ValueError(
+            f"Expected a student whose forward gives a balancing loss (aux_loss), as its config "
+            f"says output_router_logits; {type(student.model).__name__} adds it to its own loss alone. "
+            "Use that: ModelLoss() in place of HardLabels(); or train without it: "
+            "student.config.output_router_logits = False."
+        )
     factor = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
-    return objective + factor * RouterBalance() if wanted and factor else objective
+    return objective + factor * RouterBalance() if factor else objective

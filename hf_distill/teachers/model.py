@@ -70,12 +70,13 @@ class ModelTeacher:
         Raises:
             OSError: there is no such model; the message says how `teacher_model` is given.
         """
-        auto: Any = getattr(transformers, task.auto_class)
         try:
+            auto = _loader(name, task, init_kwargs)
             model = auto.from_pretrained(str(name), **init_kwargs)
         except (OSError, ValueError) as error:
             raise type(error)(
-                f"The teacher {str(name)!r} could not be loaded with {task.auto_class}: {error}\n"
+                f"The teacher {str(name)!r} could not be loaded with "
+                f"{task.auto_class or 'the class that its config names'}: {error}\n"
                 "teacher_model takes a Hub id, a folder, a model or a Teacher."
             ) from error
         return cls(model)
@@ -86,7 +87,7 @@ class ModelTeacher:
         return signal.detach()
 
     def columns(self) -> set[str]:
-        return self.head.accepts - set(self.head.task.label_keys)
+        return self.head.accepts - self.head.label_keys
 
     def tokens(self) -> Mapping[str, int] | None:
         if self._tokens is None:
@@ -118,6 +119,21 @@ class ModelTeacher:
             **describe_model(self.head.model),
             "dtype": str(self.head.model.dtype).removeprefix("torch."),
         }
+
+
+def _loader(name: str | Path, task: Task, init_kwargs: Mapping[str, Any]) -> Any:
+    """The class that loads a teacher: the auto class of its task, or what its config names."""
+    if task.auto_class:
+        return getattr(transformers, task.auto_class)
+    where = {key: init_kwargs[key] for key in ("revision", "token") if key in init_kwargs}
+    config = transformers.AutoConfig.from_pretrained(str(name), **where)
+    known = [getattr(transformers, each, None) for each in config.architectures or ()]
+    if not known or known[0] is None:
+        raise ValueError(
+            f"its config names the classes {config.architectures}, and none is in transformers. "
+            "Load it yourself and pass the model."
+        )
+    return known[0]
 
 
 def _sharded(model: nn.Module, accelerator: Accelerator) -> None:
