@@ -65,9 +65,9 @@ def with_router_balance(objective: Sum, student: Head) -> Sum:
         return objective
     if not student.provides.router_loss:
         raise ValueError(
-            f"Expected a student whose forward gives a balancing loss (aux_loss), as its config "
-            f"says output_router_logits; {type(student.model).__name__} adds it to its own loss alone. "
-            "Use that: ModelLoss() in place of HardLabels(); or train without it: "
+            "Expected a student whose forward gives a balancing loss (aux_loss), as its config "
+            f"says output_router_logits; {type(student.model).__name__} adds it to its own loss "
+            "alone. Use that: ModelLoss() in place of HardLabels(); or train without it: "
             "student.config.output_router_logits = False."
         )
     factor = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
