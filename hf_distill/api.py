@@ -20,6 +20,7 @@ from hf_distill.on_policy import (
 from hf_distill.schedules import Schedule
 from hf_distill.seq2seq import Seq2SeqDistillationTrainer
 from hf_distill.signals import Items, Needs, Signal, Sparse
+from hf_distill.tasks import register_task
 from hf_distill.teachers import (
     AdaptersOff,
     CachedTeacher,
@@ -75,6 +76,7 @@ __all__ = [
     "lm_eval",
     "pack",
     "push_cache",
+    "register_task",
     "side_by_side_samples",
     "student_from_teacher",
     "tokenize",

@@ -55,8 +55,8 @@ class Binding(Trainer):
     _head: Head
     _own_objective: Sum | None
     _first_batch: dict[str, Any] | None
-    _student_order: int | Tensor | None
-    _teacher_order: int | Tensor | None
+    _student_order: int | Tensor | None = None
+    _teacher_order: int | Tensor | None = None
     _lean: bool
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
@@ -144,6 +144,24 @@ class Binding(Trainer):
                 examples = [dataset[index] for index in range(few)]
             batch = self._prepare_inputs(dict(collate(examples)))
         return dict(self._head.task.share(batch, self._head.model))
+
+    def _look_at_modules(self) -> None:
+        """Let what has no config answer the first batch: its outputs and classes are then known."""
+        sample, teacher = self._first_batch, self.teacher
+        if sample is None:
+            return
+        items, training = self._head.items(sample), self._student.training
+        members = getattr(teacher, "teachers", {"": teacher}).values()
+        heads = [getattr(member, "head", None) for member in members]
+        self._student.eval()
+        with torch.no_grad(), same_randomness():
+            if self._head.unseen:
+                device = next(self._student.parameters()).device
+                own = send_to_device(sample, device)
+                self._head.ask(self._student, own, LOGITS, self._head.items(own))
+            if any(isinstance(head, Head) and head.unseen for head in heads):
+                self._teach(sample, LOGITS, items)
+        self._student.train(training)
 
     def _look_at_evaluation(self) -> None:
         """Let a teacher that does not know everything (a cache) say so before training, and not at

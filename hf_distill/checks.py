@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
+from hf_distill.modules import unwrapped
 from hf_distill.objectives import RouterBalance, WeightDecay
 from hf_distill.sharding import gathered
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import unknown_head
+from hf_distill.tasks import has_task, unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
 
@@ -61,6 +62,18 @@ def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
     return adapted
 
 
+@contextlib.contextmanager
+def without_smoothing(args: Any, model: Any) -> Iterator[None]:
+    """Let `Trainer` be built for a module without a config, which it asks about label smoothing."""
+    factor = args.label_smoothing_factor
+    if model is not None and not hasattr(model, "config"):
+        args.label_smoothing_factor = 0.0
+    try:
+        yield
+    finally:
+        args.label_smoothing_factor = factor
+
+
 def find_teacher(teacher: Any, student: Head, init_kwargs: Any) -> Teacher | None:
     """Make a `Teacher` of whatever was given: an id, a folder, a model, a teacher, or None."""
     if isinstance(teacher, (str, Path)):
@@ -77,7 +90,8 @@ def find_teacher(teacher: Any, student: Head, init_kwargs: Any) -> Teacher | Non
                 "The teacher shares weights with the student, and freezing it would freeze both. "
                 "Pass a copy: copy.deepcopy(model)."
             )
-        return ModelTeacher(teacher)
+        known = has_task(teacher) or type(unwrapped(teacher)).__module__.startswith("transformers.")
+        return ModelTeacher(teacher, task=None if known else student.task)
     if teacher is not None and not isinstance(teacher, Teacher):
         raise ValueError(
             "Expected teacher_model to be a Hub id, a folder, a model or a Teacher, got "

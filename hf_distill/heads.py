@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce as fold
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedModel
@@ -26,43 +23,82 @@ from hf_distill.capture import (
     unprojected,
 )
 from hf_distill.losses.fused import Linear
+from hf_distill.modules import (
+    ANY,
+    config_of,
+    forward_inputs,
+    has_config,
+    learn,
+    seen_fields,
+    unwrapped,
+)
+from hf_distill.outputs import by_name, check_fields, entry
 from hf_distill.places import Prompt, check_length, needs_labels, task_columns
 from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.sharding import elsewhere
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import Task, output_fields, task_of
+from hf_distill.tasks import Task, inner_model, named_task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
 FLOATING = ("pixel_values", "input_values", "input_features")
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """The transformers model below an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+    """The transformers model below an adapter or a wrapper, or the model itself."""
+    return inner_model(model)  # type: ignore[return-value]
 
 
 class Head:
     """Feeds one model its part of a batch and reads its outputs into a `Signal`.
 
     Args:
-        model: A transformers model, or a PEFT model around one.
-        task: Its row of the table; found by the class name when not given.
+        model: A model, of transformers or any module; or what is around one: an adapter of PEFT,
+            ``torch.compile``, a wrapper.
+        task: Its row of the task table, or the row's name; found by the class when not given.
         role: What it is, for messages: ``student``, ``teacher``, ….
     """
 
-    def __init__(self, model: nn.Module, task: Task | None = None, role: str = "model"):
-        self.given, self.model = model, base_of(model)
+    def __init__(self, model: nn.Module, task: Task | str | None = None, role: str = "model"):
+        self.given, self.model, self.role = model, base_of(model), role
         self.who = f"the {role} ({type(self.model).__name__})"
+        task = named_task(task) if isinstance(task, str) else task
         self.task = task_of(self.model) if task is None else task
-        self.config: Any = self.model.config
-        parameters = inspect.signature(self.model.forward).parameters
-        self.accepts = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        self.config: Any = config_of(self.model)
+        self.accepts, self._asks = forward_inputs(unwrapped(model), self.model)
         self.accepts |= task_columns(model)
+        self._read = False
         self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
             self._projections = {}  # stages of different numbers of heads, over windows (Swin)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether its ``forward`` names no input at all (``**kwargs`` alone)."""
+        return not self.accepts
+
+    def takes(self, column: str, labels: bool = False) -> bool:
+        """Whether this column of a batch is given to the model, labels if they are wanted."""
+        wanted = labels or column not in self.label_keys
+        return wanted and (self.takes_all or column in self.accepts)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns that its ``forward`` names, without labels; `ANY` if it names none."""
+        return {ANY} if self.takes_all else self.accepts - self.label_keys
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is a module without a config that has not run yet."""
+        return not has_config(self.model) and seen_fields(self.model) is None
+
+    def _gives(self, what: str) -> bool:
+        """Whether it returns ``hidden_states`` or ``attentions`` when asked to, or by itself."""
+        asked = f"output_{what}" in self.accepts
+        if isinstance(self.model, PreTrainedModel):
+            return asked or self._asks
+        return asked or what in (seen_fields(self.model) or ())
 
     @property
     def provides(self) -> Needs:
@@ -77,8 +113,8 @@ class Head:
             linear=self._projection is not None
             and self._projection.known
             and not needs_labels(self.given),  # whose loss would read the logits
-            hidden_states=True,
-            attentions=not fields or bool(paths & set(fields)),
+            hidden_states=self._gives("hidden_states"),
+            attentions=self._gives("attentions") and (not fields or bool(paths & set(fields))),
             qkv=bool(self._projections),
             inputs=logits and (self.floating is not None or "inputs_embeds" in self.accepts),
             router_loss="aux_loss" in fields and "output_router_logits" in self.accepts,
@@ -90,7 +126,7 @@ class Head:
     def classes(self) -> int | None:
         """How many classes the logits have; None where that varies from batch to batch."""
         if self.task.classes == "labels":
-            return int(self.config.num_labels)
+            return None if self.config.num_labels is None else int(self.config.num_labels)
         return vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
 
     @property
@@ -98,6 +134,7 @@ class Head:
         """Whether its logits are one product of hidden states and a matrix."""
         owner: Any = self.model
         known = self.task.classes == "vocabulary" and self.task.kind == "softmax"
+        known = known and isinstance(owner, PreTrainedModel)
         return known and owner.get_output_embeddings() is not None
 
     @property
@@ -138,6 +175,8 @@ class Head:
         inputs = self.inputs(batch, needs)
         layers = [p for layers in self._projections.values() for p in layers] if needs.qkv else []
         paths = sorted({*needs.modules, *(path for paths in layers for path in paths)})
+        if paths or needs.attentions or needs.inputs:  # compiled code runs no new hooks
+            call = getattr(call, "_orig_mod", call)
         with contextlib.ExitStack() as stack:
             taken = stack.enter_context(captured(self.model, paths)) if paths else {}
             if needs.attentions:
@@ -154,7 +193,7 @@ class Head:
             if needs.linear and self._projection is not None:
                 projection = self._projection
                 linear = stack.enter_context(unprojected(projection.layer, projection.of))
-            outputs = call(**inputs)
+            outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
             signal = self.signal(outputs, batch, needs, items, taken, traced)
             if linear:
                 prompt = Prompt.of(self.given, batch)
@@ -170,8 +209,8 @@ class Head:
         Floating inputs get the dtype of its weights: that of the student under DeepSpeed (`Trainer`
         casts the batch) need not be the teacher's.
         """
-        wanted = self.accepts if needs.own_loss else self.accepts - self.label_keys
-        inputs = {key: value for key, value in batch.items() if key in wanted}
+        taken = (key for key in batch if self.takes(key, labels=needs.own_loss))
+        inputs = {key: batch[key] for key in taken}
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         dtype = next(dtypes, None)  # a student may be any module: not all know their dtype
         for key, value in inputs.items():
@@ -191,7 +230,35 @@ class Head:
         routed = needs.own_loss and getattr(self.config, "output_router_logits", False)
         if needs.router_loss or (routed and "output_router_logits" in self.accepts):
             inputs["output_router_logits"] = True
+        if isinstance(self.model, PreTrainedModel) and not self.config.return_dict:
+            inputs["return_dict"] = True
         return inputs
+
+    def _first(self, call: Callable[..., Any], inputs: Mapping[str, Any], batch: Batch) -> Any:
+        """The first answer of this model; an error that it ends in says whose it is."""
+        try:
+            outputs = call(**inputs)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+                raise  # which `auto_find_batch_size` has to see
+            raise ValueError(self._unreadable(error, batch)) from error
+        self._read = True
+        return outputs
+
+    def _unreadable(self, error: Exception, batch: Batch) -> str:
+        shapes = {key: tuple(getattr(value, "shape", ())) for key, value in batch.items()}
+        remedy = "Prepare the data for it."
+        if self.role == "teacher":
+            remedy = (
+                "Prepare the data so that both models read them (all columns, one picture size, "
+                "one number of features), choose another teacher, or let this one read columns of "
+                "its own: a subclass of ModelTeacher, see `hf_distill.teachers.model`."
+            )
+        takes = "any column" if self.takes_all else sorted(self.accepts)
+        return (
+            f"Expected {self.who} to read the batch {shapes}, got {type(error).__name__}: {error}. "
+            f"It takes {takes}. {remedy}"
+        )
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
         """What there is to count in a batch.
@@ -215,6 +282,8 @@ class Head:
         if problem == "regression" or (problem is None and self.config.num_labels == 1):
             return "regression"
         several = labels is not None and labels.is_floating_point()
+        if several and labels is not None and labels.dim() == 1 and not has_config(self.model):
+            return "regression"
         return "sigmoid" if problem == MULTI_LABEL or (problem is None and several) else "softmax"
 
     def _binary_map(self) -> bool:
@@ -234,14 +303,11 @@ class Head:
         taken = {
             path: prompt.module(path, v) for path, v in ({} if taken is None else taken).items()
         }
-        outputs = prompt.outputs(outputs)
-        logits = None if self.task.read is None else self.task.read(outputs, batch)
-        if (
-            logits is not None
-            and not needs.linear
-            and not self._check_items(logits.shape, items, needs.logits or needs.inputs)
-        ):
-            logits = None
+        outputs = prompt.outputs(by_name(outputs, self.task.fields))
+        logits = self._logits(outputs, batch, needs, items)
+        if self.unseen:
+            classes = None if logits is None else logits.shape[-1]
+            learn(self.model, frozenset(outputs), self.task.classes, classes)
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
             for group, path in (self.task.hidden or _stacks(outputs, items)).items():
@@ -293,23 +359,34 @@ class Head:
         name, over = type(self.model).__name__, tuple(mask.shape)
         more = shape[-2] - over[-1] if len(shape) == mask.dim() + 1 else 0
         remedy = (
-            f"Name the head that it has: `hf_distill.tasks.HEADS[{name!r}] = …`, or a row of your "
-            "own in `hf_distill.tasks.TASKS`"
+            f"Name the head that it has: hf_distill.register_task({name!r}, …), with the name of a "
+            "task or a `hf_distill.tasks.Task` of your own"
         )
         if more > 0 and mask.dim() == 2:
             remedy = (
                 f"It has {more} places more than the batch has tokens (a picture, or a prefix). "
-                "Say which are the tokens, for example the last: `TASKS['behind'] = dataclasses."
-                f"replace(TASKS[{self.task.name!r}], name='behind', read=lambda outputs, batch: "
-                f"outputs.logits[:, {more}:])` and `HEADS[{name!r}] = 'behind'` (hf_distill.tasks)"
+                "Say which are the tokens, for example the last: hf_distill.register_task("
+                f"{name!r}, dataclasses.replace(hf_distill.tasks.TASKS[{self.task.name!r}], "
+                f"name='behind', read=lambda outputs, batch: outputs.logits[:, {more}:]))"
             )
         raise ValueError(
             f"Expected logits for the items {over} of the batch, read as {self.task.name}, from "
             f"{self.who}, got {tuple(shape)}. {remedy}."
         )
 
+    def _logits(self, outputs: Any, batch: Batch, needs: Needs, items: Items) -> Tensor | None:
+        if self.task.read is None:
+            return None
+        check_fields(outputs, self.task.fields, self.who, self.task.name)
+        logits, mask = self.task.read(outputs, batch), items.masks.get("items")
+        if mask is not None and logits.shape == mask.shape and mask.dim() == 1:
+            logits = logits.unsqueeze(-1)  # a module that gives one number for an example
+        wanted = needs.logits or needs.inputs
+        fits = needs.linear or self._check_items(logits.shape, items, wanted)
+        return logits if fits else None
+
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
-        value = fold(getattr, path.split("."), outputs)
+        value = entry(outputs, path)
         if value is None or (isinstance(value, tuple) and not value):
             raise ValueError(
                 f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "
@@ -317,7 +394,7 @@ class Head:
             )
         if isinstance(value, tuple):
             return value
-        mask = items.masks.get("hidden")
+        mask = items.masks.get("hidden", items.masks.get("decoder"))
         if group != "embedding":
             return (value,)
         if mask is not None:
@@ -336,7 +413,7 @@ def _stacks(outputs: Any, items: Items) -> dict[str, str]:
 
 
 def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:
-    maps = fold(getattr, path.split("."), outputs)
+    maps = entry(outputs, path)
     if not maps or any(attention is None for attention in maps):
         raise ValueError(
             f"Expected attention maps from {name}, got none, even with the eager attention. Use an "
@@ -359,14 +436,16 @@ def _pooled(last: Tensor, mask: Tensor | None) -> Tensor:
     return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
     """Facts for logs and model cards."""
-    config: Any = model.config
+    config: Any = config_of(model)
+    own = isinstance(model, PreTrainedModel)  # which knows its 4-bit weights
+    count = model.num_parameters() if own else sum(p.numel() for p in model.parameters())
     return {
         "name": config._name_or_path or None,
         "revision": getattr(config, "_commit_hash", None),
         "architecture": type(model).__name__.removeprefix("FSDP"),  # fully_shard renames it
-        "parameters": model.num_parameters() + elsewhere(model),
+        "parameters": count + elsewhere(model),
         "layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "num_labels": config.num_labels,
@@ -381,9 +460,11 @@ def vocabulary_size(config: Any) -> int | None:
 
 def local_vocabulary(head: Head) -> dict[str, int] | None:
     """The vocabulary of the tokenizer in a model's local folder, if there is one."""
-    folder = Path(str(head.config._name_or_path))
-    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-    if "input_ids" not in head.accepts or not any((folder / name).is_file() for name in files):
+    name = str(head.config._name_or_path or "")
+    folder, files = Path(name), ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    if not name or "input_ids" not in head.accepts:
+        return None
+    if not any((folder / file).is_file() for file in files):
         return None
     vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
     return vocabulary

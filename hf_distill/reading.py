@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from hf_distill.modules import config_of
 from hf_distill.places import frame_mask, with_pictures
 from hf_distill.signals import Items
 
@@ -128,7 +129,7 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
         return _count(rows, rows, **groups)
     if labels.is_floating_point():  # regression or multi-label: NaN marks a missing one
         missing = torch.isnan(labels)
-        config: Any = model.config
+        config: Any = config_of(model)
         if labels.dim() > 1 and getattr(config, "problem_type", None) != "regression":
             missing |= labels < 0  # multi-label: 0 and 1 are the labels, -100 too marks none
         missing = missing.all(-1) if missing.dim() > 1 else missing
@@ -146,6 +147,26 @@ def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, 
     if batch.get("attention_mask") is not None and sound in SOUNDS and sound in batch:
         return {"hidden": frame_mask(batch, model, rows, last=False)}
     return {}
+
+
+def of_both_stacks(
+    items: Callable[[Batch, nn.Module, Tensor], Items],
+) -> Callable[[Batch, nn.Module, Tensor], Items]:
+    """The items of a model with an encoder and a decoder that both read the text (BART's
+    classifiers): the padding of each; the decoder's text is the encoder's, one place later."""
+
+    def found(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
+        own = items(batch, model, rows)
+        masks = {"encoder" if unit == "hidden" else unit: m for unit, m in own.masks.items()}
+        ids, real = (batch.get(f"decoder_{key}") for key in ("input_ids", "attention_mask"))
+        if real is not None or ids is not None:
+            masks["decoder"] = (torch.ones_like(ids) if real is None else real).bool()
+            masks["decoder"] = masks["decoder"] & rows[:, None]
+        elif "encoder" in masks:
+            masks["decoder"] = masks["encoder"]
+        return replace(own, masks=masks)
+
+    return found
 
 
 def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
@@ -263,7 +284,7 @@ def pixels(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     if labels is None:
         size = batch["pixel_values"].shape[-2:]
         return _count(rows, rows[:, None, None].expand(-1, *size))
-    config: Any = model.config
+    config: Any = config_of(model)
     ignored = getattr(config, "semantic_loss_ignore_index", 255)
     labelled = (labels != ignored) & (labels != IGNORE) & rows[:, None, None]
     items = torch.where(labelled.any(-1).any(-1)[:, None, None], labelled, rows[:, None, None])
@@ -286,7 +307,7 @@ def own_labels(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     """Examples alone, for a head whose own loss is all that is known; labelled where its labels
     are there, or where its class takes none (masked autoencoders)."""
     masks = _sequence_groups(batch, model, rows)
-    config: Any = getattr(model, "config", None)
+    config: Any = config_of(model)
     if "hidden" in masks and getattr(config, "is_encoder_decoder", False):
         masks = {"encoder": masks["hidden"]}
     keys = find_labels(type(model))
@@ -374,7 +395,13 @@ def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
     prepare: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if prepare is not None:
         return {**batch, "decoder_input_ids": prepare(labels)}
-    config = model.config
+    config: Any = config_of(model)
+    if getattr(config, "decoder_start_token_id", None) is None:
+        raise ValueError(
+            f"Expected a config that names the first token of the decoder, got none from "
+            f"{type(model).__name__}. Let the data collator give `decoder_input_ids` (and "
+            "`decoder_attention_mask`) beside the labels."
+        )
     start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     shifted = torch.cat([start, labels[:, :-1]], dim=1)
     return {
@@ -392,7 +419,7 @@ def same_noise(batch: Batch, model: PreTrainedModel) -> Batch:
     models see the same ones."""
     if batch.get("noise") is not None or "noise" not in signature(model.forward).parameters:
         return batch
-    config: Any = model.config
+    config: Any = config_of(model)
     pictures = batch["pixel_values"]
     patches = (pictures.shape[-2] // config.patch_size) * (pictures.shape[-1] // config.patch_size)
     return {**batch, "noise": torch.rand(len(pictures), patches, device=pictures.device)}

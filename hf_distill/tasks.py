@@ -8,8 +8,9 @@ form, ``(..., C)`` with the classes last, so that every objective works with eve
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.utils import ModelOutput
 
 from hf_distill import reading
+from hf_distill.modules import config_of, held, unwrapped
 from hf_distill.reading import Batch
 from hf_distill.signals import Items
 
@@ -48,6 +51,8 @@ class Task:
         share: adds the inputs that both models must share.
         axis: which dimension of the items is the batch; None where the items are pairs of examples.
         label_read: as ``read``, of the logits that the label loss reads, if they are others.
+        fields: the names of the outputs that it reads; what a model gives as a tuple or a tensor
+            is taken to be these, in this order.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Task:
     share: Callable[[Batch, PreTrainedModel], Batch] = reading.same
     axis: int | None = 0
     label_read: Callable[[Any, Batch], Tensor] | None = None
+    fields: tuple[str, ...] = ("logits",)
 
 
 def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
@@ -119,18 +125,19 @@ def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
         attentions={n: f"{n}_model_output.attentions" for n in ("text", tower)},
         label_keys=("return_loss",),
         axis=None,
+        fields=(f"logits_per_{other}", "logits_per_text"),
     )
 
 
 def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     """As `reading.next_tokens`; without labels the places of pictures are no items, which would be
     most of them."""
-    config: Any = model.config
+    config: Any = config_of(model)
     if config.is_encoder_decoder:
         name = type(model).__name__
         raise ValueError(
             f"Expected a decoder that reads pictures and text as one sequence, got {name}, which "
-            f"has an encoder. Read it as such: `hf_distill.tasks.HEADS[{name!r}] = 'seq2seq_lm'`."
+            f"has an encoder. Read it as such: `hf_distill.register_task({name!r}, 'seq2seq_lm')`."
         )
     items = reading.next_tokens(batch, model, rows)
     if items.labels is not None or "input_ids" not in batch:
@@ -172,6 +179,7 @@ TASKS: dict[str, Task] = {
             label_keys=("start_positions", "end_positions"),
             axis=1,
             label_read=reading.spans_over_padding,
+            fields=("start_logits", "end_logits"),
         ),
         Task(
             "multiple_choice",
@@ -226,6 +234,7 @@ TASKS: dict[str, Task] = {
             None,
             kind="none",
             hidden={**HIDDEN, "embedding": "last_hidden_state"},
+            fields=("last_hidden_state",),
         ),
         Task(
             "other",
@@ -240,17 +249,59 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-"""Task name -> `Task`. Add a row for a head of your own, and its class name to `HEADS`."""
+"""Task name -> `Task`."""
 
-HEADS: dict[str, str] = {
+HEADS: dict[str, str | Task] = {
     "XLMWithLMHeadModel": "masked_lm",  # its loss does not shift, whatever the data
     "VisionTextDualEncoderModel": "dual_encoder",
     "SiglipModel": "sigmoid_dual_encoder",
     "Siglip2Model": "sigmoid_dual_encoder",
     "ClapModel": "audio_dual_encoder",
     "XCLIPModel": "video_dual_encoder",
+    "VideoPrismClipModel": "video_dual_encoder",
 }
-"""Model class name -> task name, for classes that transformers' auto mappings do not list."""
+"""Model class name -> task, for classes that transformers' auto mappings do not list; filled by
+`register_task`."""
+
+
+def register_task(model: type[nn.Module] | str, task: str | Task) -> None:
+    """Say how the outputs of a class of models are read.
+
+    Args:
+        model: The class, or its name.
+        task: The name of a row of `TASKS`, or a row of one's own.
+
+    Raises:
+        ValueError: no class and no name of one, or a task that is not known.
+    """
+    name = model if isinstance(model, str) else getattr(model, "__name__", "")
+    if not name.isidentifier() or isinstance(model, nn.Module):
+        raise ValueError(
+            f"Expected the class of a model or its name, got {model!r}. Of a model: type(model)."
+        )
+    HEADS[name] = task if isinstance(task, Task) else named_task(task)
+    if isinstance(task, Task):
+        TASKS.setdefault(task.name, task)  # caches name it
+
+
+def named_task(name: str) -> Task:
+    """The row of the table with this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Expected one of the tasks {sorted(TASKS)}, got {name!r}.")
+    return TASKS[name]
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The model whose config and layers are read: inside of wrappers that pass everything on, and
+    of one of one's own that has no weights and no task of its own."""
+    model = unwrapped(model)
+    inner = None if _registered(model) else held(model)
+    row = None if inner is None else _row(inner)
+    return model if inner is None or row is None or row.read is None else inner
 
 
 def task_of(model: nn.Module) -> Task:
@@ -262,19 +313,9 @@ def task_of(model: nn.Module) -> Task:
     Raises:
         ValueError: no row is known; the message lists the model's output fields and the remedy.
     """
-    names = [cls.__name__ for cls in type(model).__mro__]
-    for name in names:
-        if name in HEADS:
-            return TASKS[HEADS[name]]
-        for task in TASKS.values():
-            if task.mapping and name in _class_names(task.mapping):
-                return task
-        for task in TASKS.values():
-            ending = task.auto_class.removeprefix("AutoModel")
-            if ending and name.endswith(ending):
-                return task
-        if name in modeling_auto.MODEL_MAPPING_NAMES.values():
-            return TASKS["encoder"]
+    row = _row(model)
+    if row is not None:
+        return row
     if isinstance(model, PreTrainedModel):
         return TASKS["other"]
     raise ValueError(unknown_head(model))
@@ -283,12 +324,75 @@ def task_of(model: nn.Module) -> Task:
 def unknown_head(model: nn.Module) -> str:
     """What is said of a model whose logits cannot be read."""
     name, keys = type(model).__name__, output_fields(model)
+    parts = (p for p, m in model.named_modules() if p and isinstance(m, PreTrainedModel))
+    inner = None if isinstance(model, PreTrainedModel) else next(parts, None)
+    inside = f" If it only passes its inputs on to `.{inner}`, pass that model." if inner else ""
+    own = " Or learn its own loss and the teacher's hidden states: "
+    own += "objective=0.5 * ModelLoss() + 0.5 * HiddenStates()."
+    own = own if isinstance(model, PreTrainedModel) else ""
     return (
         f"Expected a model with one of the heads {sorted(set(TASKS) - {'other'})}, got {name}, "
-        f"whose outputs are {keys or 'not declared'}. Say how it is read: `hf_distill.tasks.HEADS"
-        f"[{name!r}] = '<one of these heads>'`, or add a row of your own to "
-        "`hf_distill.tasks.TASKS`; or learn its own loss and the teacher's hidden states: "
-        "objective=0.5 * ModelLoss() + 0.5 * HiddenStates()."
+        f"whose outputs are {keys or 'not declared'}. Say how it is read: "
+        f"`hf_distill.register_task({name!r}, '<one of these heads>')`, or with a "
+        f"`hf_distill.tasks.Task` of your own.{inside}{own}"
+    )
+
+
+def has_task(model: nn.Module) -> bool:
+    """Whether a row of the table is known for a model, or for the one inside of it."""
+    return _row(inner_model(model)) is not None
+
+
+def _registered(model: nn.Module) -> bool:
+    return any(cls.__name__ in HEADS for cls in type(model).__mro__)
+
+
+def _row(model: nn.Module) -> Task | None:
+    """The row for a model's class, as far as the outputs that the class declares allow it."""
+    declared = _declared(model)
+    for name in (cls.__name__ for cls in type(model).__mro__):
+        said = HEADS.get(name)
+        if said is not None:
+            row = said if isinstance(said, Task) else named_task(said)
+            return _grouped(row, next((own for own in declared if _fits(row, own)), ()))
+        found = _row_by_name(name)
+        if found is not None and not declared:
+            return found
+        for own in declared if found is not None else ():
+            if _fits(found, own):
+                return _grouped(found, own)
+    return None
+
+
+def _fits(row: Task, declared: Sequence[str]) -> bool:
+    if row.read is not None:
+        return set(row.fields) <= set(declared)
+    return any(path in declared for path in (*row.hidden.values(), *ENCODER_DECODER.values()))
+
+
+def _row_by_name(name: str) -> Task | None:
+    for task in TASKS.values():
+        if task.mapping and name in _class_names(task.mapping):
+            return task
+    for task in TASKS.values():
+        ending = task.auto_class.removeprefix("AutoModel")
+        if ending and name.endswith(ending):
+            return task
+    return TASKS["encoder"] if name in modeling_auto.MODEL_MAPPING_NAMES.values() else None
+
+
+def _grouped(row: Task, declared: Sequence[str]) -> Task:
+    """The row with the groups of layers that a class declares to give: those of an encoder and a
+    decoder, where others have one stack (BART's classifiers)."""
+    if "hidden" not in row.hidden or not declared:
+        return row
+    groups = {name: path for name, path in row.hidden.items() if path in declared}
+    if "hidden" in groups or not set(ENCODER_DECODER.values()) <= set(declared):
+        return dataclasses.replace(row, hidden=groups or row.hidden)
+    maps = {name: f"{name}_attentions" for name in ENCODER_DECODER}
+    items = reading.of_both_stacks(row.items)
+    return dataclasses.replace(
+        row, items=items, hidden={**ENCODER_DECODER, **groups}, attentions=maps
     )
 
 
@@ -301,11 +405,19 @@ def _class_names(mapping: str) -> set[str]:
 
 def output_fields(model: nn.Module) -> list[str]:
     """The fields of the output class that a model's ``forward`` declares to return."""
+    return next(iter(_declared(model)), [])
+
+
+def _declared(model: nn.Module) -> list[list[str]]:
+    """The fields of the output class that a ``forward`` declares to return, and of those that it
+    makes: some declare another one (ALBERT's classes)."""
+    forward: Any = inspect.unwrap(model.forward)
     try:
         returned = typing.get_type_hints(model.forward).get("return")
     except (NameError, TypeError):
-        return []
-    for candidate in typing.get_args(returned) or (returned,):
-        if dataclasses.is_dataclass(candidate):
-            return [f.name for f in dataclasses.fields(candidate)]
-    return []
+        returned = None
+    code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
+    made = [known.get(name) for name in getattr(code, "co_names", ())]
+    kinds = [*(typing.get_args(returned) or (returned,)), *made]
+    outputs = [k for k in kinds if isinstance(k, type) and issubclass(k, ModelOutput)]
+    return [[f.name for f in dataclasses.fields(k)] for k in outputs if dataclasses.is_dataclass(k)]

@@ -22,12 +22,14 @@ from hf_distill.checks import (
     check_tokens,
     find_teacher,
     with_adapter,
+    without_smoothing,
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
+from hf_distill.modules import ANY, opened, unwrapped
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.places import task_columns
@@ -63,6 +65,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
     loss_is_scaled_for_ga = True
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
+    _compiled: nn.Module | None = None
 
     def __init__(
         self,
@@ -81,17 +84,20 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             model = with_adapter(model, peft_config)
         self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
-        super().__init__(model, args, *positional, **options)
+        model, self._compiled = opened(model)
+        with without_smoothing(args, model):
+            super().__init__(model, args, *positional, **options)
         self._head = Head(self._student, role="student")
         self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
         if isinstance(self.teacher, TrainerCallback):  # one that follows the training
             self.add_callback(self.teacher)
-        self._refresh_objective()
-        self._match()
         looked_at = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
+        self._look_at_modules()
+        self._refresh_objective()
+        self._match()
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         check_tokens(self._first_batch, self._head)
         check_lengths(self._first_batch, self._head, self.teacher)
@@ -104,10 +110,27 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             known: Any = self._signature_columns
-            theirs = set() if self.teacher is None else self.teacher.columns()
-            theirs |= {WEIGHTS} | task_columns(self._student)
-            theirs |= (self._own_objective or self.args.objective()).columns
-            self._signature_columns = known + sorted(theirs - set(known))
+            read = self._columns() | task_columns(self._student)
+            read |= {WEIGHTS, *self._head.label_keys}
+            read |= (self._own_objective or self.args.objective()).columns
+            self._signature_columns = known + sorted(read - set(known))
+
+    def _columns(self) -> set[str]:
+        """What both models read, without labels."""
+        return self._head.columns | (set() if self.teacher is None else self.teacher.columns())
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        keep = ANY in self._columns()
+        return dataset if keep else super()._remove_unused_columns(dataset, description)
+
+    def _get_collator_with_removed_columns(self, collator: Any, description: Any = None) -> Any:
+        keep = ANY in self._columns()
+        return collator if keep else super()._get_collator_with_removed_columns(collator)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model, self._compiled = opened(super().call_model_init(trial))
+        assert model is not None
+        return model
 
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list, device: torch.device
@@ -190,7 +213,11 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         needs: Needs,
         model: nn.Module | None = None,
     ) -> tuple[Any, Signal]:
-        call = model if model is not None and _is_compiled(model) else self._student
+        call = self._student
+        if model is not None and _is_compiled(model):
+            call = model
+        elif self._compiled is not None and unwrapped(self._compiled) is unwrapped(call):
+            call = self._compiled
         outputs, signal = self._head.ask(call, batch, needs, items)
         return outputs, ordered(signal, self._student_order)
 

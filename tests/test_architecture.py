@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions language forward sharding places | "
+    "losses ascent axes directions language forward sharding places modules outputs | "
     "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
     "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
     "terms | reduction objectives | teachers | metrics | config | "

@@ -112,7 +112,7 @@ CONSTRUCTION: dict[str, Row] = {
         ValueError,
         r"one of the heads \['audio_classification', .*'token_classification'",
         r"got Odd, whose outputs are \['loss', 'logits', 'hidden_states', 'attentions'\]",
-        r"HEADS\['Odd'\] = .*TASKS",
+        r"register_task\('Odd', .*Task",
     ),
     "labels that are not there": (
         lambda p: build(p, train_dataset=without_labels(HEAD)),

@@ -24,7 +24,7 @@ from hf_distill import (
     Sum,
 )
 from hf_distill.heads import Head
-from hf_distill.tasks import HEADS, TASKS, task_of
+from hf_distill.tasks import HEADS, TASKS, register_task, task_of
 
 Batch = dict[str, Tensor]
 PICTURES = ("image_classification", "semantic_segmentation")
@@ -314,9 +314,10 @@ def test_a_head_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The remedy that the error names must work, from construction to a saved student."""
     config = CASES["token_classification"].config()
     student = Odd(config).double()
-    with pytest.raises(ValueError, match=r"HEADS\['Odd'\] = "):
+    with pytest.raises(ValueError, match=r"hf_distill\.register_task\('Odd', "):
         trainer(tmp_path, "token_classification", ForwardKL(), model=student)
-    monkeypatch.setitem(HEADS, "Odd", "token_classification")
+    monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
+    register_task("Odd", "token_classification")
     objective = 0.5 * HardLabels() + ForwardKL() + HiddenStates()
     ours = trainer(tmp_path, "token_classification", objective, model=student)
     ours.train()

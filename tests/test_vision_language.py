@@ -310,5 +310,5 @@ def test_an_encoder_decoder_is_refused() -> None:
     """Its labels are not shifted: every token would be learned one place late."""
     model = models("llava")[0]
     model.config.is_encoder_decoder = True
-    with pytest.raises(ValueError, match=r"HEADS\['LlavaFor.*'\] = 'seq2seq_lm'"):
+    with pytest.raises(ValueError, match=r"register_task\('LlavaFor.*', 'seq2seq_lm'\)"):
         Head(model).items(collator("llava")(rows(2)))

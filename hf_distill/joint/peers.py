@@ -59,7 +59,7 @@ class Peers:
         return head.ask(call, batch, needs & head.provides, items)[1]
 
     def columns(self) -> set[str]:
-        found = [head.accepts - set(head.task.label_keys) for head in self.heads.values()]
+        found = [head.columns for head in self.heads.values()]
         return set().union(*found)
 
     def tokens(self) -> Mapping[str, int] | None:

@@ -75,7 +75,7 @@ class AdaptersOff:
                 parameter.requires_grad_(True)
 
     def columns(self) -> set[str]:
-        return self.head.accepts - set(self.head.task.label_keys)
+        return self.head.columns
 
     def tokens(self) -> Mapping[str, int] | None:
         return None if self._tokenizer is None else self._tokenizer.get_vocab()

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hf_distill.heads import Head, base_of, describe_model, local_vocabulary
+from hf_distill.modules import without_parallel
 from hf_distill.reading import Batch
 from hf_distill.sharding import is_partitioned, serve
 from hf_distill.signals import Items, Needs, Signal
@@ -22,17 +23,35 @@ from hf_distill.tasks import Task
 
 
 class ModelTeacher:
-    """A frozen transformers model, in its own dtype and quantisation.
+    """A frozen model, in its own dtype and quantisation.
 
     It is in eval mode and asks for no gradients; it is no part of the student, so that it is in no
     checkpoint, no optimizer and no ``train()`` call. However the student is distributed, every
     process holds a whole copy of the teacher, unless it is sharded.
 
+    One that reads inputs of its own (another tokenizer, another picture size) is a subclass, here
+    for columns ``teacher_input_ids`` and ``teacher_attention_mask`` that the data set (and the
+    collator) hold beside the student's:
+
+        class OwnInputs(ModelTeacher):
+            names = ("input_ids", "attention_mask")
+
+            def columns(self):
+                return {f"teacher_{name}" for name in self.names}
+
+            def __call__(self, batch, needs, items):
+                own = {name: batch[f"teacher_{name}"] for name in self.names}
+                return super().__call__(own, needs, items)
+
+    It is for heads with one row of logits per example, and `DistillationConfig` gets
+    ``remove_unused_columns=True`` (the default) or False as for any other teacher.
+
     Args:
-        model: The model; `PeftModel` too.
+        model: The model: of transformers, any module, or what is around one (an adapter of PEFT,
+            ``torch.compile``, DataParallel).
         tokenizer: Its tokenizer, to make sure that it is the student's; found in the model's local
             folder when not given.
-        task: Its row of the task table, if its class does not say it.
+        task: Its row of the task table, or the row's name, if its class does not say it.
         shard: Spread the weights over all processes with PyTorch's FSDP2 (`fully_shard`), block by
             block, whether the student is under DDP, FSDP2 or ZeRO. Each block is put together for
             its forward, so all processes must ask it equally often, as a training does.
@@ -45,14 +64,13 @@ class ModelTeacher:
         self,
         model: nn.Module,
         tokenizer: Any = None,
-        task: Task | None = None,
+        task: Task | str | None = None,
         *,
         shard: bool = False,
     ):
-        self.model = model.requires_grad_(False).eval()
-        self.head = Head(model, task, role="teacher")
+        self.model = without_parallel(model).requires_grad_(False).eval()
+        self.head = Head(self.model, task, "teacher")
         self.config = self.head.config
-        self.provides = self.head.provides
         self._tokens = None if tokenizer is None else tokenizer.get_vocab()
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
@@ -81,13 +99,17 @@ class ModelTeacher:
             ) from error
         return cls(model)
 
+    @property
+    def provides(self) -> Needs:
+        return self.head.provides
+
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
         with torch.no_grad(), self._autocast():
             _, signal = self.head.ask(self.model, batch, needs, items)
         return signal.detach()
 
     def columns(self) -> set[str]:
-        return self.head.accepts - self.head.label_keys
+        return self.head.columns
 
     def tokens(self) -> Mapping[str, int] | None:
         if self._tokens is None:
@@ -115,10 +137,10 @@ class ModelTeacher:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        return {
-            **describe_model(self.head.model),
-            "dtype": str(self.head.model.dtype).removeprefix("torch."),
-        }
+        dtypes = (p.dtype for p in self.head.model.parameters() if p.is_floating_point())
+        dtype = getattr(self.head.model, "dtype", None) or next(dtypes, None)
+        facts = describe_model(self.head.model)
+        return facts if dtype is None else {**facts, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _loader(name: str | Path, task: Task, init_kwargs: Mapping[str, Any]) -> Any:

@@ -1,0 +1,147 @@
+"""What is known of a model that may be any `nn.Module`: what is inside, its config, its inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from peft import PeftModel
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PretrainedConfig, PreTrainedModel
+
+TOLD = ("num_labels", "id2label", "problem_type", "vocab_size", "_name_or_path", "pad_token_id")
+"""What is taken over from a config that is not one of transformers."""
+
+_CONFIGS: WeakKeyDictionary[nn.Module, PretrainedConfig] = WeakKeyDictionary()
+_FIELDS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+
+
+def without_parallel(model: nn.Module) -> nn.Module:
+    """The model inside of DataParallel or DistributedDataParallel."""
+    while isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def opened(model: nn.Module | None) -> tuple[nn.Module | None, nn.Module | None]:
+    """A student that can be saved: the model inside of DataParallel, DistributedDataParallel and
+    ``torch.compile``; and beside it its compiled form, if it came as one."""
+    model = None if model is None else without_parallel(model)
+    inner = getattr(model, "_orig_mod", None)
+    return (without_parallel(inner), model) if isinstance(inner, nn.Module) else (model, None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what passes everything on to it: DataParallel, DistributedDataParallel,
+    ``torch.compile``, an adapter of PEFT."""
+    while True:
+        if isinstance(model, PeftModel):
+            model = model.get_base_model()
+        elif isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def held(module: nn.Module) -> PreTrainedModel | None:
+    """The transformers model with all the weights of a wrapper of one's own, if there is one."""
+    if isinstance(module, PreTrainedModel):
+        return None
+    parts = (m for m in module.modules() if m is not module)
+    inner = next((m for m in parts if isinstance(m, PreTrainedModel)), None)
+    if inner is None:
+        return None
+    own, theirs = ({id(p) for p in m.parameters()} for m in (module, inner))
+    return inner if own == theirs else None
+
+
+def config_of(model: nn.Module) -> Any:
+    """The config of a model; one of transformers in its place where a module has none.
+
+    The latter knows no number of labels (None) and no vocabulary until `learn` tells it.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(config, PretrainedConfig):
+        return config
+    if model not in _CONFIGS:
+        stand_in: Any = PretrainedConfig()
+        stand_in.id2label = stand_in.label2id = None
+        for name in TOLD:
+            value = getattr(config, name, None)
+            if value is not None:
+                setattr(stand_in, name, value)
+        _CONFIGS[model] = stand_in
+    return _CONFIGS[model]
+
+
+def has_config(model: nn.Module) -> bool:
+    """Whether a model has a config of transformers."""
+    return isinstance(getattr(model, "config", None), PretrainedConfig)
+
+
+def learn(model: nn.Module, fields: frozenset[str], classes: str, count: int | None) -> None:
+    """Keep what the first answer of a module without a config says.
+
+    Args:
+        model: The module.
+        fields: The names of its outputs.
+        classes: What they are: ``labels``, ``vocabulary`` or something else.
+        count: How many there are.
+    """
+    config, _FIELDS[model] = config_of(model), fields
+    if count is not None and classes == "labels" and config.num_labels is None:
+        config.num_labels = count
+    if count is not None and classes == "vocabulary" and getattr(config, "vocab_size", 0) == 0:
+        config.vocab_size = count
+
+
+def seen_fields(model: nn.Module) -> frozenset[str] | None:
+    """The names of the outputs of a module without a config, once it has run."""
+    return _FIELDS.get(model)
+
+
+ANY = "*"
+"""Among the columns that a model reads: all that there are."""
+
+
+def forward_inputs(outer: nn.Module, inner: nn.Module) -> tuple[set[str], bool]:
+    """The names that a model's ``forward`` takes.
+
+    A ``forward`` that takes any name (``**kwargs``) takes what that of its base classes does, and
+    what the model inside takes.
+
+    Args:
+        outer: The model, or a wrapper of one's own.
+        inner: The model that it passes its inputs to, or the same.
+
+    Returns:
+        The names, and whether what is asked for by name (``output_hidden_states``) arrives at the
+        inner model.
+    """
+    names: set[str] = set()
+    for model in (outer, inner) if inner is not outer else (outer,):
+        for parameters in _signatures(model):
+            kinds = {p.kind for p in parameters.values()}
+            named = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+            names |= {name for name, p in parameters.items() if p.kind not in named}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                return names, model is inner
+    return names, True
+
+
+def _signatures(model: nn.Module) -> Iterator[Any]:
+    """The parameters of a model's ``forward``, then those of its base classes' ones."""
+    own = inspect.signature(model.forward).parameters
+    yield own
+    for kind in type(model).__mro__:
+        forward = vars(kind).get("forward")
+        if forward is not None and kind is not nn.Module:
+            parameters = dict(inspect.signature(forward).parameters)
+            parameters.pop("self", None)
+            if list(parameters) != list(own):
+                yield parameters
