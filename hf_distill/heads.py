@@ -362,6 +362,11 @@ class Head:
             f"Name the head that it has: hf_distill.register_task({name!r}, …), with the name of a "
             "task or a `hf_distill.tasks.Task` of your own"
         )
+        if self.role == "teacher" and len(shape) == mask.dim() + 1:
+            remedy = (
+                "It makes other places (frames, patches) of the batch than the student: choose a "
+                "teacher that makes the same"
+            )
         if more > 0 and mask.dim() == 2:
             remedy = (
                 f"It has {more} places more than the batch has tokens (a picture, or a prefix). "

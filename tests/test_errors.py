@@ -255,7 +255,7 @@ CONSTRUCTION: dict[str, Row] = {
             objective=HiddenStates(),
         ),
         ValueError,
-        "as many positions in the student's hidden states",
+        "as many positions in the hidden states of the student",
         r"\(\d, 31, 16\) and \(\d, 25, 16\) at hidden_1_1",
         "Only pictures can be resized: choose layers of one length",
     ),
@@ -485,7 +485,7 @@ def test_logits_of_other_shapes(tmp_path: Path) -> None:
     """Broadcast over each other, frames would be compared with frames of another time."""
     with pytest.raises(
         ValueError,
-        match=r"logits of one shape, got \(8, \d+, 12\) and \(8, \d+, 12\).*same inputs",
+        match=r"for the items \(8, \d+\).*the teacher .*, got \(8, \d+, 12\).*frames",
     ):
         build(tmp_path, "ctc", teacher_model=teacher("ctc", conv_stride=(5, 5)))
 

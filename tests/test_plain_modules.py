@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,17 @@ import pytest
 import torch
 from plain_zoo import (
     FORMS,
-    Convolutional,
     Perceptron,
     Recurrent,
     Tagger,
     Writer,
-    rows_of_numbers,
 )
-from safetensors.torch import load_file
-from small import Recorder, config, data, models, same, trainer, weights
+from small import Recorder, data, models, trainer
 from torch import nn
 from torch.nn import functional as F
 from zoo import collate
 
 from hf_distill import (
-    DistillationTrainer,
-    ForwardKL,
-    HardLabels,
-    HiddenStates,
-    LogitMSE,
-    ModelTeacher,
     register_task,
 )
 from hf_distill.tasks import HEADS
