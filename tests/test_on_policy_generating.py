@@ -27,6 +27,7 @@ from hf_distill import (
 )
 from hf_distill.heads import Head
 from hf_distill.on_policy.buffer import ReplayBuffer
+from hf_distill.on_policy.dataset import SETTINGS
 from hf_distill.on_policy.prompts import Prompts, longest_prompt
 
 PROMPT = [3, 4, 5]
@@ -283,6 +284,11 @@ def test_a_teachers_texts_are_written_once(tmp_path: Path, monkeypatch: pytest.M
     (killed / "data" / "shard-00001.arrow").unlink()
     (killed / "data" / ".shard-00001.arrow.tmp").write_bytes(b"torn")
     assert generate_dataset(teacher, rows(), None, killed, **options)[:] == whole[:]
+
+    begun = tmp_path / "begun"  # killed before its first file had its name
+    begun.mkdir()
+    (begun / f".{SETTINGS}.partial").write_bytes(b"torn")
+    assert generate_dataset(teacher, rows(), None, begun, **options)[:] == whole[:]
 
     monkeypatch.setattr(type(teacher), "generate", Silent())
     assert generate_dataset(teacher, rows(), None, killed, **options)[:] == whole[:]

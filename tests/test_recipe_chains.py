@@ -309,7 +309,9 @@ def test_cached_teacher_teaches_the_same_and_is_not_in_memory(tmp_path: Path, sp
     assert 3 not in spy.layers["student/seed-0"]
     for stage in ("teacher", "student/seed-0"):
         trained = weights(live, stage), weights(cached, stage)
-        for key in trained[0]:
+        # A key's bias shifts all scores of a query alike: its gradient is rounding alone, which
+        # Adam scales to the size of a step.
+        for key in (k for k in trained[0] if not k.endswith("key.bias")):
             torch.testing.assert_close(trained[0][key], trained[1][key], rtol=0, atol=1e-5)
     histories = [record(f, "student/seed-0")["results"]["history"] for f in (live, cached)]
     for name in ("forward_kl", "hidden_states", "eval_agreement", "eval_teacher_accuracy"):

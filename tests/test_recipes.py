@@ -233,6 +233,18 @@ def test_second_run_trains_nothing(finished: Path, trained: list[str]) -> None:
     assert not [path for path in (finished / "out").iterdir() if path.name.startswith(".")]
 
 
+def test_a_kill_between_two_renames_keeps_what_a_person_wrote(finished: Path) -> None:
+    """`final` is out of the way and the new one not yet in its place: the card by hand would go
+    with the old folder."""
+    out = finished / "out"
+    readme = out / "final/README.md"
+    readme.write_text(readme.read_text() + "\nBefore the kill.\n")
+    (out / "final").replace(out / ".final.old")
+    run(finished / "recipe.yaml")
+    assert "Before the kill." in readme.read_text()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_changed_objective_trains_the_students_only(tmp_path: Path, trained: list[str]) -> None:
     """A stale student under a new objective's name; or the teacher trained again for nothing."""
     path = recipe(tmp_path)

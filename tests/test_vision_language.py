@@ -290,9 +290,10 @@ def test_a_cache_knows_pictures(tmp_path: Path) -> None:
     assert cached.logits is not None
     assert live.logits is not None
     mask = items.masks["items"]
-    assert torch.equal(cached.logits[mask], live.logits[mask])
+    # the cache was asked in the order of lengths: kernels may round by an example's place
+    torch.testing.assert_close(cached.logits[mask], live.logits[mask], rtol=1e-5, atol=1e-6)
     first, second = (live.logits[i][mask[i]] for i in (0, 1))
-    assert (first - second).abs().max() > 1e-6
+    assert (first - second).abs().max() > 1e-4
     strange = {**batch, "pixel_values": batch["pixel_values"] + 1e-3}
     with pytest.raises(ValueError, match="got none of 3"):
         CachedTeacher(path)(strange, needs, items)

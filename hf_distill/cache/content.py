@@ -167,7 +167,7 @@ class Content:
                 return self._spans(read.logits, read.sizes, found, items).to(device), None
             out = read.logits.new_zeros((*places.shape, read.logits.shape[-1]))
             out[places] = read.logits
-            return out.movedim(0, self.axis).to(device), None
+            return out.movedim(0, self.axis).contiguous().to(device), None
         ids = read.ids.new_zeros((*places.shape, read.ids.shape[-1]))
         log_probs = read.log_probs.new_full(ids.shape, -torch.inf)
         rest = read.log_rest.new_zeros(places.shape)
@@ -198,7 +198,7 @@ class Content:
         for own, piece in zip(logits.split(list(sizes)), found, strict=True):
             start, stop = piece.ranges["hidden"]
             out[piece.row, :, start:stop] = own[:, : stop - start]
-        return out.movedim(0, self.axis)
+        return out.movedim(0, self.axis).contiguous()  # as the live teacher's
 
 
 def content_of(

@@ -13,8 +13,10 @@ import transformers
 from transformers import PretrainedConfig
 
 from hf_distill.cache.keys import model_fingerprint, text_fingerprint
+from hf_distill.cache.sealed import replacing
 
 VOCABULARY = "vocabulary.json.gz"
+CARD = "README.md"
 PARTS = {
     "teacher": "the teacher's weights",
     "task": "the task",
@@ -124,18 +126,32 @@ def public(value: Any) -> Any:
 
 def write_vocabulary(folder: Path, tokens: Mapping[str, int]) -> None:
     """Keep a vocabulary, for matching it with the student's."""
-    temporary = folder / f".{VOCABULARY}.tmp"
     text = json.dumps(tokens, ensure_ascii=False).encode()
-    temporary.write_bytes(gzip.compress(text, mtime=0))
-    os.replace(temporary, folder / VOCABULARY)
+    with replacing(folder / VOCABULARY) as file:
+        file.write(gzip.compress(text, mtime=0))
 
 
-def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """The vocabulary that is kept, if there is one."""
+def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | None:
+    """The vocabulary that is kept, if there is one.
+
+    Args:
+        folder: Of the cache.
+        facts: Its manifest.
+
+    Raises:
+        ValueError: it is missing, or not the one of the manifest: tokens would be matched wrongly.
+    """
     path = folder / VOCABULARY
-    if not path.is_file():
-        return None
-    tokens: dict[str, int] = json.loads(gzip.decompress(path.read_bytes()))
+    there = path.is_file()
+    tokens: dict[str, int] | None = (
+        json.loads(gzip.decompress(path.read_bytes())) if there else None
+    )
+    if tokenizer_fingerprint(tokens) != facts["tokenizer"]:
+        raise ValueError(
+            f"Expected {path} as it was written, {'it is another one' if there else 'it is gone'}. "
+            f"{'Delete it, and run' if there else 'Run'} the command that wrote the cache again: "
+            "finished shards stay."
+        )
     return tokens
 
 
@@ -177,6 +193,22 @@ def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     text = README.format(
         examples=facts["examples"], teacher=name, content=json.dumps(kept, indent=1)
     )
-    temporary = folder / ".README.md.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / "README.md")
+    with replacing(folder / CARD) as file:
+        file.write(text.encode())
+
+
+def complete(
+    folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None, anew: bool = False
+) -> None:
+    """Write the files of a cache besides its manifest and shards, each whole or not at all.
+
+    Args:
+        folder: Of the cache.
+        facts: Its manifest.
+        tokens: The teacher's vocabulary, if it has one.
+        anew: Also those that are there, which may be of something else while there is no manifest.
+    """
+    if tokens is not None and (anew or not (folder / VOCABULARY).is_file()):
+        write_vocabulary(folder, tokens)
+    if anew or not (folder / CARD).is_file():
+        write_readme(folder, facts)

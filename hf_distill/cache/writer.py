@@ -254,7 +254,8 @@ def _length(example: Any) -> int:
 
 
 def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
-    """Write the manifest, or see that the one that is there says the same."""
+    """Write what a cache has besides its shards, or see that what is there says the same; a file
+    that is missing is made again."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
         held = read_manifest(folder)
@@ -265,9 +266,8 @@ def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | N
                 f"shard, and this one would be of {facts['examples']}, {facts['shard_size']} to a "
                 "shard. Write another cache, or use these sizes."
             )
+        manifest.complete(folder, facts, tokens)
     else:
-        if tokens is not None:
-            manifest.write_vocabulary(folder, tokens)
-        write_manifest(folder, dict(facts))
-        manifest.write_readme(folder, facts)
+        manifest.complete(folder, facts, tokens, anew=True)
+        write_manifest(folder, dict(facts))  # last: a cache that has it has the others
     remove_stale(folder)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_distill.cache import manifest
 from hf_distill.cache.sealed import read_sealed, replacing, write_sealed
+from hf_distill.cache.shards import remove_stale
 from hf_distill.heads import Head
 from hf_distill.on_policy.generating import ModelGenerator, Sampling, Tokens
 from hf_distill.on_policy.prompts import Prompts, longest_prompt, start_token
@@ -145,6 +146,7 @@ def _fingerprint(prompts: Prompts, dataset: Any) -> str:
 
 def _begin(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / SETTINGS
+    remove_stale(folder)
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(

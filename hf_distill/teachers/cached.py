@@ -29,9 +29,12 @@ class CachedTeacher(TrainerCallback):
     """Reads what `write_cache` wrote; no model is in memory.
 
     An example is found by its content as the models see it, wherever it stands: order, batch size,
-    epochs, processes and packing do not matter. Logits in float32 are those of the live teacher bit
-    for bit (given batches of the same shape: kernels round by shape); what is kept in fewer bits
-    or classes is as near as `hf_distill.cache.formats` says.
+    epochs, processes and packing do not matter. Logits in float32 are bit for bit what the teacher
+    said when the cache was written; what is kept in fewer bits or classes is as near as
+    `hf_distill.cache.formats` says. A live teacher agrees with that to the last bits only: kernels
+    round an example's output by the shape of its batch (one row is a product of matrix and vector)
+    and, some of them, by its place in it. Where the batches have one shape and the kernels do not
+    round by place, both teach the same bit for bit.
 
     Args:
         path: The folder of the cache, or a downloaded data set of the Hub that is one.
@@ -67,7 +70,7 @@ class CachedTeacher(TrainerCallback):
         self.provides = self.content.provides
         self.live = live
         self._facts, self.task = facts, TASKS[facts["task"]]
-        self._tokens = manifest.read_vocabulary(self.path)
+        self._tokens = manifest.read_vocabulary(self.path, facts)
         self._store = Store(self.path, verify=verify)
         self._added: dict[bytes, Row] = {}
 

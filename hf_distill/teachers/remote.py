@@ -32,7 +32,8 @@ from hf_distill.teachers.wire import (
 class RemoteTeacher:
     """Asks a teacher that ``hf-distill serve-teacher`` (`TeacherServer`) holds: any head.
 
-    What it says is that of the model itself, in the server's dtype, bit for bit.
+    What it says is bit for bit what the model on the server says, in the server's dtype. (Another
+    machine than this one may round otherwise.)
 
     Args:
         url: Where it is served: ``http://host:port``.
