@@ -19,6 +19,7 @@ CACHED = tuple(
 ENCODED = ("encoder_last_hidden_state", "encoder_hidden_states")
 DECODED = ("logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states")
 DECODED += ("decoder_hidden_states",)
+SOUNDS = ("input_values", "input_features")
 
 
 # ---- in front: the prompts of PEFT ---------------------------------------------------------------
@@ -28,6 +29,12 @@ def prompt_config(model: nn.Module) -> Any:
     """The settings of the prompt that an adapter learns; None if it learns none."""
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     return config if config is not None and config.is_prompt_learning else None
+
+
+def cached_prompt(model: nn.Module) -> bool:
+    """Whether an adapter puts keys and values in front of each layer's (prefix tuning)."""
+    config = prompt_config(model)
+    return config is not None and config.peft_type in CACHED
 
 
 def task_columns(model: nn.Module) -> set[str]:
@@ -74,7 +81,7 @@ class Prompt:
         tokens = tokens if ids is None else ids.shape[-1]
         decoded = batch.get("decoder_input_ids", batch.get("labels"))
         several = getattr(model.config, "is_encoder_decoder", False) and decoded is not None
-        front = 0 if config.peft_type in CACHED else size
+        front = 0 if cached_prompt(model) else size
         return cls(front, tokens, decoded.shape[-1] if several else None, size)  # type: ignore[union-attr]
 
     def after(self, values: Tensor, encoded: bool = False) -> Tensor:
@@ -161,7 +168,7 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
         last: Whether the frames below the logits are meant: an adapter may shorten them once more.
     """
     signal, mask = (
-        batch[getattr(model, "main_input_name", "input_values")],
+        next(batch[name] for name in SOUNDS if name in batch),
         batch.get("attention_mask"),
     )
     if mask is None:

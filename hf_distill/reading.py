@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from hf_distill.modules import config_of
-from hf_distill.places import frame_mask, with_pictures
+from hf_distill.places import SOUNDS, frame_mask, with_pictures
 from hf_distill.signals import Items
 
 Batch = Mapping[str, Any]
@@ -24,7 +24,6 @@ WEIGHTS = "token_weights"
 GENERATED = "generated"
 """The key of a batch that marks, ``(B,)``, the texts that a student wrote: their tokens are items
 for a teacher to judge, and no labels."""
-SOUNDS = ("input_values", "input_features")
 ALIGNED = "teacher_positions"
 """The key of a batch with a teacher of another tokenizer: at each position the teacher's position
 that predicts the same text, or -1."""
@@ -143,8 +142,7 @@ def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, 
     """The padding of the hidden states: tokens, audio frames, or none (images, sounds unmasked)."""
     if "input_ids" in batch or "inputs_embeds" in batch:
         return {"hidden": with_pictures(_token_mask(batch, rows), batch, model)}
-    sound = getattr(model, "main_input_name", None)
-    if batch.get("attention_mask") is not None and sound in SOUNDS and sound in batch:
+    if batch.get("attention_mask") is not None and any(name in batch for name in SOUNDS):
         return {"hidden": frame_mask(batch, model, rows, last=False)}
     return {}
 

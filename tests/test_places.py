@@ -30,7 +30,13 @@ from hf_distill import (
     MiniLMv2,
     TinyBERT,
 )
+from hf_distill.cache import write_cache
 from hf_distill.joint import JointTrainer
+from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
+from hf_distill.on_policy.generating import ModelGenerator, Sampling, until_end
+from hf_distill.serving import TeacherServer
+from hf_distill.teachers import CachedTeacher, ModelTeacher
+from hf_distill.teachers.remote import RemoteTeacher
 
 tf: Any = transformers
 
@@ -307,3 +313,77 @@ def test_peers_with_prompts(tmp_path: Path) -> None:
     )
     assert ours.evaluate()["eval_forward_kl"] == pytest.approx(expected, abs=1e-5)
     ours.train()
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize("head", ["causal_lm", "seq2seq_lm"])
+def test_a_student_with_a_prompt_writes_texts(tmp_path: Path, head: str) -> None:
+    """A completion that is cut at the wrong place teaches the prompt's tokens, or loses its own;
+    and PEFT writes other texts where prompts of several lengths share a batch."""
+    student, teacher = models(head)
+    student = adapted(student, "prompt", head)
+    prompts = [[5, 6, 7, 8], [9, 10]]
+    generator = ModelGenerator(student, Sampling(4, temperature=0.0))
+    found = generator(prompts, seed=0)
+    for prompt, completion in zip(prompts, found, strict=True):
+        ids, written = torch.tensor([prompt]), [] if head == "causal_lm" else [0]
+        for _ in range(4):
+            if head == "causal_lm":
+                own = torch.tensor([[*prompt, *written]])
+                logits = logits_of(student, {"input_ids": own})
+            else:
+                start = {"input_ids": ids, "decoder_input_ids": torch.tensor([written])}
+                logits = logits_of(student, start)
+            written.append(int(logits[0, -1].argmax()))
+        written = written if head == "causal_lm" else written[1:]
+        assert completion == until_end(written, generator.ends)
+    cls: Any = OnPolicyDistillationTrainer
+    options: dict[str, Any] = {"args": on_policy(tmp_path), "cls": cls, "teacher_model": teacher}
+    with pytest.raises(ValueError, match="texts would be written without it"):
+        trainer(tmp_path, head, model=adapted(models(head)[0], "prefix", head), **options)
+    step, _ = first_step(tmp_path, head, model=student, **options)
+    assert 0 < step["loss"] < 50
+
+
+def on_policy(folder: Path) -> OnPolicyConfig:
+    """One step of the student's own text."""
+    return OnPolicyConfig(
+        str(folder),
+        max_steps=1,
+        logging_steps=1,
+        per_device_train_batch_size=4,
+        lmbda=1.0,
+        max_completion_length=4,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def test_a_cache_of_a_teacher_with_a_prompt(tmp_path: Path) -> None:
+    """A cache that is written with shifted positions teaches them ever after; one that is read
+    for a student with a prompt must be put at its tokens."""
+    student, teacher = models("causal_lm")
+    rows = first_rows("causal_lm")
+    batch = collate(rows)
+    student, teacher = (adapted(model, "prompt", "causal_lm") for model in (student, teacher))
+    kl = by_hand("causal_lm", batch, logits_of(student, batch), logits_of(teacher, batch))
+    folder = write_cache(tmp_path / "cache", ModelTeacher(teacher), rows, collate, say=len)
+    options: dict[str, Any] = {"model": student, "objective": ForwardKL(1.0)}
+    step, _ = first_step(
+        tmp_path / "out", "causal_lm", teacher_model=CachedTeacher(folder), **options
+    )
+    assert step["forward_kl"] == pytest.approx(kl, abs=1e-5)
+
+
+def test_a_served_teacher_with_a_prompt(tmp_path: Path) -> None:
+    """What a server reads of its model is what the model itself would say here."""
+    student, teacher = models("causal_lm")
+    batch = collate(first_rows("causal_lm"))
+    teacher = adapted(teacher, "prompt", "causal_lm")
+    kl = by_hand("causal_lm", batch, logits_of(student, batch), logits_of(teacher, batch))
+    with TeacherServer(ModelTeacher(teacher)) as server:
+        step, _ = first_step(
+            tmp_path, "causal_lm", teacher_model=RemoteTeacher(server.url), objective=ForwardKL(1.0)
+        )
+    assert step["forward_kl"] == pytest.approx(kl, abs=1e-5)

@@ -168,6 +168,8 @@ class _Maker:
         """What the teacher says of some examples, and where they are in the batch."""
         batch = self._batch(examples)
         items = self.head.items(batch)
+        if needs.hidden_states or needs.attentions or self.axis == 1:
+            _check_places(batch, items)
         return self.teacher(batch, needs, items), self._pieces(batch, items), items
 
     def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
@@ -211,6 +213,18 @@ class _Maker:
 
     def _pieces(self, batch: Batch, items: Items) -> list[Piece]:
         return pieces(batch, items, self.inputs, self.axis)
+
+
+def _check_places(batch: Batch, items: Items) -> None:
+    """Refuse states with places behind the padding: where they stand depends on the batch."""
+    ids, mask = batch.get("input_ids"), items.masks.get("hidden")
+    if ids is not None and mask is not None and ids.shape[-1] != mask.shape[-1]:
+        raise ValueError(
+            f"Expected states of the {ids.shape[-1]} tokens of a batch to keep, got "
+            f"{mask.shape[-1]} places: those of a picture stand behind the padding, which another "
+            "batch has elsewhere. Keep the logits alone of a head with fixed classes, or train "
+            "with the live teacher."
+        )
 
 
 class _Source:

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
+from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +21,7 @@ from hf_distill.on_policy.continuous import (
     complete_continuously,
 )
 from hf_distill.on_policy.ranges import check_number
+from hf_distill.places import cached_prompt, prompt_config
 from hf_distill.sharding import is_sharded
 
 Tokens = list[int]
@@ -136,7 +139,8 @@ class ModelGenerator:
         continuous: Use continuous batching.
 
     Raises:
-        ValueError: ``continuous`` with a model or a sampling that it would not do justice to.
+        ValueError: ``continuous`` with a model or a sampling that it would not do justice to; a
+            model whose ``generate`` leaves out what its adapter has learned.
     """
 
     model: nn.Module
@@ -146,6 +150,14 @@ class ModelGenerator:
     continuous: bool = False
 
     def __post_init__(self) -> None:
+        base = base_of(self.model)
+        if cached_prompt(self.model) and "cache" in signature(base.forward).parameters:
+            raise ValueError(
+                f"PEFT hands the prefix of this {type(base).__name__} to `generate` under a name "
+                "that transformers no longer reads, so that texts would be written without it. "
+                "Learn a prompt of tokens (PromptTuningConfig) or LoRA, or give texts that are "
+                "written already (lmbda=0)."
+            )
         if self.continuous:
             check_continuous(self.sampling.repetition_penalty, self.sampling.others)
             check_batchable(self.model)
@@ -155,12 +167,30 @@ class ModelGenerator:
         size = self.batch_size or max(1, len(prompts))
         found: dict[int, Tokens] = {}
         device = next(self.model.parameters()).device
+        groups = [order] if self._pads else _alike(order, prompts)
         with torch.no_grad(), _eval_mode(self.model), _own_randomness(device, seed):
-            for start in range(0, len(order), size):
-                chunk = order[start : start + size]
+            for chunk in (g[n : n + size] for g in groups for n in range(0, len(g), size)):
                 complete = self._continuously if self.continuous else self._together
                 found.update(zip(chunk, complete([prompts[i] for i in chunk]), strict=True))
         return [found[i] for i in range(len(prompts))]
+
+    @property
+    def _pads(self) -> bool:
+        """Whether prompts of several lengths may share a batch: PEFT forgets the positions of texts
+        that have padding between a learned prompt and themselves.
+
+        Raises:
+            ValueError: they may not, and every process must make as many calls.
+        """
+        base: Any = base_of(self.model)
+        pads = prompt_config(self.model) is None or base.config.is_encoder_decoder
+        if not pads and is_sharded(self.model):
+            raise ValueError(
+                f"A {type(base).__name__} with a learned prompt (PEFT) writes texts of each length "
+                "by themselves, which FSDP2 and ZeRO-3 cannot wait for. Train it under DDP, or "
+                "with another adapter (LoRA)."
+            )
+        return pads
 
     @property
     def ends(self) -> list[int]:
@@ -203,6 +233,11 @@ class ModelGenerator:
     def _continuously(self, prompts: list[Tokens]) -> list[Tokens]:
         found = complete_continuously(self.model, prompts, self._config())
         return [until_end(tokens, self.ends) for tokens in found]
+
+
+def _alike(order: Sequence[int], prompts: Sequence[Tokens]) -> list[list[int]]:
+    """The places of the prompts, in their order, those of one length together."""
+    return [list(group) for _, group in groupby(order, lambda i: len(prompts[i]))]
 
 
 def until_end(tokens: Tokens, ends: Sequence[int]) -> Tokens:

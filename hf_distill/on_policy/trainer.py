@@ -121,8 +121,10 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
                 "(fsdp_config={'version': 2}), DDP or ZeRO."
             )
         self._prompts()  # checks the length of completions
-        if self.args.continuous_batching and self.generator is None:
-            check_batching(self._model_generator(), self.is_fsdp_enabled)
+        if self.generator is None:
+            own = self._model_generator()
+            if self.args.continuous_batching:
+                check_batching(own, self.is_fsdp_enabled)
 
     # ---- the windows -------------------------------------------------------------------------
 
