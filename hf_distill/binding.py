@@ -193,15 +193,20 @@ class Binding(Trainer):
             self._lean = self._can_be_lean()
             self.projections = self._build_projections()
 
+    def _learners(self) -> list[tuple[nn.Module, Head, Sum]]:
+        """Every model that is trained, its head and what it minimises."""
+        return [(self._student, self._head, self.goal)]
+
     def _check_label_loss(self) -> None:
-        """Let the student's own loss judge ours, on one or two examples."""
-        ours = [p for _, p in self.goal.parts if p.needs_labels and not isinstance(p, ModelLoss)]
-        sample, parameter = self._first_batch, next(self._student.parameters())
-        if not (self.args.check_label_loss and ours and sample) or parameter.is_meta:
-            return
-        with torch.no_grad(), same_randomness(), evaluating(self._student):
-            on_device = send_to_device(sample, parameter.device)
-            check_label_loss(self._student, self._head, on_device)
+        """Let the own loss of each model judge ours, on one or two examples."""
+        sample = self._first_batch if self.args.check_label_loss else None
+        for model, head, goal in self._learners():
+            ours = [p for _, p in goal.parts if p.needs_labels and not isinstance(p, ModelLoss)]
+            parameter = next(model.parameters())
+            if sample is None or not ours or parameter.is_meta:
+                continue
+            with torch.no_grad(), same_randomness(), evaluating(model):
+                check_label_loss(model, head, send_to_device(sample, parameter.device))
 
     def _unprojected(self, needs: Needs) -> Needs:
         """What the teacher is asked for where no logits of a whole batch are wanted."""

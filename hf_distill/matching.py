@@ -94,6 +94,8 @@ def match_heads(
         ValueError: other label sets, another tokenizer, other kinds of problem.
     """
     _same_problem(student.config, teacher)
+    if student.task.kind == "ctc":
+        _same_blank(student, teacher)
     classes, padded = student.task.classes, None
     if classes == "vocabulary" or "input_ids" in student.accepts:
         sizes = vocabulary_size(student.config), vocabulary_size(teacher)
@@ -112,6 +114,18 @@ def _same_problem(student: Any, teacher: Any) -> None:
             f"Expected student and teacher to solve one kind of problem, got problem_type "
             f"{kinds[0]!r} for the student and {kinds[1]!r} for the teacher. Set the same one in "
             "both configs, or choose a teacher of the same task."
+        )
+
+
+def _same_blank(student: Head, teacher: Any) -> None:
+    """Frames of silence would be taught as a letter."""
+    name = type(student.model).__name__
+    blanks = [getattr(config, "pad_token_id", None) or 0 for config in (student.config, teacher)]
+    if blanks[0] != blanks[1]:
+        raise ValueError(
+            f"Expected student ({name}) and teacher to have one blank, got pad_token_id "
+            f"{blanks[0]} for the student and {blanks[1]} for the teacher. Create the student with "
+            "the teacher's tokenizer and pad_token_id, or choose a teacher that has the student's."
         )
 
 

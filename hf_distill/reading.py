@@ -206,7 +206,7 @@ def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
 
 def aligned_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     """The next tokens of a class whose own loss takes labels that the data have shifted already."""
-    labels = batch.get("labels")
+    labels = batch.get("labels") if batch.get("shift_labels") is None else batch["shift_labels"]
     if labels is None:
         return next_tokens(batch, model, rows)
     labelled = (labels != IGNORE) & rows[:, None]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_distill.losses import forward_kl
 from hf_distill.losses.numerics import cross_entropy, kl
@@ -177,10 +178,11 @@ def _on_tokens(subjects: Mapping[str, Subject], batch: Mapping[str, Any]) -> dic
     """Per text the sums of `TOKENS`, and of each bin of confidence what is right less what was
     expected to be; ``(len(TOKENS) + BINS, B)`` a role."""
     labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), IGNORE)
+    labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # whether or not the class shifts them
     found, said = dict[str, Floats](), dict[str, Tensor]()
     for role, subject in subjects.items():
         head, own = subject.head, {k: v.to(subject.device) for k, v in batch.items()}
-        items = head.items({**own, "labels": labels.to(subject.device)})
+        items = head.items({**own, "shift_labels": labels.to(subject.device)})
         with torch.no_grad():
             output = head.model.eval()(**head.inputs(own, Needs()))
         assert head.task.read is not None

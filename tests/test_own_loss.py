@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from zoo import CASES, collate
 
-from hf_distill import DistillationTrainer, ForwardKL, HardLabels
+from hf_distill import (
+    DistillationTrainer,
+    ForwardKL,
+    HardLabels,
+    JointTrainer,
+    OnPolicyConfig,
+    OnPolicyDistillationTrainer,
+)
+from hf_distill.heads import Head
 
 tf: Any = transformers
 
@@ -41,6 +49,18 @@ def on_labels(folder: Path, model: Any, rows: Any, collator: Any, **options: Any
     args = config(folder, alpha=0.0, remove_unused_columns=False, **options)
     data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows, "data_collator": collator}
     return DistillationTrainer(model, args, **data)
+
+
+def on_policy_config(folder: Path, **options: Any) -> OnPolicyConfig:
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    return OnPolicyConfig(
+        str(folder),
+        max_steps=1,
+        max_completion_length=4,
+        remove_unused_columns=False,
+        **quiet,
+        **options,
+    )
 
 
 def as_it_is(rows: list[Any]) -> Any:
@@ -326,3 +346,81 @@ def test_siglip_learns_its_bias(tmp_path: Path) -> None:
 
     ours, theirs = trained_alike(tmp_path, siglip, rows, collator)
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+# ---- what reads labels elsewhere -----------------------------------------------------------------
+
+
+def test_a_teacher_with_another_blank_is_refused(tmp_path: Path) -> None:
+    """Its frames of silence would be taught as a letter. With one blank it teaches."""
+    rows = sounds([[1, 2, 3], [2, 2, 4]])
+    options: dict[str, Any] = {"train_dataset": rows, "data_collator": collate}
+    with pytest.raises(
+        ValueError, match=r"one blank, got pad_token_id 11 .* and 5 for the teacher"
+    ):
+        DistillationTrainer(speech(11), config(tmp_path), teacher_model=speech(5), **options)
+    DistillationTrainer(speech(5), config(tmp_path), teacher_model=speech(5), **options).train()
+
+
+def test_generated_text_is_refused_where_the_data_shift_the_labels(tmp_path: Path) -> None:
+    """On its own text the student would learn to repeat each token."""
+    make, rows = MADE["BartForCausalLM"], texts(shifted=True)
+    data: dict[str, Any] = {"train_dataset": rows, "data_collator": as_it_is}
+    args = on_policy_config(tmp_path, lmbda=1.0)
+    with pytest.raises(ValueError, match=r"\(BartForCausalLM\) takes labels that its data have"):
+        OnPolicyDistillationTrainer(make(), args, teacher_model=make(), **data)
+    args = on_policy_config(tmp_path, lmbda=0.0)
+    OnPolicyDistillationTrainer(make(), args, teacher_model=make(), **data).train()
+
+
+def test_peers_are_judged_by_their_own_loss_too(tmp_path: Path) -> None:
+    """A peer learns from the labels as the student does, and may read them otherwise."""
+
+    class Doubled(tf.LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+            outputs = super().forward(input_ids, attention_mask, labels=labels)
+            outputs.loss = None if labels is None else 2 * outputs.loss
+            return outputs
+
+    peer = Doubled(LLAMA().config)
+    data: dict[str, Any] = {"train_dataset": texts(shifted=False), "data_collator": as_it_is}
+    with pytest.raises(ValueError, match="forward of Doubled gives"):
+        JointTrainer(LLAMA(), config(tmp_path), peers=peer, **data)
+    JointTrainer(LLAMA(), config(tmp_path), peers=LLAMA(), **data).train()
+
+
+def test_perplexity_is_that_of_the_next_token_whatever_the_class(tmp_path: Path) -> None:
+    """`hf-distill eval` shifts the text itself: BART as a language model predicts the next token,
+    though its own loss wants shifted labels."""
+    model = MADE["BartForCausalLM"]().eval()
+    ids = texts(shifted=False)[0]["input_ids"]
+    items = Head(model).items({"input_ids": ids[None], "shift_labels": ids.roll(-1)[None]})
+    assert items.labels is not None
+    assert items.labels[0, :-1].tolist() == ids[1:].tolist()
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+def test_dropout_is_drawn_as_the_stock_trainer_draws_it(tmp_path: Path) -> None:
+    """What the constructor looks at, and a teacher that is asked in between, move no random state:
+    with alpha=0 the same units are dropped in each step."""
+    case = CASES["sequence_classification"]
+    rows = case.data(8, torch.float32)
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        base = case.config()
+        dropped = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+        return tf.BertForSequenceClassification(type(base)(**{**base.to_diff_dict(), **dropped}))
+
+    options = {"max_steps": 3, "per_device_train_batch_size": 8, "optim": "sgd"}
+    theirs = stock(tmp_path / "stock", make(), rows, collate, **options)
+    theirs.train()
+    args = config(tmp_path / "ours", alpha=0.0, remove_unused_columns=False, **options)
+    teacher = make().train()
+    data: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows, "data_collator": collate}
+    ours = DistillationTrainer(make(), args, teacher_model=teacher, **data)
+    ours.train()
+    one, other = weights(ours.model), weights(theirs.model)
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in other)

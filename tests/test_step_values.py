@@ -12,7 +12,7 @@ from splits import WHOLE, alone, measure
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
-from zoo import CASES, OBJECTIVES, Case, Example, collate
+from zoo import BLANK, CASES, OBJECTIVES, Case, Example, collate
 
 from hf_distill import HiddenStates, Sum, WeightDecay
 
@@ -110,7 +110,7 @@ def _hard_labels(head: str, logits: Tensor, labels: Tensor) -> Tensor:
     if head == "ctc":
         logs = logits.log_softmax(-1)
         lengths = torch.tensor([len(logs)]), torch.tensor([len(labels)])
-        return F.ctc_loss(logs, labels, *lengths, reduction="sum")
+        return F.ctc_loss(logs, labels, *lengths, blank=BLANK, reduction="sum")
     if head == "multi_label":
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
     if head == "regression":

@@ -26,6 +26,10 @@ from hf_distill import (
 tf: Any = transformers  # its configs take more than their declared fields
 
 VOCAB = 40
+PAD = 1
+"""Not 0, as in RoBERTa and BART: code that takes 0 for granted fails."""
+END = 0
+"""The token that ends a text."""
 IMAGE = 2
 """The token in place of a part of a picture."""
 LABELS = 3
@@ -45,6 +49,7 @@ def _bert(**extra: Any) -> Any:
         max_position_embeddings=16,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
         **extra,
     )
 
@@ -68,7 +73,7 @@ def pad(values: list[Any], value: float) -> Tensor:
     )
 
 
-FILL = {"labels": -100, "shift_labels": -100}
+FILL = {"labels": -100, "shift_labels": -100, "input_ids": PAD}
 MASKED = {"input_ids", "input_values"}
 
 
@@ -79,7 +84,7 @@ def collate(rows: list[Example]) -> dict[str, Tensor]:
         values = [row[key] for row in rows]
         if isinstance(values[0], list) and isinstance(values[0][0], list):  # choices: [N][T]
             width = max(len(c) for v in values for c in v)
-            padded = [[list(c) + [0] * (width - len(c)) for c in v] for v in values]
+            padded = [[list(c) + [PAD] * (width - len(c)) for c in v] for v in values]
             batch[key] = torch.tensor(padded)
         elif torch.as_tensor(values[0]).dim() == 1:
             batch[key] = pad(values, FILL.get(key, 0))
@@ -175,7 +180,7 @@ def _span(g: torch.Generator, n: int) -> Example:
     start, end = torch.randint(n, (2,), generator=g).tolist()
     padding = [0] * (max(LENGTHS) - n)
     return {
-        "input_ids": _ids(g, n) + padding,
+        "input_ids": _ids(g, n) + [PAD] * len(padding),
         "start_positions": start,
         "end_positions": end,
         "attention_mask": [1] * n + padding,
@@ -231,7 +236,7 @@ def _heard(g: torch.Generator, n: int) -> Example:
 def _spelt(g: torch.Generator, n: int) -> Example:
     return {
         "input_values": torch.randn(300 + 40 * n, generator=g),
-        "labels": torch.randint(1, 12, (n // 2 + 1,), generator=g).tolist(),
+        "labels": torch.randint(BLANK, (n // 2 + 1,), generator=g).tolist(),
     }
 
 
@@ -252,7 +257,7 @@ def _described(g: torch.Generator, n: int) -> Example:
     places = [IMAGE] * 4
     return {
         "pixel_values": torch.randn(3, 32, 32, generator=g),
-        "input_ids": [1, *places, *text],
+        "input_ids": [END, *places, *text],
         "labels": [-100] * 5 + text,
     }
 
@@ -261,9 +266,14 @@ def _unlabelled(g: torch.Generator, n: int) -> Example:
     return {"input_ids": _ids(g, n)}
 
 
+BLANK = 11
+"""The last of 12 letters, as the guides for XLSR have it."""
+
+
 def _wav2vec2(**extra: Any) -> Any:
     return tf.Wav2Vec2Config(
-        vocab_size=12,
+        vocab_size=BLANK + 1,
+        pad_token_id=BLANK,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -298,9 +308,9 @@ def _t5() -> Any:
         num_layers=2,
         num_heads=2,
         dropout_rate=0.0,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
+        decoder_start_token_id=2,
+        pad_token_id=PAD,
+        eos_token_id=END,
     )
 
 
@@ -318,9 +328,9 @@ def _whisper() -> Any:
         max_source_positions=30,
         max_target_positions=16,
         dropout=0.0,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
+        pad_token_id=PAD,
+        bos_token_id=END,
+        eos_token_id=END,
         decoder_start_token_id=2,
         suppress_tokens=[],
         begin_suppress_tokens=[],
@@ -336,8 +346,8 @@ def _clip() -> Any:
         "num_attention_heads": 2,
         "max_position_embeddings": 16,
         "eos_token_id": VOCAB - 1,
-        "bos_token_id": 1,
-        "pad_token_id": 0,
+        "bos_token_id": END,
+        "pad_token_id": PAD,
     }
     vision = {
         "hidden_size": 16,
@@ -407,6 +417,7 @@ def _llama() -> Any:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=32,
+        pad_token_id=PAD,
     )
 
 

@@ -19,6 +19,7 @@ from hf_distill.checks import (
     same_randomness,
 )
 from hf_distill.config import DistillationConfig
+from hf_distill.heads import Head
 from hf_distill.joint.lessons import Lessons
 from hf_distill.joint.peers import STUDENT, Peers, named_peers
 from hf_distill.joint.saving import split_groups, write_model
@@ -156,6 +157,13 @@ class JointTrainer(Lessons):
             keep = own if goal.needs_initial else {}
             self._peer_initial[name] = {n: p.detach().clone() for n, p in keep.items()}
         super()._bind()
+
+    def _learners(self) -> list[tuple[nn.Module, Head, Sum]]:
+        peers = self._peers.models.items()
+        return [
+            *super()._learners(),
+            *((model, self._peers.heads[n], self._peer_goals[n]) for n, model in peers),
+        ]
 
     def _build_projections(self) -> nn.ModuleDict:
         """Make the learned parts of every lesson; the peers are with them while training."""

@@ -13,6 +13,7 @@ from hf_distill.on_policy.config import OnPolicyConfig
 from hf_distill.on_policy.continuous import check_batchable
 from hf_distill.on_policy.generating import ModelGenerator, Sampling
 from hf_distill.reading import ALIGNED, Batch
+from hf_distill.tasks import shifts_labels
 from hf_distill.teachers import CachedTeacher, ModelTeacher
 from hf_distill.terms import Sum
 
@@ -36,6 +37,11 @@ def check_inputs(batch: Batch, head: Head, args: OnPolicyConfig, collator: Any) 
             "Text is generated from `input_ids` by causal language models and encoder-decoders; "
             f"this is a student for {head.task.name}, and the batch has {sorted(batch)}. Use "
             "DistillationTrainer, or lmbda=0."
+        )
+    if head.task.name == "causal_lm" and not shifts_labels(head.model):
+        raise ValueError(
+            f"The student ({type(head.model).__name__}) takes labels that its data have shifted, "
+            "and those of a generated text are not. Use DistillationTrainer, or lmbda=0."
         )
     if others := sorted((set(batch) & head.accepts) - READ):
         raise ValueError(
