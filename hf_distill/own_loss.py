@@ -83,7 +83,7 @@ def _few(sample: Mapping[str, Any], head: Head) -> tuple[dict[str, Any], Items] 
     if isinstance(labels, Tensor) and labels.is_floating_point() and labels.isnan().any():
         return None
     items = head.items(batch)
-    labelled, axis = items.masks.get("labels"), head.task.axis
+    labelled, axis = items.masks.get(items.own_labels), head.task.axis
     if items.labels is None or labelled is None:
         return None
     if axis is None or not by_row(batch):
@@ -136,7 +136,7 @@ def _both(
 
 def _as_counted(batch: dict[str, Any], items: Items, head: Head) -> dict[str, Any]:
     """The batch with only those labels that `HardLabels` counts."""
-    counted = items.masks["labels"]
+    counted = items.masks[items.own_labels]
     if head.task.name == "question_answering":  # out of the text is what transformers leaves out
         width = int(items.masks["hidden"].shape[-1])
         rows = zip(head.task.label_keys, counted, strict=True)
@@ -154,7 +154,7 @@ def _as_counted(batch: dict[str, Any], items: Items, head: Head) -> dict[str, An
 
 def _as_transformers_reduces(term: Term, signal: Signal, head: Head, items: Items) -> Term:
     """The term whose mean is what transformers makes of its values."""
-    values, mask = term.values, items.masks["labels"]
+    values, mask = term.values, items.masks[items.own_labels]
     if signal.kind == "ctc":
         if getattr(head.config, "ctc_loss_reduction", "mean") == "sum":
             return dataclasses.replace(term, values=values.sum()[None], unit="batches", mask=None)

@@ -70,7 +70,7 @@ def rows_of(
         return value.index_select(dim, torch.tensor(rows, device=value.device))
 
     masks = {
-        unit: own(mask, axis if unit in ("items", "labels") else 0)
+        unit: own(mask, axis if unit in ("items", "labels", "spans") else 0)
         for unit, mask in items.masks.items()
     }
     kept = Items(masks, own(items.labels, axis), own(items.weights, axis))
@@ -256,8 +256,10 @@ def spans(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     if batch.get("start_positions") is None or batch.get("end_positions") is None:
         return _count(rows, items, hidden=real)
     labels = torch.stack([batch["start_positions"], batch["end_positions"]]).flatten(1)
-    labelled = (labels >= 0) & (labels < real.shape[-1]) & rows
-    return _count(rows, items, labels, labelled, hidden=real)
+    within = (labels >= 0) & (labels < real.shape[-1]) & rows
+    place = labels.masked_fill(~within, 0)
+    labelled = within & torch.stack([real.gather(1, p[:, None])[:, 0] for p in place])
+    return _count(rows, items, labels, labelled, spans=within, hidden=real)
 
 
 def choices(batch: Batch, model: nn.Module, rows: Tensor) -> Items:

@@ -92,7 +92,8 @@ class Items:
     Attributes:
         masks: For each unit a boolean tensor, true where there is something to count.
             ``samples`` is ``(B,)``; ``items`` has the shape of the logits without their last
-            dimension; ``labels`` marks the items that carry a label; a hidden-state group that has
+            dimension; ``labels`` marks the items that carry a label, ``spans`` those and answers
+            on padding; a hidden-state group that has
             padding has ``(B, T)`` under its own name; ``batches`` is a single true.
         labels: The labels in the shape of the items, or None for an unlabelled batch.
         weights: How much each item counts, in the shape of the items; None: all count 1.
@@ -101,6 +102,12 @@ class Items:
     masks: Mapping[Unit, Tensor]
     labels: Tensor | None = None
     weights: Tensor | None = None
+
+    @property
+    def own_labels(self) -> Unit:
+        """The unit of what a model's own loss counts: the labels, or, of answers in a text, those
+        on padding too (``spans``)."""
+        return "spans" if "spans" in self.masks else "labels"
 
     def counts(self) -> dict[Unit, Tensor]:
         """The number of items of each unit, as 0-dimensional tensors (no host sync); where items

@@ -16,12 +16,17 @@ from transformers import Trainer, TrainingArguments
 from zoo import CASES, collate
 
 from hf_distill import (
+    NKD,
+    DecoupledKD,
     DistillationTrainer,
     ForwardKL,
+    GeneralizedCrossEntropy,
     HardLabels,
     JointTrainer,
+    LabelAgreement,
     OnPolicyConfig,
     OnPolicyDistillationTrainer,
+    TrustedLabels,
 )
 from hf_distill.heads import Head
 
@@ -161,6 +166,35 @@ def test_positions_out_of_the_text_do_not_count(tmp_path: Path) -> None:
     """Answers that were cut off are no answers, in the loss of transformers too."""
     ours, theirs = trained_alike(tmp_path, answering, spans((3, 4), (12, 40)))
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", [NKD(2.0), DecoupledKD(2.0), LabelAgreement()], ids=str)
+def test_an_answer_on_padding_is_no_label_where_padding_has_no_share(objective: Any) -> None:
+    """What divides the probability among real tokens alone would give such an answer 1e37."""
+    student, teacher = answering().eval(), answering().eval()
+    teacher.qa_outputs.weight.data.mul_(-2)
+    both, first = (as_it_is(spans(*rows)) for rows in (((3, 4), (11, 11)), ((3, 4),)))
+    one, other = (value(objective, student, batch, teacher) for batch in (both, first))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_losses_made_of_the_label_loss_count_what_it_counts() -> None:
+    """An answer on padding has a loss, and no trust: its teacher holds it for impossible."""
+    student, teacher = answering().eval(), answering().eval()
+    both, first = (as_it_is(spans(*rows)) for rows in (((3, 4), (11, 11)), ((3, 4),)))
+    objective = TrustedLabels(0.5)
+    one, other = (value(objective, student, batch, teacher) for batch in (both, first))
+    assert one == pytest.approx(other / 2, rel=1e-5)
+    asked = {k: v for k, v in both.items() if not k.endswith("positions")}
+    with torch.no_grad():
+        out = student(**asked)
+    chances = [
+        F.softmax(logits, -1)[torch.arange(2), both[f"{end}_positions"]]
+        for end, logits in (("start", out.start_logits), ("end", out.end_logits))
+    ]
+    by_hand = ((1 - torch.stack(chances) ** 0.7) / 0.7).mean()
+    found = value(GeneralizedCrossEntropy(0.7), student, both)
+    assert found == pytest.approx(float(by_hand), rel=1e-5)
 
 
 def test_a_teacher_gives_padding_no_share() -> None:

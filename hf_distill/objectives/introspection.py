@@ -102,7 +102,7 @@ class Introspection(Objective):
 
 def label_probability(signal: Signal, items: Items) -> Tensor:
     """The probability of each item's label, detached; 1 where there is none."""
-    mask = items.masks.get("labels")
+    mask = items.masks.get(items.own_labels)
     if items.labels is None or mask is None or signal.logits is None:
         raise ValueError(
             "Expected labels and a teacher with logits of every class, to read its probability of "

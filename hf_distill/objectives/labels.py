@@ -60,7 +60,7 @@ class HardLabels(Objective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: Items, context: Context
     ) -> list[Term]:
-        logits, mask = student.logits, items.masks.get("labels")
+        logits, mask = student.logits, items.masks.get(items.own_labels)
         if items.labels is None or mask is None or logits is None:
             raise ValueError(
                 "HardLabels needs labels, and this batch has none. Drop it from the objective "
@@ -72,7 +72,7 @@ class HardLabels(Objective):
             return [Term(self.name, values, "labels", mask.any(-1))]
         losses = {"sigmoid": self._binary, "regression": _squared, "softmax": self._cross_entropy}
         values = losses[student.kind](logits, items.labels, mask)
-        return [Term(self.name, values, "labels", mask)]
+        return [Term(self.name, values, items.own_labels, mask)]
 
     def _check_weights(self, count: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != count:
@@ -149,7 +149,7 @@ class ModelLoss(Objective):
                 "generic.find_labels(type(model))`), or drop it from the objective."
             )
         known = student.kind not in ("none", "ctc") and "labels" in items.masks
-        unit = "labels" if known else "samples"
+        unit = items.own_labels if known else "samples"
         mask = items.masks[unit]
         shaped = (
             loss if loss.shape == mask.shape else at_least_float(loss).mean().expand(mask.shape)
