@@ -15,6 +15,7 @@ from hf_distill.hub import StudentCard, write
 from hf_distill.hub.check import LICENSES
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.samples import read_samples
+from hf_distill.metrics.functional import number
 from hf_distill.run_facts import (
     ALWAYS,
     accuracy_interval,
@@ -132,7 +133,7 @@ class CardFacts(Trainer):
         figures = {
             key.removeprefix("eval_"): value
             for key, value in last.items()
-            if key.startswith("eval_") and not key.endswith(SPEED)
+            if key.startswith("eval_") and not key.endswith(SPEED) and number(value) is not None
         }
         terms = ("loss", "other", *(name for name, _, _ in self.goal.named()))
         student = {k: v for k, v in figures.items() if not k.startswith((*COMPARED, *terms))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -278,6 +279,31 @@ def check_targets(teacher: Signal, items: Items) -> None:
             "nothing. Check that it was fine-tuned for this task and sees the right inputs.",
             stacklevel=2,
         )
+
+
+def check_signature(trainer: type) -> None:
+    """Refuse a subclass whose `compute_loss` does not take what the training loop gives it."""
+    given: Any = trainer.compute_loss  # type: ignore[attr-defined]
+    parameters = inspect.signature(given).parameters.values()
+    taken = any(p.name == "num_items_in_batch" or p.kind is p.VAR_KEYWORD for p in parameters)
+    if not taken:
+        raise ValueError(
+            f"compute_loss of {trainer.__name__} has no argument num_items_in_batch, which "
+            "transformers gives it in training. Write `def compute_loss(self, model, inputs, "
+            "return_outputs=False, num_items_in_batch=None)`, and hand it on to super()."
+        )
+
+
+def warn_of_own_loss(trainer: str, objective: Sum, teacher: Teacher | None) -> None:
+    """Say that a subclass trains on a loss of its own, once its first step is done."""
+    unused = "" if teacher is None else " and the teacher"
+    warnings.warn(
+        f"compute_loss of {trainer} did not call super().compute_loss: it trains on its own loss, "
+        f"without the objective ({objective}){unused}. Class weights belong to the objective, "
+        "HardLabels(class_weights=(…)), and other losses to an Objective; or call "
+        "super().compute_loss(model, inputs, True, num_items_in_batch) and add to its loss.",
+        stacklevel=2,
+    )
 
 
 @contextlib.contextmanager

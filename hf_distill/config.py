@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from hf_distill.directions import higher_is_better
 from hf_distill.objectives import (
     Divergence,
     ForwardKL,
@@ -38,8 +40,18 @@ class DistillationConfig(TrainingArguments):
         log_gradient_norms: Log the norm of each component's gradient too, ``grad_norm_forward_kl``:
             unweighted, of the last micro-batch before each log, on the first process. It costs one
             backward per component in the steps that are logged.
+        eval_teacher: Measure the teacher too in an evaluation, and compare the student with it.
+            False: it is asked for what the loss needs and nothing more, and generates no text.
         teacher_model_init_kwargs: Passed to ``from_pretrained`` when the teacher is given by name:
             dtype, quantization_config, revision, attn_implementation, ….
+
+    ``greater_is_better`` is set for the metrics of which `hf_distill.directions` knows it, and for
+    the components of the loss, unless it is given; so is the ``mode`` of a scheduler that follows
+    ``metric_for_best_model``.
+
+    On the command line (`HfArgumentParser`) a dataclass beside this one must have no field of the
+    same name (``temperature``, ``alpha``, ``beta``, ``gamma``, …): argparse ends in "conflicting
+    option string". Rename it there, or inherit from this class.
 
     Raises:
         ValueError: a value out of its range.
@@ -66,12 +78,17 @@ class DistillationConfig(TrainingArguments):
     log_gradient_norms: bool = field(
         default=False, metadata={"help": "Log the norm of each component's gradient."}
     )
+    eval_teacher: bool = field(
+        default=True, metadata={"help": "Measure the teacher too in evaluations."}
+    )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "from_pretrained arguments of a teacher given by name."}
     )
 
     def __post_init__(self) -> None:
+        self.direction_given = self.greater_is_better is not None
         super().__post_init__()
+        self.settle_direction()
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Expected {name} between 0 and 1, got {getattr(self, name)}.")
@@ -84,6 +101,31 @@ class DistillationConfig(TrainingArguments):
                 f"(cp_size={parallelism.cp_size}, sp_size={parallelism.sp_size}): the teacher and "
                 "the item counts need whole sequences. Use data parallelism, FSDP2 or ZeRO."
             )
+
+    def settle_direction(
+        self, components: Collection[str] = (), sets: Collection[str] = ()
+    ) -> bool:
+        """Set ``greater_is_better`` for ``metric_for_best_model``, unless it was given.
+
+        Args:
+            components: The names of the parts of the loss, of which less is better.
+            sets: The names of evaluation sets, which stand before a metric's.
+
+        Returns:
+            Whether the direction is known; else it stays as `transformers` has it.
+        """
+        if self.metric_for_best_model is None:
+            return False
+        metric = self.metric_for_best_model.removeprefix("eval_")
+        ahead = [f"{name}_" for name in sets if metric.startswith(f"{name}_")]
+        metric = metric.removeprefix(max(ahead, key=len, default=""))
+        known = False if metric in components else higher_is_better(metric)
+        if known is None and metric.startswith(tuple(f"{name}_" for name in components)):
+            known = False
+        if not self.direction_given:
+            by_name = not metric.endswith("loss")
+            self.greater_is_better = by_name if known is None else known
+        return self.direction_given or known is not None
 
     def to_dict(self) -> dict[str, Any]:
         """As in `transformers.TrainingArguments`; trackers show it, so that no token is in it."""

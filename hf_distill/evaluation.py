@@ -34,10 +34,12 @@ class Evaluation:
     Args:
         vocabulary: The classes are the tokens of a language model: give its perplexity, its entropy
             and how many of its drafts the teacher would accept as well.
+        teacher: Compare the student with its teacher.
     """
 
-    def __init__(self, vocabulary: bool = False) -> None:
+    def __init__(self, vocabulary: bool = False, teacher: bool = True) -> None:
         self._vocabulary = vocabulary
+        self._teacher = teacher
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
@@ -68,6 +70,7 @@ class Evaluation:
         logits, mask = student.logits, items.masks.get("items")
         if logits is None or student.kind == "regression":
             return
+        teacher = teacher if self._teacher else None
         theirs = None if teacher is None or mask is None else teacher.logits
         if student.kind == "sigmoid":
             if theirs is not None and mask is not None:

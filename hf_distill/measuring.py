@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,15 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import nested_detach
-from transformers.trainer_utils import EvalLoopOutput, default_compute_objective
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    SchedulerType,
+    default_compute_objective,
+    denumpify_detensorize,
+)
 
-from hf_distill.evaluation import Evaluation
+from hf_distill.config import DistillationConfig
+from hf_distill.evaluation import OTHER, Evaluation
 from hf_distill.heads import Head
 from hf_distill.metrics import retained
+from hf_distill.metrics.functional import number
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Sum
+
+logger = logging.getLogger(__name__)
+
+LOGITS = Needs(logits=True, exact=True, whole=True)
+FOLLOWING = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+"""Schedulers that look at ``metric_for_best_model``."""
 
 
 class Measuring(Trainer):
@@ -30,16 +44,28 @@ class Measuring(Trainer):
     agreement and both divergences with the teacher, the calibration error, and the teacher's own
     metrics on the same data with the share of them that the student keeps. Sums and counts run
     over the whole set, so that neither batch size nor number of processes changes a figure.
+
+    `compute_metrics` is called twice: first with the teacher's predictions, then with the
+    student's, so that what it keeps or writes last is the student's. It may give values of any
+    kind; ``retained_…`` is of numbers alone of which more is better. A name that it shares with the
+    trainer's figures is its own. ``eval_teacher=False`` leaves the teacher out, but for the loss.
+
+    A subclass whose `compute_loss` does not call ``super()`` is evaluated by its own loss, as in
+    `transformers.Trainer`, and without what belongs to the objective.
     """
 
+    args: DistillationConfig
     teacher: Teacher | None
     goal: Sum
     _head: Head
     _evaluation: Evaluation | None = None
     _measure_both = False
     _added: frozenset[str] = frozenset()
+    _taken: frozenset[str] = frozenset()
     _step_teacher: Signal | None = None
-    _step_loss: Tensor
+    _step_loss: Tensor | None = None
+    _direction_known = False
+    _own_loss = False  # whether the last loss came from a subclass alone
 
     def _refresh_objective(self) -> None:
         raise NotImplementedError
@@ -60,9 +86,10 @@ class Measuring(Trainer):
     ) -> EvalLoopOutput:
         if not self.is_in_train:
             self._refresh_objective()
-        self._evaluation = Evaluation(self._head.task.classes == "vocabulary")
+        vocabulary = self._head.task.classes == "vocabulary"
+        self._evaluation = Evaluation(vocabulary, self.args.eval_teacher)
         try:
-            with self._measuring_both():
+            with self._measuring_both() as given:
                 both = self._measure_both
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -70,15 +97,56 @@ class Measuring(Trainer):
             figures, loss = self._evaluation.result(self.accelerator)
         finally:
             self._evaluation = None
-        self._added |= figures.keys()
-        metrics = dict(output.metrics or {})
-        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         if loss is not None:
-            metrics[f"{metric_key_prefix}_loss"] = loss
+            figures["loss"] = loss
+        prefix = f"{metric_key_prefix}_"
+        theirs = {str(name).removeprefix(prefix): value for name, value in given.items()}
+        figures = self._without(figures, theirs)
+        self._added |= figures.keys() - {"loss"}
+        metrics = dict(output.metrics or {})
+        metrics.update({f"{prefix}{name}": value for name, value in figures.items()})
+        if "loss" in theirs:  # transformers writes its own over one that has the prefix
+            metrics[f"{prefix}loss"] = denumpify_detensorize(theirs["loss"])
         predictions = output.predictions
         if both and predictions is not None:
             predictions = _of(predictions, 0)
         return output._replace(metrics=metrics, predictions=predictions)
+
+    def _without(self, figures: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The trainer's figures, without those whose names `compute_metrics` has taken."""
+        if taken := sorted((figures.keys() & given.keys()) - self._taken):
+            self._taken |= set(taken)
+            logger.warning(
+                "compute_metrics gives %s, as the trainer does: what compute_metrics gives is "
+                "kept. Give it another name to see both.",
+                taken,
+            )
+        return {name: value for name, value in figures.items() if name not in given}
+
+    def _settle_direction(self) -> None:
+        """Say which way the metric of the best checkpoint is better, unless the arguments do."""
+        components = (OTHER, *(name for name, _, _ in self.goal.named()))
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
+        self._direction_known = self.args.settle_direction(components, sets)
+        if str(self.args.metric_for_best_model).endswith("entropy_gap"):
+            logger.warning(
+                "The best checkpoint is that of the lowest entropy_gap, which may be below 0: a "
+                "student that is too sure of itself. metric_for_best_model='kl_forward' is lowest "
+                "where student and teacher are equal."
+            )
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """As in `transformers`; one that follows a metric follows it the way it is better."""
+        args, given = self.args, self.args.lr_scheduler_kwargs
+        if self._direction_known and args.lr_scheduler_type in FOLLOWING:
+            mode = "max" if args.greater_is_better else "min"
+            args.lr_scheduler_kwargs = {"mode": mode, **dict(given or {})}
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            args.lr_scheduler_kwargs = given
 
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *rest: Any, **options: Any
@@ -87,36 +155,47 @@ class Measuring(Trainer):
         score = self._score if compute_objective is None else compute_objective
         return super().hyperparameter_search(hp_space, score, *rest, **options)
 
-    def _score(self, metrics: dict[str, float]) -> float:
+    def _score(self, metrics: dict[str, Any]) -> float:
         added = {f"eval_{name}" for name in self._added}
-        return default_compute_objective({k: v for k, v in metrics.items() if k not in added})
+        given = {k: number(v) for k, v in metrics.items() if k not in added}
+        return default_compute_objective({k: v for k, v in given.items() if v is not None})
 
     @contextlib.contextmanager
-    def _measuring_both(self) -> Iterator[None]:
-        """Let `compute_metrics` see the teacher's predictions on the same data as well."""
+    def _measuring_both(self) -> Iterator[dict[str, Any]]:
+        """Let `compute_metrics` see the teacher's predictions on the same data as well.
+
+        Yields what it gives for the student.
+        """
         compute: Any = self.compute_metrics
         preprocess: Any = self.preprocess_logits_for_metrics
         teacher = self.teacher is not None and self.teacher.provides.whole
         # With batch_eval_metrics the function keeps sums of its own, and cannot serve two models.
-        self._measure_both = bool(compute and teacher and not self.args.batch_eval_metrics)
-        if not self._measure_both:
-            yield
-            return
+        both = teacher and self.args.eval_teacher and not self.args.batch_eval_metrics
+        self._measure_both = bool(compute and both)
+        given: dict[str, Any] = {}
 
-        def both(prediction: EvalPrediction) -> dict[str, float]:
-            ours, theirs = (compute(_part(prediction, index)) for index in (0, 1))
+        def measure(prediction: EvalPrediction, **options: Any) -> Any:
+            if not self._measure_both:
+                ours = compute(prediction, **options)
+                given.update(ours or {})
+                return ours
+            # The student last: what a function keeps or writes of its last call is the student's.
+            theirs, ours = (compute(_part(prediction, index)) for index in (1, 0))
             added = {f"teacher_{name}": value for name, value in theirs.items()}
             added.update(retained(ours, theirs))
+            given.update(ours)
+            added = self._without(added, ours)
             self._added |= added.keys()
             return {**ours, **added}
 
         def each(logits: Any, labels: Any) -> Any:
             return tuple(preprocess(part, labels) for part in logits)
 
-        self.compute_metrics = both
-        self.preprocess_logits_for_metrics = None if preprocess is None else each
+        self.compute_metrics = measure if compute else None
+        if preprocess and self._measure_both:
+            self.preprocess_logits_for_metrics = each
         try:
-            yield
+            yield given
         finally:
             self.compute_metrics = compute
             self.preprocess_logits_for_metrics = preprocess
@@ -144,22 +223,30 @@ class Measuring(Trainer):
     def _evaluate_batch(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = True
     ) -> tuple[Tensor | None, Any]:
+        batch = self._head.task.share(inputs, self._head.model)
+        items, loss, outputs = self._head.items(batch), None, None
+        skip = items.labels is None and (self.goal.needs_labels or self._own_loss)
+        self._step_teacher = self._step_loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.goal.needs_labels and self._head.items(inputs).labels is None:
-                # predict() on unlabelled data: there are outputs, and no loss
-                batch = self._head.task.share(inputs, self._head.model)
-                items = self._head.items(batch)
-                self._step_teacher = self._teach(batch, Needs(logits=True), items)
-                return None, model(**self._head.inputs(batch, Needs()))
-            found: Any = self.compute_loss(model, inputs, return_outputs)
-            loss, outputs = found if return_outputs else (found, None)
-            if self._evaluation is not None:
-                samples = self._head.items(inputs, self._real_rows(inputs)).masks["samples"]
+            if not skip:  # predict() on unlabelled data: there are outputs, and no loss
+                found: Any = self.compute_loss(model, dict(inputs), return_outputs)
+                loss, outputs = found if isinstance(found, tuple) else (found, None)
+                loss = loss.detach().mean()
+                self._own_loss = self._step_loss is None
+            if self._step_loss is None and self._measure_both:
+                self._step_teacher = self._teach(batch, LOGITS, items)
+            if outputs is None and return_outputs:
+                outputs, _ = self._head.ask(model, batch, Needs(), items)
+            if loss is not None and self._step_loss is not None and self._evaluation is not None:
+                samples = self._head.items(batch, self._real_rows(batch)).masks["samples"]
                 self._evaluation.add_other(loss - self._step_loss, samples.sum())
-        return loss.detach(), outputs
+        return loss, outputs
 
     def _predictions(self, outputs: Any, ignore_keys: list[str] | None) -> Any:
         """What transformers gives to `compute_metrics`, without the states that we asked for."""
+        if not isinstance(outputs, Mapping):  # a subclass may return what it likes
+            parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+            outputs = {str(n): part for n, part in enumerate(parts) if part.dim() > 0}
         config, task = self._head.config, self._head.task
         ignored = {"loss", "past_key_values", "hidden_states", "attentions"}
         ignored |= {"aux_loss", "image_hidden_states"}

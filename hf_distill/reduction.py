@@ -19,7 +19,7 @@ def reduce(
     Args:
         terms: The terms of one micro-batch.
         counts: How many of each unit the whole window holds, over all ranks where the gradient is
-            averaged over ranks.
+            averaged over ranks; or a mean over its micro-batches, where the loss is one.
         scale: The number of processes when ``counts`` are global, since gradients are averaged.
 
     Returns:
@@ -30,7 +30,7 @@ def reduce(
     components, sums = {}, {}
     for term in terms:
         total = _total(term)
-        mean = total / _divisor(counts[term.unit])
+        mean = total / _divisor(counts[term.unit], total)
         components[term.name], sums[term.name] = mean.detach(), total.detach()
         part = mean * (term.weight * scale)
         loss = part if loss is None else loss + part
@@ -51,7 +51,8 @@ def gradient_norms(
     """
     norms = {}
     for term in terms:
-        mean = _total(term) / _divisor(counts[term.unit])
+        total = _total(term)
+        mean = total / _divisor(counts[term.unit], total)
         if not mean.requires_grad:
             continue
         with torch.autocast(mean.device.type, enabled=False):  # a backward runs outside of it
@@ -66,6 +67,7 @@ def _total(term: Term) -> Tensor:
     return values.sum()
 
 
-def _divisor(count: Tensor) -> Tensor:
-    """What a sum is divided by: 1 where there is nothing to count."""
-    return torch.where(count > 0, count, 1)
+def _divisor(count: Tensor, total: Tensor) -> Tensor:
+    """What a sum is divided by: 1 where there is nothing to count. Its dtype is none of the sum."""
+    count = torch.where(count > 0, count, 1)
+    return count.to(total.dtype) if count.is_floating_point() else count

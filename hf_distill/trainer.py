@@ -19,8 +19,10 @@ from hf_distill.checks import (
     check_arguments,
     check_data,
     check_lengths,
+    check_signature,
     check_tokens,
     find_teacher,
+    warn_of_own_loss,
     with_adapter,
     without_smoothing,
 )
@@ -29,6 +31,7 @@ from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
+from hf_distill.metrics.functional import counting_dtype
 from hf_distill.modules import ANY, opened, unwrapped
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
@@ -41,6 +44,9 @@ from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Context, Objective, Sum, Term
 from hf_distill.tracking import Tracking, moving
+
+OPTIONAL = ("shift_labels", "return_loss")
+"""Keys of labels that a batch may leave out."""
 
 
 class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing):
@@ -62,10 +68,13 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         ValueError: anything that cannot work, before training starts, with the remedy.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = False
+    current_gradient_accumulation_steps = 1
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
     _compiled: nn.Module | None = None
+    _window: Mapping[str, Tensor] | None = None
+    _objective_ran = False
 
     def __init__(
         self,
@@ -79,6 +88,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
     ):
         args = self.config_class("tmp_trainer") if args is None else args
         check_arguments(args, self.config_class, options)
+        check_signature(type(self))
         if peft_config is not None:
             set_seed(args.seed)  # of the adapter's initial weights; Trainer sets it after this
             model = with_adapter(model, peft_config)
@@ -88,6 +98,8 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         with without_smoothing(args, model):
             super().__init__(model, args, *positional, **options)
         self._head = Head(self._student, role="student")
+        own_labels = [key for key in self._head.task.label_keys if key not in OPTIONAL]
+        self.label_names = self.label_names or own_labels
         self.teacher = find_teacher(teacher_model, self._head, args.teacher_model_init_kwargs)
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
@@ -97,6 +109,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
         self._look_at_modules()
         self._refresh_objective()
+        self._settle_direction()
         self._match()
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         check_tokens(self._first_batch, self._head)
@@ -135,7 +148,11 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list, device: torch.device
     ) -> dict[str, Tensor] | None:
-        """Count the items of every unit over the accumulation window, and over all ranks."""
+        """Count the items of every unit over the accumulation window, and over all ranks.
+
+        What is given is the mean over the micro-batches, as the loss of a window is the mean of
+        theirs: what a subclass adds to it may be a mean of its batch, or a sum over these counts.
+        """
         if not batch_samples:
             return None
         counts = [self._head.items(batch).counts() for batch in batch_samples]
@@ -145,7 +162,10 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             total = self.accelerator.reduce(total, "sum")
         if self.get_tp_size() > 1:  # these ranks hold the same batch
             total = total / self.get_tp_size()
-        return dict(zip(units, total.unbind(), strict=True))
+        if not self.loss_is_scaled_for_ga and len(batch_samples) > 1:
+            total = total.to(counting_dtype(total.device)) / len(batch_samples)
+        self._window = dict(zip(units, total.unbind(), strict=True))
+        return self._window
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -160,20 +180,23 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             model: The student, wrapped or not.
             inputs: The batch, on the device.
             return_outputs: Also return the student's outputs.
-            num_items_in_batch: The counts of the window by unit (`hf_distill.signals.Unit`); None:
-                those of this batch.
+            num_items_in_batch: The counts by unit (`hf_distill.signals.Unit`) of the accumulation
+                window, divided by the number of its micro-batches; None: those that the trainer
+                counted itself, in an evaluation those of this batch.
         """
         batch = self._head.task.share(inputs, self._head.model)
         items = self._head.items(batch, self._real_rows(batch))
-        whole_window = num_items_in_batch is not None
-        counts = num_items_in_batch if num_items_in_batch is not None else items.counts()
         training = self._student.training  # DeepSpeed's wrapper says True always
+        self._objective_ran = self._objective_ran or training
+        in_window = training and self.is_in_train
+        window = self._window if in_window and num_items_in_batch is None else num_items_in_batch
+        counts = items.counts() if window is None else window
         measuring = None if training else self._evaluation
-        measured = measuring is not None
+        measured = measuring is not None and self.args.eval_teacher
         wanted = self.goal.needs | Needs(logits=measured, exact=measured, whole=measured)
         lean = self._lean and not (return_outputs or self._logs_gradients())
         teacher = self._teach(batch, self._unprojected(wanted) if lean else wanted, items)
-        scale = self._loss_scale() if whole_window else 1.0
+        scale = 1.0 if window is None else self._loss_scale()
 
         def run() -> tuple[Tensor, dict[str, Tensor], Any]:
             asked, outputs, student = self._asked(), None, Signal()
@@ -192,6 +215,9 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
                 loss, components, sums = reduce(terms, counts, scale)
                 if watch is not None:
                     watch(student, teacher, items)
+            if in_window and not self.loss_is_scaled_for_ga:
+                parts = self.current_gradient_accumulation_steps
+                components = {name: value / parts for name, value in components.items()}
             if training:
                 self._follow(terms, components, items)
             if measuring is not None:
@@ -326,8 +352,15 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         if options.get("resume_from_checkpoint") is not None:
             self._load_extras(options["resume_from_checkpoint"])
         self._components = {}
+        self._objective_ran = False
         with self._attached():
             return super()._inner_training_loop(*args, **options)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        if not self._objective_ran:  # after a step, and told once
+            self._objective_ran = self._own_loss = True
+            warn_of_own_loss(type(self).__name__, self.goal, self.teacher)
+        super()._maybe_log_save_evaluate(*args, **options)
 
 
 def _is_compiled(model: nn.Module) -> bool:

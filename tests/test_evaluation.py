@@ -87,7 +87,7 @@ def test_predictions_are_those_of_the_stock_trainer(tmp_path: Path, name: str) -
         np.testing.assert_array_equal(one, other)
     for one, other in zip(flat(found.label_ids), flat(theirs.label_ids), strict=True):
         np.testing.assert_array_equal(one, other)
-    mine, both = given.calls
+    both, mine = given.calls  # the student last
     for one, other in zip(flat(mine.predictions), flat(theirs.predictions), strict=True):
         np.testing.assert_array_equal(one, other)
     assert isinstance(both.predictions, tuple) == isinstance(mine.predictions, tuple)
@@ -159,7 +159,7 @@ def test_preprocessing_of_logits_serves_both_models(tmp_path: Path) -> None:
     )
     figures = ours.evaluate()
     rows = data()
-    for call, model in zip(given.calls, (student, teacher), strict=True):
+    for call, model in zip(given.calls, (teacher, student), strict=True):
         np.testing.assert_array_equal(call.predictions, logits_of(model, rows).argmax(-1))
     assert set(shapes) == {((3,), True)}
     assert {"eval_first", "eval_teacher_first"} <= figures.keys()
@@ -206,11 +206,11 @@ def test_batches_that_are_not_concatenated(tmp_path: Path) -> None:
     )
     found = ours.predict(rows)
     theirs = predicted(student, tmp_path, rows, eval_do_concat_batches=False)
-    for predictions in (found.predictions, given.calls[0].predictions):
+    for predictions in (found.predictions, given.calls[1].predictions):
         assert [len(p) for p in predictions] == [3, 3, 2]
         for one, other in zip(predictions, theirs.predictions, strict=True):
             np.testing.assert_array_equal(one, other)
-    of_teacher = np.concatenate(given.calls[1].predictions)
+    of_teacher = np.concatenate(given.calls[0].predictions)
     np.testing.assert_allclose(of_teacher, logits_of(teacher, rows), rtol=1e-5, atol=1e-5)
 
 

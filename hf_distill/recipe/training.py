@@ -42,8 +42,6 @@ def arguments(
     kind: type[DistillationConfig] = DistillationConfig
     if recipe.on_policy is not None and writes(recipe, role):
         kind, options = OnPolicyConfig, options | recipe.on_policy
-    if options.get("metric_for_best_model", task.metric) == task.metric and task.lower_is_better:
-        options.setdefault("greater_is_better", False)
     if options.pop(PATIENCE, None) is not None:
         options.setdefault("load_best_model_at_end", True)
         options.setdefault("metric_for_best_model", task.metric)
