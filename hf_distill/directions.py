@@ -34,13 +34,13 @@ def higher_is_better(metric: str) -> bool | None:
     neither is (runtimes, lengths, counts, entropy).
 
     ``entropy_gap`` is best at 0; it counts as one of which less is better, since students are less
-    sure than their teachers. Of ``task/metric``, as of `language_eval.lm_eval`, the task's name
-    does not count.
+    sure than their teachers. Of ``task/metric,filter``, as of `language_eval.lm_eval`, the
+    metric's name counts alone.
 
     >>> [higher_is_better(name) for name in ("accuracy", "eval_kl_forward", "gen_len")]
     [True, False, None]
     """
-    name = re.sub(r"[\s,.@-]+", "_", metric.rpartition("/")[2].lower())
+    name = re.sub(r"[\s.@-]+", "_", metric.rpartition("/")[2].split(",")[0].lower())
     if _RETAINED.search(name):
         return True
     if _NEITHER.search(name):

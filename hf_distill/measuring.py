@@ -139,10 +139,11 @@ class Measuring(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
         """As in `transformers`; one that follows a metric follows it the way it is better."""
-        args, given = self.args, self.args.lr_scheduler_kwargs
+        args: Any = self.args
+        given = args.lr_scheduler_kwargs
         if self._direction_known and args.lr_scheduler_type in FOLLOWING:
             mode = "max" if args.greater_is_better else "min"
-            args.lr_scheduler_kwargs = {"mode": mode, **dict(given or {})}
+            args.lr_scheduler_kwargs = {"mode": mode, **(given or {})}
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         finally:
