@@ -89,7 +89,7 @@ class Measuring(Trainer):
         vocabulary = self._head.task.classes == "vocabulary"
         self._evaluation = Evaluation(vocabulary, self.args.eval_teacher)
         try:
-            with self._measuring_both() as given:
+            with self._measuring_both(f"{metric_key_prefix}_") as given:
                 both = self._measure_both
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -99,14 +99,12 @@ class Measuring(Trainer):
             self._evaluation = None
         if loss is not None:
             figures["loss"] = loss
-        prefix = f"{metric_key_prefix}_"
-        theirs = {str(name).removeprefix(prefix): value for name, value in given.items()}
-        figures = self._without(figures, theirs)
+        figures = self._without(figures, given)
         self._added |= figures.keys() - {"loss"}
         metrics = dict(output.metrics or {})
-        metrics.update({f"{prefix}{name}": value for name, value in figures.items()})
-        if "loss" in theirs:  # transformers writes its own over one that has the prefix
-            metrics[f"{prefix}loss"] = denumpify_detensorize(theirs["loss"])
+        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        if "loss" in given:  # transformers writes its own over one that has the prefix
+            metrics[f"{metric_key_prefix}_loss"] = denumpify_detensorize(given["loss"])
         predictions = output.predictions
         if both and predictions is not None:
             predictions = _of(predictions, 0)
@@ -162,10 +160,10 @@ class Measuring(Trainer):
         return default_compute_objective({k: v for k, v in given.items() if v is not None})
 
     @contextlib.contextmanager
-    def _measuring_both(self) -> Iterator[dict[str, Any]]:
+    def _measuring_both(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Let `compute_metrics` see the teacher's predictions on the same data as well.
 
-        Yields what it gives for the student.
+        Yields what it gives for the student, by names without the prefix.
         """
         compute: Any = self.compute_metrics
         preprocess: Any = self.preprocess_logits_for_metrics
@@ -175,17 +173,16 @@ class Measuring(Trainer):
         self._measure_both = bool(compute and both)
         given: dict[str, Any] = {}
 
-        def measure(prediction: EvalPrediction, **options: Any) -> Any:
+        def measure(prediction: EvalPrediction, **options: Any) -> dict[str, Any]:
             if not self._measure_both:
-                ours = compute(prediction, **options)
-                given.update(ours or {})
-                return ours
+                found = compute(prediction, **options)
+                given.update(_bare(found, prefix))
+                return found  # type: ignore[no-any-return]
             # The student last: what a function keeps or writes of its last call is the student's.
-            theirs, ours = (compute(_part(prediction, index)) for index in (1, 0))
-            added = {f"teacher_{name}": value for name, value in theirs.items()}
-            added.update(retained(ours, theirs))
+            theirs, ours = (_bare(compute(_part(prediction, i)), prefix) for i in (1, 0))
             given.update(ours)
-            added = self._without(added, ours)
+            added = {f"teacher_{name}": value for name, value in theirs.items()}
+            added = self._without({**added, **retained(ours, theirs)}, ours)
             self._added |= added.keys()
             return {**ours, **added}
 
@@ -280,6 +277,11 @@ class Measuring(Trainer):
 def _handed_on(found: tuple[Any, ...]) -> Any:
     detached = nested_detach(found)
     return detached[0] if len(detached) == 1 else detached
+
+
+def _bare(metrics: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    """Metrics by names without the prefix that `Trainer` puts before those that lack it."""
+    return {str(name).removeprefix(prefix): value for name, value in metrics.items()}
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:
