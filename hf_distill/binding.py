@@ -161,6 +161,9 @@ class Binding(Trainer):
                 self._head.ask(self._student, own, LOGITS, self._head.items(own))
             if any(isinstance(head, Head) and head.unseen for head in heads):
                 self._teach(sample, LOGITS, items)
+            for name, head in getattr(teacher, "heads", {}).items():  # peers
+                if head.unseen:
+                    head.ask(teacher.models[name], sample, LOGITS, items)
         self._student.train(training)
 
     def _look_at_evaluation(self) -> None:

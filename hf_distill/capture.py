@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from transformers import PreTrainedModel
 
 from hf_distill.losses.fused import Linear
@@ -18,28 +19,32 @@ FUSED = ("c_attn", "Wqkv", "qkv")
 """One matrix whose output is queries, keys and values, a third each."""
 CROSS = ("cross", "encoder_attn", "EncDecAttention")
 """Parts of the names of attention to another sequence, which has no relations of its own."""
+LAYERS = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
 Projections = tuple[str, ...]
 """The paths of one layer's query, key and value modules, or of the one that is all three."""
 
 
 @contextlib.contextmanager
-def captured(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def captured(
+    model: nn.Module, paths: Sequence[str], length: int | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of modules while a model runs.
 
     Args:
         model: The model.
         paths: Paths of its modules, as ``named_modules`` gives them.
+        length: Places of the batch, to which packed sequences are padded; None: their longest.
 
     Yields:
-        Path -> output (the first tensor of a tuple), filled by the forward. A module that runs
-        several times leaves its last output.
+        Path -> output, see `features_of`, filled by the forward. A module that runs several times
+        leaves its last output.
     """
     outputs: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, arguments: Any, output: Any) -> None:
-            outputs[path] = output if isinstance(output, Tensor) else output[0]
+            outputs[path] = features_of(module, output, length)
 
         return hook
 
@@ -51,9 +56,35 @@ def captured(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tenso
             handle.remove()
 
 
+def features_of(module: nn.Module, output: Any, length: int | None = None) -> Tensor:
+    """The output of a module, with the examples first.
+
+    Args:
+        module: The module. What it is says whether its output has the examples second.
+        output: A tensor, or a tuple, list or dict of which the first entry counts: an LSTM's
+            ``(states, (h, c))``. Packed sequences are padded with zeros.
+        length: To which; None: to the longest.
+    """
+    while not isinstance(output, Tensor | PackedSequence):
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    if isinstance(output, PackedSequence):
+        return pad_packed_sequence(output, batch_first=True, total_length=length)[0]
+    return output.transpose(0, 1) if output.dim() == 3 and _examples_second(module) else output
+
+
+def _examples_second(module: nn.Module) -> bool:
+    layers = isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder)
+    owner: Any = module.layers[0] if layers else module  # type: ignore[index]
+    owner = getattr(owner, "self_attn", owner) if isinstance(owner, LAYERS) else owner
+    return isinstance(owner, nn.RNNBase | nn.MultiheadAttention) and not owner.batch_first
+
+
 @contextlib.contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let a model compute attention maps, which only the eager attention returns."""
+    if not isinstance(model, PreTrainedModel):  # whatever it is, it gives them when asked
+        yield
+        return
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [(module.config, module.config._attn_implementation) for module in inner]
     if all(implementation == "eager" for _, implementation in before):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
@@ -94,6 +95,8 @@ class Checkpoints(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and not isinstance(self.model, PreTrainedModel | PeftModel):
+            state_dict = self.model.state_dict()  # tied weights, which `Trainer` cannot save, once
         if state_dict is not None:
             doubles = _doubles(self.model)
             kept = {k: v for k, v in state_dict.items() if k not in doubles}
@@ -227,6 +230,8 @@ class Checkpoints(Trainer):
         missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
         missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         owner: Any = self.model
+        doubles = _doubles(owner)
+        missing[:] = [key for key in missing if key not in doubles]
         if missing and unexpected and isinstance(owner, PreTrainedModel):
             loaded = type(owner).from_pretrained(self._loading, config=owner.config)
             missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)

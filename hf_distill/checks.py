@@ -124,9 +124,11 @@ def check_objective(
             )
     else:
         for name, _, part in objective.named():
-            _check_provided(name, part.needs, teacher.provides, "teacher")
+            theirs = getattr(teacher, "head", None)
+            model = theirs.model if isinstance(theirs, Head) else None
+            _check_provided(name, part.needs, teacher.provides, "teacher", model)
             own = dataclasses.replace(part.student_needs, logits=False)  # `Objective.check` says it
-            _check_provided(name, own, student.provides, "student")
+            _check_provided(name, own, student.provides, "student", student.model)
     together = [  # routers compare tokens, of which one example has many
         name
         for name, _, part in objective.named()
@@ -140,13 +142,23 @@ def check_objective(
         )
 
 
-def _check_provided(name: str, needs: Needs, provides: Needs, who: str) -> None:
+def _check_provided(
+    name: str, needs: Needs, provides: Needs, who: str, model: nn.Module | None
+) -> None:
     if missing := needs.missing_from(provides):
         near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
+        remedy = f"Choose another objective or {who}, or other layers."
+        if "hidden_states" in missing and model is not None and provides.modules:
+            some = sorted(n for n, _ in model.named_children())
+            remedy = (
+                f"The forward of {type(model).__name__} takes no `output_hidden_states`. Take the "
+                f"outputs of modules, by their paths in both models ('teacher:student'): "
+                f"HiddenStates('encoder.layer.1:lstm'); this {who} has {some} and what is in them."
+            )
         raise ValueError(
             f"The objective {[name]} needs {missing}, which this {who} does not provide. "
             + (f"Near names are {near}. " if near else "")
-            + f"Choose another objective or {who}, or other layers."
+            + remedy
         )
 
 
@@ -228,8 +240,8 @@ def check_tokens(sample: Mapping[str, Any] | None, head: Head) -> None:
     ids = None if sample is None else sample.get("input_ids")
     if not isinstance(ids, Tensor) or head.task.classes != "vocabulary" or ids.numel() == 0:
         return
-    owner: Any = head.model
-    known, highest = getattr(owner.get_input_embeddings(), "num_embeddings", None), int(ids.max())
+    embeddings: Any = getattr(head.model, "get_input_embeddings", lambda: None)()
+    known, highest = getattr(embeddings, "num_embeddings", None), int(ids.max())
     if known is not None and highest >= known:
         raise ValueError(
             f"Expected tokens below {known}, as many as the student has embeddings, got {highest}. "

@@ -178,7 +178,9 @@ class Head:
         if paths or needs.attentions or needs.inputs:  # compiled code runs no new hooks
             call = getattr(call, "_orig_mod", call)
         with contextlib.ExitStack() as stack:
-            taken = stack.enter_context(captured(self.model, paths)) if paths else {}
+            real = items.masks.get("hidden")
+            length = None if real is None else real.shape[-1]
+            taken = stack.enter_context(captured(self.model, paths, length)) if paths else {}
             if needs.attentions:
                 stack.enter_context(eager_attention(self.model))
             traced: list[Tensor] = []

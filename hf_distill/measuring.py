@@ -25,6 +25,7 @@ from hf_distill.evaluation import OTHER, Evaluation
 from hf_distill.heads import Head
 from hf_distill.metrics import retained
 from hf_distill.metrics.functional import number
+from hf_distill.outputs import by_name
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import Teacher
@@ -257,6 +258,7 @@ class Measuring(Trainer):
         if task is TASKS["other"]:  # whatever it gives, as `Trainer` hands it on
             ignored |= {k for k in outputs if k.endswith(("hidden_states", "attentions"))}
             return _handed_on(tuple(v for k, v in outputs.items() if k not in ignored))
+        outputs = by_name(outputs, self._head.task.fields)
         kept = [v for k, v in outputs.items() if k not in ignored and isinstance(v, Tensor)]
         found = tuple(v.detach() for v in kept)  # input gradients need a graph, metrics do not
         return found[0] if len(found) == 1 else found
@@ -270,6 +272,8 @@ class Measuring(Trainer):
             lowest, phantom = torch.finfo(theirs[0].dtype).min, like[0].shape[-1]
             theirs = (F.pad(theirs[0], (0, phantom - theirs[0].shape[-1]), value=lowest),)
         # What a student gives besides its logits (an encoder's states) a teacher's signal has not.
+        pairs = zip(theirs, like, strict=False)
+        theirs = tuple(t.view_as(o) if t.numel() == o.numel() else t for t, o in pairs)
         theirs += tuple(torch.full_like(part, torch.nan) for part in like[len(theirs) :])
         return theirs[0] if isinstance(ours, Tensor) else theirs
 

@@ -49,6 +49,32 @@ def answer(form: str, logits: Tensor, more: Any) -> Any:
     return SequenceClassifierOutput(logits=logits)  # type: ignore[arg-type]
 
 
+class Packed(nn.Module):
+    """An LSTM that reads packed sequences.
+
+    Args:
+        first: Whether the examples are the first dimension of its states.
+    """
+
+    def __init__(self, first: bool = True, classes: int = 3, width: int = 8, vocabulary: int = 40):
+        super().__init__()
+        self.first = first
+        self.embeddings = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width, batch_first=first)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states, lengths = self.embeddings(input_ids), attention_mask.sum(-1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(
+            states if self.first else states.transpose(0, 1),
+            lengths,
+            batch_first=self.first,
+            enforce_sorted=False,
+        )
+        logits: Tensor = self.classifier(self.lstm(packed)[1][0][-1])
+        return logits
+
+
 class Tagger(nn.Module):
     """An LSTM with a row of classes for each token."""
 

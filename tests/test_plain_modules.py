@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from plain_zoo import (
     FORMS,
+    Convolutional,
+    Packed,
     Perceptron,
     Recurrent,
     Tagger,
     Writer,
+    rows_of_numbers,
 )
-from small import Recorder, data, models, trainer
+from safetensors.torch import load_file
+from small import Recorder, accuracy, config, data, models, same, trainer, weights
 from torch import nn
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 from zoo import collate
 
 from hf_distill import (
+    CachedTeacher,
+    Ensemble,
+    ForwardKL,
+    HardLabels,
+    HiddenStates,
+    JointTrainer,
+    LogitMSE,
+    ModelTeacher,
+    PastStudent,
     register_task,
+    write_cache,
 )
 from hf_distill.tasks import HEADS
+
+PICTURES = "image_classification"
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
     register_task(Recurrent, "sequence_classification")
+    register_task(Packed, "sequence_classification")
     register_task(Tagger, "token_classification")
     register_task(Writer, "causal_lm")
     register_task("Convolutional", "image_classification")
@@ -44,7 +66,9 @@ def first_loss(ours: Any) -> float:
 
 
 def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    found: Any = model.eval()(**{k: v for k, v in batch.items() if k != "labels"})
+    known = inspect.signature(model.forward).parameters
+    taken = {k: v for k, v in batch.items() if k in known and k != "labels"}
+    found: Any = model.eval()(**taken)
     if isinstance(found, dict):
         found = found["logits"]
     return (found if isinstance(found, torch.Tensor) else found[0]).detach()
@@ -76,3 +100,309 @@ def test_every_form_of_answer(tmp_path: Path, form: str, role: str) -> None:
     )
     assert first_loss(ours) == pytest.approx(expected, abs=1e-6)
     assert 0 <= ours.evaluate()["eval_agreement"] <= 1
+
+
+@pytest.mark.parametrize("name", ["tokens", "language", "pictures", "numbers"])
+def test_every_kind_of_module(tmp_path: Path, name: str) -> None:
+    """Items, classes or labels that are read wrongly give another number than plain torch."""
+    student, teacher, rows = {
+        "tokens": lambda: (Tagger(), Tagger(width=12), data("token_classification")),
+        "language": lambda: (Writer(), Writer(12), data("causal_lm")),
+        "pictures": lambda: (Convolutional(), Convolutional(channels=6), data(PICTURES)),
+        "numbers": lambda: (Perceptron(), Perceptron(width=12), rows_of_numbers()),
+    }[name]()
+    batch = collate(rows[:4])
+    ours, theirs = logits_of(student, batch), logits_of(teacher, batch)
+    labels = batch["labels"]
+    if name == "language":
+        ours, theirs, labels = ours[:, :-1], theirs[:, :-1], labels[:, 1:]
+    objective = 0.25 * HardLabels() + 0.75 * LogitMSE()
+    if name == "numbers":
+        label_loss = float(F.mse_loss(ours.double(), labels.double()))
+        distance = float(F.mse_loss(ours.double(), theirs.double()))
+    else:
+        counted = labels != -100
+        ours, theirs, labels = ours[counted].double(), theirs[counted].double(), labels[counted]
+        label_loss = float(F.cross_entropy(ours, labels))
+        distance = float(((ours - theirs) ** 2).sum(-1).mean())
+    found = trainer(
+        tmp_path,
+        model=student,
+        teacher_model=teacher,
+        objective=objective,
+        train_dataset=rows,
+        eval_dataset=rows,
+        train_sampling_strategy="sequential",
+    )
+    assert first_loss(found) == pytest.approx(0.25 * label_loss + 0.75 * distance, abs=1e-5)
+    assert found.predict(rows).predictions.shape[0] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ([0.0, 1.0, 1.0], "several"),
+        (0.5, "regression"),
+        (2, "classes"),
+    ],
+)
+def test_the_labels_say_what_the_problem_is(tmp_path: Path, labels: Any, problem: str) -> None:
+    """Without a config, a yes or no for each class would be read as one class, or as numbers."""
+    model = Recurrent(classes=1 if problem == "regression" else 3)
+    rows = [{"input_ids": row["input_ids"], "labels": labels} for row in data()]
+    batch = collate(rows[:4])
+    ours = logits_of(model, batch).double()
+    if problem == "several":
+        expected = F.binary_cross_entropy_with_logits(ours, batch["labels"].double()) * 3
+    elif problem == "regression":
+        expected = F.mse_loss(ours[:, 0], batch["labels"].double())
+    else:
+        expected = F.cross_entropy(ours, batch["labels"])
+    found = trainer(
+        tmp_path,
+        model=model,
+        teacher_model=copy.deepcopy(model),
+        objective=1.0 * HardLabels(),
+        train_dataset=rows,
+        eval_dataset=rows,
+        train_sampling_strategy="sequential",
+    )
+    assert first_loss(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_other_numbers_of_classes(tmp_path: Path, role: str) -> None:
+    """Seen at the first step, a difference is an error of broadcasting; not seen, it is a loss."""
+    student, teacher = Recurrent(classes=3), Recurrent(classes=4)
+    if role == "teacher":
+        teacher = models()[1]
+        student = Recurrent(classes=4)
+    with pytest.raises(ValueError, match=r"student's \d labels.*got \d"):
+        trainer(tmp_path, model=student, teacher_model=teacher)
+
+
+def test_resumed_is_as_not_stopped(tmp_path: Path) -> None:
+    """A checkpoint of a state dict that is not loaded back starts anew with the old step."""
+
+    def run(folder: Path) -> Any:
+        torch.manual_seed(3)
+        return trainer(
+            folder,
+            model=Recurrent("tuple"),
+            teacher_model=Recurrent(width=12),
+            objective=ForwardKL() + HiddenStates("lstm:lstm") + HardLabels(),
+            max_steps=4,
+            save_strategy="steps",
+            save_steps=2,
+        )
+
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts")
+    whole.train()
+    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert same(weights(whole.model), weights(parts.model))
+    assert same(weights(whole.projections), weights(parts.projections))
+    saved = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    assert same(saved, weights(whole.model))
+
+
+def test_saved_as_the_stock_trainer_saves(tmp_path: Path) -> None:
+    """A student that only we can read back is no student."""
+    model = Recurrent()
+    ours = trainer(tmp_path / "ours", model=model, teacher_model=Recurrent(width=12))
+    ours.train()
+    ours.save_model()
+    arguments = TrainingArguments(str(tmp_path / "stock"), use_cpu=True, report_to="none")
+    Trainer(ours.model, arguments).save_model()
+    files = [{p.name for p in (tmp_path / n).iterdir()} for n in ("ours", "stock")]
+    assert files[0] - {"curves.png", "README.md", "log.csv"} == files[1]
+    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("ours", "stock"))
+    assert same(one, other)
+    again = Recurrent()
+    again.load_state_dict(one)
+    batch = collate(data()[:4])
+    assert torch.equal(logits_of(again, batch), logits_of(ours.model, batch))
+
+
+def test_tied_weights_are_saved(tmp_path: Path) -> None:
+    """safetensors holds a weight once: a model with its embeddings as output layer would not be
+    saved at the end of its training."""
+    rows = data("causal_lm")
+    ours = trainer(
+        tmp_path,
+        model=Writer(),
+        teacher_model=Writer(12),
+        train_dataset=rows,
+        eval_dataset=rows,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    ours.train()
+    again = Writer()
+    missing, unexpected = again.load_state_dict(
+        load_file(tmp_path / "checkpoint-2" / "model.safetensors"), strict=False
+    )
+    assert not unexpected
+    assert len(missing) <= 1
+    assert same(weights(again), weights(ours.model))
+    assert ours.evaluate()["eval_perplexity"] > 1
+
+
+def test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
+    """Without a config and without labels in its forward, a student would have no metric."""
+    ours = trainer(
+        tmp_path,
+        model=Recurrent("dict"),
+        teacher_model=models()[1],
+        compute_metrics=accuracy,
+        label_names=["labels"],
+    )
+    batch = collate(data())
+    right = (logits_of(ours.model, batch).argmax(-1) == batch["labels"]).double().mean()
+    found = ours.evaluate()
+    assert found["eval_accuracy"] == pytest.approx(float(right))
+    assert "eval_teacher_accuracy" in found
+    assert np.asarray(ours.predict(data()).label_ids).tolist() == batch["labels"].tolist()
+
+
+def test_hidden_states_are_asked_for_by_module(tmp_path: Path) -> None:
+    """`output_hidden_states` given to a module that does not know it is a TypeError in training;
+    the remedy that is named instead must work, and compare what it says."""
+    student, teacher = Recurrent("tuple"), models()[1]
+    with pytest.raises(ValueError, match=r"Recurrent takes no `output_hidden_states`.*'lstm'"):
+        trainer(tmp_path, model=student, teacher_model=teacher, objective=1.0 * HiddenStates())
+    with pytest.raises(ValueError, match=r"this teacher does not provide.*'lstm'"):
+        trainer(tmp_path, teacher_model=student, objective=1.0 * HiddenStates())
+    objective = HiddenStates("bert.encoder.layer.3:lstm")
+    ours = trainer(
+        tmp_path,
+        model=student,
+        teacher_model=teacher,
+        objective=objective,
+        train_sampling_strategy="sequential",
+    )
+    projection = copy.deepcopy(ours.projections)
+    batch = collate(data()[:4])
+    mask = batch["attention_mask"].bool()
+    states = student.lstm(student.embeddings(batch["input_ids"]))[0]
+    linear = next(m for m in projection.modules() if isinstance(m, nn.Linear))
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    theirs = teacher.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
+    expected = ((linear(states) - theirs)[mask].double() ** 2).mean().item()
+    assert first_loss(ours) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_packed_sequences(tmp_path: Path, first: bool) -> None:
+    """States that end with the longest text, or have the examples second, would be compared with
+    other places, or with padding."""
+    student, teacher = Packed(first), models()[1]
+    rows = data()[1:5]  # of 4 to 8 tokens: no row is as long as the batch
+
+    def padded(examples: list[Any]) -> dict[str, Any]:
+        batch = collate(examples)
+        for key in ("input_ids", "attention_mask"):
+            batch[key] = F.pad(batch[key], (0, 3))
+        return batch
+
+    ours = trainer(
+        tmp_path,
+        model=student,
+        teacher_model=teacher,
+        objective=1.0 * HiddenStates("bert.encoder.layer.3:lstm"),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=padded,
+        train_sampling_strategy="sequential",
+    )
+    linear = next(m for m in copy.deepcopy(ours.projections).modules() if isinstance(m, nn.Linear))
+    total, count = 0.0, 0
+    for row in rows:  # one by one: nothing is padding
+        ids = torch.tensor([row["input_ids"]])
+        states = student.lstm(
+            student.embeddings(ids) if first else student.embeddings(ids).transpose(0, 1)
+        )[0]
+        states = states if first else states.transpose(0, 1)
+        theirs = teacher.eval()(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        total += float(((linear(states) - theirs).double() ** 2).mean(-1).sum().detach())
+        count += ids.shape[1]
+    assert first_loss(ours) == pytest.approx(total / count, abs=1e-5)
+
+
+def test_members_of_an_ensemble(tmp_path: Path) -> None:
+    """A member that nobody names the task of must be named so, and then be averaged as others."""
+
+    class Unnamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Recurrent("tuple", width=12)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            return self.inner(input_ids, attention_mask)
+
+    own, bert = Unnamed(), models()[1]
+    with pytest.raises(ValueError, match=r"got Unnamed.*register_task\('Unnamed'"):
+        Ensemble([own, bert])
+    members = Ensemble([ModelTeacher(own, task="sequence_classification"), bert])
+    ours = trainer(
+        tmp_path,
+        model=Recurrent(),
+        teacher_model=members,
+        objective=1.0 * ForwardKL(1.0),
+        train_sampling_strategy="sequential",
+    )
+    batch = collate(data()[:4])
+    theirs = [logits_of(m, batch).double().softmax(-1) for m in (own, bert)]
+    mean, student = (theirs[0] + theirs[1]) / 2, logits_of(ours.model, batch).double()
+    expected = float((mean * (mean.log() - student.log_softmax(-1))).sum(-1).mean())
+    assert first_loss(ours) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_past_of_a_module(tmp_path: Path) -> None:
+    """A moving average of a module is as little known as the module; at first it is the same."""
+    student = Recurrent("dict")
+    past = PastStudent(student, 0.9)
+    ours = trainer(tmp_path, model=student, teacher_model=past, objective=1.0 * ForwardKL())
+    assert first_loss(ours) == pytest.approx(0, abs=1e-7)
+
+
+def test_modules_that_learn_together(tmp_path: Path) -> None:
+    """A peer without a config would end in an AttributeError of the trainer of several models."""
+    student, peer = Recurrent("dict"), Recurrent("tuple", width=12)
+    rows = data()
+    ours = JointTrainer(
+        student,
+        config(tmp_path, train_sampling_strategy="sequential"),
+        peers=peer,
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    assert math.isfinite(first_loss(ours))
+
+
+def test_the_cache_of_a_module(tmp_path: Path) -> None:
+    """What was written must be what the live module says."""
+    teacher = Recurrent("tuple", width=12)
+    losses = []
+    folder = write_cache(tmp_path / "cache", ModelTeacher(teacher), data(), collate, say=len)
+    for each in (teacher, CachedTeacher(folder)):
+        torch.manual_seed(0)
+        student = Recurrent("dict")
+        ours = trainer(tmp_path / "out", model=student, teacher_model=each)
+        losses.append(first_loss(ours))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_smoothed_labels(tmp_path: Path) -> None:
+    """`Trainer` asks the config of a model about label smoothing, and a module has none."""
+    student = Recurrent("dict")
+    batch = collate(data()[:4])
+    expected = F.cross_entropy(logits_of(student, batch), batch["labels"], label_smoothing=0.3)
+    ours = trainer(
+        tmp_path,
+        model=student,
+        teacher_model=Recurrent(width=12),
+        objective=1.0 * HardLabels(),
+        label_smoothing_factor=0.3,
+        train_sampling_strategy="sequential",
+    )
+    assert first_loss(ours) == pytest.approx(float(expected), abs=1e-6)
