@@ -149,7 +149,7 @@ def orders_of(
     head = getattr(first, "head", None)
     accepts = head.accepts if isinstance(head, Head) else {"input_ids"} if tokens else set()
     sort = "labels" if task is None else task.classes
-    rows = SimpleNamespace(classes=sort)
+    rows = SimpleNamespace(classes=sort, kind=None if task is None else task.kind)
     reference: Any = SimpleNamespace(config=first.config, task=rows, accepts=accepts)
     cut: int | None = None
     for name, teacher in teachers.items():
