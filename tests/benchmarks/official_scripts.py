@@ -59,8 +59,11 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
     began, where = time.monotonic(), work / re.sub(r"\W+", "-", case.name).strip("-")
     where.mkdir(parents=True)
     datasets.config.HF_DATASETS_CACHE = where / "cache"
-    own = [*case.make(where), *COMMON.split()]
     teacher, row = where / "teacher", {"name": name}
+    try:
+        own = [*case.make(where), *COMMON.split()]
+    except Exception as error:
+        return row | {"plain": {"error": f"no data: {error!r}"}, "seconds": 0.0}
     ways: dict[str, list[str]] = {
         "plain": [],
         "labels": ["--alpha", "0"],
@@ -146,12 +149,12 @@ def short(error: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="transformers' examples/pytorch")
-    parser.add_argument("--only", default="", help="a part of the name of a script or model")
+    parser.add_argument("--only", default="", help="a regular expression for rows")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="a folder for scripts, outputs and logs")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names = [name for name in BY_NAME if given.only in name]
+    names = [name for name in BY_NAME if re.search(given.only, name)]
     with tempfile.TemporaryDirectory() as temporary:
         work = (given.keep or Path(temporary)).resolve()
         run = partial(compare, source=given.folder.resolve(), work=work)

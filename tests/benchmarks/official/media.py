@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import soundfile
 import transformers as tf
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pictures
+from tokenizers.pre_tokenizers import ByteLevel
 
 from .language import SIZE, WORDS, bart_config, rows, save, sentence, tokenizer
 
@@ -26,9 +28,11 @@ def picture(seed: int, side: int = SIDE) -> Pictures.Image:
     return Pictures.fromarray(blocks.repeat(side // 4, 0).repeat(side // 4, 1))
 
 
-def saved(folder: Path, make: Any, features: Features, **splits: int) -> str:
+def saved(
+    folder: Path, make: Any, features: Features, *, test: int = 0, cast: Features | None = None
+) -> str:
     """A data set on disk, of rows ``make(number)``; returns its folder."""
-    counts = splits or SPLITS
+    counts = {**SPLITS, "test": test} if test else SPLITS
     firsts = np.cumsum([0, *counts.values()])
     parts = {
         name: Dataset.from_list(
@@ -36,7 +40,9 @@ def saved(folder: Path, make: Any, features: Features, **splits: int) -> str:
         )
         for first, (name, count) in zip(firsts, counts.items(), strict=False)
     }
-    DatasetDict(parts).save_to_disk(str(folder / "data"))
+    whole = DatasetDict(parts)
+    whole = whole.cast(Features({**features, **cast})) if cast else whole
+    whole.save_to_disk(str(folder / "data"))
     return str(folder / "data")
 
 
@@ -213,7 +219,7 @@ def boxed_pictures(folder: Path) -> str:
         "category": List(ClassLabel(names=["coat", "mask", "glove"])),
     }
     features = Features({"image_id": Value("int64"), "image": Image(), "objects": objects})
-    return saved(folder, make, features, train=24, validation=8, test=8)
+    return saved(folder, make, features, test=8)
 
 
 def instance_pictures(folder: Path) -> str:
@@ -283,7 +289,7 @@ def wav2vec2(folder: Path) -> None:
 def whisper(folder: Path) -> None:
     """With a tokenizer of single bytes, and transformers' own classes."""
     marks = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
-    letters = sorted(tf.models.gpt2.tokenization_gpt2.bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*letters, *marks])}
     words = tf.WhisperTokenizer(vocab=vocabulary, merges=[], pad_token=marks[0])
     extractor = tf.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
@@ -306,21 +312,25 @@ def whisper(folder: Path) -> None:
     save(folder, tf.WhisperForConditionalGeneration, config)
 
 
-def recordings(folder: Path, labelled: bool) -> str:
-    """Half a second to a second of a tone, with a class or a transcript."""
-    (folder / "sound").mkdir(parents=True)
+def recordings(folder: Path, labelled: bool, words: int = 0) -> str:
+    """Half a second to a second of a tone, with a class or a transcript of one to three words, or
+    of a given number (all of three letters)."""
 
     def make(n: int) -> dict[str, Any]:
         dice = np.random.default_rng(n)
         length = RATE // 2 + 400 * (n % 20)
         tone = np.sin(np.arange(length) * (0.02 + 0.01 * (n % 3)))
-        path = folder / "sound" / f"{n}.wav"
-        soundfile.write(path, 0.5 * tone + 0.05 * dice.standard_normal(length), RATE)
-        text = " ".join(dice.choice(WORDS, 2))
-        return {"audio": str(path), **({"label": n % 3} if labelled else {"text": text})}
+        file = io.BytesIO()
+        noise = 0.05 * dice.standard_normal(length)
+        soundfile.write(file, 0.5 * tone + noise, RATE, format="WAV")
+        audio = {"bytes": file.getvalue(), "path": f"{n}.wav"}
+        short = [word for word in WORDS if len(word) == 3]
+        text = " ".join(dice.choice(short if words else WORDS, words or 1 + n % 3))
+        return {"audio": audio, **({"label": n % 3} if labelled else {"text": text})}
 
     rest = {"label": ClassLabel(names=["yes", "no", "on"])} if labelled else {"text": Value("string")}
-    features = Features({"audio": Audio(sampling_rate=RATE), **rest})
-    return saved(folder, make, features)
+    file = {"bytes": Value("binary"), "path": Value("string")}  # as `Audio` keeps it
+    features = Features({"audio": file, **rest})
+    return saved(folder, make, features, cast={"audio": Audio(sampling_rate=RATE)})
 
 
