@@ -143,7 +143,7 @@ class Binding(Trainer):
                 few = min(len(dataset), self.args.per_device_train_batch_size, LOOK)
                 examples = [dataset[index] for index in range(few)]
             batch = self._prepare_inputs(dict(collate(examples)))
-        return dict(self._head.task.share(batch, self._head.model))
+            return dict(self._head.task.share(batch, self._head.model))
 
     def _look_at_modules(self) -> None:
         """Let what has no config answer the first batch: its outputs and classes are then known."""

@@ -153,6 +153,22 @@ def test_two_names_are_enough_for_a_head_that_is_not_known(tmp_path: Path, name:
     assert not any("agreement" in key or "kl_" in key or "ece" in key for key in found)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_look_at_the_data_draws_nothing(tmp_path: Path, alpha: float) -> None:
+    """Noise drawn while the trainer is made would show a masked autoencoder other patches than the
+    stock trainer shows it."""
+    stock(tmp_path / "stock", masked_autoencoder(), pictures(), stacked, seed=5)
+    states = [torch.random.get_rng_state()]
+    args = config(tmp_path, alpha=alpha, seed=5, remove_unused_columns=False)
+    with pytest.warns(UserWarning, match="objective=…, for example"):
+        DistillationTrainer(
+            *(masked_autoencoder(), args, stacked, pictures(), pictures()),
+            teacher_model=masked_autoencoder(1, **WIDE),
+        )
+    states.append(torch.random.get_rng_state())
+    assert torch.equal(*states)
+
+
 def test_both_models_see_the_same_patches(tmp_path: Path) -> None:
     """A masked autoencoder draws what it sees: a teacher that is the student must agree."""
     student = masked_autoencoder()

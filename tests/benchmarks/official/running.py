@@ -116,7 +116,8 @@ class FirstStep:
         def watched(trainer: Any, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
             if self.loss is not None:
                 return step(trainer, model, inputs, *more, **named)
-            self.batch, self.student = copy.deepcopy(dict(inputs)), copy.deepcopy(model)
+            self.batch = copy.deepcopy(dict(inputs))
+            self.student = copy.deepcopy(model).train()
 
             def look(_: Any, positional: Any, given: dict[str, Any]) -> None:
                 if self.given is None:

@@ -228,24 +228,24 @@ def _average_precision() -> None:
     from torchmetrics.detection import mean_ap
 
     mean_ap._TORCHVISION_AVAILABLE = True
-    _module("torchvision.ops", box_convert=_boxes)
 
 
 def install(script: Path) -> None:
     """Put everything that a script needs in its place, in this process."""
     import evaluate
 
+    text = script.read_text()
     is_torchvision_available()  # transformers keeps its answer: no
+    if "mean_ap" in text:  # before there is a torchvision to be found
+        _average_precision()
     evaluate.load = load_metric
     datasets.load_dataset = load_dataset
     huggingface_hub.hf_hub_download = hub_file
     Audio.decode_example = decode_audio
     torchvision_shim.install()
+    _module("torchvision.ops", box_convert=_boxes)
     torch.jit.script = lambda module: module  # run_clip compiles its transforms
-    text = script.read_text()
     if "nltk" in text:
         _split_sentences()
     if "albumentations" in text and importlib.util.find_spec("albumentations"):
         _seed_albumentations()
-    if "mean_ap" in text:
-        _average_precision()
