@@ -36,6 +36,7 @@ from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
 from hf_distill.signals import Items, Needs, Signal
+from hf_distill.streams import first_of
 from hf_distill.tasks import TASKS, unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum
@@ -125,10 +126,24 @@ class Binding(Trainer):
                 "which is not the student's. List a member with the student's id2label first."
             )
 
-    def _sample(self, dataset: Any) -> dict[str, Any] | None:
-        """A few collated examples of a data set."""
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
+    def _look(self) -> None:
+        """Keep a few collated examples, of the training data if there are any. A stream that can be
+        read only once gets back what was taken from it."""
+        given: Any = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        sets = given if isinstance(given, dict) else {"": given}
+        name, dataset = next(iter(sets.items()), ("", None))
+        example = None
+        if isinstance(dataset, IterableDataset):
+            example, dataset = first_of(dataset)
+            replaced = {**given, name: dataset} if isinstance(given, dict) else dataset
+            if self.train_dataset is None:
+                self.eval_dataset = replaced
+            else:
+                self.train_dataset = replaced
+        self._first_batch = self._sample(dataset, example)
+
+    def _sample(self, dataset: Any, example: Any = None) -> dict[str, Any] | None:
+        """A few collated examples of a data set, or the one of a stream."""
         if dataset is None or (has_length(dataset) and len(dataset) == 0):
             return None
         collate: Any = self.data_collator
@@ -138,7 +153,7 @@ class Binding(Trainer):
             else:
                 collate = self._get_collator_with_removed_columns(collate)
             if isinstance(dataset, IterableDataset):
-                examples = [next(iter(dataset))]
+                examples = [example]
             else:
                 few = min(len(dataset), self.args.per_device_train_batch_size, LOOK)
                 examples = [dataset[index] for index in range(few)]

@@ -178,7 +178,7 @@ class Measuring(Trainer):
             if not self._measure_both:
                 found = compute(prediction, **options)
                 given.update(_bare(found, prefix))
-                return found  # type: ignore[no-any-return]
+                return found
             # The student last: what a function keeps or writes of its last call is the student's.
             theirs, ours = (_bare(compute(_part(prediction, i)), prefix) for i in (1, 0))
             given.update(ours)

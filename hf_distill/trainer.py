@@ -105,8 +105,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             self.teacher.place(self.accelerator)
         if isinstance(self.teacher, TrainerCallback):  # one that follows the training
             self.add_callback(self.teacher)
-        looked_at = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        self._first_batch = self._sample(looked_at)  # once: a stream may not be read again
+        self._look()
         self._look_at_modules()
         self._refresh_objective()
         self._settle_direction()

@@ -17,7 +17,7 @@ LAYERS = (
     "terms | reduction objectives | teachers | metrics | config | "
     "evaluation robustness | hub export speculative | run_facts language_eval | "
     "checkpoints checks own_loss measuring pieces card_facts curves portable | "
-    "publishing tracking | binding | trainer | seq2seq joint on_policy | api scores | "
+    "publishing tracking streams | binding | trainer | seq2seq joint on_policy | api scores | "
     "serving finished | recipe | comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""
