@@ -28,7 +28,8 @@ from hf_distill.signals import Items
 HIDDEN = {"hidden": "hidden_states"}
 ENCODER_DECODER = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
-"""Fields of a config with the token that stands where a part of a picture is."""
+PLACEHOLDERS += ("audio_token_id", "audio_token_index")
+"""Fields of a config with the token that stands where a part of a picture or a sound is."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Task:
     fields: tuple[str, ...] = ("logits",)
 
 
-def _seq2seq(name: str, auto_class: str, mapping: str) -> Task:
+def _seq2seq(name: str, auto_class: str = "", mapping: str = "") -> Task:
     return Task(
         name,
         auto_class,
@@ -130,15 +131,9 @@ def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
 
 
 def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
-    """As `reading.next_tokens`; without labels the places of pictures are no items, which would be
-    most of them."""
+    """As `reading.next_tokens`; without labels the places of pictures and sounds are no items,
+    which would be most of them."""
     config: Any = config_of(model)
-    if config.is_encoder_decoder:
-        name = type(model).__name__
-        raise ValueError(
-            f"Expected a decoder that reads pictures and text as one sequence, got {name}, which "
-            f"has an encoder. Read it as such: `hf_distill.register_task({name!r}, 'seq2seq_lm')`."
-        )
     items = reading.next_tokens(batch, model, rows)
     if items.labels is not None or "input_ids" not in batch:
         return items
@@ -147,6 +142,18 @@ def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     following = batch["input_ids"].roll(-1, 1)
     words = ~torch.isin(following, following.new_tensor(places))
     return dataclasses.replace(items, masks={**items.masks, "items": items.masks["items"] & words})
+
+
+def _beside_text(what: str, auto_class: str = "", mapping: str = "") -> Task:
+    """A decoder that reads pictures (or sounds) and text as one sequence."""
+    return Task(
+        f"{what}_text_to_text",
+        auto_class,
+        mapping,
+        _next_words,
+        classes="vocabulary",
+        label_keys=("labels", "shift_labels"),
+    )
 
 
 def _classifier(what: str) -> Task:
@@ -190,6 +197,7 @@ TASKS: dict[str, Task] = {
         ),
         _seq2seq("seq2seq_lm", "AutoModelForSeq2SeqLM", "SEQ_TO_SEQ_CAUSAL_LM"),
         _seq2seq("speech_seq2seq", "AutoModelForSpeechSeq2Seq", "SPEECH_SEQ_2_SEQ"),
+        _seq2seq("image_seq2seq"),
         Task(
             "causal_lm",
             "AutoModelForCausalLM",
@@ -198,14 +206,8 @@ TASKS: dict[str, Task] = {
             classes="vocabulary",
             label_keys=("labels", "shift_labels"),
         ),
-        Task(
-            "image_text_to_text",
-            "AutoModelForImageTextToText",
-            "IMAGE_TEXT_TO_TEXT",
-            _next_words,
-            classes="vocabulary",
-            label_keys=("labels", "shift_labels"),
-        ),
+        _beside_text("image", "AutoModelForImageTextToText", "IMAGE_TEXT_TO_TEXT"),
+        _beside_text("audio"),
         Task(
             "masked_lm",
             "AutoModelForMaskedLM",
@@ -355,7 +357,7 @@ def _row(model: nn.Module) -> Task | None:
         if said is not None:
             row = said if isinstance(said, Task) else named_task(said)
             return _grouped(row, next((own for own in declared if _fits(row, own)), ()))
-        found = _row_by_name(name)
+        found = _by_stacks(_row_by_name(name), model)
         if found is not None and not declared:
             return found
         for own in declared if found is not None else ():
@@ -379,6 +381,17 @@ def _row_by_name(name: str) -> Task | None:
         if ending and name.endswith(ending):
             return task
     return TASKS["encoder"] if name in modeling_auto.MODEL_MAPPING_NAMES.values() else None
+
+
+def _by_stacks(row: Task | None, model: nn.Module) -> Task | None:
+    """The row as the config has it: the auto mappings list audio language models, which read sound
+    and text as one sequence, among those with an encoder, and the reverse (Florence-2)."""
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", None)
+    if row is None or both is None or row.classes != "vocabulary":
+        return row
+    if row.name in ("seq2seq_lm", "speech_seq2seq") and not both:
+        return TASKS["audio_text_to_text"]
+    return TASKS["image_seq2seq"] if row.name == "image_text_to_text" and both else row
 
 
 def _grouped(row: Task, declared: Sequence[str]) -> Task:

@@ -20,6 +20,7 @@ from hf_distill import (
     HardLabels,
     HiddenStates,
     LogitMSE,
+    ModelLoss,
 )
 from hf_distill.signals import Needs
 from hf_distill.tasks import task_of
@@ -105,50 +106,94 @@ def judge(entry: Listed, folder: Path) -> Verdict:
         model, batch = build(entry)
         own = own_loss(model, batch)
     except NotBuiltError as reason:
-        return Verdict(entry.name, head, "not built", str(reason))
+        return Verdict(entry.name, head, "not built", str(reason)[:120])
     case, head, inputs = Case(entry, model, batch, folder), task_of(model).name, " ".join(batch)
-    say = lambda verdict, detail="", ours=None: Verdict(  # noqa: E731
-        entry.name, head, verdict, detail, own, ours, inputs
-    )
-    ours: float | None = None
+
+    def say(verdict: str, detail: str = "", ours: float | None = None) -> Verdict:
+        return Verdict(entry.name, head, verdict, detail[:80], own, ours, inputs)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if head == "encoder":
-                hidden_states(case)
-                return say("same")
-            ours, refused = equal_teacher(case)
-            factor = documented(head, batch)
-            if own is None:
-                raise DiffersError(f"the class gives no loss of its own, ours is {ours:.4f}")
-            if abs(own * factor - ours) > CLOSE * max(1.0, abs(ours)):
-                raise DiffersError(f"loss {own * factor:.5f}, ours {ours:.5f}")
-            one_step(case, factor)
-            return say("same", f"hidden states refused: {refused}" if refused else "", ours)
+            return say("same", *agreement(case, head, own))
     except DiffersError as difference:
-        return say("DIFFERS", str(difference), ours)
-    except ValueError as refusal:
-        text = " ".join(str(refusal).split())
-        return say("refused" if entry.name in text else "CRASH", text[:80], ours)
+        return say("DIFFERS", str(difference))
+    except ValueError as error:
+        refusal = " ".join(str(error).split())
+        if entry.name not in refusal:
+            return say("CRASH", refusal)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                follow(case, refusal, own)
+        except Exception as failure:
+            return say("CRASH", f"its remedy: {type(failure).__name__}: {failure}")
+        return say("refused", refusal)
     except Exception as error:
-        return say("CRASH", f"{type(error).__name__}: {' '.join(str(error).split())}"[:80], ours)
+        return say("CRASH", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def agreement(case: Case, head: str, own: float | None) -> tuple[str, float | None]:
+    """Put the trainer to a class; gives a remark, and the trainer's label loss.
+
+    Raises:
+        DiffersError: ours is not what the class or the stock `Trainer` has.
+        ValueError: the trainer's refusal.
+    """
+    if head in ("encoder", "other"):
+        if own is not None:
+            one_step(case, 1.0, objective=ModelLoss())
+        hidden_states(case)
+        return "hidden states" if own is None else "its own loss and hidden states", None
+    ours, refused = equal_teacher(case)
+    remark = f"hidden states refused: {refused}" if refused else ""
+    expected = plain_loss(case) if own is None else own * documented(head, case.batch)
+    if abs(expected - ours) > CLOSE * max(1.0, abs(ours)):
+        raise DiffersError(f"loss {expected:.5f}, ours {ours:.5f}")
+    if own is None:  # the stock Trainer cannot train it
+        return f"no loss of its own{'; ' if remark else ''}{remark}", ours
+    one_step(case, documented(head, case.batch), alpha=0.0)
+    return remark, ours
+
+
+def follow(case: Case, refusal: str, own: float | None) -> None:
+    """Do what a refusal advises, where it is the class's own loss."""
+    if "ModelLoss()" in refusal and own is not None:
+        one_step(case, 1.0, objective=ModelLoss())
 
 
 def own_loss(model: nn.Module, batch: Batch) -> float | None:
-    """The loss of the class itself; None where it has none.
+    """The loss of the class itself; None where it has none for these labels.
 
     Raises:
         NotBuiltError: the class does not run on its batch.
     """
-    try:
-        with torch.no_grad():
+    without = {name: value for name, value in batch.items() if name != "labels"}
+    loss = None
+    with torch.no_grad():
+        try:
             loss = getattr(model(**batch), "loss", None)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise NotBuiltError(f"does not run: {type(error).__name__}: {text}"[:160]) from None
+        except Exception as error:
+            try:
+                model(**without)
+            except Exception:
+                text = " ".join(str(error).split())
+                raise NotBuiltError(f"does not run: {type(error).__name__}: {text}") from None
     if loss is not None and not torch.isfinite(loss).all():
         raise NotBuiltError(f"its own loss is {float(loss)}")
     return None if loss is None else float(loss)
+
+
+def plain_loss(case: Case) -> float:
+    """What the labels cost by the book, for a class that gives no loss: cross-entropy."""
+    inputs = {name: value for name, value in case.batch.items() if name != "labels"}
+    with torch.no_grad():
+        outputs = case.model(**inputs)
+    if "labels" in case.batch:
+        return float(nn.functional.cross_entropy(outputs.logits, case.batch["labels"]))
+    pairs, own = outputs.logits_per_text, torch.arange(ROWS)
+    both = (nn.functional.cross_entropy(logits, own) for logits in (pairs, pairs.t()))
+    return float(sum(both)) / 2
 
 
 def documented(head: str, batch: Batch) -> float:
@@ -178,11 +223,11 @@ def equal_teacher(case: Case) -> tuple[float, str]:
     return float(figures["eval_hard_labels"]), refused
 
 
-def one_step(case: Case, factor: float) -> None:
-    """One step of SGD, with `alpha=0`, moves the weights where the stock `Trainer` moves them."""
+def one_step(case: Case, factor: float, **given: Any) -> None:
+    """One step of SGD on the labels moves the weights where the stock `Trainer` moves them."""
     plain, student = copy.deepcopy(case.model), copy.deepcopy(case.model)
     stock = case.stock(plain, ARGUMENTS["learning_rate"] * factor)
-    ours = case.ours(student, alpha=0.0)
+    ours = case.ours(student, **given)
     for trainer in (stock, ours):
         trainer.train()
     theirs = plain.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_configs import IMAGE, LABELS, TOKENS, VOCAB, WORDS, tiny
+from tiny_configs import IMAGE, LABELS, LAYERS, PATCH, TOKENS, VOCAB, WIDTH, WORDS, tiny
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -45,6 +46,8 @@ def listed() -> list[Listed]:
     """Every class that a row of the task table names, once, in the order of the table."""
     found: dict[str, Listed] = {}
     for task in TASKS.values():
+        if not task.mapping and task.name != "encoder":
+            continue
         name = f"MODEL_FOR_{task.mapping}_MAPPING_NAMES" if task.mapping else "MODEL_MAPPING_NAMES"
         for model_type, value in getattr(modeling_auto, name).items():
             for cls in [value] if isinstance(value, str) else value:
@@ -65,8 +68,9 @@ def model_of(entry: Listed) -> Any:
     try:
         cls = getattr(transformers, entry.name)
         config = tiny(cls.config_class or CONFIG_MAPPING[entry.model_type])
-        for field, value in BY_CLASS.get(entry.name, {}).items():
-            setattr(config, field, value)
+        for path, value in BY_CLASS.get(entry.name, {}).items():
+            *parts, field = path.split(".")
+            setattr(functools.reduce(getattr, parts, config), field, value)
         _complete(config, entry)
         with torch.device("meta"):
             large = sum(p.numel() for p in cls(config).parameters())
@@ -101,17 +105,31 @@ def _complete(config: Any, entry: Listed) -> None:
             )
     if hasattr(config, "ctc_loss_reduction"):
         config.ctc_loss_reduction = "sum"
+    for name in ("image_token_id", "image_token_index"):
+        if getattr(config, name, 0) is None:
+            setattr(config, name, 20)
     for name in ("vision_start_token_id", "vision_end_token_id"):
         if "Omni" in entry.name and not hasattr(config, name):
             setattr(config, name, 30)
 
 
-BY_CLASS: dict[str, dict[str, Any]] = {"ReformerModelWithLMHead": {"is_decoder": True}}
+BY_CLASS: dict[str, dict[str, Any]] = {
+    "Blip2ForImageTextRetrieval": {"qformer_config.use_qformer_text_input": True},
+    "BltForCausalLM": {"num_hidden_layers": LAYERS},
+    "MoonshineStreamingForConditionalGeneration": {"num_key_value_heads": 2},
+    "ReformerModelWithLMHead": {"is_decoder": True},
+}
 """Fields that only one of the classes of a configuration needs."""
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
+
+
+def _first(config: Any, *fields: str) -> int | None:
+    """The first of these fields that is a number."""
+    values = (getattr(config, field, None) for field in fields)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 # ---- batches ---------------------------------------------------------------------------------
@@ -145,50 +163,84 @@ class Maker:
 
     def text_inputs(self) -> Batch:
         batch = {"input_ids": self.words(), "attention_mask": self.mask}
+        if type(self.model).__name__.startswith("Longformer"):  # of question and context
+            batch["input_ids"][:, 1:3] = self.config.sep_token_id
+            batch["input_ids"][:, 3:] = batch["input_ids"][:, 3:].masked_fill(
+                batch["input_ids"][:, 3:] == TOKENS["eos"], self.config.sep_token_id
+            )
         if "token_type_ids" in self.takes and getattr(self.text, "type_vocab_size", 0) > 1:
             batch["token_type_ids"] = (torch.arange(LONG) > 2).long().expand(ROWS, -1)
         if "bbox" in self.takes:
             batch["bbox"] = self.integers(0, 20, ROWS, LONG, 4).sort(-1).values
+        if "visual_feats" in self.takes:
+            batch["visual_feats"] = self.normal(ROWS, 4, self.config.visual_feat_dim)
+            batch["visual_pos"] = self.normal(ROWS, 4, self.config.visual_pos_dim)
         return {name: value for name, value in batch.items() if name in self.takes}
 
     def pictures(self, name: str = "pixel_values") -> Batch:
         vision: Any = getattr(self.config, "vision_config", None) or self.config
         size = getattr(vision, "image_size", None) or IMAGE
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        channels = next(
-            (
-                getattr(vision, field)
-                for field in ("num_channels", "in_channels", "in_chans", "input_channels")
-                if isinstance(getattr(vision, field, None), int)
-            ),
-            3,
-        )
-        frames = next(
-            (
-                getattr(vision, field)
-                for field in ("num_frames", "frames_per_clip")
-                if isinstance(getattr(vision, field, None), int)
-            ),
-            None,
-        )
+        channels = _first(vision, "num_channels", "in_channels", "in_chans", "input_channels") or 3
+        patch = getattr(vision, "patch_size", None) or PATCH
+        if "spatial_shapes" in self.takes:  # patches, as SigLIP 2 takes them
+            side = max(1, int(getattr(vision, "num_patches", 16)) // 4)
+            grid = torch.tensor([[4, min(side, 4)]] * ROWS)
+            patches = self.normal(ROWS, int(grid[0].prod()), channels * patch * patch)
+            mask = torch.ones(patches.shape[:2], dtype=torch.long)
+            return {name: patches, "pixel_attention_mask": mask, "spatial_shapes": grid}
+        if "flattened_patches" in self.takes:  # with row and column
+            patches = self.normal(ROWS, 4, vision.patch_embed_hidden_size + 2)
+            patches[..., :2] = torch.tensor([[1.0, 1], [1, 2], [2, 1], [2, 2]])
+            return {"flattened_patches": patches, "attention_mask": torch.ones(ROWS, 4)}
+        frames = _first(vision, "num_frames", "frames_per_clip") if name != "inputs" else None
         shape = (channels, height, width) if frames is None else (frames, channels, height, width)
-        return {name: self.normal(ROWS, *shape)}
+        batch = {name: self.normal(ROWS, *shape)}
+        if "image_sizes" in self.takes:
+            batch["image_sizes"] = torch.tensor([[height, width]] * ROWS)
+        return batch
+
+    def patches(self) -> Batch:
+        """Pictures as Qwen2-VL takes them: all their patches in one list, and the grid of each."""
+        vision: Any = self.config.vision_config
+        channels = _first(vision, "num_channels", "in_channels", "in_chans") or 3
+        side = 2 * int(getattr(vision, "spatial_merge_size", 2))
+        each = channels * vision.patch_size**2 * int(getattr(vision, "temporal_patch_size", 1) or 1)
+        grid = torch.tensor([[1, side, side]] * ROWS)
+        return {"pixel_values": self.normal(ROWS * side * side, each), "image_grid_thw": grid}
 
     def sound(self) -> Batch:
-        name = self.model.main_input_name
-        audio: Any = getattr(self.config, "audio_config", None) or self.config
-        mels = getattr(audio, "num_mel_bins", None)
-        if name == "input_values" and mels is None:
+        name = "input_features" if "input_features" in self.takes else self.model.main_input_name
+        name = "input_values" if "input_values" in self.takes else name
+        if name == "input_values" and not hasattr(self.config, "frequency_stride"):
             lengths = torch.tensor([800 + 320 * n for n in LENGTHS])
             values = self.normal(ROWS, int(lengths.max()))
             mask = (torch.arange(values.shape[1]) < lengths[:, None]).long()
+            if "padding_mask" in self.takes:
+                return {name: values[:, None], "padding_mask": mask}
             return {name: values, "attention_mask": mask}
         if name == "input_values":  # a spectrogram of one length
-            return {name: self.normal(ROWS, int(getattr(audio, "max_length", 32)), mels)}
-        return {name: self.normal(ROWS, int(mels or 16), 2 * self._positions(audio))}
-
-    def _positions(self, audio: Any) -> int:
-        return int(getattr(audio, "max_source_positions", 16))
+            return {name: self.normal(ROWS, self.config.max_length, self.config.num_mel_bins)}
+        parts = [self.config]
+        for part in ("audio_config", "encoder_config", "speech_config"):
+            parts.append(getattr(self.config, part, None) or self.config)
+        fields = (
+            "feature_projection_input_dim",
+            "input_feat_per_channel",
+            "input_dim",
+            "num_mel_bins",
+        )
+        widths = [getattr(part, field, None) for field in fields for part in parts[::-1]]
+        width = next((int(w) for w in widths if w), WIDTH)
+        longest = getattr(self.config, "max_source_positions", None)
+        if longest is not None and not any(hasattr(self.config, name) for name in fields[:2]):
+            return {name: self.normal(ROWS, width, 2 * int(longest))}  # channels first: Whisper
+        values = self.normal(ROWS, 64, width)
+        mask = (torch.arange(64) < torch.tensor([64, 40, 56])[:, None]).long()
+        return {
+            name: values,
+            **({"attention_mask": mask} if "attention_mask" in self.takes else {}),
+        }
 
     def token_labels(self, high: int) -> Tensor:
         return self.integers(0, high, ROWS, LONG).masked_fill(self.mask == 0, -100)
@@ -220,6 +272,8 @@ def _tagged(make: Maker) -> Batch:
 
 
 def _spans(make: Maker) -> Batch:
+    if "start_positions" not in make.takes:
+        return {**make.text_inputs(), **_classes(make)}
     start, end = torch.tensor([1, 2, 0]), torch.tensor([4, 3, 6])
     return {**make.text_inputs(), "start_positions": start, "end_positions": end}
 
@@ -239,26 +293,84 @@ def _cloze(make: Maker) -> Batch:
 
 
 def _words(make: Maker) -> Batch:
-    if make.config.is_encoder_decoder:
-        return _translated(make)
     batch = make.text_inputs()
+    if "input_ids" not in batch:
+        return _translated(make)
     labels = batch["input_ids"].masked_fill(make.mask == 0, -100)
     labels[:, 0] = -100  # Trainer counts the labels, of which no class here predicts the first
     return {**batch, "labels": labels}
 
 
 def _translated(make: Maker) -> Batch:
-    if not make.config.is_encoder_decoder:
-        return _words(make)
     labels = make.words()[:, :6].masked_fill(make.mask[:, :6] == 0, -100)
-    return {**make.text_inputs(), "labels": labels}
+    if not make.config.is_encoder_decoder and "input_ids" in make.takes:
+        return _words(make)
+    batch = {**make.text_inputs(), "labels": labels}
+    if type(make.model).__name__.startswith("FSMT"):  # which takes the source's otherwise
+        start = torch.full((ROWS, 1), TOKENS["decoder_start"])
+        shifted = torch.cat([start, labels[:, :-1]], 1)
+        batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, TOKENS["pad"])
+    return batch
 
 
 def _dictated(make: Maker) -> Batch:
-    if not make.config.is_encoder_decoder and "input_ids" in make.takes:
-        return _words(make)
-    labels = make.words()[:, :6].masked_fill(make.mask[:, :6] == 0, -100)
-    return {**make.sound(), "labels": labels}
+    return {**make.sound(), "labels": _translated(make)["labels"]}
+
+
+def _seen(make: Maker) -> Batch:
+    """With a picture where the class takes one beside the text."""
+    return {**_translated(make), **make.pictures()}
+
+
+def _pictured(make: Maker) -> Batch:
+    """A picture is all that the encoder reads."""
+    return {**make.pictures(), "labels": _translated(make)["labels"]}
+
+
+def _described(make: Maker) -> Batch:
+    """With as many tokens for a picture as the class makes features of it."""
+    takes = set(inspect.signature(make.model.get_image_features).parameters)
+    pictures = make.patches() if "image_grid_thw" in make.takes else make.pictures()
+    with torch.no_grad():
+        given = {name: value for name, value in pictures.items() if name in takes}
+        count = _features(make.model.get_image_features(**given)) // ROWS
+    token = _first(make.config, "image_token_id", "image_token_index")
+    batch = _translated(make)
+    width = {"input_ids": token, "attention_mask": 1, "token_type_ids": 0}
+    if batch["labels"].shape == batch["input_ids"].shape:
+        width["labels"] = -100
+    for name, value in width.items():
+        if name in batch:
+            front, rest = batch[name][:, :1], batch[name][:, 1:]
+            middle = torch.full((ROWS, count), value)
+            batch[name] = torch.cat([front, middle, rest], 1)
+    return {**batch, **pictures}
+
+
+def _features(found: Any) -> int:
+    """How many features there are in what `get_image_features` gives."""
+    if hasattr(found, "pooler_output"):
+        found = found.last_hidden_state if found.pooler_output is None else found.pooler_output
+    if isinstance(found, (list, tuple)):
+        return sum(map(_features, found))
+    return int(found.numel() // found.shape[-1])
+
+
+def _one_of(*makers: Callable[[Maker], Batch]) -> Callable[[Maker], Batch]:
+    """The first of these batches on which the class runs; the last, if it runs on none."""
+
+    def first(make: Maker) -> Batch:
+        for maker in makers[:-1]:
+            try:
+                batch = {n: v for n, v in maker(make).items() if n in make.takes}
+                with torch.no_grad():
+                    if torch.isfinite(make.model(**batch).loss):
+                        return batch
+            except Exception:
+                continue
+        return {n: v for n, v in makers[-1](make).items() if n in make.takes}
+
+    return first
 
 
 def _spelt(make: Maker) -> Batch:
@@ -276,7 +388,8 @@ def _segmented(make: Maker) -> Batch:
 
 
 def _captioned(make: Maker) -> Batch:
-    batch = {**make.text_inputs(), **make.pictures(), "return_loss": torch.tensor(True)}
+    name = "pixel_values_videos" if "pixel_values_videos" in make.takes else "pixel_values"
+    batch = {**make.text_inputs(), **make.pictures(name), "return_loss": torch.tensor(True)}
     return {name: value for name, value in batch.items() if name in make.takes}
 
 
@@ -297,10 +410,10 @@ BATCHES: dict[str, Callable[[Maker], Batch]] = {
     "token_classification": _tagged,
     "question_answering": _spans,
     "multiple_choice": _choices,
-    "seq2seq_lm": _translated,
-    "speech_seq2seq": _dictated,
-    "causal_lm": _words,
-    "image_text_to_text": _words,
+    "seq2seq_lm": _one_of(_translated, _dictated),
+    "speech_seq2seq": _one_of(_dictated, _translated),
+    "causal_lm": _one_of(_words, _seen),
+    "image_text_to_text": _one_of(_described, _translated, _pictured, _seen),
     "masked_lm": _cloze,
     "semantic_segmentation": _segmented,
     "ctc": _spelt,
@@ -316,5 +429,5 @@ def build(entry: Listed) -> Built:
         NotBuiltError: with the reason.
     """
     model = model_of(entry).eval()
-    batch = BATCHES[task_of(model).name](Maker(model))
-    return model, batch
+    pairs = task_of(model).name.endswith("dual_encoder")
+    return model, BATCHES["dual_encoder" if pairs else entry.mapping](Maker(model))

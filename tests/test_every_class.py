@@ -24,6 +24,8 @@ FEW = (
     "SegformerForSemanticSegmentation",
     "CLIPModel",
     "WhisperForConditionalGeneration",
+    "Qwen2AudioForConditionalGeneration",
+    "VisionEncoderDecoderModel",
     "BertModel",
 )
 """One or two for each way that classes are read."""

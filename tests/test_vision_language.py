@@ -14,6 +14,12 @@ from objective_table import MODELS, ROWS
 from small import config, same, weights
 from test_objective_contracts import gradient
 from torch import Tensor
+from transformers import (
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+)
 from zoo import CASES, IMAGE, VOCAB, collate
 
 from hf_distill import (
@@ -27,7 +33,7 @@ from hf_distill import (
     write_cache,
 )
 from hf_distill.heads import Head
-from hf_distill.tasks import task_of
+from hf_distill.tasks import TASKS, task_of
 
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -307,9 +313,15 @@ def test_a_cache_of_patches_is_refused(tmp_path: Path) -> None:
         write_cache(tmp_path / "cache", ModelTeacher(teacher), rows(2), collator("qwen"), say=print)
 
 
-def test_an_encoder_decoder_is_refused() -> None:
+def test_an_encoder_decoder_is_read_as_one() -> None:
     """Its labels are not shifted: every token would be learned one place late."""
-    model = models("llava")[0]
-    model.config.is_encoder_decoder = True
-    with pytest.raises(ValueError, match=r"register_task\('LlavaFor.*', 'seq2seq_lm'\)"):
-        Head(model).items(collator("llava")(rows(2)))
+    config = Florence2Config(is_encoder_decoder=True)
+    with torch.device("meta"):
+        assert task_of(Florence2ForConditionalGeneration(config)).name == "image_seq2seq"
+
+
+def test_an_audio_language_model_is_no_encoder_decoder() -> None:
+    """The mappings list it as one: its labels, of the whole text, would be read as a decoder's."""
+    with torch.device("meta"):
+        task = task_of(Qwen2AudioForConditionalGeneration(Qwen2AudioConfig()))
+    assert (task.name, task.items) == ("audio_text_to_text", TASKS["image_text_to_text"].items)

@@ -38,7 +38,7 @@ def _is(number: float) -> Rule:
 
 
 def _at_most(number: int) -> Rule:
-    return _each(lambda old: min(old, number))
+    return _each(lambda old: min(old, number) if isinstance(old, int) else old)
 
 
 def _key_values(old: Value) -> Value:
@@ -68,6 +68,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"layers?$|^depths?$|num_blocks|block_repeats|num_layers|_depth$|^n_layer", _at_most(LAYERS)),
     (r"depths$", _is(1)),
     (r"image_size|img_size|input_size|resolution$|crop_size", _is(IMAGE)),
+    (r"upsample_groups", _at_most(WIDTH)),
     (r"^patch_size|_patch_size$", _at_most(PATCH)),
     (r"max_.*position|n_positions|max_seq|n_ctx$|seq_len|max_.*length", _at_most(LONGEST)),
     (
@@ -112,7 +113,7 @@ def tiny(kind: type[PreTrainedConfig], like: Any = None, **given: Value) -> Any:
             made[name] = number
     if "head_dim" in made and "num_attention_heads" in made:
         made["head_dim"] = HEAD
-    exact = EXACT.get(getattr(kind, "model_type", ""), {})
+    exact = EXACT.get(kind.__name__) or EXACT.get(getattr(kind, "model_type", ""), {})
     return kind(**{**made, **exact, **given})
 
 
@@ -193,6 +194,90 @@ def _token(name: str, value: Value) -> Value:
 
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 EXACT: dict[str, dict[str, Value]] = {
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "n_group": 1, "topk_group": 1},
+    "DbrxAttentionConfig": {"rope_theta": 1e4, "clip_qkv": 8.0},
+    "FunAsrNanoAdaptorConfig": {"intermediate_size": WIDTH // 4},
+    "bros": {"hidden_size": 64},
+    "xlstm": {"qk_dim_factor": 1.0, "chunk_size": 16},
+    "upernet": {
+        "backbone_config": {
+            "model_type": "resnet",
+            "depths": [1] * 4,
+            "hidden_sizes": [16] * 4,
+            "embedding_size": 16,
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        }
+    },
+    "step3p7_text": {"sliding_window": 4},
+    "sapiens2": {
+        "num_key_value_heads_per_layer": [2, 1],
+        "head_config": {
+            "upsample_out_channels": [16],
+            "upsample_kernel_sizes": [4],
+            "conv_out_channels": [16],
+            "conv_kernel_sizes": [1],
+        },
+    },
+    "radio": {"video_temporal_patch_size": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "num_key_value_heads": 1,
+    },
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [(0, 0)],
+        "spatial_target_layers": [1],
+    },
+    "granitemoehybrid": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "glm5_next_text": {"num_key_value_heads": 2, "index_topk": 16},
+    "dpt": {
+        "num_hidden_layers": 4,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "neck_hidden_sizes": [16] * 4,
+    },
+    "dory": {
+        "num_hidden_layers": 3,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 1,
+        "n_output_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "chameleon": {
+        "vocabulary_map": {
+            "<image>": 20,
+            **{f"IMGIMG{c}Z": 30 + i for i, c in enumerate("ABCDEFGH")},
+        }
+    },
+    "apertus1p5_vision": {"codebook_size": 16},
+    "apertus1p5": {"image_token_offset": 0, "audio_token_offset": 16},
+    "align": {"projection_dim": 16},
+    "efficientnet": {
+        "depth_coefficient": 1.0,
+        "width_coefficient": 1.0,
+        "in_channels": (32,) + (16,) * 6,
+        "out_channels": (16,) * 7,
+        "hidden_dim": 1280,
+    },
+    "align_vision_model": {
+        "depth_coefficient": 1.0,
+        "width_coefficient": 1.0,
+        "in_channels": [32] + [16] * 6,
+        "out_channels": [16] * 7,
+        "hidden_dim": 1280,
+    },
+    "cvt": {"depth": (1, 2, 3)},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    },
     "step3p7": {},
     "emu3_vqgan": {"base_channels": 32, "channel_multiplier": (1, 1)},
     "chameleon_vqgan": {"base_channels": 32, "channel_multiplier": (1, 1)},
@@ -210,7 +295,6 @@ EXACT: dict[str, dict[str, Value]] = {
     "glm4v_text": {"rope_parameters": MROPE},
     "glm46v_text": {"rope_parameters": MROPE},
     "glm4v_moe_text": {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
-    "bros": {"dim_bbox": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1]},
     "perceiver": {
@@ -223,20 +307,6 @@ EXACT: dict[str, dict[str, Value]] = {
     },
     "mobilevitv2": {"width_multiplier": 0.25, "image_size": 64},
     "levit": {"patch_size": 16, "image_size": 64},
-    "efficientnet": {
-        "depth_coefficient": 1.0,
-        "width_coefficient": 1.0,
-        "in_channels": (32,) + (16,) * 6,
-        "out_channels": (16,) * 7,
-        "hidden_dim": 16,
-    },
-    "align_vision_model": {
-        "depth_coefficient": 1.0,
-        "width_coefficient": 1.0,
-        "in_channels": [32] + [16] * 6,
-        "out_channels": [16] * 7,
-        "hidden_dim": 16,
-    },
     "maskformer-swin": {"embed_dim": 8, "patch_size": 2, "window_size": 2},
     "swinv2": {"embed_dim": 8, "patch_size": 2, "window_size": 2},
     "swin": {"embed_dim": 8, "patch_size": 2, "window_size": 2},
@@ -245,13 +315,6 @@ EXACT: dict[str, dict[str, Value]] = {
     "lilt": {"hidden_size": 24},
     "layoutlmv2": {"coordinate_size": 4, "shape_size": 8},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
-    "apertus1p5": {"image_token_offset": 0, "audio_token_offset": 0},
-    "chameleon": {
-        "vocabulary_map": {
-            "<image>": 20,
-            **{f"IMGIMG{c}Z": 41 + i for i, c in enumerate("ABCDEFGH")},
-        }
-    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {"num_key_value_heads": 2},
     "emu3": {"vocabulary_map": {"<image>": 20}},
@@ -259,7 +322,6 @@ EXACT: dict[str, dict[str, Value]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
     },
     "fun_asr_nano_adaptor": {"intermediate_size": WIDTH // 4},
-    "glm5_next_text": {"num_key_value_heads": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "muse_spark_audio": {"num_hidden_layers": 4},
@@ -273,7 +335,6 @@ EXACT: dict[str, dict[str, Value]] = {
         ],
         "class_expand": 32,
     },
-    "sapiens2": {"num_key_value_heads_per_layer": [2, 1]},
     "vibevoice_acoustic_tokenizer": {
         "num_filters": 4,
         "depths": (1, 1, 1),
@@ -286,9 +347,7 @@ EXACT: dict[str, dict[str, Value]] = {
     },
     "beit": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "bit": {"num_groups": 4},
-    "cohere_compass_text": {"pooling": "last"},
     "cpmant": {"dim_ff": 48},
-    "cvt": {"depth": (1, 1, 2)},
     "data2vec-vision": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 32], "output_channels": 32},
     "diffllama": {"num_key_value_heads": 2},
@@ -298,7 +357,6 @@ EXACT: dict[str, dict[str, Value]] = {
     "focalnet": {"embed_dim": 8},
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": None},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "granite_speech5_encoder": {"context_size": 8},
     "hiera": {"embed_dim": 8, "image_size": (64, 64)},
     "longcat_flash": {"zero_expert_num": 2},
