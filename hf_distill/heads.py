@@ -364,6 +364,12 @@ class Head:
             f"Name the head that it has: hf_distill.register_task({name!r}, …), with the name of a "
             "task or a `hf_distill.tasks.Task` of your own"
         )
+        if len(shape) > mask.dim() + 1 and isinstance(self.model, PreTrainedModel):
+            remedy = (
+                "If its logits are of something else than the items (a detector's are of queries), "
+                f"leave it out of hf_distill.tasks.HEADS (del HEADS[{name!r}]), and learn its own "
+                "loss and hidden states: objective=0.5 * ModelLoss() + 0.5 * HiddenStates()"
+            )
         if self.role == "teacher" and len(shape) == mask.dim() + 1:
             remedy = (
                 "It makes other places (frames, patches) of the batch than the student: choose a "

