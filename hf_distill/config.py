@@ -49,9 +49,9 @@ class DistillationConfig(TrainingArguments):
     the components of the loss, unless it is given; so is the ``mode`` of a scheduler that follows
     ``metric_for_best_model``.
 
-    On the command line (`HfArgumentParser`) a dataclass beside this one must have no field of the
-    same name (``temperature``, ``alpha``, ``beta``, ``gamma``, …): argparse ends in "conflicting
-    option string". Rename it there, or inherit from this class.
+    On the command line (`HfArgumentParser`) a dataclass of one's own beside this one must have no
+    field of the same name: argparse ends in "conflicting option string: --temperature" (or
+    ``--alpha``, ``--beta``, ``--gamma``). Give that field another name: ``sampling_temperature``.
 
     Raises:
         ValueError: a value out of its range.

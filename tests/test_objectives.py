@@ -1,8 +1,10 @@
 """Labels, weight decay, objectives by name, and what configs make of scalars."""
 
+import argparse
 import copy
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +397,22 @@ def test_command_line(tmp_path: Path, kind: Any) -> None:
     )
     assert arguments.teacher_model_init_kwargs == {"dtype": "bfloat16"}
     assert "Temperature of the default objective" in parser.format_help()
+
+
+def test_a_dataclass_of_ones_own_beside_the_config() -> None:
+    """What the docstring says of two fields of one name, and the remedy that it names."""
+
+    @dataclass
+    class Own:
+        temperature: float = 1.0
+
+    @dataclass
+    class Renamed:
+        sampling_temperature: float = 1.0
+
+    with pytest.raises(argparse.ArgumentError, match="conflicting option string: --temperature"):
+        HfArgumentParser((DistillationConfig, Own))
+    command = ["--output_dir", "out", "--temperature", "3", "--sampling_temperature", "0.5"]
+    parser = HfArgumentParser((DistillationConfig, Renamed))
+    args, own = parser.parse_args_into_dataclasses(command)
+    assert (args.temperature, own.sampling_temperature) == (3.0, 0.5)
