@@ -161,7 +161,7 @@ def test_when_it_is_added(tmp_path: Path) -> None:
     assert with_router_balance(own, head) == own
     student.config.output_router_logits = False
     assert with_router_balance(objective, head) == objective
-    student.config.output_router_logits, student.config.router_aux_loss_coef = True, 0.0
+    student.config.output_router_logits, student.router_aux_loss_coef = True, 0.0
     assert with_router_balance(objective, head) == objective
     for name in ("causal_lm", "sequence_classification", "dual_encoder"):
         assert with_router_balance(objective, Head(CASES[name].models()[0])) == objective
@@ -239,7 +239,7 @@ def test_each_peer_keeps_its_own_balance(tmp_path: Path, accumulation: int) -> N
     dense, unwatched = CASES["causal_lm"].models(dtype)[0], mixtral()
     unwatched.config.output_router_logits = False
     student, teacher = CASE.models(dtype)
-    teacher.config.router_aux_loss_coef = 0.3
+    teacher.router_aux_loss_coef = 0.3
     rows, gradients = CASE.data(8, dtype), {}
 
     class Gradients(TrainerCallback):
@@ -272,7 +272,7 @@ def test_each_peer_keeps_its_own_balance(tmp_path: Path, accumulation: int) -> N
     parts = [rows[start : start + size] for start in range(0, 8, size)]
     prefixes = {"": student, "teacher_": teacher}
     for prefix, model in prefixes.items():
-        factor = model.config.router_aux_loss_coef
+        factor = model.router_aux_loss_coef
         model.zero_grad()
         balance = torch.stack([balance_alone(model, part) for part in parts]).mean()
         (cross_entropy_alone(model, rows) + factor * balance).backward()

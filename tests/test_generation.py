@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, TaskType
 from small import data, models
 from transformers import EvalPrediction, GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments
-from zoo import collate
+from zoo import PAD, collate
 
 from hf_distill import Seq2SeqDistillationConfig, Seq2SeqDistillationTrainer
 
@@ -66,14 +66,14 @@ def test_both_models_generate(tmp_path: Path, name: str) -> None:
     ours = _trainer(tmp_path, name, models=(student, teacher), compute_metrics=tokens)
     rows: Any = data(name)
     figures = ours.evaluate()
-    for given, model in zip(tokens.given, (student, teacher), strict=True):
+    for given, model in zip(tokens.given, (teacher, student), strict=True):  # the student last
         np.testing.assert_array_equal(given, _stock(model, tmp_path, rows).predictions)
-        assert (given[:, 7:] == 0).all()  # padded, as by the stock trainer
+        assert (given[:, 7:] == PAD).all()  # padded, as by the stock trainer
     assert not np.array_equal(tokens.given[0], tokens.given[1])
-    mine, theirs = (float(given[given >= 0].mean()) for given in tokens.given)
+    theirs, mine = (float(given[given >= 0].mean()) for given in tokens.given)
     assert figures["eval_mean_token"] == pytest.approx(mine)
     assert figures["eval_teacher_mean_token"] == pytest.approx(theirs)
-    assert figures["eval_retained_mean_token"] == pytest.approx(mine / theirs)
+    assert "eval_retained_mean_token" not in figures  # nobody knows whether more of it is better
     assert ours.model is student
 
 
@@ -91,7 +91,7 @@ def test_arguments_of_generation_reach_both_models(tmp_path: Path) -> None:
     ours = _trainer(tmp_path, "seq2seq_lm", compute_metrics=tokens)
     ours.evaluate(max_length=4, num_beams=2)
     for given in tokens.given:
-        assert (given[:, 4:] == 0).all()
+        assert (given[:, 4:] == PAD).all()
         assert given[:, 1:4].any()
 
 
@@ -143,7 +143,7 @@ def test_an_adapted_student_generates_with_its_adapter(tmp_path: Path) -> None:
         wanted = model.generate(
             input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], max_length=7
         )
-    np.testing.assert_array_equal(tokens.given[0][:3, : wanted.shape[1]], wanted.numpy())
+    np.testing.assert_array_equal(tokens.given[1][:3, : wanted.shape[1]], wanted.numpy())
     with torch.no_grad(), model.disable_adapter():
         plain = model.generate(
             input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], max_length=7

@@ -18,8 +18,8 @@ class RouterBalance(Objective):
     f_e is the share of the tokens that go to expert e, P_e the mean probability that its router
     gives it, over all layers and all real tokens of a micro-batch; E is the number of experts. It
     is smallest, at the number of experts per token, where all are used alike. `transformers`
-    computes it, and adds it to the loss of the labels with the factor
-    ``config.router_aux_loss_coef``. As every micro-batch is balanced by itself, the value depends
+    computes it, and adds it to the loss of the labels with the model's factor
+    (``router_aux_loss_coef``). As every micro-batch is balanced by itself, the value depends
     on how the data is split into them.
 
     A student whose config says ``output_router_logits`` gets it in any case, with that factor.
@@ -70,5 +70,6 @@ def with_router_balance(objective: Sum, student: Head) -> Sum:
             "alone. Use that: ModelLoss() in place of HardLabels(); or train without it: "
             "student.config.output_router_logits = False."
         )
-    factor = float(getattr(config, "router_aux_loss_coef", None) or 0.0)
+    said = getattr(config, "router_aux_loss_coef", None)  # most read it once, when they are built
+    factor = float(getattr(student.model, "router_aux_loss_coef", said) or 0.0)
     return objective + factor * RouterBalance() if factor else objective
