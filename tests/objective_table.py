@@ -58,6 +58,7 @@ class Row:
 ROWS: dict[str, Row] = {
     "hard_labels": Row(hd.HardLabels(), (*PROBABLE, "regression"), zero=False),
     "model_loss": Row(hd.ModelLoss(), (*ALL, "multi_label", "regression"), zero=False),
+    "auxiliary_head": Row(hd.AuxiliaryHead("classifier", hd.ForwardKL(2.0)), EXAMPLES),
     "forward_kl": Row(hd.ForwardKL(2.0), GAUSSIAN),
     "reverse_kl": Row(hd.ReverseKL(2.0), GAUSSIAN),
     "jeffreys": Row(hd.Jeffreys(2.0), GAUSSIAN),

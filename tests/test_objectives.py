@@ -18,6 +18,7 @@ from zoo import CASES, OBJECTIVES, collate, quiet_arguments
 
 from hf_distill import OBJECTIVES as BY_NAME
 from hf_distill import (
+    AuxiliaryHead,
     DistillationConfig,
     DistillationTrainer,
     EarlyExits,
@@ -162,6 +163,7 @@ NESTED = {
     "trades": trades(epsilon=1e-12, steps=1),
     "r_drop": r_drop(objective=HardLabels()),
     "trusted_labels": 1.0 * TrustedLabels(0.0),
+    "auxiliary_head": 1.0 * AuxiliaryHead("classifier", HardLabels()),
 }
 
 

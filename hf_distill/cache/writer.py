@@ -17,6 +17,7 @@ from hf_distill.cache.packing import Row
 from hf_distill.cache.sealed import MANIFEST, read_manifest, write_manifest
 from hf_distill.cache.shards import damaged, finished, read_keys, remove_stale, write_shard
 from hf_distill.heads import Head
+from hf_distill.modules import ANY
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 
@@ -76,6 +77,7 @@ def write_cache(
     folder, shards = Path(path), -(-len(source) // shard_size)
     if not len(source):
         raise ValueError("Expected data with examples, got none.")
+    maker.name_inputs(source)
     settings = {"kind": "full"} if format is None else dict(format)
     spec: Any = None if settings["kind"] == "none" else formats.from_json(settings)
     needs = Needs(
@@ -158,11 +160,16 @@ class _Maker:
                 "it says of an example depends on the batch. Train with the live teacher."
             )
         self.axis = self.head.task.axis
-        labels = set(self.head.task.label_keys)
-        self.inputs = (self.head.accepts | teacher.columns()) - labels
-        self.columns = self.inputs | labels
+        self._labels = set(self.head.task.label_keys)
+        self.inputs = (self.head.columns | teacher.columns()) - self._labels
+        self.columns = self.inputs | self._labels
         self.accelerator = Accelerator()
         teacher.place(self.accelerator)
+
+    def name_inputs(self, source: _Source) -> None:
+        """For a model that takes any column: its inputs are those that there are."""
+        if ANY in self.inputs:
+            self.inputs = {str(name) for name in self._batch([source[0]])} - self._labels
 
     def ask(self, examples: list[Any], needs: Needs) -> tuple[Signal, list[Piece], Items]:
         """What the teacher says of some examples, and where they are in the batch."""
@@ -259,7 +266,8 @@ def _selected(part: Any, columns: set[str]) -> Any:
     """Without the columns that no model takes, as `Trainer` leaves them out."""
     if not isinstance(part, datasets.Dataset) or part.format["type"] == "custom":
         return part
-    return part.select_columns([name for name in part.column_names if name in columns])
+    kept = [name for name in part.column_names if name in columns or ANY in columns]
+    return part.select_columns(kept)
 
 
 def _length(example: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_distill.objectives.adversaries import PGD, Virtual
 from hf_distill.objectives.attention import AttentionMaps, MiniLM, MiniLMv2, TinyBERT
+from hf_distill.objectives.auxiliary import AuxiliaryHead
 from hf_distill.objectives.classes import NKD, DecoupledKD, Dist, LogitStandardizedKL, TopKKL
 from hf_distill.objectives.crossing import PrefixKL, SpanKL, UniversalLogitDistance
 from hf_distill.objectives.decay import WeightDecay
@@ -100,6 +101,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         # labels
         HardLabels,
         ModelLoss,
+        AuxiliaryHead,
         # distributions
         ForwardKL,
         ReverseKL,
@@ -201,6 +203,7 @@ __all__ = [
     "AlphaBeta",
     "AttentionMaps",
     "AttentionTransfer",
+    "AuxiliaryHead",
     "Boundary",
     "Columns",
     "ConfidenceWeightedKL",
