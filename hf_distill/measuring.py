@@ -26,6 +26,7 @@ from hf_distill.heads import Head
 from hf_distill.metrics import retained
 from hf_distill.metrics.functional import number
 from hf_distill.outputs import by_name
+from hf_distill.reduction import Counts
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import Teacher
@@ -72,6 +73,9 @@ class Measuring(Trainer):
         raise NotImplementedError
 
     def _real_rows(self, batch: Mapping[str, Any]) -> Tensor | None:
+        raise NotImplementedError
+
+    def _loss_scale(self) -> float:
         raise NotImplementedError
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
@@ -176,7 +180,7 @@ class Measuring(Trainer):
 
         def measure(prediction: EvalPrediction, **options: Any) -> dict[str, Any]:
             if not self._measure_both:
-                found = compute(prediction, **options)
+                found = compute(prediction, **options) or {}
                 given.update(_bare(found, prefix))
                 return found
             # The student last: what a function keeps or writes of its last call is the student's.
@@ -228,11 +232,13 @@ class Measuring(Trainer):
         self._step_teacher = self._step_loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if not skip:  # predict() on unlabelled data: there are outputs, and no loss
-                found: Any = self.compute_loss(model, dict(inputs), return_outputs)
+                counts = {unit: n * self._loss_scale() for unit, n in items.counts().items()}
+                given: Any = (model, dict(inputs), return_outputs)
+                found: Any = self.compute_loss(*given, num_items_in_batch=Counts(counts))
                 loss, outputs = found if isinstance(found, tuple) else (found, None)
                 loss = loss.detach().mean()
                 self._own_loss = self._step_loss is None
-            if self._step_loss is None and self._measure_both:
+            if self._step_loss is None and self._measure_both and return_outputs:
                 self._step_teacher = self._teach(batch, LOGITS, items)
             if outputs is None and return_outputs:
                 outputs, _ = self._head.ask(model, batch, Needs(), items)
@@ -283,9 +289,9 @@ def _handed_on(found: tuple[Any, ...]) -> Any:
     return detached[0] if len(detached) == 1 else detached
 
 
-def _bare(metrics: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+def _bare(metrics: Mapping[Any, Any] | None, prefix: str) -> dict[str, Any]:
     """Metrics by names without the prefix that `Trainer` puts before those that lack it."""
-    return {str(name).removeprefix(prefix): value for name, value in metrics.items()}
+    return {str(name).removeprefix(prefix): value for name, value in (metrics or {}).items()}
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:

@@ -11,6 +11,14 @@ from hf_distill.signals import Unit
 from hf_distill.terms import Term
 
 
+class Counts(dict[Unit, Tensor]):
+    """Counts by unit. A loss that is divided by all of them is divided by the number of labels, as
+    with the one number that `transformers` counts."""
+
+    def __rtruediv__(self, total: Tensor) -> Tensor:
+        return total / self["labels" if "labels" in self else "items"]
+
+
 def reduce(
     terms: Sequence[Term], counts: Mapping[Unit, Tensor], scale: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:

@@ -38,7 +38,7 @@ from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.places import task_columns
 from hf_distill.publishing import Publishing
 from hf_distill.reading import WEIGHTS
-from hf_distill.reduction import gradient_norms, reduce
+from hf_distill.reduction import Counts, gradient_norms, reduce
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
@@ -146,7 +146,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
 
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list, device: torch.device
-    ) -> dict[str, Tensor] | None:
+    ) -> Counts | None:
         """Count the items of every unit over the accumulation window, and over all ranks.
 
         What is given is the mean over the micro-batches, as the loss of a window is the mean of
@@ -163,7 +163,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             total = total / self.get_tp_size()
         if not self.loss_is_scaled_for_ga and len(batch_samples) > 1:
             total = total.to(counting_dtype(total.device)) / len(batch_samples)
-        self._window = dict(zip(units, total.unbind(), strict=True))
+        self._window = Counts(zip(units, total.unbind(), strict=True))
         return self._window
 
     def compute_loss(  # type: ignore[override]
@@ -180,8 +180,8 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             inputs: The batch, on the device.
             return_outputs: Also return the student's outputs.
             num_items_in_batch: The counts by unit (`hf_distill.signals.Unit`) of the accumulation
-                window, divided by the number of its micro-batches; None: those that the trainer
-                counted itself, in an evaluation those of this batch.
+                window, divided by the number of its micro-batches, or in an evaluation of the
+                batch, both summed over the processes; None: those that the trainer counted itself.
         """
         batch = self._head.task.share(inputs, self._head.model)
         items = self._head.items(batch, self._real_rows(batch))
@@ -220,7 +220,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             if training:
                 self._follow(terms, components, items)
             if measuring is not None:
-                measuring.add_terms(terms, sums, counts)
+                measuring.add_terms(terms, sums, items.counts())
             return loss, components, outputs if return_outputs else None
 
         wrapped = model is not self.model and not _is_compiled(model)

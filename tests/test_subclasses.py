@@ -210,6 +210,52 @@ class AddsSum(DistillationTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class Divided:
+    """A sum of its own over the batch, divided by what transformers counts; no `super()`."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        labels = inputs["labels"]
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        logits = outputs.logits.flatten(0, -2)
+        loss = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+        loss = loss / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+class DividedTrainer(Divided, DistillationTrainer):
+    """In the place of `DividedStock`."""
+
+
+class DividedStock(Divided, Trainer):
+    loss_is_scaled_for_ga = True  # as transformers asks of such a subclass
+
+
+@pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
+def test_a_loss_of_its_own_divided_by_the_counts(tmp_path: Path, head: str) -> None:
+    """There are counts of several units; a script divides by the number of labels."""
+    options: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    found = []
+    for cls in (DividedStock, DividedTrainer):
+        record = Recorder()
+        rows: Any = data(head)
+        args = config(tmp_path, **options, alpha=0.0, per_device_eval_batch_size=4)
+        made = cls(models(head)[0], args, collate, rows, rows, callbacks=[record])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.train()
+        steps = [(step["loss"], step["grad_norm"]) for step in record.steps]
+        found.append((steps, made.evaluate()["eval_loss"]))
+    (expected, expected_loss), (ours, loss) = found
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
 class Scalar(DistillationTrainer):
     """Returns a number whatever it is asked for."""
 
