@@ -25,13 +25,14 @@ from hf_distill.checks import (
     same_randomness,
 )
 from hf_distill.config import DistillationConfig
-from hf_distill.heads import Head
+from hf_distill.heads import Head, text_config
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss
 from hf_distill.pair import Pair, evaluating
 from hf_distill.pieces import Said, reduce_in_pieces
+from hf_distill.problems import check_kinds, settle, share_padding, tell_padding
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
@@ -126,6 +127,13 @@ class Binding(Trainer):
                 "which is not the student's. List a member with the student's id2label first."
             )
 
+    def _settle(self) -> None:
+        """Settle for all models what they solve, and what is padding."""
+        heads = getattr(self.teacher, "heads", None) or {}
+        share_padding(self.processing_class, *(head.given for head in heads.values()))
+        tell_padding(self.teacher, getattr(text_config(self._head.config), "pad_token_id", None))
+        settle(self._head, self.teacher, (self._first_batch or {}).get("labels"))
+
     def _look(self) -> None:
         """Keep a few collated examples, of the training data if there are any. A stream that can be
         read only once gets back what was taken from it."""
@@ -183,20 +191,25 @@ class Binding(Trainer):
 
     def _look_at_evaluation(self) -> None:
         """Let a teacher that does not know everything (a cache) say so before training, and not at
-        the first evaluation."""
+        the first evaluation; and labels of another shape too."""
         data: Any = self.eval_dataset
-        if self.teacher is None or isinstance(self.teacher, ModelTeacher):
+        knows = self.teacher is None or isinstance(self.teacher, ModelTeacher)
+        if knows and self._head.task.kind is not None:
             return
         for dataset in data.values() if isinstance(data, dict) else [data]:
             streams = isinstance(dataset, IterableDataset)  # which may not be read again
             batch = None if streams else self._sample(dataset)
-            if batch is not None:
+            if batch is not None and batch.get("labels") is not None:
+                settle(self._head, self.teacher, batch["labels"])
+            if batch is not None and not knows:
                 with torch.no_grad(), same_randomness():
                     self._teach(batch, self.goal.needs, self._head.items(batch))
 
     def _bind(self) -> None:
         """Make what belongs to this very student: projections, initial weights."""
+        share_padding(self.processing_class, self._student)
         self._head, self._bound = Head(self._student, role="student"), self._student
+        self._settle()
         if self.accelerator.is_fsdp2:
             choose_blocks(self.accelerator.state.fsdp_plugin, self._student)
         self._parameters: dict[str, Tensor] = {}
@@ -294,6 +307,8 @@ class Binding(Trainer):
                 needs = needs.unprojected(self._head.provides) if self._lean else needs
                 _, asked = self._head.ask(self._student, own, needs, self._head.items(own))
                 ours = ordered(asked, self._student_order)
+                if theirs is not None and (goal.needs.logits or goal.needs.linear):
+                    check_kinds(ours.kind, theirs.kind, theirs.who)
             torch.manual_seed(self.args.seed)
             built = goal.build(ours, theirs).to(self.args.device)
             if placed and ours is not None:

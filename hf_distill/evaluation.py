@@ -94,6 +94,7 @@ class Evaluation:
         self, log_s: Tensor, log_t: Tensor | None, chosen: Tensor, labels: Tensor, mask: Tensor
     ) -> None:
         """How well the labels are predicted, and how far the student's confidence is true."""
+        labels = labels.argmax(-1) if labels.dim() > mask.dim() else labels  # soft: the likeliest
         confidence = log_s.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).exp()
         bins = confidence_sums(confidence, chosen == labels, mask)
         self._bins = bins if self._bins is None else self._bins + bins

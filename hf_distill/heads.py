@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hf_distill.modules import (
     forward_inputs,
     has_config,
     learn,
+    mentions,
     seen_fields,
     unwrapped,
 )
@@ -68,6 +69,11 @@ class Head:
         self.accepts, self._asks = forward_inputs(unwrapped(model), self.model)
         self.accepts |= task_columns(model)
         self._read = False
+        self.problem: str | None = None  # what was settled, see `hf_distill.problems`
+        self.padding: int | None = None  # what the data are padded with, if its config may err
+        self._finds_padding = self.task.name == "sequence_classification" and mentions(
+            self.model, "pad_token_id"
+        )
         self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
@@ -195,6 +201,7 @@ class Head:
             if needs.linear and self._projection is not None:
                 projection = self._projection
                 linear = stack.enter_context(unprojected(projection.layer, projection.of))
+            stack.enter_context(self.padded())
             outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
             signal = self.signal(outputs, batch, needs, items, taken, traced)
             if linear:
@@ -218,6 +225,8 @@ class Head:
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
+        if self._finds_padding:
+            inputs = self.with_own_padding(inputs)
         if needs_labels(self.given):
             inputs.pop("decoder_input_ids", None)
             inputs["labels"] = batch["labels"]
@@ -262,6 +271,48 @@ class Head:
             f"It takes {takes}. {remedy}"
         )
 
+    @property
+    def _pad_token(self) -> int | None:
+        own = getattr(text_config(self.config), "pad_token_id", None)
+        return own if self.padding is None else self.padding
+
+    def with_own_padding(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the token that this model takes for padding where the mask says padding.
+
+        A classifier on a decoder reads its logits at the last token that is not its config's
+        padding. What stands at a masked place does nothing else, so that data that are padded with
+        another token are read at the last real one too.
+
+        Raises:
+            ValueError: it knows no padding, and has several texts to read.
+        """
+        found, ids, mask = dict(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
+        if not self._finds_padding or ids is None:
+            return found
+        if self._pad_token is None and not self.config.is_encoder_decoder and len(ids) > 1:
+            raise ValueError(
+                f"Expected {self.who} to have a padding token, by which it finds the last token of "
+                "a text; its config has none. Give the trainer the tokenizer (processing_class=…), "
+                "or set model.config.pad_token_id = tokenizer.pad_token_id."
+            )
+        if self._pad_token is not None and mask is not None and mask.shape == ids.shape:
+            found["input_ids"] = ids.masked_fill(~mask.bool(), self._pad_token)
+        return found
+
+    @contextlib.contextmanager
+    def padded(self) -> Iterator[None]:
+        """Let the model take for padding what the data are padded with; its config stays."""
+        config = text_config(self.config)
+        own = getattr(config, "pad_token_id", None)
+        if not self._finds_padding or self._pad_token == own:
+            yield
+            return
+        config.pad_token_id = self._pad_token
+        try:
+            yield
+        finally:
+            config.pad_token_id = own
+
     def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
         """What there is to count in a batch.
 
@@ -280,7 +331,7 @@ class Head:
         """How this head's logits are read, as transformers itself decides it."""
         if self.task.kind is not None:
             return "sigmoid" if self._binary_map() else self.task.kind
-        problem = getattr(self.config, "problem_type", None)
+        problem = getattr(self.config, "problem_type", None) or self.problem
         if problem == "regression" or (problem is None and self.config.num_labels == 1):
             return "regression"
         several = labels is not None and labels.is_floating_point()
@@ -465,10 +516,14 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def text_config(config: Any) -> Any:
+    """The part of a config that is about text, or the config."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def vocabulary_size(config: Any) -> int | None:
     """The number of entries of a model's vocabulary, its padding included."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "vocab_size", None)
+    return getattr(text_config(config), "vocab_size", None)
 
 
 def local_vocabulary(head: Head) -> dict[str, int] | None:

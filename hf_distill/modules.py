@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -103,6 +104,22 @@ def learn(model: nn.Module, fields: frozenset[str], classes: str, count: int | N
 def seen_fields(model: nn.Module) -> frozenset[str] | None:
     """The names of the outputs of a module without a config, once it has run."""
     return _FIELDS.get(model)
+
+
+def mentions(model: nn.Module, *words: str) -> bool:
+    """Whether the source of a model's ``forward``, or of one of its base classes, has one of these
+    words; true where there is no source."""
+    forwards = (vars(kind).get("forward") for kind in type(model).__mro__ if kind is not nn.Module)
+    sources = [_source(forward) for forward in forwards if inspect.isfunction(forward)]
+    return not all(sources) or any(word in source for word in words for source in sources)
+
+
+@functools.cache
+def _source(forward: Any) -> str:
+    try:
+        return inspect.getsource(forward)
+    except (OSError, TypeError):
+        return ""
 
 
 ANY = "*"

@@ -126,15 +126,23 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     groups = _sequence_groups(batch, model, rows)
     if labels is None:
         return _count(rows, rows, **groups)
-    if labels.is_floating_point():  # regression or multi-label: NaN marks a missing one
+    config: Any = config_of(model)
+    problem = getattr(config, "problem_type", None)
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"Expected labels as one tensor, with a row for each of {len(rows)} examples, got a "
+            f"{type(labels).__name__}: {type(model).__name__} is read as a classifier of examples. "
+            "If its labels are something else (boxes), say what it is: hf_distill.register_task."
+        )
+    if labels.is_floating_point():  # regression, several labels, soft ones: NaN marks a missing one
         missing = torch.isnan(labels)
-        config: Any = config_of(model)
-        if labels.dim() > 1 and getattr(config, "problem_type", None) != "regression":
-            missing |= labels < 0  # multi-label: 0 and 1 are the labels, -100 too marks none
-        missing = missing.all(-1) if missing.dim() > 1 else missing
+        if labels.dim() > 1 and problem != "regression" and config.num_labels != 1:
+            missing |= labels < 0  # 0 and 1 are the labels, -100 too marks none
     else:
+        if problem != "multi_label_classification" and labels.shape[1:] == (1,):
+            labels = labels[:, 0]
         missing = labels == IGNORE
-        missing = missing.all(-1) if missing.dim() > 1 else missing
+    missing = missing.all(-1) if missing.dim() > 1 else missing
     return _count(rows, rows, labels, rows & ~missing, **groups)
 
 
@@ -167,6 +175,23 @@ def of_both_stacks(
     return found
 
 
+def _class_ids(labels: Any, shape: Sequence[int], places: str) -> Tensor:
+    """Labels that are one class for each of some places.
+
+    Raises:
+        ValueError: they have another shape, or are no integers.
+    """
+    fits = isinstance(labels, Tensor) and tuple(labels.shape) == tuple(shape)
+    if fits and not labels.is_floating_point():
+        return labels
+    given = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+    raise ValueError(
+        f"Expected labels that are classes (integers) of shape {tuple(shape)}, one for each "
+        f"{places}, got {given}. Let the data collator pad labels as it pads the inputs, with -100 "
+        "(DataCollatorForTokenClassification), and give class ids."
+    )
+
+
 def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     """Token classification: a row with labels counts its labelled tokens, a row without any
     counts its real tokens, so that labelled and unlabelled sentences can be mixed."""
@@ -174,6 +199,7 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     hidden = with_pictures(real, batch, model)
     if labels is None:
         return _count(rows, real, hidden=hidden)
+    labels = _class_ids(labels, real.shape, "token")
     labelled = (labels != IGNORE) & rows[:, None]
     items = torch.where(labelled.any(-1, keepdim=True), labelled, real)
     return _count(rows, items, labels, labelled, hidden=hidden)
@@ -183,6 +209,7 @@ def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     real, labels = _token_mask(batch, rows), batch.get("labels")
     if labels is None:
         return _weighted(_count(rows, real, hidden=real), batch)
+    labels = _class_ids(labels, real.shape, "token")
     labelled = (labels != IGNORE) & rows[:, None]
     return _weighted(_count(rows, labelled, labels, labelled, hidden=real), batch)
 
@@ -195,7 +222,7 @@ def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     if batch.get("shift_labels") is not None:  # a collator that has shifted them already
         labels = batch["shift_labels"]
     elif batch.get("labels") is not None:
-        labels = _next(batch["labels"], IGNORE)
+        labels = _next(_class_ids(batch["labels"], real.shape, "token"), IGNORE)
     else:
         items = _count(rows, _next(real, False) & real, hidden=real)
         return _aligned(_weighted(items, batch, shift=True), batch)

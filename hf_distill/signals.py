@@ -114,6 +114,34 @@ class Items:
         have weights, the sum of those."""
         return {unit: self._weighted(unit, mask).sum() for unit, mask in self.masks.items()}
 
+    def class_ids(self, who: str) -> Tensor:
+        """The labels, one class for each item.
+
+        Args:
+            who: Asks for them, for the message.
+
+        Raises:
+            ValueError: soft labels, of which there is more than one.
+        """
+        if self.labels is None:
+            raise ValueError(f"{who} needs labels, and this batch has none.")
+        if self.soft:
+            raise ValueError(
+                f"{who} reads one class for each example, got soft labels "
+                f"{tuple(self.labels.shape)}: probabilities. Use HardLabels, which takes them, or "
+                "give integers."
+            )
+        return self.labels
+
+    @property
+    def soft(self) -> bool:
+        """Whether the labels are probabilities of a class each (or yes and no, for a head with
+        several labels), and not classes."""
+        mask = self.masks.get("labels")
+        if self.labels is None or mask is None or not self.labels.is_floating_point():
+            return False
+        return self.labels.dim() > mask.dim()
+
     def _weighted(self, unit: Unit, mask: Tensor) -> Tensor:
         if self.weights is None or unit not in WEIGHTED:
             return mask

@@ -36,6 +36,7 @@ from hf_distill.modules import ANY, opened, unwrapped
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
 from hf_distill.places import task_columns
+from hf_distill.problems import share_padding
 from hf_distill.publishing import Publishing
 from hf_distill.reading import WEIGHTS
 from hf_distill.reduction import Counts, gradient_norms, reduce
@@ -97,6 +98,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         model, self._compiled = opened(model)
         with without_smoothing(args, model):
             super().__init__(model, args, *positional, **options)
+        share_padding(self.processing_class, self._student)
         self._head = Head(self._student, role="student")
         own_labels = [key for key in self._head.task.label_keys if key not in OPTIONAL]
         self.label_names = self.label_names or own_labels
@@ -110,6 +112,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         self._refresh_objective()
         self._settle_direction()
         self._match()
+        self._settle()
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
         check_tokens(self._first_batch, self._head)
         check_lengths(self._first_batch, self._head, self.teacher)

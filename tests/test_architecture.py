@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "losses ascent axes directions language forward sharding places modules outputs | "
-    "signals | capture reading projection | tasks crossing | heads layers schedules | spaces | "
-    "pair | matching alignment balance initialise temperature views noisy weights speed | cache | "
-    "terms | reduction objectives | teachers | metrics | config | "
+    "signals | capture reading projection | tasks crossing | heads layers schedules | "
+    "spaces problems | pair | matching alignment balance initialise temperature views noisy "
+    "weights speed | cache | terms | reduction objectives | teachers | metrics | config | "
     "evaluation robustness | hub export speculative | run_facts language_eval | "
     "checkpoints checks own_loss measuring pieces card_facts curves portable | "
     "publishing tracking streams | binding | trainer | seq2seq joint on_policy | api scores | "

@@ -91,7 +91,7 @@ class Jacobian(Objective):
         if self.direction == "teacher":
             chosen = logits.argmax(-1)
         elif items.labels is not None:
-            chosen, mask = items.labels, items.masks["labels"]
+            chosen, mask = items.class_ids(str(self)), items.masks["labels"]
         else:
             raise ValueError(
                 "Jacobian(direction='label') needs labels, and this batch has none. Use "

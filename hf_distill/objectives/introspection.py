@@ -111,7 +111,7 @@ def label_probability(signal: Signal, items: Items) -> Tensor:
     log_probs = signal.logits.detach().float().log_softmax(-1)
     if signal.logits.dtype == torch.float64:
         log_probs = signal.logits.detach().log_softmax(-1)
-    labels = items.labels.masked_fill(~mask, 0)
+    labels = items.class_ids("The probability of the label").masked_fill(~mask, 0)
     return log_probs.gather(-1, labels[..., None]).squeeze(-1).masked_fill(~mask, 0.0).exp()
 
 

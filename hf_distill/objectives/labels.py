@@ -17,7 +17,8 @@ from hf_distill.terms import Context, Objective, Term
 class HardLabels(Objective):
     """The loss of the labels, on the items that have one.
 
-    Cross-entropy; for multi-label heads the binary cross-entropies summed over the classes
+    Cross-entropy, also of soft labels (rows of probabilities, for a head whose config says that an
+    example has one label); for multi-label heads the binary cross-entropies summed over the classes
     (transformers divides them by the number of classes); for regression the squared error; for CTC
     the negative log-likelihood, divided by the number of target tokens, with the blank that the
     student's config names (``pad_token_id``). It is the loss of the model's own forward, up to
@@ -86,9 +87,13 @@ class HardLabels(Objective):
         return None if self.class_weights is None else logits.new_tensor(self.class_weights)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        if labels.is_floating_point():  # soft ones: rows of probabilities
+            targets = labels.masked_fill(~mask[..., None], 0.0).flatten(0, -2).to(logits.dtype)
+        else:
+            targets = labels.masked_fill(~mask, -100).flatten()
         values = F.cross_entropy(
             logits.flatten(0, -2),
-            labels.masked_fill(~mask, -100).flatten(),
+            targets,
             self._weights(logits),
             reduction="none",
             label_smoothing=self.label_smoothing or 0.0,

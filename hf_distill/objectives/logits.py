@@ -206,7 +206,8 @@ class LabelledDivergence(Divergence):
                 f"{type(self).__name__} needs labels to tell the target class from the others, and "
                 "this batch has none. Use ForwardKL, or give the data a label column."
             )
-        return {**settings, "labels": items.labels.masked_fill(~mask, -100)}
+        labels = items.class_ids(type(self).__name__)
+        return {**settings, "labels": labels.masked_fill(~mask, -100)}
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: Items, context: Context

@@ -95,6 +95,7 @@ class GeneralizedCrossEntropy(Objective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: Items, context: Context
     ) -> list[Term]:
+        items.class_ids(type(self).__name__)
         (term,) = HardLabels().terms(student, None, items, context)
         return [replace(term, name=self.name, values=_box_cox(term.values, self.q))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -111,8 +112,10 @@ class Subject:
 
     @cached_property
     def head(self) -> Head:
-        """The model with its row of the task table, for attacks by gradient."""
-        return Head(self.model, self.task)
+        """The model with its row of the task table; it reads texts as its tokenizer pads them."""
+        head = Head(self.model, self.task, self.role)
+        head.padding = getattr(self.processor, "pad_token_id", None)
+        return head
 
     @cached_property
     def fingerprint(self) -> str:
@@ -225,7 +228,9 @@ class Subject:
             limit = self._limit()
             options = {} if limit is None else {"truncation": True, "max_length": limit}
             tokens = self.processor(list(values), padding=True, return_tensors="pt", **options)
-            return {k: v for k, v in tokens.items() if k in self.head.accepts}
+            return self.head.with_own_padding(
+                {k: v for k, v in tokens.items() if self.head.takes(k)}
+            )
         if self.modality == "image":
             mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
             pictures = [picture(value).convert(mode) for value in values]
@@ -260,7 +265,9 @@ class Subject:
         return min(known, default=None)
 
     def _ask(self, values: Sequence[Any]) -> np.ndarray:
-        output = self.model(**self.encoded(values))
+        batch = self.encoded(values)
+        with self.head.padded() if self.modality == "text" else contextlib.nullcontext():
+            output = self.model(**batch)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -30,6 +30,8 @@ def observations(voice: Voice, average: str, items: Items) -> tuple[Tensor, Tens
             f"Expected batches with a label for each item, got none (a {voice.kind} head). Weights "
             "are fitted to the labels of held-out data; give them by hand, or use 'confidence'."
         )
+    if voice.kind == "softmax":
+        items.class_ids("Ensemble.fit")
     if voice.joined is not None and average == "probabilities":
         return voice.likelihood(items)[mask], labels[mask]
     values = voice.values(average)

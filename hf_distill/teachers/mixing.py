@@ -162,6 +162,8 @@ class Voice:
         if items.labels is None or mask is None:
             return torch.zeros((), dtype=self.chances.dtype)
         labels, chances = items.labels, self.chances
+        if self.kind == "softmax":
+            labels = items.class_ids("A weight by the likelihood of the label")
         if self.joined is not None:
             labels, listed = self.joined.slots(labels)
             shared = torch.where(listed, 0.0, self.joined.others.clamp(min=1).log())
