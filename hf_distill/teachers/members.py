@@ -150,7 +150,8 @@ def orders_of(
     accepts = head.accepts if isinstance(head, Head) else {"input_ids"} if tokens else set()
     sort = "labels" if task is None else task.classes
     rows = SimpleNamespace(classes=sort, kind=None if task is None else task.kind)
-    reference: Any = SimpleNamespace(config=first.config, task=rows, accepts=accepts)
+    model = getattr(head, "model", None)
+    reference: Any = SimpleNamespace(config=first.config, task=rows, accepts=accepts, model=model)
     cut: int | None = None
     for name, teacher in teachers.items():
         if name == first_name:
