@@ -326,15 +326,15 @@ def test_a_student_with_a_prompt_writes_texts(tmp_path: Path, head: str) -> None
     generator = ModelGenerator(student, Sampling(4, temperature=0.0))
     found = generator(prompts, seed=0)
     for prompt, completion in zip(prompts, found, strict=True):
-        ids, written = torch.tensor([prompt]), [] if head == "causal_lm" else [0]
+        begin = getattr(student.config, "decoder_start_token_id", None)
+        written = [] if head == "causal_lm" else [begin]
         for _ in range(4):
             if head == "causal_lm":
-                own = torch.tensor([[*prompt, *written]])
-                logits = logits_of(student, {"input_ids": own})
+                own = {"input_ids": torch.tensor([[*prompt, *written]])}
             else:
-                start = {"input_ids": ids, "decoder_input_ids": torch.tensor([written])}
-                logits = logits_of(student, start)
-            written.append(int(logits[0, -1].argmax()))
+                own = {"input_ids": torch.tensor([prompt])}
+                own["decoder_input_ids"] = torch.tensor([written])
+            written.append(int(logits_of(student, own)[0, -1].argmax()))
         written = written if head == "causal_lm" else written[1:]
         assert completion == until_end(written, generator.ends)
     cls: Any = OnPolicyDistillationTrainer
