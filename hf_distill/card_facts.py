@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer
+from transformers.models.auto import modeling_auto
 
 from hf_distill.heads import Head, describe_model
 from hf_distill.hub import StudentCard, write
@@ -49,15 +50,41 @@ PIPELINES = {
     "ctc": "automatic-speech-recognition",
     "speech_seq2seq": "automatic-speech-recognition",
     "dual_encoder": "zero-shot-image-classification",
+    "sigmoid_dual_encoder": "zero-shot-image-classification",
     "encoder": "feature-extraction",
 }
 """Task -> the Hub's pipeline tag, where there is one."""
+OTHERS = {
+    "OBJECT_DETECTION": "object-detection",
+    "ZERO_SHOT_OBJECT_DETECTION": "zero-shot-object-detection",
+    "IMAGE_SEGMENTATION": "image-segmentation",
+    "INSTANCE_SEGMENTATION": "image-segmentation",
+    "UNIVERSAL_SEGMENTATION": "image-segmentation",
+    "MASK_GENERATION": "mask-generation",
+    "DEPTH_ESTIMATION": "depth-estimation",
+    "KEYPOINT_DETECTION": "keypoint-detection",
+    "IMAGE_TO_IMAGE": "image-to-image",
+    "VISUAL_QUESTION_ANSWERING": "visual-question-answering",
+    "DOCUMENT_QUESTION_ANSWERING": "document-question-answering",
+    "TABLE_QUESTION_ANSWERING": "table-question-answering",
+    "TIME_SERIES_PREDICTION": "time-series-forecasting",
+}
+"""The same for heads without a row of their own: ``MODEL_FOR_…_MAPPING_NAMES`` -> tag."""
 
 _PER_EXAMPLE = ("sequence_classification", "image_classification", "audio_classification")
 """Tasks whose accuracy is a share of the examples."""
 
 SPEED = ("runtime", "_per_second", "preparation_time", "epoch", "step")
 COMPARED = ("teacher_", "retained_")
+
+
+def pipeline_of(head: Head) -> str | None:
+    """The Hub's pipeline tag of a model, if it has one."""
+    name = type(head.model).__name__
+    for mapping, tag in OTHERS.items() if head.task.name == "other" else ():
+        if name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES", {}).values():
+            return tag
+    return PIPELINES.get(head.task.name)
 
 
 class CardFacts(Trainer):
@@ -83,7 +110,7 @@ class CardFacts(Trainer):
         terms = [name for name, _, _ in self.goal.named()]
         return StudentCard(
             model_name=self.args.hub_model_id or folder.absolute().name,
-            task=PIPELINES.get(self._head.task.name),
+            task=pipeline_of(self._head),
             library_name="peft" if adapted else "transformers",
             license=base_license if base_license in LICENSES - {"other"} else None,
             base_model=base,

@@ -225,6 +225,17 @@ def test_features_of_detectors_by_named_modules(tmp_path: Path) -> None:
     assert {"model_loss", "hidden_states"} <= set(ours.state.log_history[0])
 
 
+def test_the_card_of_a_detector_has_its_pipeline(tmp_path: Path) -> None:
+    """The Hub sorts models by it; a masked autoencoder has none."""
+    for make, rows, tag in (
+        (detector, boxes, "object-detection"),
+        (masked_autoencoder, pictures, None),
+    ):
+        args = config(tmp_path, remove_unused_columns=False)
+        ours = DistillationTrainer(make(), args, stacked, rows(), objective=ModelLoss())
+        assert ours.student_card().task == tag
+
+
 def test_a_teacher_of_an_unknown_head_loads_by_name(tmp_path: Path) -> None:
     """No auto class is known for it: its config names the class."""
     detector(1, **WIDE).save_pretrained(tmp_path / "teacher")
