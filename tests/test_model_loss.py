@@ -13,6 +13,7 @@ from small import config, trainer, weights
 from test_own_loss import LLAMA, as_it_is, stock, texts
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+from unknown_heads import UNKNOWN, rows_for, stacked, unknown
 from zoo import CASES, collate
 
 from hf_distill import (
@@ -102,17 +103,7 @@ def sentences() -> list[dict[str, Any]]:
     ]
 
 
-def stacked(rows: list[Any]) -> dict[str, Any]:
-    """Tensors are stacked, dicts stay a list."""
-    return {
-        key: [row[key] for row in rows]
-        if isinstance(rows[0][key], dict)
-        else torch.stack([row[key] for row in rows])
-        for key in rows[0]
-    }
-
-
-UNKNOWN = {
+OFFICIAL = {
     "detection": (detector, boxes),
     "masked autoencoder": (masked_autoencoder, pictures),
     "masked images": (masked_images, with_masks),
@@ -121,11 +112,11 @@ UNKNOWN = {
 WIDE = {"hidden_size": 24, "num_hidden_layers": 4}
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_two_names_are_enough_for_a_head_that_is_not_known(tmp_path: Path, name: str) -> None:
     """With the default objective its own loss and hidden states are learned, and that is said; with
     alpha=0 the weights go where the stock trainer takes them."""
-    make, rows = UNKNOWN[name]
+    make, rows = OFFICIAL[name]
     assert task_of(make()).name == "other"
     options = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.05, "report_to": "none"}
     kept = {"remove_unused_columns": False}
@@ -167,6 +158,29 @@ def test_a_look_at_the_data_draws_nothing(tmp_path: Path, alpha: float) -> None:
         )
     states.append(torch.random.get_rng_state())
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_every_head_learns_its_own_loss(tmp_path: Path, name: str) -> None:
+    """Whatever its labels are: dicts, lists of masks, two kinds at once, the future."""
+    student, rows = unknown(name), rows_for(name)
+    assert task_of(student).name == "other"
+    # its states are of text and picture, whose padding the states do not tell: modules are not
+    layer = "vilt.encoder.layer.1"
+    features = HiddenStates(f"{layer}:{layer}") if name == "visual answers" else HiddenStates()
+    args = config(tmp_path, remove_unused_columns=False, per_device_eval_batch_size=4)
+    options: dict[str, Any] = {"teacher_model": unknown(name, 1)}
+    options["objective"] = 0.5 * ModelLoss() + 0.5 * features
+    ours = DistillationTrainer(student, args, stacked, rows, rows, **options)
+    ours.train()
+    assert all(key in ours.state.log_history[0] for key in ("loss", "model_loss"))
+    torch.manual_seed(0)  # some draw points, or negatives
+    found = ours.evaluate()["eval_model_loss"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        own = float(student.eval()(**stacked(rows)).loss)
+    assert found == pytest.approx(own, rel=1e-5)
+    ours.predict(rows)
 
 
 def test_both_models_see_the_same_patches(tmp_path: Path) -> None:
