@@ -8,6 +8,7 @@ applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,24 @@ def matches(batch: Batch, ours: Any, theirs: Any, temperature: float, model: nn.
     return sum(hard) / 2, sum(soft) / 2
 
 
+def own(batch: Batch, ours: Any, theirs: Any, temperature: float, model: nn.Module) -> Pair:
+    """A head without comparable logits: the model's own loss, and squared differences of all
+    hidden states above the embeddings, over the real tokens where there is a mask."""
+    mask, total = batch.get("attention_mask"), torch.zeros(())
+    for name, states in ours.items():
+        if name.endswith("hidden_states") and isinstance(states, tuple):
+            gaps = [
+                (a - b).square().movedim(1, -1) if a.dim() == 4 else (a - b).square()
+                for a, b in zip(states[1:], theirs[name][1:], strict=True)
+            ]
+            total = total + sum(map(partial(_real_mean, mask=mask), gaps)) / len(gaps)
+    return ours.loss, total
+
+
+def _real_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values.mean() if mask is None else values.mean(-1)[mask.bool()].mean()
+
+
 KINDS: dict[str, Loss] = {
     function.__name__: function
     for function in (
@@ -122,6 +141,7 @@ KINDS: dict[str, Loss] = {
         matches,
         next_tokens,
         number,
+        own,
         pixels,
         spans,
         tokens,
@@ -147,7 +167,8 @@ def first_loss(
         alpha: The teacher's share.
         temperature: Of the divergence.
     """
+    more = {"output_hidden_states": True} if kind == "own" else {}
     with torch.no_grad():
-        ours, theirs = student(**batch), teacher(**batch)
+        ours, theirs = student(**batch, **more), teacher(**batch, **more)
         hard, soft = KINDS[kind](batch, ours, theirs, temperature, student)
     return float((1 - alpha) * hard + alpha * soft)

@@ -98,15 +98,13 @@ class FirstStep:
     """What the first training step got and gave.
 
     Attributes:
-        batch: The collated batch.
+        batch: The collated batch, with the noise that the student's forward was given (ViTMAE).
         student: A copy of the student before the step.
-        given: The arguments of the student's first forward in that step.
         loss: What the step gave.
     """
 
     batch: dict[str, Any] | None = None
     student: Any = None
-    given: dict[str, Any] | None = None
     loss: float | None = None
 
     def watch(self) -> None:
@@ -120,8 +118,7 @@ class FirstStep:
             self.student = copy.deepcopy(model).train()
 
             def look(_: Any, positional: Any, given: dict[str, Any]) -> None:
-                if self.given is None:
-                    self.given = {k: v for k, v in given.items() if k not in ("labels",)}
+                self.batch |= {"noise": given["noise"]} if "noise" in given else {}
 
             handle = model.register_forward_pre_hook(look, with_kwargs=True)
             loss = step(trainer, model, inputs, *more, **named)
