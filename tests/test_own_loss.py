@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from head_values import components, value
-from small import config, weights
+from small import config, trainer, weights
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from zoo import CASES, collate
@@ -347,6 +347,28 @@ def captions(model: Any, count: int = 4) -> Any:
         "attention_mask": torch.ones(count, 6, dtype=torch.long),
         "pixel_values": torch.randn(count, 3, 32, 32, generator=generator),
     }
+
+
+@pytest.mark.parametrize("make", [siglip, two_models, clip])
+def test_a_teacher_of_pairs_loads_by_name(tmp_path: Path, make: Any) -> None:
+    """The auto class of its task does not list two models in one; their config names the class."""
+    make().save_pretrained(tmp_path / "teacher")
+    rows = [{k: v[i] for k, v in captions(make()).items()} for i in range(4)]
+    ours = DistillationTrainer(
+        make(),
+        config(tmp_path, remove_unused_columns=False),
+        as_it_is,
+        rows,
+        teacher_model=tmp_path / "teacher",
+    )
+    assert type(ours.teacher.model) is type(make())  # type: ignore[union-attr]
+
+
+def test_a_teacher_of_another_task_is_refused_by_name(tmp_path: Path) -> None:
+    """What its config names is loaded for the student's task alone."""
+    two_models().save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="AutoModelForSequenceClassification: Unrecognized"):
+        trainer(tmp_path, teacher_model=str(tmp_path / "teacher"))
 
 
 @pytest.mark.parametrize("make", [siglip, two_models, clip])

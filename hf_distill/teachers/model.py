@@ -19,7 +19,7 @@ from hf_distill.modules import without_parallel
 from hf_distill.reading import Batch
 from hf_distill.sharding import is_partitioned, serve
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import Task
+from hf_distill.tasks import Task, task_of
 
 
 class ModelTeacher:
@@ -89,8 +89,7 @@ class ModelTeacher:
             OSError: there is no such model; the message says how `teacher_model` is given.
         """
         try:
-            auto = _loader(name, task, init_kwargs)
-            model = auto.from_pretrained(str(name), **init_kwargs)
+            model = _loaded(str(name), task, init_kwargs)
         except (OSError, ValueError) as error:
             raise type(error)(
                 f"The teacher {str(name)!r} could not be loaded with "
@@ -143,12 +142,27 @@ class ModelTeacher:
         return facts if dtype is None else {**facts, "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _loader(name: str | Path, task: Task, init_kwargs: Mapping[str, Any]) -> Any:
-    """The class that loads a teacher: the auto class of its task, or what its config names."""
-    if task.auto_class:
-        return getattr(transformers, task.auto_class)
+def _loaded(name: str, task: Task, init_kwargs: Mapping[str, Any]) -> Any:
+    """A teacher by the auto class of its task or, where there is none or it does not list a model
+    of this task (VisionTextDualEncoder), by the class that the teacher's config names."""
+    if not task.auto_class:
+        return _named(name, init_kwargs).from_pretrained(name, **init_kwargs)
+    try:
+        return getattr(transformers, task.auto_class).from_pretrained(name, **init_kwargs)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        with contextlib.suppress(OSError, ValueError):
+            model = _named(name, init_kwargs).from_pretrained(name, **init_kwargs)
+            if task_of(model).name == task.name:
+                return model
+        raise
+
+
+def _named(name: str, init_kwargs: Mapping[str, Any]) -> Any:
+    """The class that a model's config names."""
     where = {key: init_kwargs[key] for key in ("revision", "token") if key in init_kwargs}
-    config = transformers.AutoConfig.from_pretrained(str(name), **where)
+    config = transformers.AutoConfig.from_pretrained(name, **where)
     known = [getattr(transformers, each, None) for each in config.architectures or ()]
     if not known or known[0] is None:
         raise ValueError(

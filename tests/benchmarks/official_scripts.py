@@ -18,6 +18,7 @@ jiwer, albumentations, torchmetrics, pycocotools. torchvision, torchaudio and to
 needed (`official/shims.py` says what stands in their place).
 """
 
+# ruff: noqa: E402 (the environment is set before anything reads it)
 from __future__ import annotations
 
 import os
@@ -28,7 +29,7 @@ OFFLINE = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-os.environ.update(OFFLINE)  # before anything reads them
+os.environ.update(OFFLINE)
 
 import argparse
 import json
@@ -86,7 +87,8 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
 
 def parity(where: Path) -> dict[str, Any]:
     """How the weights and metrics of ``alpha=0`` differ from those of the plain script."""
-    paths = [where / folder / "model.safetensors" for folder in ("plain-out", "labels-out", "model")]
+    folders = ("plain-out", "labels-out", "model")
+    paths = [where / folder / "model.safetensors" for folder in folders]
     if not all(path.is_file() for path in paths):
         return {}
     plain, ours, start = map(load_file, paths)
@@ -121,7 +123,8 @@ def line(row: dict[str, Any]) -> str:
     remarks = [reason for *_, reason in case.repairs if reason]
     remarks = [f"upstream {'; '.join(remarks)}: repaired in both"] if remarks else []
     if row["plain"]["error"]:
-        return f"| {case.name} | – | – | – | the plain script fails: {short(row['plain']['error'])} |"
+        why = f"the plain script fails: {short(row['plain']['error'])}"
+        return f"| {case.name} | – | – | – | {why} |"
     error = row["distilled"]["error"] or row["labels"]["error"]
     enough, loss, weights = "no" if error else "yes", "–", "–"
     if error:

@@ -45,9 +45,7 @@ def _model(folder: Path) -> list[str]:
     return ["--model_name_or_path", str(folder)]
 
 
-def _texts(
-    make_model: Callable[[Path], None], make_row: Any, *more: str, field: str = ""
-) -> Make:
+def _texts(make_model: Callable[[Path], None], make_row: Any, *more: str, field: str = "") -> Make:
     """A model, and rows of text in two JSON files."""
 
     def make(folder: Path) -> list[str]:
@@ -159,7 +157,6 @@ WRITING = ("--predict_with_generate", "--num_beams", "1")
 SHORT = ("--max_source_length", "32", "--max_target_length", "16")
 
 
-
 def _ctc(note: str, words: int) -> Case:
     make = _saved(
         media.wav2vec2,
@@ -183,9 +180,7 @@ CASES: tuple[Case, ...] = (
     Case(
         GLUE,
         "BERT, regression",
-        _texts(
-            language.bert, language.pairs(lambda dice, n: dice.uniform(0, 5))
-        ),
+        _texts(language.bert, language.pairs(lambda dice, n: dice.uniform(0, 5))),
         "number",
     ),
     Case(
@@ -194,10 +189,7 @@ CASES: tuple[Case, ...] = (
         _texts(
             language.bert,
             language.texts(lambda dice, n: ["bad", "good"][n % 2]),
-            "--text_column_names",
-            "sentence",
-            "--label_column_name",
-            "label",
+            *("--text_column_names", "sentence", "--label_column_name", "label"),
         ),
         "classes",
     ),
@@ -207,10 +199,7 @@ CASES: tuple[Case, ...] = (
         _texts(
             language.bert,
             language.texts(lambda dice, n: dice.uniform(0, 5)),
-            "--text_column_names",
-            "sentence",
-            "--do_regression",
-            "True",
+            *("--text_column_names", "sentence", "--do_regression", "True"),
         ),
         "number",
     ),
@@ -344,9 +333,7 @@ CASES: tuple[Case, ...] = (
         "tokens",
         (TYPO,),
     ),
-    Case(
-        SUMMARIES, "BART", _texts(language.bart, language.summary, *SHORT, *WRITING), "tokens"
-    ),
+    Case(SUMMARIES, "BART", _texts(language.bart, language.summary, *SHORT, *WRITING), "tokens"),
     Case(SUMMARIES, "T5", _texts(language.t5, language.summary, *SHORT, *WRITING), "tokens"),
     Case(
         TRANSLATION,
@@ -415,8 +402,9 @@ CASES: tuple[Case, ...] = (
         "image-pretraining/run_mae.py",
         "ViTMAE",
         _saved(
-            media.mae, media.labelled_pictures, "--base_learning_rate", "0.064", "--mask_ratio",
-            "0.5", *IMAGES,
+            media.mae,
+            media.labelled_pictures,
+            *("--base_learning_rate", "0.064", "--mask_ratio", "0.5", *IMAGES),
         ),
         "own",
     ),

@@ -42,7 +42,9 @@ def rows(count: int, seed: int, make: Callable[[random.Random, int], Any]) -> li
     return [make(dice, number) for number in range(count)]
 
 
-def write_rows(folder: Path, make: Callable[[random.Random, int], Any], field: str = "") -> list[str]:
+def write_rows(
+    folder: Path, make: Callable[[random.Random, int], Any], field: str = ""
+) -> list[str]:
     """Write 24 rows to train on and 10 to evaluate on as JSON; return the scripts' arguments."""
     arguments = []
     for seed, (name, count) in enumerate({"train": 24, "validation": 10}.items()):

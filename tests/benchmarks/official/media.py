@@ -35,9 +35,7 @@ def saved(
     counts = {**SPLITS, "test": test} if test else SPLITS
     firsts = np.cumsum([0, *counts.values()])
     parts = {
-        name: Dataset.from_list(
-            [make(int(first) + n) for n in range(count)], features=features
-        )
+        name: Dataset.from_list([make(int(first) + n) for n in range(count)], features=features)
         for first, (name, count) in zip(firsts, counts.items(), strict=False)
     }
     whole = DatasetDict(parts)
@@ -328,9 +326,8 @@ def recordings(folder: Path, labelled: bool, words: int = 0) -> str:
         text = " ".join(dice.choice(short if words else WORDS, words or 1 + n % 3))
         return {"audio": audio, **({"label": n % 3} if labelled else {"text": text})}
 
-    rest = {"label": ClassLabel(names=["yes", "no", "on"])} if labelled else {"text": Value("string")}
+    names = ClassLabel(names=["yes", "no", "on"])
+    rest = {"label": names} if labelled else {"text": Value("string")}
     file = {"bytes": Value("binary"), "path": Value("string")}  # as `Audio` keeps it
     features = Features({"audio": file, **rest})
     return saved(folder, make, features, cast={"audio": Audio(sampling_rate=RATE)})
-
-

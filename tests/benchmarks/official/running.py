@@ -32,10 +32,10 @@ NAMES = {
     "TrainingArguments": "DistillationConfig",
 }
 COMMON = (
-    "--do_train --do_eval --max_steps {steps} --per_device_train_batch_size 4 "
+    f"--do_train --do_eval --max_steps {STEPS} --per_device_train_batch_size 4 "
     "--per_device_eval_batch_size 4 --learning_rate 1e-3 --logging_steps 1 --save_strategy no "
     "--report_to none --seed 7 --use_cpu --disable_tqdm True"
-).format(steps=STEPS)
+)
 
 
 def changed(text: str, teacher: Path) -> str:
@@ -160,7 +160,9 @@ def run(case: Case, script: Path, arguments: list[str], where: Path, teacher: Pa
     (where / f"{script.parent.name}.json").write_text(json.dumps(result))
 
 
-def in_child(case: Case, script: Path, arguments: list[str], where: Path, teacher: Path | None) -> Any:
+def in_child(
+    case: Case, script: Path, arguments: list[str], where: Path, teacher: Path | None
+) -> Any:
     """`run` in a fork of this process, in which everything heavy is imported already."""
     child = os.fork()
     if child == 0:

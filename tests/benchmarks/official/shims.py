@@ -52,9 +52,7 @@ def seqeval(predictions: Any, references: Any, **_: Any) -> Result:
 
     scores = ("precision", "recall", "f1")
     found = {
-        f"overall_{name}": float(
-            getattr(metrics, f"{name}_score")(references, predictions)
-        )
+        f"overall_{name}": float(getattr(metrics, f"{name}_score")(references, predictions))
         for name in scores
     }
     return {**found, "overall_accuracy": float(metrics.accuracy_score(references, predictions))}
@@ -91,7 +89,8 @@ def rouge(predictions: Any, references: Any, use_stemmer: bool = False, **_: Any
 def sacrebleu(predictions: Any, references: Any, **_: Any) -> Result:
     from sacrebleu import corpus_bleu
 
-    return {"score": corpus_bleu(predictions, [list(r) for r in zip(*references, strict=True)]).score}
+    by_number = [list(texts) for texts in zip(*references, strict=True)]
+    return {"score": corpus_bleu(predictions, by_number).score}
 
 
 def wer(predictions: Any, references: Any, **_: Any) -> float:
