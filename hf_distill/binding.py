@@ -22,7 +22,6 @@ from hf_distill.checks import (
     check_targets,
     check_weight_decay,
     check_weights_are_here,
-    same_randomness,
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head, text_config
@@ -37,7 +36,7 @@ from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.streams import first_of
+from hf_distill.streams import first_of, same_randomness
 from hf_distill.tasks import TASKS, unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Context, Objective, Sum

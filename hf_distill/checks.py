@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import random
 import warnings
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -316,15 +314,3 @@ def warn_of_own_loss(trainer: str, objective: Sum, teacher: Teacher | None) -> N
         "super().compute_loss(model, inputs, True, num_items_in_batch) and add to its loss.",
         stacklevel=2,
     )
-
-
-@contextlib.contextmanager
-def same_randomness() -> Iterator[None]:
-    """Leave all random states as they were, so that a look at the data changes no training."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)

@@ -233,8 +233,10 @@ class Measuring(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             if not skip:  # predict() on unlabelled data: there are outputs, and no loss
                 counts = {unit: n * self._loss_scale() for unit, n in items.counts().items()}
-                given: Any = (model, dict(inputs), return_outputs)
-                found: Any = self.compute_loss(*given, num_items_in_batch=Counts(counts))
+                compute: Any = self.compute_loss
+                found = compute(
+                    model, dict(inputs), return_outputs, num_items_in_batch=Counts(counts)
+                )
                 loss, outputs = found if isinstance(found, tuple) else (found, None)
                 loss = loss.detach().mean()
                 self._own_loss = self._step_loss is None

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
-from hf_distill.checks import same_randomness
-
 logger = logging.getLogger(__name__)
+
+COMPARED = 2
+"""How many examples of each reading are compared: one alone may be like the next."""
 
 
 class Replayed(IterableDataset[Any]):
@@ -58,7 +64,7 @@ def first_of(stream: Any) -> tuple[Any, Any]:
     readings = []
     for _ in range(2):
         with same_randomness():
-            readings.append(_next(iter(stream)))
+            readings.append(list(itertools.islice(iter(stream), COMPARED)))
     taken, again = readings
     if not taken:
         raise ValueError(
@@ -76,10 +82,30 @@ def first_of(stream: Any) -> tuple[Any, Any]:
     return taken[0], kind(stream, [*taken, *again])
 
 
-def _next(reading: Iterator[Any]) -> list[Any]:
-    for example in reading:
-        return [example]
-    return []
+def first_row(dataset: Any) -> tuple[Any, Any]:
+    """`first_of` for a data set of `datasets`, which stays one; None where it has no rows."""
+    if isinstance(dataset, datasets.Dataset):
+        return (dataset[0] if len(dataset) else None), dataset
+    try:
+        example, stream = first_of(dataset)
+    except ValueError:
+        return None, dataset
+    if stream is dataset:
+        return example, dataset
+    make: Any = datasets.IterableDataset.from_generator
+    return example, make(partial(iter, stream), features=dataset.features)
+
+
+@contextlib.contextmanager
+def same_randomness() -> Iterator[None]:
+    """Leave all random states as they were, so that a look at the data changes no training."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -215,7 +215,7 @@ def test_predictions_of_padded_vocabularies(head: str, tmp_path: Path) -> None:
     student, teacher = family(head)
     source = ModelTeacher(teacher, tokenizer=tokenizer())
     trainer(tmp_path, head, student, source, compute_metrics=record).evaluate()
-    ours, theirs = seen
+    theirs, ours = seen  # the student last
     assert ours.shape == theirs.shape == (8, 9, 40)
     inner = theirs[:, :-1] if head == "causal_lm" else theirs
     assert torch.all(inner[..., TOKENS:] < inner[..., :TOKENS].amin(-1, keepdim=True))

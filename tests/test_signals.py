@@ -152,7 +152,7 @@ def test_predictions_are_those_of_transformers(head: str, tmp_path: Path) -> Non
     if head in NO_CLASSES:
         assert not record.seen  # transformers does not call it without labels
     else:
-        assert shapes(record.seen[0]) == shapes(expected)
+        assert shapes(record.seen[-1]) == shapes(expected)
 
 
 @pytest.mark.parametrize("head", [h for h in CASES if h not in NO_CLASSES])
@@ -160,7 +160,7 @@ def test_predictions_of_the_teacher_have_the_same_shapes(head: str, tmp_path: Pa
     """A compute_metrics that unpacks or reshapes would fail on the teacher, after an epoch."""
     record = Recorder()
     trainer(tmp_path, head, ForwardKL(), compute_metrics=record).evaluate()
-    student, teacher = record.seen
+    teacher, student = record.seen  # the student last
     if head == "semantic_segmentation":  # a Signal's maps are at the resolution of the labels
         assert (student.shape[2:], teacher.shape[2:]) == ((8, 8), (32, 32))
         student, teacher = student[..., 0, 0], teacher[..., 0, 0]
@@ -180,7 +180,7 @@ def test_the_teachers_predictions_are_its_own(tmp_path: Path) -> None:
         expected = ours.teacher.model(batch["input_ids"], batch["attention_mask"])
     real = batch["attention_mask"].bool()
     for found, logits in zip(
-        record.seen[1], (expected.start_logits, expected.end_logits), strict=True
+        record.seen[0], (expected.start_logits, expected.end_logits), strict=True
     ):
         torch.testing.assert_close(torch.as_tensor(found[:2])[real], logits[real])
 

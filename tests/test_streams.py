@@ -12,12 +12,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from language_zoo import tokenizer
 from small import Recorder, accuracy, config, data, models, trainer
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 from zoo import collate
 
 from hf_distill import DistillationTrainer, ForwardKL, JointTrainer
+from hf_distill.language import one_answer_each, pack, tokenize
 from hf_distill.streams import Replayed, first_of
 
 
@@ -160,6 +162,27 @@ def test_a_stream_for_a_joint_training(tmp_path: Path) -> None:
     assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 
+def test_a_stream_of_texts_is_tokenized_whole() -> None:
+    """`tokenize` looks at the first row, `pack` at the columns: each took a row away."""
+    texts = [{"text": text} for text in ("a b", "c d", "e f", "g h")]
+    rows = tokenize(hugging_face(texts), tokenizer())
+    assert len(list(rows)) == 4
+    packed = pack(tokenize(hugging_face(texts), tokenizer()), 64)
+    (row,) = list(packed)
+    assert len(row["input_ids"]) == sum(len(r["input_ids"]) for r in _tokens(texts))
+
+
+def _tokens(texts: Any) -> list[Any]:
+    return list(tokenize(datasets.Dataset.from_list(texts), tokenizer()))
+
+
+def test_a_stream_of_conversations_keeps_its_first() -> None:
+    """Each becomes one row for each answer."""
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    stream = one_answer_each(hugging_face([{"messages": said}] * 2 + [{"messages": said * 2}]))
+    assert len(list(stream)) == 4
+
+
 # ---- the look itself -----------------------------------------------------------------------------
 
 
@@ -204,7 +227,7 @@ def test_a_stream_in_random_order(caplog: pytest.LogCaptureFixture) -> None:
     assert found._stream.epoch == 3
     first, second = list(found), list(found)
     assert first[0] == example
-    assert len(first) == 7, "five, and those that were looked at"
+    assert len(first) == 9, "five, and those that were looked at"
     assert len(second) == 5
 
 

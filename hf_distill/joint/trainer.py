@@ -16,7 +16,6 @@ from hf_distill.checks import (
     check_objective,
     check_targets,
     check_weight_decay,
-    same_randomness,
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
@@ -26,6 +25,7 @@ from hf_distill.joint.saving import split_groups, write_model
 from hf_distill.matching import match_heads, ordered
 from hf_distill.objectives import HardLabels, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
+from hf_distill.streams import same_randomness
 from hf_distill.terms import BALANCE, Objective, Sum
 
 TARGETS = ("others", "ensemble")

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from hf_distill.language.encoding import encode_cut
+from hf_distill.streams import first_row
 
 Message = Mapping[str, Any]
 Span = tuple[int, int, float]
@@ -205,5 +206,8 @@ def one_answer_each(
                     rows.append([*before, {**message, "weight": _weight(message)}])
         return {column: rows}
 
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = dataset.column_names
+    if columns is None:  # a stream that does not say
+        row, dataset = first_row(dataset)
+        columns = list(row or ())
     return dataset.map(split, batched=True, remove_columns=columns)

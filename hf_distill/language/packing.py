@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from hf_distill.language.tokenizing import COLUMNS, IGNORE
+from hf_distill.streams import first_row
 
 Part = tuple[int, int, int]
 """An example, and which of its tokens: from, to."""
@@ -49,7 +50,10 @@ def pack(
         raise ValueError(f"Expected the strategy 'first_fit' or 'wrapped', got {strategy!r}.")
     if length < 2:
         raise ValueError(f"Expected rows of 2 tokens or more, got a length of {length}.")
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = dataset.column_names
+    if columns is None:  # a stream that does not say
+        row, dataset = first_row(dataset)
+        columns = list(row or ())
     if "input_ids" not in columns or "position_ids" in columns:
         state = "packed already" if "position_ids" in columns else "not tokenised"
         raise ValueError(

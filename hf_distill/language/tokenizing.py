@@ -12,6 +12,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from hf_distill.language.chat import Chat
 from hf_distill.language.encoding import encode, encode_cut
+from hf_distill.streams import first_row
 
 IGNORE = -100
 KEPT, EMPTY, CUT = range(3)
@@ -59,7 +60,7 @@ def tokenize(
         ValueError: columns that are not understood; messages without a chat template; a template
             that does not show the answers; nothing left to learn.
     """
-    first = _first_row(dataset)
+    first, dataset = _first_row(dataset)
     kind = _kind(list(first), text_column)
     chat = None
     if kind == "messages" or (kind == "prompt" and not isinstance(first["prompt"], str)):
@@ -75,17 +76,17 @@ def tokenize(
     return _kept(rows, max_length)
 
 
-def _first_row(dataset: Any) -> Mapping[str, Any]:
+def _first_row(dataset: Any) -> tuple[Mapping[str, Any], Any]:
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(
             "Expected a datasets.Dataset or IterableDataset, got "
             f"{type(dataset).__name__}. Pass one split (data['train']), or "
             "Dataset.from_list(rows)."
         )
-    first: Mapping[str, Any] | None = next(iter(dataset), None)
+    first, dataset = first_row(dataset)
     if first is None:
         raise ValueError("Expected a data set with rows, got an empty one. Check its filters.")
-    return first
+    return first, dataset
 
 
 def _kind(columns: Sequence[str], text_column: str) -> str:
