@@ -18,6 +18,12 @@ class Counts(dict[Unit, Tensor]):
     def __rtruediv__(self, total: Tensor) -> Tensor:
         return total / self["labels" if "labels" in self else "items"]
 
+    def over(self, parts: int) -> Counts:
+        """Their share of each of so many micro-batches."""
+        if parts == 1:
+            return self
+        return Counts({unit: count.to(_exact(count)) / parts for unit, count in self.items()})
+
 
 def reduce(
     terms: Sequence[Term], counts: Mapping[Unit, Tensor], scale: float = 1.0
@@ -68,6 +74,10 @@ def gradient_norms(
         squares = [g.float().square().sum() for g in gradients if g is not None]
         norms[f"grad_norm_{term.name}"] = torch.stack(squares).sum().sqrt()
     return norms
+
+
+def _exact(count: Tensor) -> torch.dtype:
+    return torch.float32 if count.device.type == "mps" else torch.float64
 
 
 def _total(term: Term) -> Tensor:

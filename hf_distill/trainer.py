@@ -31,7 +31,6 @@ from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
-from hf_distill.metrics.functional import counting_dtype
 from hf_distill.modules import ANY, opened, unwrapped
 from hf_distill.pair import Pair
 from hf_distill.pieces import Said, reduce_in_pieces
@@ -69,12 +68,13 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         ValueError: anything that cannot work, before training starts, with the remedy.
     """
 
-    loss_is_scaled_for_ga = False
     current_gradient_accumulation_steps = 1
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
     _compiled: nn.Module | None = None
-    _window: Mapping[str, Tensor] | None = None
+    _window: Counts | None = None
+    _in_step = False
+    _scaled: bool | None = None
     _objective_ran = False
 
     def __init__(
@@ -150,11 +150,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list, device: torch.device
     ) -> Counts | None:
-        """Count the items of every unit over the accumulation window, and over all ranks.
-
-        What is given is the mean over the micro-batches, as the loss of a window is the mean of
-        theirs: what a subclass adds to it may be a mean of its batch, or a sum over these counts.
-        """
+        """Count the items of every unit over the accumulation window, and over all ranks."""
         if not batch_samples:
             return None
         counts = [self._head.items(batch).counts() for batch in batch_samples]
@@ -164,10 +160,49 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             total = self.accelerator.reduce(total, "sum")
         if self.get_tp_size() > 1:  # these ranks hold the same batch
             total = total / self.get_tp_size()
-        if not self.loss_is_scaled_for_ga and len(batch_samples) > 1:
-            total = total.to(counting_dtype(total.device)) / len(batch_samples)
         self._window = Counts(zip(units, total.unbind(), strict=True))
         return self._window
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool:  # type: ignore[override]
+        """False in `training_step`, True for whoever calls `compute_loss` instead of it; or what a
+        subclass says."""
+        return not self._in_step if self._scaled is None else self._scaled
+
+    @loss_is_scaled_for_ga.setter
+    def loss_is_scaled_for_ga(self, value: bool | None) -> None:
+        self._scaled = value
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One micro-batch, whose loss is divided by the number of those in the window.
+
+        So `compute_loss` is given the counts of the window divided by that number, and what a
+        subclass adds to its loss may be a mean over the batch or a sum over these counts.
+        """
+        self._in_step = True
+        try:
+            if num_items_in_batch is not None and not self.loss_is_scaled_for_ga:
+                num_items_in_batch = num_items_in_batch.over(
+                    self.current_gradient_accumulation_steps
+                )
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._in_step = False
+
+    def _counted(self, given: Any, training: bool) -> tuple[Mapping[str, Tensor] | None, int]:
+        """What divides a micro-batch, and by what its components are to be divided besides.
+
+        Without counts its loss is a mean in `training_step` or out of it, as in `transformers`.
+        """
+        if not (training and self.is_in_train):
+            return given, 1
+        summed = self.loss_is_scaled_for_ga if self._in_step else given is not None
+        parts = 1 if summed else self.current_gradient_accumulation_steps
+        if given is None and self._window is not None:
+            given = self._window.over(parts)
+        return given, parts
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -182,16 +217,15 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             model: The student, wrapped or not.
             inputs: The batch, on the device.
             return_outputs: Also return the student's outputs.
-            num_items_in_batch: The counts by unit (`hf_distill.signals.Unit`) of the accumulation
-                window, divided by the number of its micro-batches, or in an evaluation of the
-                batch, both summed over the processes; None: those that the trainer counted itself.
+            num_items_in_batch: The counts by unit (`hf_distill.signals.Unit`), summed over the
+                processes: of the accumulation window (see `training_step`), or in an evaluation of
+                the batch. None: those that the trainer counted itself.
         """
         batch = self._head.task.share(inputs, self._head.model)
         items = self._head.items(batch, self._real_rows(batch))
         training = self._student.training  # DeepSpeed's wrapper says True always
         self._objective_ran = self._objective_ran or training
-        in_window = training and self.is_in_train
-        window = self._window if in_window and num_items_in_batch is None else num_items_in_batch
+        window, parts = self._counted(num_items_in_batch, training)
         counts = items.counts() if window is None else window
         measuring = None if training else self._evaluation
         measured = measuring is not None and self.args.eval_teacher
@@ -217,8 +251,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
                 loss, components, sums = reduce(terms, counts, scale)
                 if watch is not None:
                     watch(student, teacher, items)
-            if in_window and not self.loss_is_scaled_for_ga:
-                parts = self.current_gradient_accumulation_steps
+            if parts > 1:
                 components = {name: value / parts for name, value in components.items()}
             if training:
                 self._follow(terms, components, items)

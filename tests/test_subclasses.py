@@ -280,6 +280,60 @@ class AddsItself(DistillationTrainer):
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
 
+class SaysSo(DropsAndAddsMean):
+    """Says of its loss what transformers asks a subclass to say."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.loss_is_scaled_for_ga = False
+
+
+class Simple(DistillationTrainer):
+    """A step of its own: the counts are handed on, and nothing is divided."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class Older(DistillationTrainer):
+    """As transformers had it before it counted."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss = loss / self.args.gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class Copied(DistillationTrainer):
+    """As transformers has it today."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if not self.loss_is_scaled_for_ga:
+            loss = loss / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class Twice(DistillationTrainer):
+    """Adds a second gradient to that of the step, as adversarial training by hand does."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        again = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(again)
+        return loss + again.detach()
+
+
 def steps(folder: Path, cls: Any, batch: int, accumulation: int, **options: Any) -> list[Any]:
     """What the steps log: in float64, so that the split into batches is all that differs."""
     record = Recorder()
@@ -299,7 +353,11 @@ def steps(folder: Path, cls: Any, batch: int, accumulation: int, **options: Any)
 
 @pytest.mark.parametrize("accumulation", [4, 3])
 @pytest.mark.parametrize(
-    "cls", [DistillationTrainer, Drops, Doubles, AddsMean, DropsAndAddsMean, AddsSum, AddsItself]
+    "cls",
+    [
+        *(DistillationTrainer, Drops, Doubles, AddsMean, DropsAndAddsMean, AddsSum, AddsItself),
+        *(SaysSo, Simple, Older, Copied, Twice),
+    ],
 )
 def test_accumulation_changes_nothing_for_a_subclass(
     tmp_path: Path, cls: Any, accumulation: int
