@@ -259,15 +259,20 @@ class Binding(Trainer):
             batch["logits_to_keep"] = LOOK
         student = next(self._student.parameters()).device.type == self.args.device.type
         asked: list[Callable[[Needs], Signal | None]] = []
+        models = [(self._student, self._head)] if student else []
         if student:  # else FSDP or ZeRO will place it; it is what its config says
             asked.append(lambda needs: self._head.ask(self._student, batch, needs, items)[1])
         if self.teacher is not None and self.teacher.provides.linear:
             asked.append(lambda needs: self._teach(batch, needs, items))
+            if isinstance(self.teacher, ModelTeacher):
+                models.append((self.teacher.model, self.teacher.head))
         training = self._student.training
         self._student.eval()
         try:
             with torch.no_grad(), same_randomness():
-                return all(same_logits(*map(ask, (Needs(linear=True), LOGITS))) for ask in asked)
+                ends = all(head.projects_last(model, batch, items) for model, head in models)
+                pairs = (map(ask, (Needs(linear=True), LOGITS)) for ask in asked)
+                return ends and all(same_logits(*pair) for pair in pairs)
         finally:
             self._student.train(training)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from transformers import PreTrainedModel
 
+from hf_distill.forward import calling
 from hf_distill.losses.fused import Linear
 
 QUERY = ("query", "q_proj", "q_lin", "query_proj", "q")
@@ -147,21 +148,14 @@ def unprojected(head: nn.Module, weights: Callable[[Tensor], Linear]) -> Iterato
         A list that holds the `Linear` once the model has run.
     """
     found: list[Linear] = []
-    own = head.__dict__.get("forward")
 
     def skipped(hidden: Tensor) -> Tensor:
         linear = weights(hidden)
         found.append(linear)
         return hidden.new_zeros(*hidden.shape[:-2], 0, linear.weight[0].shape[0])
 
-    head.forward = skipped
-    try:
+    with calling(head, skipped):
         yield found
-    finally:
-        if own is None:
-            del head.forward
-        else:
-            head.forward = own
 
 
 def attention_projections(model: nn.Module, groups: Sequence[str]) -> dict[str, list[Projections]]:

@@ -313,6 +313,17 @@ class Head:
         finally:
             config.pad_token_id = own
 
+    def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
+        """Whether its logits are what `Linear` makes of its output layer (`Projection.is_last`).
+
+        Args:
+            call: The model itself, or what wraps it.
+            batch: A collated batch.
+            items: What there is to count in it.
+        """
+        ends = self._projection
+        return ends is None or ends.is_last(lambda: self.ask(call, batch, Needs(), items)[0].logits)
+
     def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
         """What there is to count in a batch.
 
@@ -456,14 +467,31 @@ class Head:
                 f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "
                 "none. Use an objective on the logits, or a model that returns hidden states."
             )
-        if isinstance(value, tuple):
-            return value
+        if isinstance(value, (list, tuple)):
+            return tuple(_one_row_each(layer, items.masks.get(group), self.who) for layer in value)
         mask = items.masks.get("hidden", items.masks.get("decoder"))
         if group != "embedding":
             return (value,)
         if mask is not None:
             check_length(self.who, "states", _features_last(value).shape[1], mask)
         return (_pooled(value, mask),)
+
+
+def _one_row_each(layer: Any, mask: Tensor | None, who: str) -> Tensor:
+    """A layer's states; several streams of a token ``(B, T, n, H)`` (DeepSeek-V4) are one vector.
+
+    Raises:
+        ValueError: no tensor, or not one row for each row of the mask.
+    """
+    rows = None if mask is None or mask.dim() != 2 else len(mask)
+    if not isinstance(layer, Tensor) or (rows is not None and len(layer) != rows):
+        got = f"shape {tuple(layer.shape)}" if isinstance(layer, Tensor) else f"{type(layer)}"
+        raise ValueError(
+            f"Expected hidden states of {rows or 'all'} rows, a tensor a layer, from {who}, got "
+            f"one of {got}. Use an objective on the logits, or on modules by their paths (layers=)."
+        )
+    streams = rows is not None and mask is not None and layer.dim() == 4
+    return layer.flatten(2) if streams and layer.shape[:2] == mask.shape else layer
 
 
 def _stacks(outputs: Any, items: Items) -> dict[str, str]:

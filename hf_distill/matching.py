@@ -183,7 +183,7 @@ def _label_order(student: Any, teacher: Any) -> Tensor | None:
 
 
 def _names(config: Any) -> list[str]:
-    labels = {int(index): str(name) for index, name in config.id2label.items()}
+    labels = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     return [labels[index].strip().lower() for index in sorted(labels)]
 
 

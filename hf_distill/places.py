@@ -167,10 +167,10 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
         rows: ``(B,)``, the examples that count.
         last: Whether the frames below the logits are meant: an adapter may shorten them once more.
     """
-    signal, mask = (
-        next(batch[name] for name in SOUNDS if name in batch),
-        batch.get("attention_mask"),
-    )
+    signal = next(batch[name] for name in SOUNDS if name in batch)
+    mask = batch.get("attention_mask", batch.get("padding_mask"))
+    if signal.dim() == 3 and signal.shape[1] == 1:  # with a channel (OmniASR)
+        signal = signal[:, 0]
     if mask is None:
         lengths = torch.full((len(signal),), signal.shape[1], device=signal.device)
         longest = int(signal.shape[1])

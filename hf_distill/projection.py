@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from hf_distill.forward import inside_forward
+from hf_distill.forward import calling, inside_forward
 from hf_distill.losses.fused import Linear
 from hf_distill.sharding import is_partitioned, whole
 from hf_distill.signals import Signal
+
+LARGE = 60.0
+"""Logits of a trained model are within about this."""
 
 
 class Projection:
@@ -85,13 +89,41 @@ class Projection:
         within = functools.partial(inside_forward, self.layer, self.layer)
         return Linear(hidden, weight, bias, self.scale, self.softcap, classes, within)
 
+    def is_last(self, run: Callable[[], Tensor]) -> bool:
+        """Whether the model does with the layer's output what `Linear` does with a product.
+
+        The layer gives numbers as large as a trained model's: a bias that still is zero, or a cap
+        that small logits do not come near, is not to be seen in those of a fresh one.
+
+        Args:
+            run: Runs the model; gives its logits.
+        """
+        made: list[Tensor] = []
+
+        def layer(hidden: Tensor) -> Tensor:
+            base = getattr(self.layer, "base_layer", self.layer)
+            row = torch.linspace(-LARGE, LARGE, base.out_features).to(hidden)
+            made.append(row.expand(*hidden.shape[:-1], -1).clone())
+            return made[-1]
+
+        with calling(self.layer, layer), torch.enable_grad():
+            logits = run()
+        added = None if self._added is None else self._added.flatten()
+        expected = Linear((), (), added, self.scale, self.softcap).finished(made[-1])
+        return not logits.requires_grad and _alike(expected, logits)
+
 
 def same_logits(linear: Signal | None, logits: Signal | None) -> bool:
     """Whether a model's `Linear` gives the logits that the model itself gives."""
     if linear is None or logits is None or linear.linear is None or logits.logits is None:
         return False
-    ours, theirs = linear.linear.logits().float(), logits.logits.float()
+    return _alike(linear.linear.logits(), logits.logits)
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal but for rounding, that of the half precisions and of TF32 too."""
     if ours.shape != theirs.shape:
         return False
-    close: bool = torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))
+    most = 1e-2 * float(theirs.abs().max())
+    close: bool = torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=most)
     return close

@@ -227,9 +227,9 @@ def one_step(case: Case, factor: float, **given: Any) -> None:
     """One step of SGD on the labels moves the weights where the stock `Trainer` moves them."""
     plain, student = copy.deepcopy(case.model), copy.deepcopy(case.model)
     stock = case.stock(plain, ARGUMENTS["learning_rate"] * factor)
-    ours = case.ours(student, **given)
-    for trainer in (stock, ours):
-        trainer.train()
+    stock.train()
+    ours = case.ours(student, **given)  # seeds anew, as the stock one has
+    ours.train()
     theirs = plain.state_dict()
     start = case.model.state_dict()
     apart = moved = 0.0

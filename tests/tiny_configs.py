@@ -364,7 +364,7 @@ EXACT: dict[str, dict[str, Value]] = {
     "mobilenet_v1": {"depth_multiplier": 0.125},
     "mobilenet_v2": {"depth_multiplier": 0.125},
     "nemotron": {"num_key_value_heads": 1},
-    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (4, 16)},
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (2, 4)},
     "squeezebert": dict.fromkeys(
         ["q_groups", "k_groups", "v_groups", "intermediate_groups", "output_groups"], 2
     ),
