@@ -462,6 +462,7 @@ class Head:
 
     def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
         value = entry(outputs, path)
+        value = tuple(value) if isinstance(value, list) else value  # Reformer's
         if value is None or (isinstance(value, tuple) and not value):
             raise ValueError(
                 f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "

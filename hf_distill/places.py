@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -183,36 +183,54 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
 
 
 def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
-    for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
-        for owner in (model, getattr(model, "encoder", None)):
-            shorten: Any = getattr(owner, name, None)
-            if shorten is None:
-                continue
-            options = (
-                {}
-                if last or "add_adapter" not in signature(shorten).parameters
-                else {"add_adapter": False}
-            )
-            try:
-                return torch.as_tensor(shorten(lengths, **options)).reshape(lengths.shape)
-            except (RuntimeError, ValueError):  # arithmetic of one number (Moonshine)
-                return torch.tensor([int(shorten(n, **options)) for n in lengths.tolist()])
-    return lengths
+    """How many frames so many samples become."""
+    shorten = _arithmetic(model)
+    if shorten is None:
+        return lengths
+    adapted = "add_adapter" in signature(shorten).parameters and not last
+    options = {"add_adapter": False} if adapted else {}
+    try:
+        return torch.as_tensor(shorten(lengths, **options)).reshape(lengths.shape)
+    except (RuntimeError, ValueError):  # arithmetic of one number (Moonshine)
+        return torch.tensor([int(shorten(n, **options)) for n in lengths.tolist()])
+
+
+def _arithmetic(model: nn.Module) -> Any:
+    """The method of a model, or of a part of it, that knows how many frames there will be."""
+    names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+    found = (getattr(part, name, None) for part in model.modules() for name in names)
+    return next(filter(None, found), None)
 
 
 # ---- what fits, and what does not ----------------------------------------------------------------
 
 
-def check_length(who: str, what: str, length: int, mask: Tensor) -> None:
+def check_length(
+    who: str, what: str, length: int, mask: Tensor, layers: Sequence[int] | None = None
+) -> None:
     """Refuse states or maps whose places are not those that the batch says are real.
+
+    Args:
+        who: The model.
+        what: What they are.
+        length: How many places they have.
+        mask: ``(B, T)``, the real ones.
+        layers: Of how many places each layer of this model is, for the remedy.
 
     Raises:
         ValueError: the two lengths differ.
     """
-    if length != mask.shape[-1]:
-        raise ValueError(
-            f"Expected {what} with {mask.shape[-1]} places from {who}, as many as the batch has, "
-            f"got {length}: which of them are padding is not known. Choose layers of that length "
-            "(layers='-1:-1', or explicit pairs), another group (groups=…), or an objective on "
-            "the logits."
-        )
+    wanted = int(mask.shape[-1])
+    if length == wanted:
+        return
+    alike = [index for index, size in enumerate(layers or ()) if size == wanted]
+    remedy = "Compare its logits, or its hidden states, instead."
+    if layers is not None:
+        remedy = "None of its layers has them: use an objective on the logits."
+    if alike:
+        last = "" if alike[-1] != len(layers or ()) - 1 else ", for example layers='-1:-1'"
+        remedy = f"Name layers that have them (its layers {alike} do{last}), or compare logits."
+    raise ValueError(
+        f"Expected {what} with {wanted} places from {who}, as many as the batch has, got {length}: "
+        f"which of them are padding is not known. {remedy}"
+    )

@@ -92,6 +92,41 @@ def speech_encoder_decoder() -> Any:
     return tf.SpeechEncoderDecoderModel(both)
 
 
+def speecht5() -> Any:
+    return tf.SpeechT5ForSpeechToText(
+        tf.SpeechT5Config(
+            vocab_size=24,
+            hidden_size=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            conv_dim=(8, 8),
+            conv_stride=(5, 4),
+            conv_kernel=(10, 8),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            feat_extract_norm="layer",
+            encoder_layerdrop=0.0,
+            decoder_layerdrop=0.0,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            positional_dropout=0.0,
+            apply_spec_augment=False,
+        )
+    )
+
+
+def ctc_with_adapter() -> Any:
+    """Its logits have half as many frames as its states."""
+    settings = CASES["ctc"].config()
+    settings.add_adapter, settings.num_adapter_layers, settings.output_hidden_size = True, 1, 16
+    return tf.Wav2Vec2ForCTC(settings)
+
+
 def made(model: Any) -> tuple[Any, Any]:
     """Student and teacher of one size, with other weights."""
     found = []
@@ -165,6 +200,8 @@ SPEAKERS = {
     "speech_to_text": (speech_to_text, "input_features", 1, halved),
     "moonshine": (moonshine, "input_values", 100, moonshine_frames),
     "speech_encoder_decoder": (speech_encoder_decoder, "input_values", 20, wav2vec2_frames),
+    "speecht5": (speecht5, "input_values", 20, wav2vec2_frames),
+    "ctc_with_adapter": (ctc_with_adapter, "input_values", 20, wav2vec2_frames),
 }
 
 
@@ -176,15 +213,19 @@ def test_padding_of_sounds_counts_in_no_encoder(
     padding, and another batch gives another loss."""
     monkeypatch.setitem(HEADS, "SpeechEncoderDecoderModel", "speech_seq2seq")
     make, main, unit, frames = SPEAKERS[name]
-    objective = HiddenStates("-1:-1", groups=("encoder",))
+    group = "hidden" if name == "ctc_with_adapter" else "encoder"
+    field = "hidden_states" if group == "hidden" else "encoder_hidden_states"
+    objective = HiddenStates("-1:-1", groups=(group,))
     found = {}
     for more in (20, 60):
         student, teacher = made(make)
         rows = sounds(main, unit, more)
+        if group == "hidden":
+            rows = [{**row, "labels": row["labels"][:3] % 11 + 1} for row in rows]
         batch = stacked(rows)
         with torch.no_grad():
             ours, theirs = (
-                model(**batch, output_hidden_states=True).encoder_hidden_states[-1].double()
+                model(**batch, output_hidden_states=True)[field][-1].double()
                 for model in (student, teacher)
             )
         total, count = 0.0, 0
@@ -233,7 +274,7 @@ def layoutlmv3(head: str = "TokenClassification") -> Any:
             shape_size=2,
             input_size=8,
             patch_size=4,
-            num_labels=3,
+            num_labels=2 if head == "QuestionAnswering" else 3,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
@@ -370,7 +411,9 @@ def test_a_layer_with_fewer_places_is_refused_by_name(tmp_path: Path) -> None:
         {k: v for k, v in row.items() if k not in ("bbox", "pixel_values")} for row in documents()
     ]
     for objective in (HiddenStates("2:2"), RKD("2:2"), TokenGram("2:2")):
-        message = r"9 places from the student \(FunnelForTokenClassification\).*got 5.*layers='-1"
+        message = (
+            r"9 places from the student \(FunnelForTokenClassification\).*got 5.*\[0, 1, 3, 4\] do"
+        )
         with pytest.raises(ValueError, match=message):
             logged(tmp_path, student, teacher, rows, objective)
     step = logged(tmp_path, student, teacher, rows, HiddenStates("-1:-1") + RKD("-1:-1"))
@@ -450,3 +493,64 @@ def test_every_frame_counts_without_a_mask(tmp_path: Path) -> None:
     ).train()
     expected = float((ours - theirs).double().square().mean())
     assert record.steps[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def visual_bert() -> Any:
+    return tf.VisualBertModel(
+        tf.VisualBertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            visual_embedding_dim=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=32,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def test_pictures_that_are_given_as_embeddings(tmp_path: Path) -> None:
+    """VisualBERT puts them behind the tokens, with a mask of their own."""
+    generator = torch.Generator().manual_seed(6)
+    rows = []
+    for n, row in enumerate(documents()):
+        mask = (torch.arange(4) < 4 - n % 2).long()
+        visual = torch.randn(4, 8, generator=generator)
+        kept = {key: row[key] for key in ("input_ids", "attention_mask")}
+        rows.append({**kept, "visual_embeds": visual, "visual_attention_mask": mask})
+    student, teacher = made(visual_bert)
+    batch = stacked(rows)
+    with torch.no_grad():
+        ours, theirs = (
+            model(**batch, output_hidden_states=True).hidden_states[-1].double()
+            for model in (student, teacher)
+        )
+    real = torch.cat([batch["attention_mask"], batch["visual_attention_mask"]], 1).bool()
+    apart = (ours - theirs).square().mean(-1)
+    means = [(x * real[..., None]).sum(1) / real.sum(1, keepdim=True) for x in (ours, theirs)]
+    objective = HiddenStates("-1:-1", groups=("hidden",))
+    objective = objective + HiddenStates("-1:-1", groups=("embedding",))
+    step = logged(tmp_path, student, teacher, rows, objective)
+    assert step["hidden_states"] == pytest.approx(float(apart[real].mean()), rel=1e-4)
+    embedding = float((means[0] - means[1]).square().mean())
+    assert step["hidden_states_2"] == pytest.approx(embedding, rel=1e-4)
+
+
+def test_answers_in_documents(tmp_path: Path) -> None:
+    """The head of LayoutLMv3 that answers questions has logits for its picture's places too."""
+    student, teacher = made(lambda: layoutlmv3("QuestionAnswering"))
+    rows = [
+        {
+            **{k: v for k, v in row.items() if k != "labels"},
+            "start_positions": 1,
+            "end_positions": 3,
+        }
+        for row in documents()
+    ]
+    batch = stacked(rows)
+    with torch.no_grad():
+        own = float(student(**batch).loss)
+    step = logged(tmp_path, student, teacher, rows, 0.5 * HardLabels() + 0.5 * ForwardKL(1.0))
+    assert step["hard_labels"] == pytest.approx(own, abs=1e-4)

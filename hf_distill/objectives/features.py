@@ -126,7 +126,7 @@ class FeatureObjective(Objective):
         gathered: dict[tuple[str, str], list[Pair]] = {}
         for pair in align(self.layers, student, teacher, self.groups):
             unit = unit_of(pair, items)
-            check_places(pair, items.masks.get(unit))
+            check_places(pair, items.masks.get(unit), (student, teacher))
             pair = self.prepare(pair, items.masks.get(unit))
             pair = project(pair, modules, self._kind) if self.projects else pair
             gathered.setdefault((pair.group, unit), []).append(pair)
@@ -162,11 +162,13 @@ def unit_of(pair: Pair, items: Items) -> str:
     return ""
 
 
-def check_places(pair: Pair, mask: Tensor | None) -> None:
+def check_places(pair: Pair, mask: Tensor | None, signals: tuple[Signal, Signal]) -> None:
     """Refuse layers of sequences with other places than the batch says are real or padding."""
-    for who, states in zip(pair.who, (pair.student, pair.teacher), strict=True):
-        if mask is not None and states.dim() == 3:
-            check_length(who, f"states at {pair.key}", states.shape[1], mask)
+    for who, states, signal in zip(pair.who, (pair.student, pair.teacher), signals, strict=True):
+        if mask is not None and states.dim() == 3 and states.shape[1] != mask.shape[-1]:
+            stack = tuple.__iter__(signal.hidden_states.get(pair.group, ()))
+            sizes = [0 if layer is None else int(layer.shape[1]) for layer in stack]
+            check_length(who, f"states at {pair.key}", states.shape[1], mask, sizes)
 
 
 def term_of(name: str, values: Tensor, unit: str, items: Items) -> Term:
