@@ -89,9 +89,13 @@ WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "DistributedDataParallel": Parallel,
     "own": Wrapper,
-    "compiled in DataParallel": lambda model: nn.DataParallel(compiled(model)),
     "own, compiled": lambda model: compiled(Wrapper(model)),
+    "compiled in DataParallel": lambda model: nn.DataParallel(compiled(model)),
 }
+SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow] if "compiled in" in name else [])
+    for name in WRAPPERS
+]
 
 
 def first_steps(ours: Any) -> list[float]:
@@ -102,11 +106,12 @@ def first_steps(ours: Any) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # DataParallel without devices
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", SLOW)
 def test_a_wrapped_teacher_says_what_it_holds(tmp_path: Path, name: str) -> None:
     """Its class is not the model's, its forward names no input, and its config is not there."""
     teacher = models()[1]
-    objective = GOAL + AttentionMaps(heads="mean") if "own" in name else GOAL
+    objective = GOAL if name != "compiled" else 1.0 * ForwardKL()
+    objective = objective + AttentionMaps(heads="mean") if "own" in name else objective
     plain = trainer(tmp_path, teacher_model=copy.deepcopy(teacher), objective=objective)
     wrapped = trainer(tmp_path, teacher_model=WRAPPERS[name](teacher), objective=objective)
     assert first_steps(wrapped) == pytest.approx(first_steps(plain), rel=1e-6)
@@ -128,7 +133,7 @@ def test_modules_of_a_compiled_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", [name for name in WRAPPERS if "own" not in name])
+@pytest.mark.parametrize("name", [each for each in SLOW if "own" not in str(each.values)])
 def test_a_wrapped_student_is_saved_as_what_it_holds(tmp_path: Path, name: str) -> None:
     """Weights under the names of a wrapper load into nothing: the student would be lost."""
     calls: list[int] = []
@@ -140,12 +145,13 @@ def test_a_wrapped_student_is_saved_as_what_it_holds(tmp_path: Path, name: str) 
 
         return run
 
-    plain = trainer(tmp_path / "plain", objective=GOAL)
+    goal = 1.0 * ForwardKL()
+    plain = trainer(tmp_path / "plain", objective=goal)
     inner = models()[0]
     wrapper = WRAPPERS[name](inner)
     if name == "compiled":
         wrapper = torch.compile(inner, backend=counting)
-    wrapped = trainer(tmp_path / "out", model=wrapper, objective=GOAL)
+    wrapped = trainer(tmp_path / "out", model=wrapper, objective=goal)
     assert first_steps(wrapped) == pytest.approx(first_steps(plain), rel=1e-6)
     assert calls or name != "compiled"  # its compiled form runs
     wrapped.save_model()
@@ -235,9 +241,10 @@ def test_quantised_and_adapted_teachers(tmp_path: Path) -> None:
             objective=1.0 * ForwardKL(1.0),
             train_sampling_strategy="sequential",
         )
-        assert first_steps(ours)[0] == pytest.approx(kl, rel=1e-5)
+        assert first_steps(ours)[0] == pytest.approx(kl, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_new_compiled_student_for_each_run(tmp_path: Path) -> None:
     """`model_init` may give a compiled model as well."""
     ours = DistillationTrainer(
