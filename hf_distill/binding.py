@@ -26,6 +26,7 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head, text_config
 from hf_distill.matching import match_heads, ordered
+from hf_distill.modules import ANY
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss
@@ -116,8 +117,13 @@ class Binding(Trainer):
             return
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         tokens = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+        read = self.teacher.columns()
         self._student_order, self._teacher_order = match_heads(
-            self._head, self.teacher.config, tokens, self.teacher.tokens()
+            self._head,
+            self.teacher.config,
+            tokens,
+            self.teacher.tokens(),
+            same_inputs=not read or bool({"input_ids", ANY} & read),
         )
         by_labels = getattr(self.teacher, "weights", None) == "labels"
         if by_labels and isinstance(self._teacher_order, Tensor):

@@ -263,11 +263,13 @@ class Head:
             remedy = (
                 "Prepare the data so that both models read them (all columns, one picture size, "
                 "one number of features), choose another teacher, or let this one read columns of "
-                "its own: a subclass of ModelTeacher, see `hf_distill.teachers.model`."
+                "its own: a subclass of ModelTeacher of ten lines, which its documentation holds "
+                "(help(hf_distill.ModelTeacher))."
             )
+        what = f"{type(error).__name__}: {error}".rstrip(". ")
         takes = "any column" if self.takes_all else sorted(self.accepts)
         return (
-            f"Expected {self.who} to read the batch {shapes}, got {type(error).__name__}: {error}. "
+            f"Expected {self.who} to read the batch {shapes}, got {what}. "
             f"It takes {takes}. {remedy}"
         )
 

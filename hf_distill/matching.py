@@ -78,6 +78,7 @@ def match_heads(
     teacher: Any,
     student_tokens: Mapping[str, int] | None = None,
     teacher_tokens: Mapping[str, int] | None = None,
+    same_inputs: bool = True,
 ) -> tuple[Order, Order]:
     """Find the orders that make the teacher's classes the student's, or refuse.
 
@@ -86,6 +87,8 @@ def match_heads(
         teacher: The teacher's config.
         student_tokens: The student's tokenizer vocabulary, token -> id, if known.
         teacher_tokens: The teacher's.
+        same_inputs: Whether the teacher reads the student's ``input_ids``, and no column of its
+            own.
 
     Returns:
         The order for the student's logits and the one for the teacher's.
@@ -97,9 +100,9 @@ def match_heads(
     if student.task.kind == "ctc":
         _same_blank(student, teacher)
     classes, padded = student.task.classes, None
-    if classes == "vocabulary" or "input_ids" in student.accepts:
+    if classes == "vocabulary" or (same_inputs and "input_ids" in student.accepts):
         sizes = vocabulary_size(student.config), vocabulary_size(teacher)
-        padded = _same_tokens(sizes, student_tokens, teacher_tokens)
+        padded = _same_tokens(sizes, student_tokens, teacher_tokens, student.task)
     if classes == "vocabulary":
         return padded, padded
     if classes == "labels":
@@ -129,19 +132,29 @@ def _same_blank(student: Head, teacher: Any) -> None:
         )
 
 
+FOREIGN = {
+    "causal_lm": "or let this one read the texts with its own: teacher = TranslatedTeacher("
+    "teacher_model, tokenizer, student_tokenizer), and train with data_collator=teacher.collator("
+    "<your collator>); or make the student from the teacher, whose tokenizer it then has "
+    "(`hf-distill init-student`), and tokenize the data with that.",
+    "labels": "or let this one read columns of its own, made with its tokenizer: a subclass of "
+    "ModelTeacher of ten lines, which its documentation holds (help(hf_distill.ModelTeacher)).",
+}
+"""What can be done about another tokenizer: for causal language models, and for heads that say one
+thing about an example."""
+
+
 def _same_tokens(
     sizes: tuple[int | None, int | None],
     student: Mapping[str, int] | None,
     teacher: Mapping[str, int] | None,
+    task: Any,
 ) -> int | None:
     """Return the number of real classes where the vocabularies differ by padding alone."""
-    remedy = (
-        "Choose a teacher that uses the student's tokenizer; or let this one read the texts with "
-        "its own: teacher = TranslatedTeacher(teacher_model, tokenizer, student_tokenizer), and "
-        "train with data_collator=teacher.collator(<your collator>); or make the student from the "
-        "teacher, whose tokenizer it then has (`hf-distill init-student`), and tokenize the data "
-        "with that."
-    )
+    more = FOREIGN.get(task.name, "")
+    if task.name.endswith("_classification") and task.name != "token_classification":
+        more = FOREIGN["labels"]
+    remedy = f"Choose a teacher that uses the student's tokenizer{'; ' if more else '.'}{more}"
     if student is not None and teacher is not None and dict(student) != dict(teacher):
         differing = len(set(student.items()) ^ set(teacher.items()))
         raise ValueError(

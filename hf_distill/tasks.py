@@ -401,7 +401,8 @@ def _grouped(row: Task, declared: Sequence[str]) -> Task:
         return row
     groups = {name: path for name, path in row.hidden.items() if path in declared}
     if "hidden" in groups or not set(ENCODER_DECODER.values()) <= set(declared):
-        return dataclasses.replace(row, hidden=groups or row.hidden)
+        whole = not groups or groups == row.hidden
+        return row if whole else dataclasses.replace(row, hidden=groups)
     maps = {name: f"{name}_attentions" for name in ENCODER_DECODER}
     items = reading.of_both_stacks(row.items)
     return dataclasses.replace(

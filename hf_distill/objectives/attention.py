@@ -202,6 +202,12 @@ class MiniLM(AttentionObjective):
             raise ValueError("Expected attention of a teacher, got no teacher.")
 
         def maps(ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
+            if ours.shape[1] != theirs.shape[1]:
+                raise ValueError(
+                    f"Expected as many attention heads in the student as in the teacher, got "
+                    f"{ours.shape[1]} and {theirs.shape[1]}: MiniLM compares head by head. Use "
+                    "MiniLMv2(), which cuts both models anew."
+                )
             return attention.attention_kl(ours, theirs, mask=mask)
 
         def values(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
@@ -281,12 +287,14 @@ class TinyBERT(Objective):
         projection: As in every feature objective; the official code shares one.
         temperature: Of the predictions.
         prediction: The weight of the predictions; 0 is the first of TinyBERT's two stages.
+        heads: As in `AttentionMaps`: ``mean`` where the models have other numbers of heads.
     """
 
     layers: LayerSpec = "uniform"
     projection: str = "shared"
     temperature: float = 1.0
     prediction: float = 1.0
+    heads: str = "each"
     name: ClassVar[str] = "tinybert"
     citation: ClassVar[str] = TINYBERT
 
@@ -295,9 +303,8 @@ class TinyBERT(Objective):
 
     @property
     def _parts(self) -> Sum:
-        total = AttentionMaps(self.layers, scores=True) + HiddenStates(
-            self.layers, projection=self.projection
-        )
+        maps = AttentionMaps(self.layers, heads=self.heads, scores=True)
+        total = maps + HiddenStates(self.layers, projection=self.projection)
         embeddings = HiddenStates(((0, 0),), projection=self.projection)
         total = total + embeddings
         return (

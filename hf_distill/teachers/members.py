@@ -149,7 +149,8 @@ def orders_of(
     head = getattr(first, "head", None)
     accepts = head.accepts if isinstance(head, Head) else {"input_ids"} if tokens else set()
     sort = "labels" if task is None else task.classes
-    rows = SimpleNamespace(classes=sort, kind=None if task is None else task.kind)
+    name = "" if task is None else task.name
+    rows = SimpleNamespace(name=name, classes=sort, kind=None if task is None else task.kind)
     model = getattr(head, "model", None)
     reference: Any = SimpleNamespace(config=first.config, task=rows, accepts=accepts, model=model)
     cut: int | None = None

@@ -29,9 +29,9 @@ class ModelTeacher:
     checkpoint, no optimizer and no ``train()`` call. However the student is distributed, every
     process holds a whole copy of the teacher, unless it is sharded.
 
-    One that reads inputs of its own (another tokenizer, another picture size) is a subclass, here
-    for columns ``teacher_input_ids`` and ``teacher_attention_mask`` that the data set (and the
-    collator) hold beside the student's:
+    One that reads inputs of its own (of another tokenizer, another picture size) is a subclass,
+    for heads with one row of logits per example. The data (and the collator) hold its columns
+    beside the student's; here ``teacher_input_ids`` and ``teacher_attention_mask``::
 
         class OwnInputs(ModelTeacher):
             names = ("input_ids", "attention_mask")
@@ -42,9 +42,6 @@ class ModelTeacher:
             def __call__(self, batch, needs, items):
                 own = {name: batch[f"teacher_{name}"] for name in self.names}
                 return super().__call__(own, needs, items)
-
-    It is for heads with one row of logits per example, and `DistillationConfig` gets
-    ``remove_unused_columns=True`` (the default) or False as for any other teacher.
 
     Args:
         model: The model: of transformers, any module, or what is around one (an adapter of PEFT,

@@ -19,7 +19,6 @@ from hf_distill.losses.numerics import check_temperature, compute_dtype, over_te
 from hf_distill.objectives.crossing import summed_over_spans
 from hf_distill.reading import ALIGNED, Batch, next_tokens
 from hf_distill.signals import Foreign, Items, Needs, Signal, Sparse
-from hf_distill.tasks import TASKS
 from hf_distill.teachers.model import ModelTeacher
 from hf_distill.teachers.protocol import Teacher
 
@@ -177,7 +176,7 @@ def _causal(teacher: Any) -> Teacher:
             "AutoModelForCausalLM.from_pretrained(…)."
         )
     head: Any = getattr(found, "head", None)
-    if head is not None and head.task is not TASKS["causal_lm"]:
+    if head is not None and head.task.name != "causal_lm":
         raise ValueError(
             f"Expected a causal language model, got {head.task.name}: only of those the texts of "
             "two tokenizers can be aligned."
