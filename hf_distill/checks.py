@@ -16,6 +16,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_distill.evaluation import FIGURES
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
 from hf_distill.modules import unwrapped
@@ -110,6 +111,12 @@ def check_objective(
         student: The student's head.
         batch: Examples per device and step.
     """
+    for name, _, part in objective.named():
+        if name in FIGURES:
+            raise ValueError(
+                f"The objective {type(part).__name__} is called {name!r}, as is one of the figures "
+                f"of every log or evaluation, and they would mix. Call it {name + '_loss'!r}."
+            )
     logits = any((part.needs | part.student_needs).logits for _, part in objective.parts)
     if logits and student.task.name == "other":
         raise ValueError(unknown_head(student.model))

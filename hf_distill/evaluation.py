@@ -23,6 +23,14 @@ from hf_distill.terms import Term
 OTHER = "other"
 PERPLEXITIES = ("perplexity", "teacher_perplexity")
 """Sums of negative log-likelihoods until `Evaluation.result`."""
+FIGURES = frozenset(
+    {
+        *("loss", OTHER, "ece", "agreement", "kl_forward", "kl_reverse", "acceptance_rate"),
+        *("entropy", "teacher_entropy", "entropy_gap", *PERPLEXITIES),
+        *("epoch", "step", "learning_rate", "grad_norm", "total_flos", "runtime"),
+    }
+)
+"""Names in a log that no component of a loss can have."""
 
 
 class Evaluation:

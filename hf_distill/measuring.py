@@ -297,11 +297,12 @@ def _bare(metrics: Mapping[Any, Any] | None, prefix: str) -> dict[str, Any]:
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:
-    """One model's share of a prediction of both, with labels that a metric may edit in place."""
+    """One model's share of a prediction of both; the teacher's, which is measured first, with
+    copies of labels and inputs, since a metric may edit them in place."""
     return EvalPrediction(
         predictions=_of(prediction.predictions, index),
-        label_ids=copy.deepcopy(prediction.label_ids),
-        inputs=prediction.inputs,
+        label_ids=copy.deepcopy(prediction.label_ids) if index else prediction.label_ids,
+        inputs=copy.deepcopy(prediction.inputs) if index else prediction.inputs,
         losses=prediction.losses,
     )
 

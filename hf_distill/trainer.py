@@ -164,7 +164,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         return self._window
 
     @property
-    def loss_is_scaled_for_ga(self) -> bool:  # type: ignore[override]
+    def loss_is_scaled_for_ga(self) -> bool:
         """False in `training_step`, True for whoever calls `compute_loss` instead of it; or what a
         subclass says."""
         return not self._in_step if self._scaled is None else self._scaled

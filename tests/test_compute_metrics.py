@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from torch import nn
 from transformers import BertForSequenceClassification, EvalPrediction, Trainer
 from zoo import CASES, collate
 
-from hf_distill import ForwardKL, HardLabels, Seq2SeqDistillationConfig, Seq2SeqDistillationTrainer
+from hf_distill import (
+    ForwardKL,
+    HardLabels,
+    Needs,
+    Objective,
+    Seq2SeqDistillationConfig,
+    Seq2SeqDistillationTrainer,
+    Term,
+)
 
 
 def decided() -> tuple[Any, Any]:
@@ -258,6 +267,39 @@ def test_all_of_its_names_are_kept_in_training(tmp_path: Path) -> None:
         for logs in logged:
             assert {key: logs[f"eval_{name}_{key}"] for key in TAKEN} == TAKEN
     assert ours.state.best_metric == 0.123
+
+
+@dataclass(frozen=True)
+class Agree(Objective):
+    """An objective of one's own, by the name of a figure of the trainer's."""
+
+    name: ClassVar[str] = "agreement"
+    needs: ClassVar[Needs] = Needs(logits=True)
+
+    def terms(self, student: Any, teacher: Any, items: Any, context: Any) -> list[Term]:
+        values = (student.logits - teacher.logits).square().mean(-1)
+        return [Term(self.name, values, "items", items.masks["items"])]
+
+
+class Agreed(Agree):
+    """The remedy of the message."""
+
+    name: ClassVar[str] = "agreement_loss"
+
+
+def test_an_objective_by_the_name_of_a_figure_is_refused(tmp_path: Path) -> None:
+    """Both were added up under one name: the mean of a loss and of an agreement."""
+    with pytest.raises(ValueError, match=r"Agree is called 'agreement'.*Call it 'agreement_loss'"):
+        trainer(tmp_path, objective=1.0 * Agree())
+    student, teacher = decided()
+    rows: Any = data()
+    ours = trainer(tmp_path, model=student, teacher_model=teacher, objective=1.0 * Agreed())
+    found = ours.evaluate()
+    one, other = (stock(tmp_path, m, None).predict(rows).predictions for m in (student, teacher))
+    one, other = np.asarray(one), np.asarray(other)
+    assert found["eval_agreement"] == (one.argmax(-1) == other.argmax(-1)).mean()
+    loss = float(((one - other) ** 2).mean())
+    assert found["eval_agreement_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 # ---- labels that no forward names ----------------------------------------------------------------

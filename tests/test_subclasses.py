@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launch import launch
 from small import Recorder, accuracy, config, data, models, same, trainer, weights
 from torch import nn
 from transformers import Trainer
@@ -486,6 +488,37 @@ def test_a_loss_of_its_own_on_policy(tmp_path: Path) -> None:
     theirs.train()
     assert same(weights(ours.model), weights(theirs.model))
     assert ours.evaluate()["eval_loss"] == theirs.evaluate()["eval_loss"]
+
+
+def several(folder: str, cls: str) -> None:
+    """Train and evaluate on this process and write what came out."""
+    record = Recorder()
+    options: Any = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    args = config(Path(folder), alpha=0.0, **options)
+    rows: Any = data()
+    made = globals()[cls](
+        models()[0], args, collate, rows, rows, compute_metrics=accuracy, callbacks=[record]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.train()
+    found = made.evaluate()
+    steps = [[step["loss"], step["grad_norm"]] for step in record.steps]
+    if args.process_index == 0:
+        figures = [found["eval_loss"], found["eval_accuracy"]]
+        Path(folder, f"{cls}.json").write_text(json.dumps([*steps, figures]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", ["Weighted", "Divided"])
+def test_losses_of_their_own_in_two_processes(tmp_path: Path, own: str) -> None:
+    """Eight examples in evaluation batches of 2 x 3: the last one has to be filled."""
+    for cls in (f"{own}Stock", f"{own}Trainer"):
+        launch(several, tmp_path, cls, processes=2)
+    expected, found = (
+        json.loads((tmp_path / f"{own}{kind}.json").read_text()) for kind in ("Stock", "Trainer")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 # ---- what it returns besides the loss ------------------------------------------------------------
