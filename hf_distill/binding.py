@@ -32,7 +32,13 @@ from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss
 from hf_distill.pair import Pair, evaluating
 from hf_distill.pieces import Said, reduce_in_pieces
-from hf_distill.problems import check_kinds, settle, share_padding, tell_padding
+from hf_distill.problems import (
+    check_kinds,
+    check_unmasked,
+    settle,
+    share_padding,
+    tell_padding,
+)
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
@@ -137,6 +143,7 @@ class Binding(Trainer):
         heads = getattr(self.teacher, "heads", None) or {}
         share_padding(self.processing_class, *(head.given for head in heads.values()))
         tell_padding(self.teacher, getattr(text_config(self._head.config), "pad_token_id", None))
+        check_unmasked(self._first_batch or {}, self._head, self.teacher)
         settle(self._head, self.teacher, (self._first_batch or {}).get("labels"))
 
     def _look(self) -> None:

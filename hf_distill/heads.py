@@ -71,7 +71,7 @@ class Head:
         self._read = False
         self.problem: str | None = None  # what was settled, see `hf_distill.problems`
         self.padding: int | None = None  # what the data are padded with, if its config may err
-        self._finds_padding = self.task.name == "sequence_classification" and mentions(
+        self.finds_padding = self.task.name == "sequence_classification" and mentions(
             self.model, "pad_token_id"
         )
         self._projection = Projection(self.model) if self._projects else None
@@ -225,7 +225,7 @@ class Head:
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
-        if self._finds_padding:
+        if self.finds_padding:
             inputs = self.with_own_padding(inputs)
         if needs_labels(self.given):
             inputs.pop("decoder_input_ids", None)
@@ -289,7 +289,7 @@ class Head:
             ValueError: it knows no padding, and has several texts to read.
         """
         found, ids, mask = dict(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
-        if not self._finds_padding or ids is None:
+        if not self.finds_padding or ids is None:
             return found
         if self._pad_token is None and not self.config.is_encoder_decoder and len(ids) > 1:
             raise ValueError(
@@ -306,7 +306,7 @@ class Head:
         """Let the model take for padding what the data are padded with; its config stays."""
         config = text_config(self.config)
         own = getattr(config, "pad_token_id", None)
-        if not self._finds_padding or self._pad_token == own:
+        if not self.finds_padding or self._pad_token == own:
             yield
             return
         config.pad_token_id = self._pad_token

@@ -26,6 +26,7 @@ from hf_distill.heads import Head
 from hf_distill.metrics import retained
 from hf_distill.metrics.functional import number
 from hf_distill.outputs import by_name
+from hf_distill.places import Prompt
 from hf_distill.reduction import Counts
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
@@ -282,6 +283,10 @@ class Measuring(Trainer):
         # What a student gives besides its logits (an encoder's states) a teacher's signal has not.
         pairs = zip(theirs, like, strict=False)
         theirs = tuple(t.view_as(o) if t.numel() == o.numel() else t for t, o in pairs)
+        prompt = Prompt.of(
+            self._head.given, inputs
+        )  # what it puts in front, of which theirs is none
+        theirs = tuple(prompt.before(t, o) for t, o in zip(theirs, like, strict=False))
         theirs += tuple(torch.full_like(part, torch.nan) for part in like[len(theirs) :])
         return theirs[0] if isinstance(ours, Tensor) else theirs
 

@@ -96,6 +96,15 @@ class Prompt:
             return values
         return values[:, self.size :]
 
+    def before(self, values: Tensor, like: Tensor) -> Tensor:
+        """``(B, T, ...)`` behind as many places of nothing (NaN) as ``like`` has of the prompt."""
+        if not self.size or values.dim() != like.dim() or values.dim() < 2:
+            return values
+        if like.shape[1] != values.shape[1] + self.size:
+            return values
+        nothing = values.new_full((len(values), self.size, *values.shape[2:]), torch.nan)
+        return torch.cat([nothing, values], 1)
+
     def outputs(self, outputs: Any) -> Any:
         """A model's outputs without the places of the prompt."""
         if not self.size or not dataclasses.is_dataclass(outputs):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from hf_distill.heads import MULTI_LABEL, Head
+from hf_distill.heads import MULTI_LABEL, Head, text_config
 from hf_distill.modules import has_config, mentions
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
@@ -176,6 +176,25 @@ def tell_padding(teacher: Any, padding: int | None) -> None:
     for head in heads_of(teacher):
         if padding is not None:
             head.padding = padding
+
+
+def check_unmasked(batch: Mapping[str, Any], student: Head, teacher: Any) -> None:
+    """Refuse a teacher elsewhere that would look for another padding than the student's in texts
+    without a mask.
+
+    Raises:
+        ValueError: see above.
+    """
+    config = getattr(teacher, "config", None)
+    if config is None or "input_ids" not in batch or batch.get("attention_mask") is not None:
+        return
+    ours, theirs = (getattr(text_config(c), "pad_token_id", None) for c in (student.config, config))
+    if student.finds_padding and ours != theirs and not any(heads_of(teacher)):
+        raise ValueError(
+            f"Expected an attention_mask, or one padding token for {student.who} and the teacher: "
+            f"they find the last token of a text by pad_token_id {ours} and {theirs}. Let the data "
+            "collator give the mask."
+        )
 
 
 def check_kinds(student: str, teacher: str, who: str) -> None:

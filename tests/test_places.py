@@ -387,3 +387,39 @@ def test_a_served_teacher_with_a_prompt(tmp_path: Path) -> None:
             tmp_path, "causal_lm", teacher_model=RemoteTeacher(server.url), objective=ForwardKL(1.0)
         )
     assert step["forward_kl"] == pytest.approx(kl, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_metrics_see_both_predictions_in_one_shape(tmp_path: Path, side: str) -> None:
+    """The stock trainer gives `compute_metrics` the prompt's places too, and a metric that counts
+    from the front would read other tokens of the teacher."""
+    head = "token_classification"
+    student, teacher = models(head)
+    if side == "student":
+        student = adapted(student, "prompt", head)
+    else:
+        teacher = adapted(teacher, "prompt", head)
+    more = VIRTUAL if side == "student" else 0
+    batch = unlabelled(collate(first_rows(head)))
+    expected = [logits_of(model, batch)[:, -9:].argmax(-1) for model in (student, teacher)]
+    seen: list[Any] = []
+
+    def keep(prediction: Any) -> dict[str, float]:
+        seen.append(torch.as_tensor(prediction.predictions)[:, more:].argmax(-1))
+        assert prediction.label_ids.shape == (4, 9)
+        return {"seen": 1.0}
+
+    trainer(
+        tmp_path,
+        head,
+        model=student,
+        teacher_model=teacher,
+        eval_dataset=first_rows(head),
+        per_device_eval_batch_size=4,
+        objective=ForwardKL(1.0),
+        compute_metrics=keep,
+    ).evaluate()
+    theirs, ours = seen  # the student's call is the last
+    real = batch["attention_mask"].bool()
+    assert torch.equal(ours[real], expected[0][real])
+    assert torch.equal(theirs[real], expected[1][real])

@@ -107,18 +107,30 @@ def first_step(folder: Path, rows: Any, **options: Any) -> tuple[dict[str, float
 # ---- what is solved ------------------------------------------------------------------------------
 
 
+CONFIGS = {
+    "floats": ("sequence_classification", MULTI),
+    "integers": ("sequence_classification", SINGLE),
+    "pictures": ("image_classification", SINGLE),
+    "scores": ("regression", "regression"),
+    "sounds": ("audio_classification", None),  # whose own forward does not look at it
+}
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-@pytest.mark.parametrize("labels", ["floats", "integers"])
+@pytest.mark.parametrize("labels", CONFIGS)
 def test_the_saved_config_is_that_of_the_stock_trainer(
     tmp_path: Path, labels: str, alpha: float
 ) -> None:
     """Labels are never given to the student, whose config then does not say what it solves: a
     pipeline takes the softmax of a model that was trained with sigmoids."""
-    rows = texts(multi_hot() if labels == "floats" else [0, 1, 2, 0, 1, 2, 0, 1])
-    student, teacher = said(teacher=MULTI if labels == "floats" else None)
+    head, problem = CONFIGS[labels]
+    rows = texts(multi_hot()) if labels == "floats" else CASES[head].data(8, torch.float32)
+    student, teacher = models(head)
+    teacher.config.problem_type = MULTI if labels == "floats" else None
     stock = copy.deepcopy(student)
     ours = trainer(
         tmp_path / "ours",
+        head,
         model=student,
         teacher_model=teacher,
         train_dataset=rows,
@@ -134,7 +146,7 @@ def test_the_saved_config_is_that_of_the_stock_trainer(
         one.save_model(str(tmp_path / name))
         files.append(json.loads((tmp_path / name / "config.json").read_text()))
     assert files[0] == files[1]
-    assert files[0]["problem_type"] == (MULTI if labels == "floats" else SINGLE)
+    assert files[0].get("problem_type") == problem
 
 
 def test_a_pipeline_of_a_student_with_several_labels(tmp_path: Path) -> None:
@@ -238,6 +250,7 @@ def test_a_teacher_that_is_read_otherwise_is_refused(tmp_path: Path) -> None:
         (None, None, torch.arange(8), r"classes below 3; got 7"),
         (MULTI, None, torch.arange(8) % 3, r"\(8, 3\); got torch.int64 \(8,\)"),
         (SINGLE, None, torch.rand(8, 4), r"got floats \(8, 4\)"),
+        ("regression", None, torch.rand(8), r"\(8, 3\); got torch.float32 \(8,\)"),
         (None, None, multi_hot()[:, :2], r"\(8, 3\); got torch.float32 \(8, 2\)"),
     ],
 )
@@ -571,3 +584,23 @@ def test_the_stock_trainer_trains_the_same_student(tmp_path: Path) -> None:
     ours.train()
     for name, value in stock.state_dict().items():
         assert torch.allclose(value, student.state_dict()[name], atol=1e-6), name
+
+
+def test_texts_without_a_mask(tmp_path: Path) -> None:
+    """Then only the config says what is padding: the student's, also to a teacher whose own config
+    says another token."""
+
+    def bare(rows: Any) -> dict[str, Tensor]:
+        return {k: v for k, v in zeros(rows).items() if k != "attention_mask"}
+
+    student, teacher = llama(0, 0), llama(1, 2)
+    rows = sentences()
+    options: dict[str, Any] = {"model": student, "objective": ForwardKL(1.0)}
+    options |= {"data_collator": bare}
+    with TeacherServer(ModelTeacher(teacher)) as server:
+        far = RemoteTeacher(server.url)
+        with pytest.raises(ValueError, match=r"attention_mask.*pad_token_id 0 and 2"):
+            first_step(tmp_path, rows, teacher_model=far, **options)
+    expected = softmax_kl(at_the_end(student, rows), at_the_end(teacher, rows))
+    step, _ = first_step(tmp_path, rows, teacher_model=teacher, **options)
+    assert step["forward_kl"] == pytest.approx(expected, abs=1e-5)
