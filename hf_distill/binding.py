@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
+from hf_distill.batch_checks import collated
 from hf_distill.checks import (
     check_gradient_norms,
     check_objective,
@@ -25,6 +26,7 @@ from hf_distill.checks import (
 )
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head, text_config
+from hf_distill.idle import check_something_counts
 from hf_distill.matching import match_heads, ordered
 from hf_distill.modules import ANY
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
@@ -162,8 +164,8 @@ class Binding(Trainer):
                 self.train_dataset = replaced
         self._first_batch = self._sample(dataset, example)
 
-    def _sample(self, dataset: Any, example: Any = None) -> dict[str, Any] | None:
-        """A few collated examples of a data set, or the one of a stream."""
+    def _sample(self, dataset: Any, example: Any = None, start: int = 0) -> dict[str, Any] | None:
+        """A few collated examples of a data set, from one of them on, or the one of a stream."""
         if dataset is None or (has_length(dataset) and len(dataset) == 0):
             return None
         collate: Any = self.data_collator
@@ -175,10 +177,28 @@ class Binding(Trainer):
             if isinstance(dataset, IterableDataset):
                 examples = [example]
             else:
-                few = min(len(dataset), self.args.per_device_train_batch_size, LOOK)
-                examples = [dataset[index] for index in range(few)]
-            batch = self._prepare_inputs(dict(collate(examples)))
+                few = min(len(dataset) - start, self.args.per_device_train_batch_size, LOOK)
+                examples = [dataset[start + index] for index in range(few)]
+            with collated(examples):
+                batch = self._prepare_inputs(dict(collate(examples)))
             return dict(self._head.task.share(batch, self._head.model))
+
+    def _look_for_labels(self) -> None:
+        """See that something counts in the training data."""
+        data, first = self.train_dataset, self._first_batch
+        if data is None or first is None or isinstance(data, dict):
+            return
+        size = len(data) if has_length(data) and not isinstance(data, IterableDataset) else None
+
+        def batches() -> Iterator[dict[str, Any]]:
+            yield first
+            few = min(self.args.per_device_train_batch_size, LOOK)
+            for start in range(few, size or 0, few):
+                batch = self._sample(data, start=start)
+                assert batch is not None
+                yield batch
+
+        check_something_counts(self.goal, self._head, batches(), size)
 
     def _look_at_modules(self) -> None:
         """Let what has no config answer the first batch: its outputs and classes are then known."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from hf_distill.batch_checks import check_inputs, check_labels, readable
 from hf_distill.evaluation import FIGURES
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
@@ -120,6 +121,12 @@ def check_objective(
     logits = any((part.needs | part.student_needs).logits for _, part in objective.parts)
     if logits and student.task.name == "other":
         raise ValueError(unknown_head(student.model))
+    weights = [weight for weight, _ in objective.parts]
+    if weights and all(isinstance(w, int | float) and w == 0 for w in weights):
+        raise ValueError(
+            f"Expected an objective with a weight above 0, got 0 for all of {objective}. Give one "
+            "of them a weight: 1.0 * HardLabels()."
+        )
     names = [name for name, _, part in objective.named() if part.needs]
     if teacher is None:
         if names:
@@ -227,9 +234,41 @@ def check_data(dataset: Any, sample: Mapping[str, Any] | None, objective: Sum, h
             check_packing(head.model)
 
 
-def check_lengths(sample: Mapping[str, Any] | None, head: Head, teacher: Teacher | None) -> None:
+def check_batch(
+    sample: Mapping[str, Any] | None, head: Head, teacher: Teacher | None, labels: bool
+) -> None:
+    """Refuse labels and texts among the first examples that one of the models cannot read.
+
+    Args:
+        sample: A few collated examples.
+        head: The student's.
+        teacher: The teacher.
+        labels: Whether the labels are learned.
+    """
+    if sample is None:
+        return
+    if labels:
+        check_labels_of(sample, head.items(sample), head, wait=True)
+    check_inputs(head.who, head.model, sample)
+    if isinstance(teacher, ModelTeacher) and type(teacher).__call__ is ModelTeacher.__call__:
+        check_inputs(teacher.head.who, teacher.head.model, sample)
+    _check_context(sample, head, teacher)
+
+
+def check_labels_of(batch: Mapping[str, Any], items: Items, head: Head, wait: bool = False) -> None:
+    """`batch_checks.check_labels` for a head; on a GPU only where it may wait for it."""
+    if items.labels is None or not (wait or readable(items.labels)):
+        return
+    classes = head.classes
+    if head.task.name == "multiple_choice":
+        classes = batch["input_ids"].shape[1]
+    kind, tokens = head.kind(items.labels), head.task.classes == "vocabulary"
+    check_labels(items, kind, classes, head.who, head.task.axis or 0, tokens)
+
+
+def _check_context(sample: Mapping[str, Any], head: Head, teacher: Teacher | None) -> None:
     """Refuse texts that are longer than what one of two causal language models can read."""
-    if sample is None or head.task.name != "causal_lm" or "input_ids" not in sample:
+    if head.task.name != "causal_lm" or "input_ids" not in sample:
         return
     positions = sample.get("position_ids")
     length = sample["input_ids"].shape[-1] if positions is None else int(positions.max()) + 1
@@ -238,21 +277,6 @@ def check_lengths(sample: Mapping[str, Any] | None, head: Head, teacher: Teacher
         check_context(teacher.config, length, "the teacher")
     if positions is not None and isinstance(teacher, ModelTeacher):
         check_packing(teacher.model)
-
-
-def check_tokens(sample: Mapping[str, Any] | None, head: Head) -> None:
-    """Refuse tokens that the student has no embedding for, of which torch says nothing clear."""
-    ids = None if sample is None else sample.get("input_ids")
-    if not isinstance(ids, Tensor) or head.task.classes != "vocabulary" or ids.numel() == 0:
-        return
-    embeddings: Any = getattr(head.model, "get_input_embeddings", lambda: None)()
-    known, highest = getattr(embeddings, "num_embeddings", None), int(ids.max())
-    if known is not None and highest >= known:
-        raise ValueError(
-            f"Expected tokens below {known}, as many as the student has embeddings, got {highest}. "
-            "Tokenize with the student's tokenizer, or give the student its new tokens first "
-            "(resize_token_embeddings(len(tokenizer)))."
-        )
 
 
 def check_targets(teacher: Signal, items: Items) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,7 @@ class DistillationConfig(TrainingArguments):
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Expected {name} between 0 and 1, got {getattr(self, name)}.")
+        self._check_sizes()
         self._divergence()  # checks the temperature
         self.objective()  # checks gamma
         parallelism = self.parallelism_config
@@ -126,6 +128,20 @@ class DistillationConfig(TrainingArguments):
             by_name = not metric.endswith("loss")
             self.greater_is_better = by_name if known is None else known
         return self.direction_given or known is not None
+
+    def _check_sizes(self) -> None:
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*sizes, "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Expected {name} of at least 1, got {getattr(self, name)}. To train nothing "
+                    "leave train() out."
+                )
+        if not math.isfinite(self.num_train_epochs):
+            raise ValueError(
+                f"Expected num_train_epochs to be a number, got {self.num_train_epochs}. Give the "
+                "number of epochs, or of steps (max_steps)."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As in `transformers.TrainingArguments`; trackers show it, so that no token is in it."""

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.generic import find_labels
 
+from hf_distill.batch_checks import explained
 from hf_distill.capture import (
     attention_projections,
     captured,
@@ -202,6 +203,7 @@ class Head:
                 projection = self._projection
                 linear = stack.enter_context(unprojected(projection.layer, projection.of))
             stack.enter_context(self.padded())
+            stack.enter_context(explained(self.who, self.model, inputs))
             outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
             signal = self.signal(outputs, batch, needs, items, taken, traced)
             if linear:

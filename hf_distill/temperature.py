@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from hf_distill.schedules import Progress, Schedule
 
+LEAST, MOST = 1e-18, 1e18
+"""Between these the square of a temperature is a number of float32."""
 FLOOR = 0.1
 """The lowest temperature that an example may get."""
 
@@ -96,9 +98,17 @@ the teacher finds likeliest (multi-label heads: that of each class); per example
 
 
 def above_zero(value: float) -> None:
-    """Refuse a temperature that is not above 0, or not finite."""
+    """Refuse a temperature that is not above 0, or whose square float32 does not hold: losses are
+    multiplied by it."""
     if not 0 < value < math.inf:
         raise ValueError(f"Expected a temperature above 0, got {value}.")
+    if not LEAST <= value <= MOST:
+        raise ValueError(
+            f"Expected a temperature between {LEAST:.1g} and {MOST:.1g}, got {value}: its square, "
+            "which the loss is multiplied by, would be 0 or infinite in float32. 1 leaves the "
+            "distributions as they are, 2 to 4 is usual; for the teacher's decisions alone train "
+            "on them as labels (HardTeacherLabels)."
+        )
 
 
 def temperature_from(value: Any) -> Temperature:

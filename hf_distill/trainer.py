@@ -13,14 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import set_seed
 
+from hf_distill.batch_checks import check_said
 from hf_distill.binding import Binding
 from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
     check_arguments,
+    check_batch,
     check_data,
-    check_lengths,
+    check_labels_of,
     check_signature,
-    check_tokens,
     find_teacher,
     warn_of_own_loss,
     with_adapter,
@@ -29,6 +30,7 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
+from hf_distill.idle import check_trainable, warn_of_no_loss, warn_of_no_steps
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.modules import ANY, opened, unwrapped
@@ -114,8 +116,8 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         self._match()
         self._settle()
         check_data(self.train_dataset, self._first_batch, self.goal, self._head)
-        check_tokens(self._first_batch, self._head)
-        check_lengths(self._first_batch, self._head, self.teacher)
+        check_batch(self._first_batch, self._head, self.teacher, self._learns_labels)
+        self._look_for_labels()
         self._bind()
         self._look_at_evaluation()
 
@@ -223,6 +225,8 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         """
         batch = self._head.task.share(inputs, self._head.model)
         items = self._head.items(batch, self._real_rows(batch))
+        if self._learns_labels:
+            check_labels_of(batch, items, self._head)
         training = self._student.training  # DeepSpeed's wrapper says True always
         self._objective_ran = self._objective_ran or training
         window, parts = self._counted(num_items_in_batch, training)
@@ -325,7 +329,13 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         needs = needs & self.teacher.provides
         if not needs:
             return None
-        return ordered(self.teacher(batch, needs, items), self._teacher_order)
+        who = f"the teacher ({type(self.teacher).__name__})"
+        said = check_said(self.teacher(batch, needs, items), items, who)
+        return ordered(said, self._teacher_order)
+
+    @property
+    def _learns_labels(self) -> bool:
+        return self.goal.needs_labels
 
     def _logs_gradients(self) -> bool:
         """Whether this step's gradient norms are wanted: the last step before a log."""
@@ -388,8 +398,13 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
             self._load_extras(options["resume_from_checkpoint"])
         self._components = {}
         self._objective_ran = False
+        check_trainable(self._student, self._learned())
+        warn_of_no_steps(self.args)
         with self._attached():
-            return super()._inner_training_loop(*args, **options)
+            output = super()._inner_training_loop(*args, **options)
+        if self._objective_ran:
+            warn_of_no_loss(output.training_loss, output.global_step)
+        return output
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         if not self._objective_ran:  # after a step, and told once

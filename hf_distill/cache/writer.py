@@ -10,6 +10,7 @@ import datasets
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
+from hf_distill.batch_checks import check_said
 from hf_distill.cache import formats, manifest
 from hf_distill.cache.content import Content, Wanted, content_of
 from hf_distill.cache.keys import Piece, pieces
@@ -180,7 +181,9 @@ class _Maker:
         items = self.head.items(batch)
         if needs.hidden_states or needs.attentions or self.axis == 1:
             _check_places(batch, items)
-        return self.teacher(batch, needs, items), self._pieces(batch, items), items
+        who = f"the teacher ({type(self.teacher).__name__})"
+        said = check_said(self.teacher(batch, needs, items), items, who)
+        return said, self._pieces(batch, items), items
 
     def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
         """The rows of a shard; texts of about one length together, so that little is padding."""

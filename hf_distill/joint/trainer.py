@@ -202,6 +202,10 @@ class JointTrainer(Lessons):
         self._student.train(training)
         return self.projections
 
+    @property
+    def _learns_labels(self) -> bool:
+        return any(goal.needs_labels for goal in self._goals.values())
+
     # ---- training, saving --------------------------------------------------------------------
 
     def _inner_training_loop(self, *args: Any, **options: Any) -> Any:

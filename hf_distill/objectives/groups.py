@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.balance import GroupRisks
+from hf_distill.batch_checks import readable
 from hf_distill.objectives.perturbed import describe_nested, one_objective, pair_of, renamed
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
@@ -78,7 +79,7 @@ class Grouped(Objective):
                 f"from {type(part).__name__}, got {[tuple(t.values.shape) for t in found]}. Use an "
                 "objective like HardLabels or ForwardKL."
             )
-        synchronous = ids.device.type == "cpu" or not pair.head.model.training
+        synchronous = readable(ids) or not pair.head.model.training
         if synchronous and not ((ids >= 0) & (ids < groups)).all():  # at the start, on a GPU
             raise ValueError(
                 f"Expected groups from 0 to {groups - 1} in the column {column!r}, got "

@@ -104,6 +104,10 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         if self.args.lmbda > 0 or self.args.adaptive_lmbda:
             self._check_on_policy()
 
+    def _look_for_labels(self) -> None:
+        if not (self.args.seq_kd or self.args.lmbda > 0):  # else prompts alone are enough
+            super()._look_for_labels()
+
     def _check_on_policy(self) -> None:
         if self._first_batch is not None:
             check_inputs(self._first_batch, self._head, self.args, self.data_collator)

@@ -20,6 +20,7 @@ from transformers import (
 from hf_distill.card_facts import SPEED
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
+from hf_distill.idle import no_steps
 from hf_distill.on_policy import OnPolicyConfig
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.schema import Recipe
@@ -58,9 +59,11 @@ def arguments(
             **{**options, **changes},
         )
         check_trackers(args)
-        return args
     except (ValueError, ImportError) as error:
         raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
+    if (reason := no_steps(args)) is not None:  # an untrained model would be published as trained
+        raise RecipeError(f"the training arguments of the {role} train nothing: {reason}.")
+    return args
 
 
 def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:

@@ -1,0 +1,109 @@
+"""Trainings that would train nothing: refused where that is certain, and never without a word."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_distill.heads import Head
+from hf_distill.reading import WEIGHTS, batch_size
+from hf_distill.terms import Sum
+
+SCANNED = 256
+"""How many examples are looked at for one that counts, if the first ones have none."""
+
+
+def check_something_counts(
+    goal: Sum, head: Head, batches: Iterator[Mapping[str, Any]], examples: int | None
+) -> None:
+    """Refuse data in which nothing counts; warn where that is so in all that was looked at.
+
+    Args:
+        goal: What is minimised.
+        head: The student's.
+        batches: Collated examples from the beginning of the data on.
+        examples: How many the data have; None: not known.
+
+    Raises:
+        ValueError: nothing in the data counts (all labels -100, all weights 0).
+    """
+    seen = 0
+    for batch in batches:
+        if not _idle(goal, head.items(batch).counts()):
+            return
+        seen += batch_size(batch)
+        if examples is None or seen >= SCANNED:
+            break
+    if seen == 0 or examples is None:
+        return
+    names = sorted({type(part).__name__ for _, part in goal.parts})
+    told = (
+        f"something in the data that counts for {' and '.join(names)}, got none in "
+        f"{seen} of {examples} examples: all their labels are -100 (or out of the text), or all "
+        f"{WEIGHTS} are 0. Look at how they are made; or take them out and learn from the teacher "
+        "alone: dataset.remove_columns(…) and alpha=1.0."
+    )
+    if seen >= examples:
+        raise ValueError(f"Expected {told}")
+    warnings.warn(f"Nothing would be learned without {told}", stacklevel=3)
+
+
+def _idle(goal: Sum, counts: Mapping[str, Tensor]) -> bool:
+    """Whether nothing of a batch with these counts is learned."""
+    for _, part in goal.parts:
+        needs = part.student_needs
+        inside = needs.hidden_states or needs.attentions or needs.qkv or bool(needs.modules)
+        unit = "labels" if part.needs_labels else "items"
+        read = part.needs_labels or (needs.logits and not inside)
+        if not read or unit not in counts or float(counts[unit]) > 0:
+            return False
+    return True
+
+
+def check_trainable(*modules: nn.Module) -> None:
+    """Refuse to train where no weight takes a gradient.
+
+    Raises:
+        ValueError: all are frozen.
+    """
+    if not any(p.requires_grad for module in modules for p in module.parameters()):
+        raise ValueError(
+            f"Expected weights to train, got a {type(modules[0]).__name__} that is frozen: no "
+            "parameter requires a gradient. Call model.requires_grad_(True), or evaluate() in "
+            "place of train()."
+        )
+
+
+def no_steps(args: Any) -> str | None:
+    """Why a training with these arguments has no step that changes a weight; None: it has some."""
+    if args.max_steps == 0:
+        return "max_steps=0. Give a number above 0, or -1 (then num_train_epochs counts)"
+    if args.max_steps < 0 and args.num_train_epochs <= 0:
+        return f"num_train_epochs={args.num_train_epochs:g}. Give a number above 0"
+    return None
+
+
+def warn_of_no_steps(args: Any) -> None:
+    """Say that a training has no steps; it goes on as `Trainer` does, so that a script that trains
+    for 0 epochs and evaluates works."""
+    reason = no_steps(args)
+    if reason is not None:
+        warnings.warn(
+            f"Nothing is learned in this training: {reason}; to measure alone call evaluate().",
+            stacklevel=4,
+        )
+
+
+def warn_of_no_loss(loss: float, steps: int) -> None:
+    """Say that nothing was learned in a training whose loss was 0 from its first step on. (In the
+    first one it may be: shares are of what came before.)"""
+    if loss == 0 and steps > 1:
+        warnings.warn(
+            f"The loss was 0 in each of {steps} steps, and nothing was learned. Either nothing in "
+            f"the data counted (labels of -100, {WEIGHTS} of 0), all weights of the objective were "
+            "0, or the student gave what the teacher gives. See what evaluate() says.",
+            stacklevel=4,
+        )
