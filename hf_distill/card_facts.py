@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.models.auto import modeling_auto
 
 from hf_distill.heads import Head, describe_model
@@ -17,6 +17,7 @@ from hf_distill.hub.check import LICENSES
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.samples import read_samples
 from hf_distill.metrics.functional import number
+from hf_distill.modules import doubles_of
 from hf_distill.run_facts import (
     ALWAYS,
     accuracy_interval,
@@ -102,6 +103,7 @@ class CardFacts(Trainer):
         """The facts of this run, as far as the trainer knows them; change what you know better."""
         student: Any = self._student
         adapted = isinstance(student, PeftModel)
+        module = not isinstance(student, PreTrainedModel | PeftModel)
         folder = Path(str(self.args.output_dir))
         base, revision = self._head.config._name_or_path or None, self._head.config
         revision = getattr(revision, "_commit_hash", None)
@@ -111,13 +113,17 @@ class CardFacts(Trainer):
         return StudentCard(
             model_name=self.args.hub_model_id or folder.absolute().name,
             task=pipeline_of(self._head),
-            library_name="peft" if adapted else "transformers",
+            library_name="peft" if adapted else "pytorch" if module else "transformers",
             license=base_license if base_license in LICENSES - {"other"} else None,
             base_model=base,
             base_model_revision=revision,
             base_model_license=base_license,
             teacher={} if self.teacher is None else teacher_facts(self.teacher),
-            student={**describe_model(self._head.model), "labels": label_names(self._head.config)},
+            student={
+                **describe_model(self._head.model if not module else student),
+                "labels": label_names(self._head.config),
+                **({"tied": True} if module and doubles_of(student) else {}),
+            },
             objective=self.goal.describe(),
             formula=str(self.goal),
             components=last_components(self.state.log_history, terms),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_distill.modules import doubles_of
 from hf_distill.sharding import copy_whole, gathered, local_part, shardable, whole
 from hf_distill.teachers import Teacher
 
@@ -98,7 +99,7 @@ class Checkpoints(Trainer):
         if state_dict is None and not isinstance(self.model, PreTrainedModel | PeftModel):
             state_dict = self.model.state_dict()  # tied weights, which `Trainer` cannot save, once
         if state_dict is not None:
-            doubles = _doubles(self.model)
+            doubles = doubles_of(self.model)
             kept = {k: v for k, v in state_dict.items() if k not in doubles}
             state_dict = {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
         owner: Any = self.model
@@ -230,20 +231,13 @@ class Checkpoints(Trainer):
         missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
         missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         owner: Any = self.model
-        doubles = _doubles(owner)
+        doubles = doubles_of(owner)
         missing[:] = [key for key in missing if key not in doubles]
         if missing and unexpected and isinstance(owner, PreTrainedModel):
             loaded = type(owner).from_pretrained(self._loading, config=owner.config)
             missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)
             missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
         super()._issue_warnings_after_load(load_result)
-
-
-def _doubles(model: Any) -> set[str]:
-    """The further names of tied weights, which FSDP's state would save as weights of their own."""
-    first: dict[int, str] = {}
-    named = list(model.named_parameters(remove_duplicate=False))
-    return {name for name, p in named if first.setdefault(id(p), name) != name}
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -61,6 +61,13 @@ def held(module: nn.Module) -> PreTrainedModel | None:
     return inner if own == theirs else None
 
 
+def doubles_of(model: nn.Module) -> set[str]:
+    """The further names of tied weights, which would be saved as weights of their own."""
+    first: dict[int, str] = {}
+    named = list(model.named_parameters(remove_duplicate=False))
+    return {name for name, p in named if first.setdefault(id(p), name) != name}
+
+
 def config_of(model: nn.Module) -> Any:
     """The config of a model; one of transformers in its place where a module has none.
 

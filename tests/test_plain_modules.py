@@ -41,6 +41,7 @@ from hf_distill import (
     register_task,
     write_cache,
 )
+from hf_distill.hub import folder_problems, published_files, validate
 from hf_distill.tasks import HEADS
 
 PICTURES = "image_classification"
@@ -406,3 +407,33 @@ def test_smoothed_labels(tmp_path: Path) -> None:
         train_sampling_strategy="sequential",
     )
     assert first_loss(ours) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_published_loads_again(
+    tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push that asks for config.json fails after the training; a card that shows a pipeline for
+    weights that none can load is wrong."""
+    rows = data("causal_lm") if tied else data()
+    model, teacher = (Writer(), Writer(12)) if tied else (Recurrent(), Recurrent(width=12))
+    ours = trainer(
+        tmp_path, model=model, teacher_model=teacher, train_dataset=rows, eval_dataset=rows
+    )
+    ours.train()
+    ours.save_model()
+    ours.create_model_card(license="mit")
+    assert folder_problems(tmp_path) == []
+    assert published_files(tmp_path) == ["README.md", "model.safetensors"]
+    card = (tmp_path / "README.md").read_text()
+    validate(card)
+    assert "library_name: pytorch" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "pipeline" not in code
+    weights_file = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: weights_file)
+    space: dict[str, Any] = {"Writer": Writer, "Recurrent": Recurrent}
+    exec(code.replace("(...)", "()"), space)
+    assert same(weights(space["model"]), weights(model))
+    (tmp_path / "model.safetensors").unlink()
+    assert "missing: config.json, model.safetensors" in folder_problems(tmp_path)[0]

@@ -60,12 +60,14 @@ if not during:
 """
 
 
-def train(out: Path, hub: HubServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+def train(
+    out: Path, hub: HubServer, *arguments: str, code: str = TRAINING
+) -> subprocess.CompletedProcess[str]:
     """A training in a process of its own: its output folder, its strategy, what to resume from."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFO"))}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING, str(out), *arguments],
+        [sys.executable, "-c", code, str(out), *arguments],
         cwd=out.parent,
         env=variables | hub.environment(out.parent / "home") | {"PYTHONPATH": path},
         capture_output=True,
@@ -158,3 +160,29 @@ def test_a_failed_push_does_not_end_the_training(tmp_path: Path) -> None:
         done = train(tmp_path / "out", hub, "checkpoint", "no")
     assert "Training in progress, step 2: this push to tester/student failed" in done.stderr
     assert (tmp_path / "out/checkpoint-4").is_dir()
+
+
+MODULE = """
+import sys
+from pathlib import Path
+from plain_zoo import Recurrent
+from small import trainer
+from hf_distill import register_task
+
+register_task(Recurrent, "sequence_classification")
+ours = trainer(Path(sys.argv[1]), model=Recurrent(), teacher_model=Recurrent(width=12),
+               hub_model_id="tester/module")
+ours.train()
+ours.push_to_hub(license="mit")
+"""
+
+
+def test_a_module_without_a_config_goes_up(tmp_path: Path) -> None:
+    """Nothing but its weights and its card can be published of it, and that must be enough."""
+    out = tmp_path / "out"
+    with HubServer() as hub:
+        train(out, hub, code=MODULE)
+        files = hub.files("tester/module")
+    assert sorted(files) == ["README.md", "model.safetensors"]
+    assert same(files, out)
+    assert 'model_id = "tester/module"' in files["README.md"].decode()

@@ -43,6 +43,8 @@ _TEXTS = (
     *("*config.json", "chat_template.*", "report.json", "recipe.yaml", "README.md", "LICENSE*"),
     *("NOTICE*", ".eval_results/*.yaml", "onnx/*.json", "quantized/*.json"),
 )
+_LIBRARY = re.compile(r"\A---\n(?:(?!---\n).*\n)*?library_name: pytorch\n")
+"""In the card of a module that no library can load by its config."""
 _FENCED = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1", re.MULTILINE | re.DOTALL)
 _IMAGE = re.compile(
     r"(?<!\\)!\[[^\]]*\]\((?!https?:)([^)\s]+)\)|<img\s[^>]*src=\"(?!https?:)([^\"]+)\""
@@ -64,7 +66,8 @@ def published_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def missing_files(folder: str | os.PathLike[str]) -> list[str]:
-    """What plain transformers or PEFT would miss in ``folder``, and the card."""
+    """What plain transformers or PEFT would miss in ``folder``, and the card; of a module whose
+    card says ``library_name: pytorch`` the weights are enough."""
     root = Path(folder)
     return [name for name in (*_model_files(root), "README.md") if not (root / name).is_file()]
 
@@ -106,7 +109,13 @@ def _model_files(root: Path) -> list[str]:
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return ["config.json", *sorted(shards)]
-    return ["config.json", "model.safetensors"]
+    module = (root / "model.safetensors").is_file() and _LIBRARY.search(_card(root)) is not None
+    return ["model.safetensors"] if module else ["config.json", "model.safetensors"]
+
+
+def _card(root: Path) -> str:
+    path = root / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _file_problems(root: Path, name: str) -> Iterator[str]:
