@@ -94,8 +94,8 @@ def test_an_encoder_decoder_completes_what_its_encoder_reads() -> None:
     prompts = [row["input_ids"] for row in CASES["seq2seq_lm"].data(3)]
     found = ModelGenerator(model, Sampling(4, 0.0))(prompts, 0)
     for prompt, text in zip(prompts, found, strict=True):
-        decoded = [0]
-        while len(decoded) < 5 and 1 not in decoded:
+        decoded = [model.config.decoder_start_token_id]
+        while len(decoded) < 5 and model.config.eos_token_id not in decoded[1:]:
             inputs = {"input_ids": torch.tensor([prompt])}
             with torch.no_grad():
                 logits = model(**inputs, decoder_input_ids=torch.tensor([decoded])).logits
