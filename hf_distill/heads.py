@@ -470,7 +470,8 @@ class Head:
         if value is None or (isinstance(value, tuple) and not value):
             raise ValueError(
                 f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "
-                "none. Use an objective on the logits, or a model that returns hidden states."
+                "none. Use an objective on modules by their paths (layers='encoder.layer.1:"
+                "encoder.layer.0'), or on the logits."
             )
         if isinstance(value, (list, tuple)):
             return tuple(_one_row_each(layer, items.masks.get(group), self.who) for layer in value)

@@ -181,7 +181,7 @@ def _label_order(student: Any, teacher: Any) -> Tensor | None:
             f"Expected the teacher to have the student's {student.num_labels} labels "
             f"{_some(_names(student))}, got {teacher.num_labels}: {_some(_names(teacher))}. "
             "Fine-tune the teacher on the student's labels, or create the student with the "
-            "teacher's `id2label`."
+            "teacher's `id2label` (a module without a config: with as many outputs)."
         )
     ours, theirs = _names(student), _names(teacher)
     if ours == theirs or _unnamed(ours) or _unnamed(theirs):

@@ -45,7 +45,7 @@ class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
     ) -> tuple[Any, Any]:
         """Seq2SeqTrainer generates with ``self.model``; its loss of that step is not used."""
         student, self.model = self.model, model
-        inputs = {key: value for key, value in inputs.items() if key in head.accepts}
+        inputs = {key: value for key, value in inputs.items() if head.takes(key, True)}
         try:
             step = Seq2SeqTrainer.prediction_step
             _, tokens, labels = step(self, model, inputs, False, **options)

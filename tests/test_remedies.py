@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from plain_zoo import Writer
 from small import Recorder, config, data, models, trainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -26,13 +28,22 @@ from hf_distill import (
     CachedTeacher,
     Ensemble,
     ForwardKL,
+    Gaussian,
+    GeneralizedCrossEntropy,
+    Introspection,
     JointTrainer,
     MiniLM,
     MiniLMv2,
     ModelTeacher,
+    Objective,
+    OnPerturbed,
+    OnPolicyConfig,
+    OnPolicyDistillationTrainer,
     TinyBERT,
+    register_task,
     write_cache,
 )
+from hf_distill.tasks import HEADS
 
 tf: Any = transformers
 PICTURES = "image_classification"
@@ -295,3 +306,55 @@ def test_relations_of_other_numbers_of_heads(tmp_path: Path) -> None:
     assert (
         first_loss(trainer(tmp_path, teacher_model=teacher, objective=1.0 * MiniLMv2()))["loss"] > 0
     )
+
+
+# ---- other refusals that name a way out ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "objective"),
+    [
+        ("multi_label", Introspection(Gaussian(0.1))),
+        ("regression", Introspection(Gaussian(0.1))),
+        ("encoder", GeneralizedCrossEntropy()),
+        ("multi_label", GeneralizedCrossEntropy()),
+        ("regression", GeneralizedCrossEntropy()),
+    ],
+)
+def test_what_is_named_instead_fits_the_head(
+    tmp_path: Path, head: str, objective: Objective
+) -> None:
+    """An encoder has neither labels nor logits: ForwardKL and HardLabels are no help there."""
+    with pytest.raises(ValueError, match=r"Use ") as raised:
+        trainer(tmp_path, head, objective=1.0 * objective)
+    name = re.findall(r"Use (?:OnPerturbed\()?(\w+)", str(raised.value))[-1]
+    other: Objective = getattr(hf_distill, name)()
+    if "OnPerturbed" in str(raised.value):
+        other = OnPerturbed(other, Gaussian(0.1))
+    rows = {"train_dataset": data(head), "eval_dataset": data(head)}
+    assert first_loss(trainer(tmp_path, head, objective=1.0 * other, **rows))["loss"] >= 0
+
+
+def test_a_module_writes_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `generate` an on-policy training ends in its first step; lmbda=0 is the way out."""
+    monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
+    register_task(Writer, "causal_lm")
+    rows = data("causal_lm")
+
+    def built(lmbda: float) -> Any:
+        quiet = vars(config(tmp_path))
+        names = ("per_device_train_batch_size", "max_steps", "use_cpu", "report_to")
+        names += ("logging_steps",)
+        arguments = {name: quiet[name] for name in names}
+        return OnPolicyDistillationTrainer(
+            Writer(),
+            OnPolicyConfig(str(tmp_path), lmbda=lmbda, max_completion_length=4, **arguments),
+            teacher_model=models("causal_lm")[1],
+            train_dataset=rows,
+            data_collator=collate,
+            processing_class=tokenizer(" ".join(f"w{n}" for n in range(38))),
+        )
+
+    with pytest.raises(ValueError, match=r"Writer has no `generate`.*lmbda=0"):
+        built(0.5)
+    assert first_loss(built(0.0))["loss"] > 0

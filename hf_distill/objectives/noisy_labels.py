@@ -107,6 +107,7 @@ def _box_cox(loss: Tensor, q: float) -> Tensor:
 
 def _softmax(name: str, kind: str) -> None:
     if kind != "softmax":
+        other = "HiddenStates" if kind == "none" else "HardLabels"
         raise ValueError(
-            f"{name} reads the probability of one class, and this is a {kind} head. Use HardLabels."
+            f"{name} reads the probability of one class, and this is a {kind} head. Use {other}."
         )
