@@ -40,18 +40,19 @@ from hf_distill.places import task_columns
 from hf_distill.problems import share_padding
 from hf_distill.publishing import Publishing
 from hf_distill.reading import WEIGHTS
-from hf_distill.reduction import Counts, gradient_norms, reduce
+from hf_distill.reduction import gradient_norms, reduce
 from hf_distill.schedules import Progress
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Context, Objective, Sum, Term
 from hf_distill.tracking import Tracking, moving
+from hf_distill.windows import Windows
 
 OPTIONAL = ("shift_labels", "return_loss")
 """Keys of labels that a batch may leave out."""
 
 
-class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing):
+class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Publishing):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,
@@ -70,13 +71,9 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         ValueError: anything that cannot work, before training starts, with the remedy.
     """
 
-    current_gradient_accumulation_steps = 1
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
     _compiled: nn.Module | None = None
-    _window: Counts | None = None
-    _in_step = False
-    _scaled: bool | None = None
     _objective_ran = False
 
     def __init__(
@@ -148,63 +145,6 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         model, self._compiled = opened(super().call_model_init(trial))
         assert model is not None
         return model
-
-    def _get_num_items_in_batch(  # type: ignore[override]
-        self, batch_samples: list, device: torch.device
-    ) -> Counts | None:
-        """Count the items of every unit over the accumulation window, and over all ranks."""
-        if not batch_samples:
-            return None
-        counts = [self._head.items(batch).counts() for batch in batch_samples]
-        units = sorted(counts[0])
-        total = torch.stack([torch.stack([c[u] for u in units]).to(device) for c in counts]).sum(0)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            total = self.accelerator.reduce(total, "sum")
-        if self.get_tp_size() > 1:  # these ranks hold the same batch
-            total = total / self.get_tp_size()
-        self._window = Counts(zip(units, total.unbind(), strict=True))
-        return self._window
-
-    @property
-    def loss_is_scaled_for_ga(self) -> bool:
-        """False in `training_step`, True for whoever calls `compute_loss` instead of it; or what a
-        subclass says."""
-        return not self._in_step if self._scaled is None else self._scaled
-
-    @loss_is_scaled_for_ga.setter
-    def loss_is_scaled_for_ga(self, value: bool | None) -> None:
-        self._scaled = value
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """One micro-batch, whose loss is divided by the number of those in the window.
-
-        So `compute_loss` is given the counts of the window divided by that number, and what a
-        subclass adds to its loss may be a mean over the batch or a sum over these counts.
-        """
-        self._in_step = True
-        try:
-            if num_items_in_batch is not None and not self.loss_is_scaled_for_ga:
-                num_items_in_batch = num_items_in_batch.over(
-                    self.current_gradient_accumulation_steps
-                )
-            return super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            self._in_step = False
-
-    def _counted(self, given: Any, training: bool) -> tuple[Mapping[str, Tensor] | None, int]:
-        """What divides a micro-batch, and by what its components are to be divided besides.
-
-        Without counts its loss is a mean in `training_step` or out of it, as in `transformers`.
-        """
-        if not (training and self.is_in_train):
-            return given, 1
-        summed = self.loss_is_scaled_for_ga if self._in_step else given is not None
-        parts = 1 if summed else self.current_gradient_accumulation_steps
-        if given is None and self._window is not None:
-            given = self._window.over(parts)
-        return given, parts
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -342,12 +282,6 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Measuring, Publishing)
         every = max(1, int(self.state.logging_steps))
         due = (self.state.global_step + 1) % every == 0 and self.accelerator.sync_gradients
         return self.args.log_gradient_norms and due
-
-    def _loss_scale(self) -> float:
-        """Gradients are averaged over ranks; sums over global counts must be added up."""
-        if not self.args.average_tokens_across_devices:
-            return 1.0
-        return self.accelerator.num_processes / self.get_tp_size()
 
     def _context(self, modules: nn.ModuleDict, pair: Pair | None = None) -> Context:
         return Context(modules, self._parameters, self._initial, self._progress(), pair)
