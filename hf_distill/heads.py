@@ -31,6 +31,7 @@ from hf_distill.modules import (
     has_config,
     learn,
     mentions,
+    opened,
     seen_fields,
     unwrapped,
 )
@@ -62,7 +63,8 @@ class Head:
     """
 
     def __init__(self, model: nn.Module, task: Task | str | None = None, role: str = "model"):
-        self.given, self.model, self.role = model, base_of(model), role
+        self.given = opened(model)[0] or model  # an adapter too, but nothing compiled around it
+        self.model, self.role = base_of(model), role
         self.who = f"the {role} ({type(self.model).__name__})"
         task = named_task(task) if isinstance(task, str) else task
         self.task = task_of(self.model) if task is None else task

@@ -17,8 +17,10 @@ CACHED = tuple(
 )
 """Prompts that are keys and values of every layer, and no places of a sequence."""
 ENCODED = ("encoder_last_hidden_state", "encoder_hidden_states")
-DECODED = ("logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states")
-DECODED += ("decoder_hidden_states",)
+DECODED = (
+    *("logits", "start_logits", "end_logits"),
+    *("last_hidden_state", "hidden_states", "decoder_hidden_states"),
+)
 SOUNDS = ("input_values", "input_features")
 
 
@@ -80,9 +82,9 @@ class Prompt:
         tokens = None if embeds is None else embeds.shape[-2]
         tokens = tokens if ids is None else ids.shape[-1]
         decoded = batch.get("decoder_input_ids", batch.get("labels"))
-        several = getattr(model.config, "is_encoder_decoder", False) and decoded is not None
-        front = 0 if cached_prompt(model) else size
-        return cls(front, tokens, decoded.shape[-1] if several else None, size)  # type: ignore[union-attr]
+        several = getattr(model.config, "is_encoder_decoder", False)
+        last = None if decoded is None or not several else int(decoded.shape[-1])
+        return cls(0 if cached_prompt(model) else size, tokens, last, size)
 
     def after(self, values: Tensor, encoded: bool = False) -> Tensor:
         """``(B, size + T, ...)`` without its first places; anything else as it is.

@@ -134,7 +134,7 @@ def first_step(folder: Path, head: str, **options: Any) -> tuple[dict[str, float
 
 
 @pytest.mark.parametrize("lean", [True, False])
-@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("side", ["student", "teacher", "compiled"])
 @pytest.mark.parametrize("kind", ["prompt", "p_tuning"])
 def test_a_soft_prompt_moves_no_position(tmp_path: Path, kind: str, side: str, lean: bool) -> None:
     """The states in front of the head have the prompt's places too: read by number, every token is
@@ -148,6 +148,8 @@ def test_a_soft_prompt_moves_no_position(tmp_path: Path, kind: str, side: str, l
     kl = by_hand("causal_lm", batch, logits_of(student, batch), logits_of(teacher, batch))
     with torch.no_grad():
         own = float(student(**batch).loss)
+    if side == "compiled":
+        teacher = torch.compile(teacher, backend="eager")
     cls = DistillationTrainer
     if not lean:
 
