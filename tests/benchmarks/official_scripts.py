@@ -120,8 +120,9 @@ def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
 def line(row: dict[str, Any]) -> str:
     """A row of the Markdown table."""
     case = BY_NAME[row["name"]]
-    remarks = [reason for *_, reason in case.repairs if reason]
-    remarks = [f"upstream {'; '.join(remarks)}: repaired in both"] if remarks else []
+    reasons = [reason for *_, reason in case.repairs if reason]
+    remarks = [f"upstream {'; '.join(reasons)}: repaired in both"] if reasons else []
+    remarks = ([case.remark] if case.remark else []) + remarks
     if row["plain"]["error"]:
         why = f"the plain script fails: {short(row['plain']['error'])}"
         return f"| {case.name} | – | – | – | {why} |"
