@@ -58,6 +58,9 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
     """Run one script as it is, with ``alpha=0`` and with a teacher; return its row."""
     case = BY_NAME[name]
     began, where = time.monotonic(), work / re.sub(r"\W+", "-", case.name).strip("-")
+    done = where / "row.json"
+    if done.is_file():
+        return json.loads(done.read_text())
     where.mkdir(parents=True)
     datasets.config.HF_DATASETS_CACHE = where / "cache"
     teacher, row = where / "teacher", {"name": name}
@@ -67,7 +70,7 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
         return row | {"plain": {"error": f"no data: {error!r}"}, "seconds": 0.0}
     ways: dict[str, list[str]] = {
         "plain": [],
-        "labels": ["--alpha", "0"],
+        "labels": ["--alpha", "0", *case.alone],
         "distilled": ["--alpha", str(ALPHA), "--temperature", str(TEMPERATURE)],
     }
     for way, more in ways.items():
@@ -82,26 +85,19 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
             make_teacher(output, teacher)
     if not row["plain"]["error"]:
         row |= parity(where)
-    return row | {"seconds": time.monotonic() - began}
+    row |= {"seconds": time.monotonic() - began}
+    done.write_text(json.dumps(row))
+    return row
 
 
 def parity(where: Path) -> dict[str, Any]:
     """How the weights and metrics of ``alpha=0`` differ from those of the plain script."""
-    folders = ("plain-out", "labels-out", "model")
-    paths = [where / folder / "model.safetensors" for folder in folders]
+    paths = [where / folder / "model.safetensors" for folder in ("plain-out", "labels-out")]
     if not all(path.is_file() for path in paths):
         return {}
-    plain, ours, start = map(load_file, paths)
-    moved = [
-        (value - old).abs().max()
-        for name, value in plain.items()
-        for base, old in start.items()  # a model without a head has shorter names
-        if f".{name}".endswith(f".{base}") and _alike(value, old)
-    ]
-    found: dict[str, Any] = {
-        "weights": max(float((plain[k] - ours[k]).abs().max()) for k in plain if plain[k].numel()),
-        "moved": float(max(moved, default=torch.nan)),
-    }
+    plain, ours = map(load_file, paths)
+    gaps = ((plain[name] - ours[name]).abs() for name in plain if plain[name].numel())
+    found: dict[str, Any] = {"weights": max(float(gap.max()) for gap in gaps)}
     files = [where / f"{way}-out" / "all_results.json" for way in ("plain", "labels")]
     if all(file.is_file() for file in files):
         theirs, mine = (json.loads(file.read_text()) for file in files)
@@ -111,10 +107,6 @@ def parity(where: Path) -> dict[str, Any]:
             if not NOT_COMPARED.search(name) and mine.get(name) != value
         ]
     return found
-
-
-def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.is_floating_point() and left.shape == right.shape
 
 
 def line(row: dict[str, Any]) -> str:
@@ -134,7 +126,7 @@ def line(row: dict[str, Any]) -> str:
         mine = row["distilled"]["plain"]
         loss = f"{difference(row['distilled']['loss'] - mine)} of {mine:.3f}"
     if "weights" in row:
-        weights = f"{difference(row['weights'])} of {row['moved']:.0e}"
+        weights = f"{difference(row['weights'])} of {row['plain']['moved']:.0e}"
     if row.get("metrics"):
         remarks.append(f"other than plain with alpha=0: {', '.join(row['metrics'])}")
     return f"| {case.name} | {enough} | {loss} | {weights} | {'; '.join(remarks)} |"
@@ -155,7 +147,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="transformers' examples/pytorch")
     parser.add_argument("--only", default="", help="a regular expression for rows")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="a folder for scripts, outputs and logs")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="a folder for scripts, logs and rows; finished rows are not run again",
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in BY_NAME if re.search(given.only, name)]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from . import shims
 from .cases import Case
@@ -100,11 +101,15 @@ class FirstStep:
     Attributes:
         batch: The collated batch, with the noise that the student's forward was given (ViTMAE).
         student: A copy of the student before the step.
+        trained: The student itself.
+        random: torch's random state at the student's forward (losses that sample points).
         loss: What the step gave.
     """
 
     batch: dict[str, Any] | None = None
     student: Any = None
+    trained: Any = None
+    random: Tensor | None = None
     loss: float | None = None
 
     def watch(self) -> None:
@@ -115,10 +120,12 @@ class FirstStep:
             if self.loss is not None:
                 return step(trainer, model, inputs, *more, **named)
             self.batch = copy.deepcopy(dict(inputs))
-            self.student = copy.deepcopy(model).train()
+            self.student, self.trained = copy.deepcopy(model).train(), model
 
             def look(_: Any, positional: Any, given: dict[str, Any]) -> None:
-                self.batch |= {"noise": given["noise"]} if "noise" in given else {}
+                if self.random is None:
+                    self.random = torch.get_rng_state()
+                    self.batch |= {k: v for k, v in given.items() if k == "noise"}
 
             handle = model.register_forward_pre_hook(look, with_kwargs=True)
             loss = step(trainer, model, inputs, *more, **named)
@@ -128,6 +135,11 @@ class FirstStep:
 
         transformers.Trainer.training_step = watched
 
+    def moved(self) -> float:
+        """How far the training has moved a weight, at most."""
+        pairs = zip(self.student.parameters(), self.trained.parameters(), strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
+
     def in_plain_torch(self, kind: str, teacher: Path) -> float | None:
         """The same loss, computed by `reference`; None where no reference is known."""
         if kind not in KINDS or self.batch is None:
@@ -135,6 +147,7 @@ class FirstStep:
         known = inspect.signature(type(self.student).forward).parameters
         batch = {k: v for k, v in self.batch.items() if k in known}
         model = type(self.student).from_pretrained(teacher).eval()
+        torch.set_rng_state(self.random)
         return first_loss(kind, batch, self.student, model, ALPHA, TEMPERATURE)
 
 
@@ -144,14 +157,15 @@ def run(case: Case, script: Path, arguments: list[str], where: Path, teacher: Pa
     log = os.open(where / f"{script.parent.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    first, result = FirstStep(), {"error": ""}
+    first = FirstStep()
+    result: dict[str, Any] = {"error": ""}
     try:
         shims.install(script)
         first.watch()
         sys.path.insert(0, str(script.parent))
         sys.argv = [str(script), *arguments]
         runpy.run_path(str(script), run_name="__main__")
-        result["loss"] = first.loss
+        result |= {"loss": first.loss, "moved": first.moved()}
         if teacher is not None:
             result["plain"] = first.in_plain_torch(case.kind, teacher)
     except BaseException as error:
