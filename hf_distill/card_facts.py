@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from transformers import PreTrainedModel, Trainer
 from transformers.models.auto import modeling_auto
 
 from hf_distill.heads import Head, describe_model
-from hf_distill.hub import StudentCard, write
+from hf_distill.hub import StudentCard
 from hf_distill.hub.check import LICENSES
 from hf_distill.hub.inherit import local_card
+from hf_distill.hub.mending import CARD_ARGUMENTS, write_mended
 from hf_distill.hub.samples import read_samples
 from hf_distill.metrics.functional import number
 from hf_distill.modules import doubles_of
@@ -105,8 +108,9 @@ class CardFacts(Trainer):
         adapted = isinstance(student, PeftModel)
         module = not isinstance(student, PreTrainedModel | PeftModel)
         folder = Path(str(self.args.output_dir))
-        base, revision = self._head.config._name_or_path or None, self._head.config
-        revision = getattr(revision, "_commit_hash", None)
+        config = self._head.config
+        base = getattr(config, "_name_or_path", None) or None
+        revision = getattr(config, "_commit_hash", None)
         base_license = local_card(base, revision).get("license")
         results = self._last_results()
         terms = [name for name, _, _ in self.goal.named()]
@@ -121,7 +125,7 @@ class CardFacts(Trainer):
             teacher={} if self.teacher is None else teacher_facts(self.teacher),
             student={
                 **describe_model(self._head.model if not module else student),
-                "labels": label_names(self._head.config),
+                "labels": label_names(config),
                 **({"tied": True} if module and doubles_of(student) else {}),
             },
             objective=self.goal.describe(),
@@ -143,17 +147,20 @@ class CardFacts(Trainer):
 
     def _split_sizes(self) -> dict[str, int]:
         splits: dict[str, Any] = {"train": self.train_dataset, "evaluation": self.eval_dataset}
-        return {
-            n: len(d)
-            for n, d in splits.items()
-            if hasattr(d, "__len__") and not isinstance(d, dict)
-        }
+        sizes = {}
+        for name, split in splits.items():
+            if hasattr(split, "__len__") and not isinstance(split, dict):
+                with contextlib.suppress(TypeError, NotImplementedError):  # streams have no length
+                    sizes[name] = len(split)
+        return sizes
 
     def _evidence(self, results: dict[str, dict[str, float]]) -> dict[str, Any]:
         """The interval of an accuracy over the evaluation examples."""
-        accuracy = results.get("student", {}).get("accuracy")
+        accuracy: Any = results.get("student", {}).get("accuracy")
         examples = self._split_sizes().get("evaluation")
-        if accuracy is None or not examples or self._head.task.name not in _PER_EXAMPLE:
+        if not examples or self._head.task.name not in _PER_EXAMPLE:
+            return {}
+        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:  # percent, NaN, a list
             return {}
         return {"metric": "accuracy", "interval": accuracy_interval(accuracy, examples)}
 
@@ -189,7 +196,7 @@ class CardFacts(Trainer):
 
     def create_model_card(
         self,
-        language: str | None = None,
+        language: str | list[str] | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
@@ -199,25 +206,30 @@ class CardFacts(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write the student's card to ``output_dir/README.md``; arguments as in `Trainer`."""
+        """Write the student's card to ``output_dir/README.md``; arguments as in `Trainer`.
+
+        A value that the Hub does not know ends no finished training: it is brought to what the Hub
+        knows (``en_XX`` to ``en``, ``Apache-2.0`` to ``apache-2.0``), replaced by what the trainer
+        knows, or left out, and one warning names each. `hf_distill.hub.write`, ``hf-distill card
+        check`` and ``hf-distill push`` refuse such values.
+        """
+        given = locals()
         if not self.is_world_process_zero():
             return
-        card = self.student_card()
-        given: dict[str, Any] = {
-            "language": language,
-            "license": license,
-            "model_name": model_name,
-            "base_model": finetuned_from,
-            "task": _first(tasks),
-        }
-        card = dataclasses.replace(card, **{k: v for k, v in given.items() if v is not None})
-        data = {"name": _first(dataset_tags) or _first(dataset), "config": _first(dataset_args)}
-        card.data.update({key: value for key, value in data.items() if value})
-        card.tags.extend([tags] if isinstance(tags, str) else tags or [])
-        write(card, str(self.args.output_dir))
-
-
-def _first(value: str | list[str] | None) -> str | None:
-    if isinstance(value, list):
-        return value[0] if value else None
-    return value
+        folder, notes = Path(str(self.args.output_dir)), []
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
+            try:
+                card = self.student_card()
+            except Exception as error:  # the student is finished: its card is no reason to lose it
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                notes.append(f"the facts of the run: left out, gathering them failed ({reason})")
+                card = StudentCard(folder.absolute().name)
+        notes += [str(warning.message) for warning in caught]
+        folder.mkdir(parents=True, exist_ok=True)
+        notes += write_mended(card, folder, {name: given[name] for name in CARD_ARGUMENTS})
+        if notes:
+            listed = "\n- ".join(notes)
+            warnings.warn(
+                f"The model card in {folder} does not say all that it was given:\n- {listed}",
+                stacklevel=2,
+            )

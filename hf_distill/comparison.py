@@ -14,6 +14,7 @@ import numpy as np
 from hf_distill.directions import lower_is_better
 from hf_distill.recipe.chain import EVALUATION
 from hf_distill.recipe.publish import FINAL
+from hf_distill.recipe.report import unlike
 from hf_distill.recipe.stages import RECORD
 from hf_distill.robustness.verdicts import judge
 
@@ -136,6 +137,8 @@ def _warnings(run: Recorded, first: Recorded) -> list[str]:
     teachers = [facts["models"]["teacher"] for facts in (ours, theirs)]
     if any(teachers[0][key] != teachers[1][key] for key in ("parameters", "test")):
         found.append("another teacher: agreement and share kept are with its own")
+    if told := unlike(ours["models"].get("baseline", {})):
+        found.append(f"its baseline was trained with {told} for the student")
     return found
 
 

@@ -271,7 +271,7 @@ def _compared(facts: Mapping[str, Any]) -> list[str]:
     """A sentence on the model and the baseline, and the notes."""
     found, said = facts["comparison"], list[str]()
     if found is not None:
-        apart = found["p"] < 1 - LEVEL
+        apart = found["p"] <= 1 - LEVEL
         said.append(
             f"Model against baseline: {found['difference']:+.4f} in {found['axis']} "
             f"({found['low']:+.4f} to {found['high']:+.4f}, p = {found['p']:.3g}): the two files "

@@ -90,11 +90,7 @@ class Publishing(CardFacts):
         if busy is not None and not busy.is_done() and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        try:
-            self.create_model_card()
-        except ValueError as error:  # no reason to end the training
-            logger.warning("No push of step %s: %s", self.state.global_step, error)
-            return
+        self.create_model_card()
         checkpoint, path_in_repo = Path(checkpoint_folder), None
         if strategy == HubStrategy.CHECKPOINT:
             path_in_repo = "last-checkpoint"

@@ -69,7 +69,7 @@ def exports_of(folder: Path) -> list[dict[str, Any]]:
     """What was exported from the student in a folder; of other weights nothing, with a warning."""
     try:
         return read_exports(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         warnings.warn(f"The card leaves the exported files out. {error}", stacklevel=2)
         return []
 
@@ -116,9 +116,9 @@ def describe_processor(processor: Any) -> dict[str, Any]:
     length = getattr(processor, "model_max_length", None)
     if isinstance(length, int) and length < 1_000_000:
         found["max_length"] = length
-    size = dict(getattr(processor, "size", None) or {})
-    if size.get("height") and size.get("width"):
-        found["image_size"] = [size["height"], size["width"]]
+    side = getattr(getattr(processor, "size", None), "get", dict[str, int]().get)
+    if side("height") and side("width"):
+        found["image_size"] = [side("height"), side("width")]
     for key in ("image_mean", "image_std", "sampling_rate"):
         value = getattr(processor, key, None)
         if value is not None:
@@ -131,15 +131,22 @@ def measured_carbon(folder: Path) -> dict[str, Any]:
     file = folder / "emissions.csv"
     if not file.is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or not rows[-1].get("emissions"):
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        last = rows[-1] if rows else {}  # of every run the total so far
+        measured = {
+            name: float(last[column])
+            for name, column in (("kg", "emissions"), ("kwh", "energy_consumed"))
+            if last.get(column)
+        }
+    except (OSError, ValueError, csv.Error) as error:  # cut short by a kill, or another's
+        warnings.warn(f"The card leaves the emissions out: {file}: {error}", stacklevel=2)
         return {}
-    last = rows[-1]  # of every run the total so far
+    if "kg" not in measured:
+        return {}
     tool = f"codecarbon {last.get('codecarbon_version', '')}".strip()
-    facts = {"kg": float(last["emissions"]), "tool": tool, "country": last.get("country_name")}
-    if last.get("energy_consumed"):
-        facts["kwh"] = float(last["energy_consumed"])
+    facts = {**measured, "tool": tool, "country": last.get("country_name")}
     facts["hardware"] = last.get("gpu_model") or last.get("cpu_model")
     return facts
 

@@ -13,6 +13,7 @@ from hf_distill.axes import AXES
 from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
 from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.robustness.tables import table
+from hf_distill.robustness.verdicts import no_word_yet
 
 WORDS = {
     "accuracy": "Accuracy",
@@ -165,8 +166,7 @@ def sentences(facts: Mapping[str, Any]) -> str:
                 "better": f"{what}: better over {seeds} same-seed pairs.",
                 "worse": f"{what}: worse over {seeds} same-seed pairs.",
                 "not distinguishable": f"{what}: not distinguishable over {seeds} same-seed pairs.",
-                "preliminary": f"{what}: preliminary, {seeds} same-seed pairs, no claim (6 are "
-                "needed).",
+                "preliminary": f"{what}: preliminary, no claim ({no_word_yet(seeds)}).",
             }.get(row["word"], f"{what}: one pair of files, no claim about the methods.")
         )
     return " ".join(said)

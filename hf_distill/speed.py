@@ -56,6 +56,13 @@ class Speed:
         """The attributes as plain values."""
         return dataclasses.asdict(self)
 
+    def on_card(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """A row of ``measured``, and ``measured_on``, as `StudentCard` has them."""
+        told = self.describe()
+        row = ("latency_ms", "p10_ms", "p90_ms", "throughput")
+        on = ("hardware", "threads", "batch_size", "dtype", "repeats")
+        return {key: told[key] for key in row}, {key: told[key] for key in on}
+
 
 def measure_speed(
     model: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 20, warmup: int = 3

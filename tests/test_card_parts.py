@@ -93,11 +93,29 @@ def test_measured_rows_stand_under_their_model() -> None:
     assert _table(text, "Size on disk") == ["36.3 MB", "36.3 MB", "90.9 MB"]
     assert _table(text, "Latency, ms a batch") == ["12.3", "12.4", "41"]
     assert _table(text, "Throughput, examples a second") == ["650", "–", "1,950"]
-    assert "takes 30 % of its time (12.3 ms against 41 ms a batch)" in text  # 12.3 / 41 = 0.3
+    assert "takes 30 % of its time: 12.3 ms against 41 ms a batch." in text  # 12.3 / 41 = 0.3
     assert (
         "Latency is the median time of one forward pass on 8 examples of 41 tokens in float32, on "
         "AMD EPYC, 2 cores with 1 thread." in text
     )
+
+
+@pytest.mark.parametrize(
+    ("p10", "p90", "said"),
+    [
+        (38.1, 47.0, "12.3 ms (11.9 to 14.1) against 41 ms (38.1 to 47) a batch."),
+        (14.0, 47.0, "12.3 ms (11.9 to 14.1) against 41 ms (14 to 47) a batch, not told apart by "),
+    ],
+)
+def test_a_latency_has_its_spread(p10: float, p90: float, said: str) -> None:
+    """Of two times on a busy machine the smaller one reads as the faster model."""
+    measured = copy.deepcopy(MEASURED)
+    measured["student"] |= {"p10_ms": 11.9, "p90_ms": 14.1}
+    measured["teacher"] |= {"p10_ms": p10, "p90_ms": p90}
+    text = render(_card(measured=measured, measured_on={"repeats": 20}))
+    assert said in text
+    assert _table(text, "Latency, ms a batch")[:2] == ["12.3 (11.9 to 14.1)", "12.4"]
+    assert "the median time (in brackets the 10th and 90th percentile of 20 runs) of one" in text
 
 
 def test_robustness_rows_are_in_the_table() -> None:

@@ -25,6 +25,10 @@ __all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "replace_text", "wit
 
 BEGIN, END = "<!-- hf_distill:begin -->", "<!-- hf_distill:end -->"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+BY_HAND = (
+    "{path} was written by hand and is left as it is. To have the generated card in it, put the "
+    f"lines {BEGIN} and {END} where it should stand, or delete the file; then write the card again."
+)
 _STOCK = (  # what Trainer and push_to_hub write into the cards they generate
     "This model card has been generated automatically according to the information the Trainer",
     "This model card has been automatically generated.",
@@ -48,10 +52,12 @@ class StudentCard:
       ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.
     - ``claim``: the evidence of the first sentence: ``metric``; ``interval`` of the student's
       result; ``gain`` over the baseline: dicts of ``value``, ``low``, ``high``, ``level``,
-      ``method``, and for the gain ``p`` and ``word`` (better, worse, not distinguishable, …).
-      A gain without ``word`` is called not tested.
-    - ``measured``: model -> ``size_bytes``, ``latency_ms`` a batch, ``throughput`` in examples a
-      second; ``measured_on``: ``hardware``, ``threads``, ``batch_size``, ``dtype``, ``input``.
+      ``method``, and for the gain ``p`` of the same test (``p_adjusted``: after Holm) and ``word``
+      (better, worse, not distinguishable, …; ``why`` there is none yet). A gain without ``word`` is
+      called not tested. ``arguments``: those of the baseline's training, against the student's.
+    - ``measured``: model -> ``size_bytes``, ``latency_ms`` a batch (the median; ``p10_ms`` and
+      ``p90_ms``: its spread), ``throughput`` in examples a second; ``measured_on``: ``hardware``,
+      ``threads``, ``batch_size``, ``dtype``, ``input``, ``repeats``.
     - ``objective``: dicts of ``name``, ``weight``, ``settings`` (dict) and ``citation`` (BibTeX).
     - ``components``: term -> the last value of the loss; ``history``: rows of the training log,
       dicts with the same keys. ``training``: name -> value, or one more
@@ -149,20 +155,27 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
     validate(text)
     if eval_results:
         _write_eval_results(_facts(card), Path(folder))
-    if path.exists():
-        old = path.read_text(encoding="utf-8")
-        if BEGIN in old or END in old:
-            text = _merge(text, old, path)
-        elif not _is_stock(old):
-            warnings.warn(
-                f"{path} was written by hand and is left as it is. To have the generated card in "
-                f"it, put the lines {BEGIN} and {END} where it should stand, or delete the file; "
-                "then write the card again.",
-                stacklevel=2,
-            )
-            return path
-    replace_text(path, text)
+    joined = join(text, path)
+    if joined is None:
+        warnings.warn(BY_HAND.format(path=path), stacklevel=2)
+    else:
+        replace_text(path, joined)
     return path
+
+
+def join(text: str, path: Path) -> str | None:
+    """A card with what a person wrote around the earlier card of ours that stands at ``path``.
+
+    Returns:
+        None: there stands a card by hand, without our markers.
+
+    Raises:
+        ValueError: what stands there has broken markers or front matter, or is no text.
+    """
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if BEGIN in old or END in old:
+        return _merge(text, old, path)
+    return text if not old or _is_stock(old) else None
 
 
 def with_repo_id(text: str, repo_id: str) -> str:
@@ -245,7 +258,7 @@ def _facts(card: StudentCard) -> dict[str, Any]:
         raise ValueError(
             f"expected each term of the objective to have a name, got {card.objective}"
         )
-    facts["model_name"] = _shown(card.model_name)
+    facts["model_name"] = shown(card.model_name)
     sources = {"teacher": card.teacher, "data": card.data}
     if card.base_model:
         sources["base"] = {
@@ -255,14 +268,14 @@ def _facts(card: StudentCard) -> dict[str, Any]:
         }
     for key, source in sources.items():
         facts.get(key, {}).pop("name", None)  # as it was typed
-        if name := _shown(source.get("name") or ""):
+        if name := shown(source.get("name") or ""):
             facts[key] = _clean(source) | {"name": name}
             facts[key]["id"] = hub_id(source["name"], source.get("revision"))
             facts[key]["kind"] = "datasets/" if key == "data" else ""
     return facts
 
 
-def _shown(name: str) -> str:
-    """A name for prose: of a path, its last part only."""
+def shown(name: str) -> str:
+    """A name for prose: of a path, its last part only; empty where nothing of it can be shown."""
     name = " ".join(_printable(name).split())
     return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if is_local(name) else scrub(name)

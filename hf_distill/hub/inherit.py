@@ -40,7 +40,7 @@ def local_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         metadata = yaml.safe_load(match.group(2)) if match else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
         metadata = {}
     if isinstance(metadata, dict):
         found = {k: metadata[k] for k in ("license", "language") if metadata.get(k)}

@@ -15,13 +15,15 @@ from transformers import PreTrainedModel
 from hf_distill.directions import lower_is_better
 from hf_distill.hub.comparison import mean
 from hf_distill.language_eval import side_by_side_samples
+from hf_distill.recipe.report import unlike
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.stages import RECORD, Stage, versions
-from hf_distill.robustness.verdicts import judge
+from hf_distill.robustness.verdicts import SEEDS, judge, no_word_yet, tests_of
 from hf_distill.run_facts import accuracy_interval, last_components, log_rows
 from hf_distill.speed import measure_speeds, size_on_disk
 
 SPEED, SAMPLES = "speed", "samples"
+EQUAL = "equal training arguments"
 BATCH = 8
 """Examples in the batch whose time is measured."""
 
@@ -37,10 +39,11 @@ def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
     alone = [runs[f"baseline/seed-{seed}"]["test"][metric] for seed in seeds]
     better = not lower_is_better(metric)
     evidence = {"metric": metric, "gain": gain(metric, ours, alone, higher_is_better=better)}
-    if metric == "accuracy" and ROBUSTNESS in facts and len(seeds) > 1:  # one interval, not two
+    evidence["arguments"] = unlike(facts["models"]["baseline"]) or EQUAL
+    if metric == "accuracy" and ROBUSTNESS in facts and len(seeds) > 1:  # one verdict, not two
         judged = facts[ROBUSTNESS]["verdicts"]["alone"]["clean"]
-        evidence["gain"] |= {key: judged[key] for key in ("low", "high", "p", "word")}
-        evidence["gain"]["method"] = f"over {len(seeds)} paired seeds and the examples"
+        kept = ("low", "high", "p", "p_adjusted", "word")
+        evidence["gain"] |= {key: judged[key] for key in kept if judged[key] is not None}
     if metric == "accuracy":
         value = mean(facts["models"]["student"]["test"][metric])
         evidence["interval"] = accuracy_interval(value, facts["examples"]["test"])
@@ -60,9 +63,11 @@ def gain(
     """
     found = judge({metric: (ours, alone)}, higher_is_better={metric: higher_is_better})[metric]
     facts: dict[str, Any] = {"value": found.difference}
-    if len(ours) > 1:
-        facts |= {"low": found.low, "high": found.high, "level": 0.95, "p": found.p}
-        facts |= {"method": f"paired over {len(ours)} seeds", "word": found.word}
+    if found.seeds > 1:
+        facts |= {"low": found.low, "high": found.high, "level": 0.95}
+        facts |= {"method": tests_of(found.seeds), "word": found.word}
+        early = found.seeds < SEEDS
+        facts |= {"why": no_word_yet(found.seeds)} if early else {"p": found.p}
     return facts
 
 
@@ -133,10 +138,8 @@ def measured(
     }
     speeds = measure_speeds({role: (load().to(device), batch) for role, load in models.items()})
     for role, speed in speeds.items():
-        facts = {"latency_ms": speed.latency_ms, "throughput": speed.throughput}
-        found[role] = {**found.get(role, {}), **facts}
-    told = speeds["student"].describe()
-    on = {key: told[key] for key in ("hardware", "threads", "batch_size", "dtype")}
+        found[role] = {**found.get(role, {}), **speed.on_card()[0]}
+    _, on = speeds["student"].on_card()
     results = {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
     stage.finish(results)
     return results

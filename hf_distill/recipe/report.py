@@ -106,6 +106,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         runs = [outcome.results[key] for key in keys if key in outcome.results]
         if runs:
             models[role]["train_steps"] = runs[0]["steps"]
+        if role in ("baseline", CONTROL):
+            models[role]["unlike"] = _unlike(recipe, role)
     return {
         "name": recipe.name,
         "task": recipe.task,
@@ -128,6 +130,23 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "environment": environment(),
         **({ROBUSTNESS: found[ROBUSTNESS]} if ROBUSTNESS in found else {}),
     }
+
+
+def _unlike(recipe: Recipe, role: str) -> dict[str, list[Any]]:
+    """The training arguments in which a role differs from the student: its own, the student's."""
+    own, ours = recipe.training_of(role), recipe.training_of("student")
+    names = [name for name in {**ours, **own} if own.get(name) != ours.get(name)]
+    return {name: [own.get(name), ours.get(name)] for name in names}
+
+
+def unlike(model: Mapping[str, Any]) -> str:
+    """The training arguments of a baseline that are not the student's, in words.
+
+    >>> unlike({"unlike": {"learning_rate": [0.0001, 0.0002]}})
+    'learning_rate = 0.0001 in place of 0.0002'
+    """
+    rows = model.get("unlike", {}).items()
+    return ", ".join(f"{name} = {own} in place of {ours}" for name, (own, ours) in rows)
 
 
 def _trained(outcome: Outcome) -> list[str]:
@@ -226,7 +245,11 @@ def verdict(facts: Mapping[str, Any]) -> str:
         if len(seeds) > 1:
             part += f" ({'below' if lower else 'above'} it for {better} of {len(seeds)} seeds)"
         parts.append(part)
-    return f"Distilled against the same student without a teacher: {', '.join(parts)}."
+    said = f"Distilled against the same student without a teacher: {', '.join(parts)}."
+    for role in ("baseline", CONTROL):
+        if told := unlike(facts["models"].get(role, {})):
+            said += f" {NAMES[role]}: trained with {told}."
+    return said
 
 
 def write(facts: Mapping[str, Any], root: Path) -> None:

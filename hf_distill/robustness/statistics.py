@@ -1,7 +1,7 @@
 """Intervals and tests for two models on the same examples, and for two methods on the same seeds.
 
 Which claim needs which test is in :mod:`hf_distill.robustness.verdicts`. Random draws come from
-Generators made from the ``seed`` given. The t distribution needs scipy (extra ``recipes``).
+a Generator made from the ``seed`` given. The t distribution needs scipy (extra ``recipes``).
 """
 
 import math
@@ -86,6 +86,41 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return float(_scipy_stats().binomtest(min(only_a, only_b), only_a + only_b).pvalue)
 
 
+def mcnemar_interval(
+    correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval of the mean of a - b that belongs to :func:`mcnemar`: 0 is outside of it exactly
+    where that p is at most 1 - level.
+
+    Clopper and Pearson's interval of the share of examples on which a is right, of the b + c on
+    which only one of them is, as a difference of accuracies: m (2θ - 1) / N with m = b + c.
+
+    Args:
+        correct_a: ``(N,)``, 0 or 1.
+        correct_b: ``(N,)``, for the same examples.
+        level: coverage of the interval, given the number of examples on which they differ.
+
+    Raises:
+        ValueError: see :func:`mcnemar`, or a level outside (0, 1).
+
+    Reference: Clopper and Pearson, 1934, "The Use of Confidence or Fiducial Limits Illustrated in
+        the Case of the Binomial".
+
+    >>> low, high = mcnemar_interval([1, 1, 1, 1, 0], [0, 0, 0, 0, 0])
+    >>> round(low, 3), high
+    (-0.164, 0.8)
+    """
+    a, b = correctness(correct_a), correctness(correct_b)
+    _check_pair(a, b)
+    _check_level(level)
+    only_a, differing = int((a & ~b).sum()), int((a ^ b).sum())
+    if not differing:
+        return 0.0, 0.0
+    share = _scipy_stats().binomtest(only_a, differing).proportion_ci(level, method="exact")
+    low, high = (differing * (2 * float(end) - 1) / len(a) for end in (share.low, share.high))
+    return low, high
+
+
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Estimate:
@@ -99,7 +134,8 @@ def paired_bootstrap(
         seed: of the resamples; the order of the examples does not matter.
 
     Returns:
-        ``p`` is twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)).
+        ``p`` is twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)); it
+        is at most 1 - level exactly where the interval leaves 0 out.
 
     Raises:
         ValueError: not the same number of finite scores, a level outside (0, 1), or no draws.
@@ -109,7 +145,26 @@ def paired_bootstrap(
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     _check_pair(first, second)
-    return hierarchical_bootstrap((first - second)[None], level, draws, seed)
+    values = np.sort(first - second)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected finite scores of some examples, got shape {values.shape}. Leave out "
+            "examples that have no score in one of the runs."
+        )
+    _check_level(level)
+    if draws < 1:
+        raise ValueError(f"Expected at least 1 draw, got draws={draws}.")
+    rng = np.random.default_rng(seed)
+    chunks = []
+    for part in np.array_split(np.arange(draws), math.ceil(draws * len(values) / 2**20)):
+        drawn = rng.integers(len(values), size=(len(part), len(values)))
+        chunks.append(values[drawn].mean(-1))
+    means = np.sort(np.concatenate(chunks))
+    # So many may lie beyond 0 for p to be at most 1 - level: the interval begins at the next.
+    place = max(0, math.floor(round((1 - level) * (draws + 1) / 2, 9)) - 1)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    p = min(1.0, 2 * (1 + beyond) / (draws + 1))
+    return Estimate(float(values.mean()), float(means[place]), float(means[-1 - place]), float(p))
 
 
 # ---- seeds: the method claim ---------------------------------------------------------------------
@@ -176,58 +231,44 @@ def sign_flip(differences: ArrayLike) -> float:
     return float(2 * at_least.sum(dtype=float) / 2.0 ** len(values))
 
 
-def hierarchical_bootstrap(
-    differences: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """The mean difference with a percentile interval from resampled seeds and resampled examples.
+def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean that belongs to :func:`sign_flip`: all shifts of the differences
+    for which its p is above 1 - level.
 
-    A resample draws S seeds, and N examples for all of these: the runs share their examples, so an
-    easy example is easy in all of them, and drawing examples for each seed anew would make the
-    interval too narrow. With S = 1 it is the bootstrap over examples.
-
-    It shows how far the mean may be off for other seeds and other examples. With few seeds it is a
-    picture, no test: use :func:`paired_t` and :func:`sign_flip`.
+    Below the mean, a shift δ has p = 2 (1 + number of non-empty subsets whose mean is at most δ)
+    / 2^S: the ends are the k-th smallest and largest of these means, k = ⌊(1 - level) 2^S / 2⌋.
 
     Args:
-        differences: ``(S, N)``: seed, example.
+        differences: ``(S,)``, one for each pair of runs with the same seed, 1 to 20 of them.
         level: coverage of the interval.
-        draws: number of resamples.
-        seed: of the resamples; the order of the examples does not matter.
 
     Returns:
-        ``p`` is twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)).
+        Infinite ends where S pairs cannot reach such a level (2 / 2^S is above 1 - level).
 
     Raises:
-        ValueError: not ``(S, N)`` and finite, a level outside (0, 1), or no draws.
+        ValueError: more differences, none, or one that is not finite.
 
-    Reference: Owen, 2007, "The Pigeonhole Bootstrap", arXiv:0712.1111; Saravanan, Berman and Sober,
-        2020, "Application of the Hierarchical Bootstrap to Multi-Level Data in Neuroscience".
+    Reference: Hartigan, 1969, "Using Subsample Values as Typical Values".
+
+    >>> sign_flip_interval([0.1, 0.2, 0.3, 0.1, 0.2, 0.2])
+    (0.1, 0.3)
     """
-    values = np.asarray(differences, dtype=float)
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(
-            f"Expected finite differences of shape (seeds, examples), got shape {values.shape}. "
-            "Leave out examples that have no score in one of the runs."
-        )
+    values = _vector(differences, at_least=1)
     _check_level(level)
-    if draws < 1:
-        raise ValueError(f"Expected at least 1 draw, got draws={draws}.")
-    values = values[:, np.lexsort(values)]
-    seeds, examples = values.shape
-    rng = np.random.default_rng(seed)
-    drawn_seeds = rng.integers(seeds, size=(draws, seeds))
-    chunks = []
-    for rows in np.array_split(drawn_seeds, math.ceil(draws * examples / 2**20)):
-        drawn = rng.integers(examples, size=(len(rows), examples))
-        drawn += examples * np.arange(len(rows))[:, None]
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        by_seed = times @ values.T / examples
-        chunks.append(np.take_along_axis(by_seed, rows, axis=1).mean(-1))
-    means = np.concatenate(chunks)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    p = min(1.0, 2 * (1 + beyond) / (draws + 1))
-    return Estimate(float(values.mean()), float(low), float(high), float(p))
+    if len(values) > 20:
+        raise ValueError(
+            f"sign_flip_interval looks at all 2^S subsets, up to S=20, got {len(values)} "
+            "differences. With so many, paired_t is as good."
+        )
+    place = math.floor(round((1 - level) * 2.0 ** (len(values) - 1), 9))
+    if place < 1:
+        return -math.inf, math.inf
+    sums, sizes = np.zeros(1), np.zeros(1)
+    for value in values:
+        sums, sizes = np.append(sums, sums + value), np.append(sizes, sizes + 1)
+    means = np.sort(sums[1:] / sizes[1:])
+    means[np.abs(means) <= 1e-9 * np.abs(values).sum()] = 0  # equal but for rounding
+    return float(means[place - 1]), float(means[-place])
 
 
 def minimum_detectable(

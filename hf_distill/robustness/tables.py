@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_distill.axes import AXES
+from hf_distill.robustness.verdicts import no_word_yet
 
 COLUMNS = {
     "teacher": "Teacher",
@@ -152,7 +153,7 @@ def sentences(verdicts: Mapping[str, Any], other: str) -> str:
         elif word == "not distinguishable":
             said.append(f"Not distinguishable from {against} over {seeds} pairs: {listed}.")
         elif word == "preliminary":
-            said.append(f"Preliminary, {seeds} pairs of seeds, no claim (6 are needed): {listed}.")
+            said.append(f"Preliminary, no claim ({no_word_yet(seeds)}): {listed}.")
         elif word == "checkpoint only":
             said.append(
                 "One pair: the figures tell these two files apart, not the methods that made them "

@@ -20,16 +20,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_distill.robustness.statistics import (
     Estimate,
-    hierarchical_bootstrap,
     holm,
     mcnemar,
+    mcnemar_interval,
     paired_bootstrap,
     paired_t,
     sign_flip,
+    sign_flip_interval,
 )
 
 SEEDS = 6
 """The fewest same-seed pairs for a word on the method: with 5, sign-flip cannot reach 0.05."""
+COUNTED = 20
+"""The most pairs whose signs are flipped; with more, Student's t alone is as good."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Verdict:
     Attributes:
         axis: What was measured.
         difference: The mean of ours - theirs, in the unit of the axis.
-        low: The interval of the difference at 1 - level: resampled seeds and examples, or Student's
-            t for per-seed values. It also counts the choice of examples, which the tests over seeds
-            do not, and may thus reach over 0 where these are significant.
+        low: The interval of the difference at 1 - level, by the very tests that ``p`` is of: it
+            leaves 0 out exactly where p is at most ``level``. Checkpoint: over the examples.
+            Method: over the seeds, Student's t, and from 6 pairs on the wider one of t and exact
+            sign-flip.
         high: Its upper end. Both are NaN if there is a single value.
         p: Checkpoint: McNemar for 0/1 scores, else the paired bootstrap. Method: the larger one of
-            paired t and exact sign-flip. NaN if there is a single value.
+            paired t and exact sign-flip, from 6 pairs on. NaN with 2 to 5 pairs, whose sign-flip
+            has no p below `least_p`, and if there is a single value.
         p_adjusted: p after Holm over the axes.
         seeds: Number of same-seed pairs.
         word: "better", "worse" or "not distinguishable"; "preliminary" with 2 to 5 pairs,
@@ -61,6 +66,38 @@ class Verdict:
     seeds: int
     word: str
     claim: str
+
+
+def least_p(seeds: int) -> float:
+    """The least p that exact sign-flip has for so many same-seed pairs: 2 / 2^S.
+
+    >>> least_p(3), least_p(6)
+    (0.25, 0.03125)
+    """
+    return 2.0 / 2**seeds
+
+
+def no_word_yet(seeds: int) -> str:
+    """Why 2 to 5 pairs have neither p nor word.
+
+    >>> no_word_yet(3)
+    'no p, since exact sign-flip over 3 pairs of seeds cannot go below 0.25; a word needs 6'
+    """
+    return (
+        f"no p, since exact sign-flip over {seeds} pairs of seeds cannot go below "
+        f"{least_p(seeds):.3g}; a word needs {SEEDS}"
+    )
+
+
+def tests_of(seeds: int) -> str:
+    """What interval and p of so many same-seed pairs are of.
+
+    >>> tests_of(3)
+    "Student's t over 3 pairs of seeds"
+    """
+    if seeds < SEEDS or seeds > COUNTED:
+        return f"Student's t over {seeds} pairs of seeds"
+    return f"Student's t and exact sign-flip over {seeds} pairs of seeds, the wider of the two"
 
 
 def judge(
@@ -130,7 +167,8 @@ def checkpoint(
     a, b = (np.asarray(scores, dtype=float) for scores in (ours, theirs))
     estimate = paired_bootstrap(a, b, 1 - level)
     if all(np.isin(scores, (0, 1)).all() for scores in (a, b)):
-        estimate = estimate._replace(p=mcnemar(a, b))
+        low, high = mcnemar_interval(a, b, 1 - level)
+        estimate = Estimate(estimate.mean, low, high, mcnemar(a, b))
     return _verdict(axis, estimate, 1)
 
 
@@ -145,11 +183,16 @@ def _tested(axis: str, ours: NDArray, theirs: NDArray, level: float) -> Verdict:
             return checkpoint(ours[0], theirs[0], axis, level)
         return _verdict(axis, Estimate(float(differences[0]), math.nan, math.nan, math.nan), 1)
     per_seed = differences.reshape(seeds, -1).mean(-1)
-    estimate = paired_t(per_seed, 1 - level)
-    p = max(estimate.p, sign_flip(per_seed))
-    if differences.ndim == 2:
-        estimate = hierarchical_bootstrap(differences, 1 - level)
-    return _verdict(axis, estimate._replace(p=p), seeds)
+    mean, low, high, p = paired_t(per_seed, 1 - level)
+    if seeds < SEEDS:
+        p = math.nan
+    elif seeds <= COUNTED:
+        ends = sign_flip_interval(per_seed, 1 - level)
+        p = max(p, sign_flip(per_seed))
+        low, high = min(low, ends[0]), max(high, ends[1])
+    if math.isinf(low):
+        low = high = math.nan  # so few pairs have no interval at this level
+    return _verdict(axis, Estimate(mean, low, high, p), seeds)
 
 
 def _verdict(axis: str, estimate: Estimate, seeds: int) -> Verdict:

@@ -11,13 +11,14 @@ import torch
 from scipy import stats
 
 from hf_distill.robustness.statistics import (
-    hierarchical_bootstrap,
     holm,
     mcnemar,
+    mcnemar_interval,
     minimum_detectable,
     paired_bootstrap,
     paired_t,
     sign_flip,
+    sign_flip_interval,
     wilson,
 )
 
@@ -166,48 +167,63 @@ def test_bad_differences_are_refused(function: Callable, values: list) -> None:
         paired_t([1.0])
 
 
-def test_hierarchical_interval_counts_seeds_and_examples() -> None:
-    """Seeds left out: the interval of the very bootstrap that gave 14 to 36 % false verdicts."""
-    rng = np.random.default_rng(4)
-    seeds, examples = 20, 300
-    by_seed, by_example = rng.normal(0, 0.1, (seeds, 1)), rng.normal(0, 1, (1, examples))
-    noise = rng.normal(0, 0.5, (seeds, examples))
-
-    def half_width(differences: np.ndarray) -> float:
-        result = hierarchical_bootstrap(differences)
-        assert result.mean == pytest.approx(differences.mean())
-        return (result.high - result.low) / 2
-
-    seed_part = 1.96 * by_seed.std() / math.sqrt(seeds)
-    example_part = 1.96 * by_example.std() / math.sqrt(examples)
-    assert half_width(by_seed + np.zeros((1, examples))) == pytest.approx(seed_part, rel=0.1)
-    # More seeds on the same examples are no more examples.
-    assert half_width(by_example + np.zeros((seeds, 1))) == pytest.approx(example_part, rel=0.1)
-    both = math.hypot(seed_part, example_part)
-    assert half_width(by_seed + by_example + noise) == pytest.approx(both, rel=0.15)
+def _p_of_signs(values: np.ndarray, shift: float) -> float:
+    """The two-sided p of the mean of ``values - shift`` over all patterns of signs."""
+    moved = values - shift
+    sums = [abs(np.dot(signs, moved)) for signs in itertools.product((-1, 1), repeat=len(moved))]
+    return float(np.mean(np.array(sums) >= abs(moved.sum()) - 1e-9 * np.abs(values).sum()))
 
 
-def test_hierarchical_interval_covers_the_truth() -> None:
+@pytest.mark.parametrize("seeds", [6, 7, 9])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_interval_of_sign_flip_is_of_that_test(seeds: int, level: float) -> None:
+    """An interval of another test leaves 0 out where the p beside it says "not significant"."""
+    rng = np.random.default_rng(seeds)
+    for values in (rng.normal(0.5, 1, seeds), rng.integers(-2, 5, seeds) / 10):
+        low, high = sign_flip_interval(values, level)
+        for end, outwards in ((low, -1), (high, 1)):
+            assert _p_of_signs(values, end) > 1 - level
+            assert _p_of_signs(values, end + outwards * 1e-6) <= 1 - level
+    assert sign_flip_interval(np.arange(6.0), 0.99) == (-math.inf, math.inf)
+    assert sign_flip_interval([0.1, 0.2, -0.3, 0.4, 0.5, 0.6, 0.7])[0] <= 0
+    with pytest.raises(ValueError, match="got 21 differences"):
+        sign_flip_interval(np.ones(21))
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 0), (6, 0), (12, 25), (12, 24), (1, 9), (200, 3)])
+def test_the_interval_of_mcnemar_is_of_that_test(b: int, c: int) -> None:
+    """A bootstrap's interval leaves 0 out with 5 examples to none, where McNemar's p is 0.0625."""
+    first, second = discordant(b, c)
+    low, high = mcnemar_interval(first, second)
+    difference = (b - c) / len(first)
+    assert low <= difference <= high
+    assert (low > 0 or high < 0) == (b + c > 0 and stats.binomtest(b, b + c).pvalue <= 0.05)
+    if b + c:  # Clopper and Pearson by their definition
+        share = (len(first) * low / (b + c) + 1) / 2
+        tail = stats.binom.sf(b - 1, b + c, share)
+        assert tail == pytest.approx(0.025 if b else 1.0)
+
+
+def test_bootstrap_covers_the_truth_and_agrees_with_its_p() -> None:
     """An interval of 95 % that holds in 80 % of cases is a false claim in each card."""
     rng, covered = np.random.default_rng(5), 0
-    for _ in range(150):
-        differences = 0.3 + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.6, (1, 40))
-        differences = differences + rng.normal(0, 0.5, (8, 40))
-        result = hierarchical_bootstrap(differences, draws=300)
+    for _ in range(300):
+        scores = 0.3 + rng.normal(0, 1, 60)
+        result = paired_bootstrap(scores, np.zeros(60), draws=300)
         covered += result.low <= 0.3 <= result.high
-    assert 0.9 <= covered / 150 <= 1
+        assert (result.low > 0 or result.high < 0) == (result.p <= 0.05)
+        assert result.mean == pytest.approx(scores.mean())
+    assert 0.9 <= covered / 300 <= 0.98
 
 
 def test_bootstrap_depends_on_the_seed_alone() -> None:
     """An interval that moves with the order of the data, or the global state, is not repeatable."""
-    differences = np.random.default_rng(6).normal(size=(3, 50))
+    values = np.random.default_rng(6).normal(size=50)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    result = hierarchical_bootstrap(differences, draws=100)
-    shuffled = differences[:, np.random.default_rng(7).permutation(50)]
-    assert hierarchical_bootstrap(shuffled, draws=100) == pytest.approx(result, abs=1e-12)
-    assert hierarchical_bootstrap(differences, draws=100, seed=1) != result
-    a = np.arange(30.0) % 7
-    assert paired_bootstrap(a, np.zeros(30)) == paired_bootstrap(a[::-1], np.zeros(30))
+    result = paired_bootstrap(values, np.zeros(50), draws=100)
+    shuffled = values[np.random.default_rng(7).permutation(50)]
+    assert paired_bootstrap(shuffled, np.zeros(50), draws=100) == pytest.approx(result, abs=1e-12)
+    assert paired_bootstrap(values, np.zeros(50), draws=100, seed=1) != result
     assert states == (
         random.getstate(),
         np.random.get_state()[1].tolist(),
@@ -216,10 +232,10 @@ def test_bootstrap_depends_on_the_seed_alone() -> None:
 
 
 def test_bad_bootstraps_are_refused() -> None:
-    """(N,) for (S, N) would take examples for seeds."""
-    for values in ([1.0, 2.0], [[1.0, math.nan]], [[]]):
-        with pytest.raises(ValueError, match=r"\(seeds, examples\)"):
-            hierarchical_bootstrap(values)
+    """NaN compares as not beyond 0: a failed example would count as evidence."""
+    for values in ([1.0, math.nan], []):
+        with pytest.raises(ValueError, match="finite scores"):
+            paired_bootstrap(values, np.zeros(len(values)))
     with pytest.raises(ValueError, match="level between 0 and 1"):
         paired_bootstrap([1.0, 2.0], [1.0, 2.0], level=95)
     with pytest.raises(ValueError, match="1 draw"):

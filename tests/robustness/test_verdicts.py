@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from hf_distill.robustness.statistics import mcnemar, paired_t, sign_flip
-from hf_distill.robustness.verdicts import Verdict, checkpoint, judge, require
+from hf_distill.robustness.verdicts import (
+    Verdict,
+    checkpoint,
+    judge,
+    least_p,
+    no_word_yet,
+    require,
+)
 
 
 def runs(
@@ -84,8 +91,12 @@ def test_a_verdict_says_what_it_was_made_of() -> None:
     assert clean.difference == pytest.approx(per_seed.mean())
     assert clean.p == pytest.approx(max(t, sign_flip(per_seed)))
     assert clean.low < clean.difference < clean.high
-    interval = stats.ttest_rel(*error).confidence_interval(0.95)
-    assert (calibration.low, calibration.high) == pytest.approx((interval.low, interval.high))
+    interval, means = stats.ttest_rel(*error).confidence_interval(0.95), []
+    for picked in range(1, 2**8):  # Hartigan: the 6th mean of a subset, of 255, from either end
+        means.append(np.mean([d for n, d in enumerate(error[0] - error[1]) if picked >> n & 1]))
+    low, high = sorted(means)[5], sorted(means)[-6]
+    wider = min(interval.low, low), max(interval.high, high)
+    assert (calibration.low, calibration.high) == pytest.approx(wider)
     small, large = sorted([clean, calibration], key=lambda v: v.p)
     assert small.p_adjusted == pytest.approx(2 * small.p)
     assert large.p_adjusted == pytest.approx(max(large.p, 2 * small.p))
@@ -105,6 +116,34 @@ def test_both_tests_must_agree() -> None:
     assert paired_t(steady).p < 1e-6
     assert two["x"].p_adjusted == 2 * 2 / 2**6
     assert two["x"].word == "not distinguishable"
+
+
+@pytest.mark.parametrize("seeds", [6, 8, 12, 20, 24])
+def test_interval_and_p_never_contradict_each_other(seeds: int) -> None:
+    """A card with an interval beyond 0 and "not distinguishable" beside it says two things."""
+    rng = np.random.default_rng(seeds)
+    significant = 0
+    for shift in np.linspace(-1, 1, 41):
+        ours = np.round(rng.normal(shift, 1, seeds), 1)  # one digit: many tied sums
+        verdict = judge({"x": (ours, np.zeros(seeds))})["x"]
+        apart = verdict.low > 0 or verdict.high < 0
+        assert apart == (verdict.p <= 0.05) == (verdict.word != "not distinguishable")
+        significant += apart
+    assert 2 < significant < 36
+    pairs = rng.random((2, 60)) < np.array([[0.8], [0.6]])
+    one = checkpoint(*pairs)
+    assert (one.low > 0 or one.high < 0) == (one.p <= 0.05)
+
+
+def test_few_seeds_have_an_interval_but_no_p() -> None:
+    """p = 0.25 beside an interval beyond 0, and no way to see that it could not be less."""
+    verdict = judge({"x": ([0.2, 0.21, 0.22], [0.0, 0.0, 0.0])})["x"]
+    interval = stats.ttest_1samp([0.2, 0.21, 0.22], 0).confidence_interval(0.95)
+    assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high))
+    assert math.isnan(verdict.p)
+    assert math.isnan(verdict.p_adjusted)
+    assert least_p(3) == sign_flip([0.2, 0.21, 0.22]) == 0.25
+    assert "cannot go below 0.25" in no_word_yet(3)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4, 5])

@@ -1,0 +1,241 @@
+"""A card that can be published, whatever the facts are: for the end of a training, which must not
+fail over a field of a card."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+from . import values
+from .card import BY_HAND, StudentCard, join, render, shown
+from .check import card_problems
+from .files import pictures_of, published_files, replace_text
+
+FIELDS = {
+    "language": "language",
+    "license": "license",
+    "model_name": "model_name",
+    "finetuned_from": "base_model",
+    "tasks": "task",
+    "tags": "tags",
+}
+"""Argument of `Trainer.create_model_card` -> the field of `StudentCard`."""
+CARD_ARGUMENTS = (*FIELDS, "dataset_tags", "dataset", "dataset_args")
+_CLEARED = ("language", "license", "task", "base_model")
+_LONGEST = 80
+"""Characters of a value that a note shows."""
+
+
+def mended(
+    card: StudentCard, arguments: Mapping[str, Any] | None = None
+) -> tuple[StudentCard, list[str]]:
+    """A card that `render` and `validate` take.
+
+    What the Hub does not know is brought to what it knows (``en_XX`` to ``en``, ``Apache-2.0`` to
+    ``apache-2.0``), replaced by what the card said before, or left out.
+
+    Args:
+        card: The facts, of which some may be bad.
+        arguments: Those of `Trainer.create_model_card`; None and what is missing: not given.
+
+    Returns:
+        The card, and a note for each field that was changed: its name, what came, what was done.
+    """
+    notes: list[str] = []
+    before = replace(card, model_name="student", tags=[], **dict.fromkeys(_CLEARED))
+    for field in FIELDS.values():
+        before = _settled(before, field, field, getattr(card, field), notes)
+    given = {name: value for name, value in (arguments or {}).items() if value is not None}
+    for name, field in FIELDS.items():
+        if name in given:
+            before = _settled(before, name, field, given[name], notes)
+    data = dict(before.data)
+    for key, names in (("name", ("dataset_tags", "dataset")), ("config", ("dataset_args",))):
+        found = [first for n in names if n in given for first in _first_of(n, given[n], notes)]
+        data |= {key: found[0]} if found else {}
+    results = {model: _numbers(model, row, notes) for model, row in before.results.items()}
+    return _built_up(replace(before, data=data, results=results), notes), notes
+
+
+def write_mended(
+    card: StudentCard, folder: str | os.PathLike[str], arguments: Mapping[str, Any] | None = None
+) -> list[str]:
+    """`mended`, then written to ``folder/README.md`` as `write` does it.
+
+    A card that stands there and cannot be published, or not be read, is kept beside ours under
+    another name, which is not published.
+
+    Returns:
+        The notes of `mended`, and what was done with a card that stood there.
+    """
+    path = Path(folder) / "README.md"
+    card, notes = mended(card, arguments)
+    text = render(card)
+    try:
+        joined = join(text, path)
+        whole = path.read_text(encoding="utf-8") if joined is None else joined
+        problems = card_problems(whole)
+        unseen = sorted(set(pictures_of(whole)) - set(published_files(folder)))
+        problems += [f"shows {name}, which is not among the published files" for name in unseen]
+    except (OSError, ValueError) as error:
+        joined, problems = text, [" ".join(str(error).split())]
+    if problems and path.exists():
+        aside = _free(path.with_name("README.old.md"))
+        path.rename(aside)
+        joined = text
+        notes.append(
+            f"`README.md`: the card that stood there cannot be published ({problems[0]}): kept as "
+            f"{aside.name}, and written anew"
+        )
+    if joined is None:
+        notes.append(BY_HAND.format(path=path))
+    else:
+        replace_text(path, joined)
+    return notes
+
+
+def _free(path: Path) -> Path:
+    """``path``, or where something has that name the first free one with a number."""
+    numbered = (path.with_name(f"README.old-{number}.md") for number in range(2, 10**6))
+    return next(one for one in (path, *numbered) if not one.exists()) if path.exists() else path
+
+
+# ---- one field -----------------------------------------------------------------------------------
+
+
+def _settled(card: StudentCard, name: str, field: str, value: Any, notes: list[str]) -> StudentCard:
+    """The card with one field set to what the Hub can read of a value."""
+    if value is None or value in ([], ()):
+        return card
+    if field == "license":
+        changes = _licence(value, card)
+    else:
+        found = _READ[field](value)
+        changes = {field: found} if found else {}
+    found = changes.get(field)
+    if found not in (value, _items(value)) and [found] != _items(value):
+        notes.append(_note(name, value, _done(card, field, changes)))
+    if field == "tags":
+        changes = {"tags": [*card.tags, *(found or [])]}
+    return replace(card, **changes)
+
+
+def _done(card: StudentCard, field: str, changes: Mapping[str, Any]) -> str:
+    if changes.get("license_name"):
+        return f"no licence of the Hub, written as `other`, named {changes['license_name']!r}"
+    if changes.get(field):
+        return f"written as {changes[field]!r}"
+    kept = None if field in changes else getattr(card, field)
+    return f"nothing that the Hub knows, {kept!r} written" if kept else "left out"
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+
+
+def _note(name: str, value: Any, done: str) -> str:
+    shown = repr(value)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    return f"`{name}`: got {shown}: {done}"
+
+
+def _languages(value: Any) -> str | list[str] | None:
+    found = list(dict.fromkeys(c for text in values.texts(value) for c in values.languages(text)))
+    return found[0] if len(found) == 1 and isinstance(value, str) else found or None
+
+
+def _licence(value: Any, card: StudentCard) -> dict[str, Any]:
+    """``license``, and for one that the Hub has no name for ``license_name``."""
+    stated = values.texts(value)
+    known = [found for text in stated if (found := values.licence(text)) not in (None, "other")]
+    if known:
+        return {"license": known[0], "license_name": None}
+    named = [text for text in stated if re.search(r"[^\W\d_]", text) and text.lower() != "other"]
+    if named or (stated and card.license_name):
+        return {"license": "other", "license_name": card.license_name or named[0]}
+    return {"license": None} if stated else {}
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "language": _languages,
+    "task": lambda value: next(filter(None, map(values.pipeline_tag, values.texts(value))), None),
+    "tags": values.texts,
+    "base_model": lambda value: next(iter(values.texts(value)), None),
+    "model_name": lambda value: next(filter(_is_a_name, values.texts(value)), None),
+}
+
+
+def _is_a_name(text: str) -> bool:
+    return bool(shown(text)) and not _problem(StudentCard(text))
+
+
+def _first_of(name: str, value: Any, notes: list[str]) -> list[str]:
+    """The first text of an argument that a card shows one of."""
+    found = values.texts(value)
+    if found[1:]:
+        notes.append(_note(name, value, f"the first is written, {found[0]!r}"))
+    elif not found and value not in ([], ()):
+        notes.append(_note(name, value, "left out"))
+    return found[:1]
+
+
+def _numbers(model: str, row: Any, notes: list[str]) -> dict[str, Any]:
+    """The figures of a model that are numbers, or means over seeds."""
+    kept = {}
+    for metric, value in row.items() if isinstance(row, Mapping) else ():
+        spread = isinstance(value, Mapping) and value.keys() == {"mean", "std"}
+        found: Any = _number(value["mean"] if spread else value)
+        if spread and found is not None and (std := _number(value["std"])) is not None:
+            found = {"mean": found, "std": std}
+        if found is None:
+            notes.append(_note(f"results.{model}.{metric}", value, "no number, left out"))
+        else:
+            kept[str(metric)] = found
+    return kept
+
+
+def _number(value: Any) -> float | int | None:
+    """A finite number as Python has it, out of what numpy and torch give too."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return value if finite else None
+
+
+# ---- the whole card ------------------------------------------------------------------------------
+
+
+def _built_up(card: StudentCard, notes: list[str]) -> StudentCard:
+    """The card, or where it cannot be published, with all its fields that can."""
+    if not _problem(card):
+        return card
+    kept = StudentCard(card.model_name)
+    for name, default in _optional():
+        value = getattr(card, name)
+        if value != default:
+            tried = replace(kept, **{name: value})
+            if problem := _problem(tried):
+                notes.append(_note(name, value, f"left out ({problem})"))
+            else:
+                kept = tried
+    return kept
+
+
+def _optional() -> Iterator[tuple[str, Any]]:
+    """The fields of a card but its name, with their defaults; a licence's name before it."""
+    for field in sorted(fields(StudentCard), key=lambda field: field.name == "license"):
+        if field.name != "model_name":
+            factory = field.default_factory
+            yield field.name, field.default if factory is MISSING else factory()
+
+
+def _problem(card: StudentCard) -> str:
+    """The first reason why a card cannot be published; empty: there is none."""
+    try:
+        return next(iter(card_problems(render(card))), "")
+    except Exception as error:  # of whatever a fact of another type leads to
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
