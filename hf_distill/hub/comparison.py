@@ -41,9 +41,10 @@ _MEASURED = {
     "throughput": "Throughput, examples a second",
 }
 _WORDS = {
-    "preliminary": "preliminary: a word on the method needs 6 seeds",
+    "preliminary": "a word on the method needs 6 seeds",
     "checkpoint only": "one seed says nothing about the method",
 }
+"""Words that come without a p, and why, where the evidence does not say it itself."""
 
 
 def is_result(metric: str) -> bool:
@@ -129,9 +130,28 @@ def _smaller(facts: dict[str, Any]) -> str:
         share = f"{100 * small / large:.0f} % of the teacher's parameters"
         parts.append(f"has {share} ({size(small)} against {size(large)})")
     if fast and slow:
-        share = f"{100 * fast / slow:.0f} % of its time"
-        parts.append(f"takes {share} ({fast:.3g} ms against {slow:.3g} ms a batch)")
+        one, other = measured["student"], measured["teacher"]
+        times = f"{_latency(one)} against {_latency(other)} a batch"
+        apart = "" if _apart(one, other) else ", not told apart by these spreads"
+        parts.append(f"takes {100 * fast / slow:.0f} % of its time: {times}{apart}")
     return f" It {' and '.join(parts)}." if parts else ""
+
+
+def _latency(row: dict[str, float]) -> str:
+    """``12.3 ms (11.9 to 14.0)``: the median, and where it was measured the spread."""
+    spread = f" ({row['p10_ms']:.3g} to {row['p90_ms']:.3g})" if _spread(row) else ""
+    return f"{row['latency_ms']:.3g} ms{spread}"
+
+
+def _spread(row: dict[str, float]) -> bool:
+    return "p10_ms" in row and "p90_ms" in row
+
+
+def _apart(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether the spreads of two latencies have nothing in common; unknown ones do not count."""
+    if not (_spread(one) and _spread(other)):
+        return True
+    return one["p90_ms"] < other["p10_ms"] or other["p90_ms"] < one["p10_ms"]
 
 
 def _against_alone(facts: dict[str, Any], metric: str) -> str:
@@ -139,8 +159,11 @@ def _against_alone(facts: dict[str, Any], metric: str) -> str:
     alone = facts.get("results", {}).get("baseline", {})
     if metric not in alone:
         return ""
-    text = f" The same student trained without the teacher reaches {_result(alone[metric])}"
-    gain = facts.get("claim", {}).get("gain", {})
+    claimed = facts.get("claim", {})
+    gain, arguments = claimed.get("gain", {}), claimed.get("arguments")
+    text = " The same student trained without the teacher"
+    text += f", with {cell(arguments)}," if arguments else ""
+    text += f" reaches {_result(alone[metric])}"
     if "value" not in gain:
         return f"{text}."
     text += f": a difference of {gain['value']:+.4f}"
@@ -150,10 +173,13 @@ def _against_alone(facts: dict[str, Any], metric: str) -> str:
         details.append(f"{level} {gain['low']:+.4f} to {gain['high']:+.4f}")
     if "method" in gain:
         details.append(cell(gain["method"]))
-    if "p" in gain:
-        details.append(f"p = {gain['p']:.2g}")
     word = gain.get("word", "not tested")
-    details.append(cell(_WORDS.get(word, word)))
+    if "p" in gain and word not in _WORDS:
+        adjusted = gain.get("p_adjusted", gain["p"])
+        also = f", after Holm {adjusted:.2g}" if adjusted != gain["p"] else ""
+        details.append(f"p = {gain['p']:.2g}{also}")
+    why = gain.get("why", _WORDS.get(word))
+    details.append(cell(f"{word}: {why}" if why else word))
     return f"{text} ({', '.join(details)})."
 
 
@@ -176,9 +202,9 @@ def comparison(facts: dict[str, Any]) -> list[list[str]]:
             cells = [_told(key, value) for value in values]
             rows.append([label, *cells])
     for key, label in _MEASURED.items():
-        values = [measured.get(model, {}).get(key) for model in models]
-        if any(value is not None for value in values):
-            rows.append([label, *(_measured(key, value) for value in values)])
+        found = [measured.get(model, {}) for model in models]
+        if any(key in row for row in found):
+            rows.append([label, *(_measured(key, row) for row in found)])
     rows += _metric_rows(results, models)
     for label, values in facts.get("robustness", {}).get("rows", {}).items():
         cells = ["–" if values.get(m) is None else _result(values[m]) for m in models]
@@ -219,16 +245,14 @@ def _told(key: str, value: Any) -> str:
     return size(value) if key == "parameters" else show(value)
 
 
-def _measured(key: str, value: float | None) -> str:
-    if value is None:
+def _measured(key: str, row: dict[str, float]) -> str:
+    if key not in row:
         return "–"
-    return (
-        weight(value)
-        if key == "size_bytes"
-        else f"{value:.3g}"
-        if value < 1000
-        else f"{value:,.0f}"
-    )
+    if key == "size_bytes":
+        return weight(row[key])
+    if key == "latency_ms":
+        return _latency(row).replace(" ms", "")
+    return f"{row[key]:.3g}" if row[key] < 1000 else f"{row[key]:,.0f}"
 
 
 def _result(value: Any) -> str:
