@@ -165,7 +165,7 @@ class CardFacts(Trainer):
         return {"metric": "accuracy", "interval": accuracy_interval(accuracy, examples)}
 
     def _last_results(self) -> dict[str, dict[str, float]]:
-        """The last evaluation: the student's figures, and the teacher's own."""
+        """The numbers of the last evaluation: the student's figures, and the teacher's own."""
         last: dict[str, Any] = {}
         for row in self.state.log_history:
             if any(key.startswith("eval_") for key in row):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -230,13 +231,14 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
     ours = trainer(tmp_path)
     row = {f"eval_{name}": value for name, value in METRICS.items()} | {"eval_loss": 1.0, "step": 2}
     ours.state.log_history.append(row)
-    with pytest.warns(UserWarning, match="`results.student.list`: got ") as caught:
+    with pytest.warns(UserWarning, match="`results.student.nan`: got ") as caught:
         ours.create_model_card(dataset="films")
     text = (tmp_path / NAME).read_text(encoding="utf-8")
     validate(text)
     (told,) = (str(w.message) for w in caught)
-    for name in ("list", "dict", "nan", "infinite", "none", "text"):
-        assert f"`results.student.{name}`" in told
+    assert "`results.student.infinite`: got inf: no number, left out" in told
+    for name in ("list", "dict", "none", "text"):  # what no table holds goes without a word
+        assert name not in told
     metrics = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
     assert {m["type"]: m["value"] for m in metrics} == {
         "single": 0.5,
@@ -335,22 +337,21 @@ OLD = {
 @pytest.mark.parametrize("case", [*OLD, "a folder"])
 def test_a_card_that_cannot_be_published_is_set_aside(tmp_path: Path, case: str) -> None:
     """It would end the push, or be overwritten with what a person wrote in it."""
-    ours = trainer(tmp_path)
+    ours = made("sequence_classification")
+    ours.args.output_dir = str(tmp_path)
     ours.save_model(str(tmp_path))
     if case == "a folder":
         (tmp_path / NAME).unlink(missing_ok=True)
         (tmp_path / NAME).mkdir()
     else:
         (tmp_path / NAME).write_bytes(OLD[case])
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="kept as README.old") as caught:
-            ours.create_model_card()
-        assert len(caught) == 1
-        assert folder_problems(tmp_path) == []
-        (tmp_path / NAME).write_bytes(OLD["no text"])
-    kept = tmp_path / "README.old.md"
+    (tmp_path / "README.old.md").write_text("of a run before")
+    with pytest.warns(UserWarning, match="kept as README.old-2.md, and written anew") as caught:
+        ours.create_model_card()
+    assert len(caught) == 1
+    assert folder_problems(tmp_path) == []
+    kept = tmp_path / "README.old-2.md"
     assert kept.is_dir() if case == "a folder" else kept.read_bytes() == OLD[case]
-    assert (tmp_path / "README.old-2.md").read_bytes() == OLD["no text"]
 
 
 def test_a_good_card_by_hand_stays(tmp_path: Path) -> None:
@@ -399,7 +400,7 @@ def test_the_student_is_pushed_all_the_same(tmp_path: Path, pushed: list[str]) -
     ours = trainer(tmp_path)
     ours.hub_model_id = "me/student"
     (tmp_path / NAME).write_bytes(OLD["no text"])
-    ours.state.log_history.append({"eval_f1": [1], "eval_loss": 1.0, "step": 2})
+    ours.state.log_history.append({"eval_f1": [1], "eval_recall": math.nan, "step": 2})
     with pytest.warns(UserWarning, match="`language`: got") as caught:
         said = ours.push_to_hub(language="en_XX", tasks="causal-lm", license="Free", tags=[None])
     assert said == "pushed"
@@ -409,12 +410,12 @@ def test_the_student_is_pushed_all_the_same(tmp_path: Path, pushed: list[str]) -
 
 
 def test_a_push_during_training_goes_on(tmp_path: Path, pushed: list[str]) -> None:
-    """One evaluation with a list among its figures, and no checkpoint would ever go up."""
+    """One evaluation without a number, and no checkpoint would ever go up."""
     ours = trainer(tmp_path, args=config(tmp_path, hub_strategy="every_save"))
     ours.hub_model_id = "me/student"
-    ours.state.log_history.append({"eval_f1": [1], "eval_loss": 1.0, "step": 2})
+    ours.state.log_history.append({"eval_f1": math.nan, "eval_loss": 1.0, "step": 2})
     ours.save_model(str(tmp_path / "checkpoint-1"))
-    with pytest.warns(UserWarning, match=r"`results.student.f1`: got \[1\]"):
+    with pytest.warns(UserWarning, match="`results.student.f1`: got nan"):
         ours._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
     assert len(pushed) == 1
 
@@ -434,7 +435,7 @@ def test_strange_runs_always_give_a_card() -> None:
     """Control characters, YAML, HTML, our own markers, numbers without end: no traceback."""
 
     @settings(
-        max_examples=60,
+        max_examples=40,
         derandomize=True,
         deadline=None,
         database=None,

@@ -14,6 +14,7 @@ from . import values
 from .card import BY_HAND, StudentCard, join, render, shown
 from .check import card_problems
 from .files import pictures_of, published_files, replace_text
+from .markup import cell
 
 FIELDS = {
     "language": "language",
@@ -100,8 +101,11 @@ def write_mended(
 
 def _free(path: Path) -> Path:
     """``path``, or where something has that name the first free one with a number."""
-    numbered = (path.with_name(f"README.old-{number}.md") for number in range(2, 10**6))
-    return next(one for one in (path, *numbered) if not one.exists()) if path.exists() else path
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 # ---- one field -----------------------------------------------------------------------------------
@@ -170,7 +174,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def _is_a_name(text: str) -> bool:
-    return bool(shown(text)) and not _problem(StudentCard(text))
+    name = shown(text)
+    return bool(name) and not card_problems(f"---\nname: x\n---\n# {cell(name)}\n")
 
 
 def _first_of(name: str, value: Any, notes: list[str]) -> list[str]:

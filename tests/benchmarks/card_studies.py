@@ -138,7 +138,7 @@ def audio(sources: Any) -> Study:
     }
     objective = 0.5 * HardLabels() + 0.5 * ForwardKL(temperature=2.0)
     made = (make, parts["train"], parts["test"], collate, extractor, objective)
-    return Study("audio", "spoken-prompts-ast-l1", *made, "accuracy", "1 s", 16, 1e-3, facts)
+    return Study("audio", "spoken-prompts-ast-l1", *made, "accuracy", "1 s", 8, 1e-3, facts)
 
 
 # ---- texts that go on ----------------------------------------------------------------------------
