@@ -15,10 +15,10 @@ from transformers.models.auto import modeling_auto
 
 from hf_distill.heads import Head, describe_model
 from hf_distill.hub import StudentCard
-from hf_distill.hub.check import LICENSES
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.mending import CARD_ARGUMENTS, write_mended
 from hf_distill.hub.samples import read_samples
+from hf_distill.hub.values import inherited
 from hf_distill.metrics.functional import number
 from hf_distill.modules import doubles_of
 from hf_distill.run_facts import (
@@ -118,7 +118,7 @@ class CardFacts(Trainer):
             model_name=self.args.hub_model_id or folder.absolute().name,
             task=pipeline_of(self._head),
             library_name="peft" if adapted else "pytorch" if module else "transformers",
-            license=base_license if base_license in LICENSES - {"other"} else None,
+            license=inherited(base_license),
             base_model=base,
             base_model_revision=revision,
             base_model_license=base_license,

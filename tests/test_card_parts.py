@@ -80,7 +80,21 @@ def test_the_claim_has_its_interval_and_its_test() -> None:
     )
     preliminary = render(_card(claim=claim | {"gain": gain | {"word": "preliminary"}}))
     assert "preliminary: a word on the method needs 6 seeds" in preliminary
+    assert "p = " not in preliminary
     validate(text)
+    holm = gain | {"p_adjusted": 0.0625, "word": "not distinguishable"}
+    assert "p = 0.0078, after Holm 0.062, not distinguishable)." in render(
+        _card(claim=claim | {"gain": holm})
+    )
+
+
+def test_unequal_training_arguments_stand_in_the_claim() -> None:
+    """A baseline at half the rate loses to its student, and the teacher gets the credit."""
+    claim = {"metric": "accuracy", "arguments": "learning_rate = 0.0001 in place of 0.0002"}
+    assert (
+        "without the teacher, with learning_rate = 0.0001 in place of 0.0002, reaches 0.7500."
+        in render(_card(claim=claim))
+    )
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -511,9 +525,13 @@ def test_a_claim_has_the_word_of_its_test(
     ours = [one + more for one, more in zip(alone, differences, strict=True)]
     found = gain("accuracy", ours, alone, higher_is_better)
     assert found.get("word") == word
+    assert ("p" in found) == (len(differences) >= 6)
+    assert ("why" in found) == (1 < len(differences) < 6)
     assert found["value"] == pytest.approx(sum(differences) / len(differences))
     results = {"student": {"accuracy": ours[0]}, "baseline": {"accuracy": alone[0]}}
     claimed = {"metric": "accuracy", "gain": found}
     text = render(StudentCard("tiny", results=results, claim=claimed))
     assert f"{word or 'not tested'}" in text
     assert ("better" in text) == (word == "better")
+    assert ("p = " in text) == ("p" in found)
+    assert ("2 pairs of seeds cannot go below 0.5" in text) == (word == "preliminary")

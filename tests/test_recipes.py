@@ -34,7 +34,7 @@ from hf_distill import (
     objective_from,
 )
 from hf_distill.hub import published_files, validate
-from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe import RecipeError, Run, load_recipe, report
 from hf_distill.recipe.stages import Stage
 
 pytestmark = pytest.mark.xdist_group("recipes")  # fixtures that are expensive are made once
@@ -662,6 +662,8 @@ def test_an_override_of_all_stages_is_stronger_than_the_file(tmp_path: Path) -> 
         ({"name.x": "3"}, "`name` is no section but 'tiny'"),
         ({"name": "a b"}, "`name`: expected letters"),
         ({"name": "null"}, "`name`: expected text, got None"),
+        ({"card.language": "English"}, "`card`: `language`: 'English' is no ISO 639 code"),
+        ({"card.license": "Apache-2.0"}, "did you mean 'apache-2.0'?"),
         ({"training.output_dir": "x"}, "set `output_dir` at the top level"),
         ({"training.seed": "1"}, "set `seed` or `seeds` at the top level"),
         ({"teacher.model": "x"}, "got `teacher.model` and `teacher.config`"),
@@ -695,6 +697,27 @@ def test_what_cannot_work_is_refused_at_once(
     with pytest.raises(RecipeError) as caught:
         Run(load_recipe(path, list(overrides.items())), silent).plan()
     assert message in str(caught.value)
+
+
+def test_unequal_training_arguments_are_told(tmp_path: Path) -> None:
+    """A baseline at half the rate loses to its student, and the teacher gets the credit."""
+    alone = [("baseline.training.learning_rate", "0.001"), ("training.learning_rate", "0.002")]
+    found = report.unlike_student(load_recipe(recipe(tmp_path), alone[:1]), "baseline")
+    assert list(found) == ["learning_rate"]
+    assert found["learning_rate"][0] == 0.001
+    assert found["learning_rate"][1] != 0.001
+    assert report.unlike_student(load_recipe(recipe(tmp_path), alone[1:]), "baseline") == {}
+    facts = {
+        "metric": "accuracy",
+        "student_seeds": [0],
+        "runs": {
+            f"{role}/seed-0": {"test": {"accuracy": 0.5, "agreement": 0.5}}
+            for role in ("student", "baseline")
+        },
+        "models": {"baseline": {"unlike": {"learning_rate": [0.001, 0.002]}}, "student": {}},
+    }
+    said = report.verdict(facts)
+    assert said.endswith("no teacher: trained with learning_rate = 0.001 in place of 0.002.")
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,12 @@ def licence(text: str) -> str | None:
     return _BY_KEY.get(_key(text))
 
 
+def inherited(stated: str | None) -> str | None:
+    """The licence of a base model as a student can state it: ``other`` needs words of its own."""
+    known = licence(stated or "")
+    return None if known == "other" else known
+
+
 def pipeline_tag(text: str) -> str | None:
     """The Hub's pipeline tag; None where it has none such.
 

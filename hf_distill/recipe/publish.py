@@ -15,6 +15,7 @@ from hf_distill.hub.card import StudentCard
 from hf_distill.hub.card import write as write_card
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.secrets import scrub
+from hf_distill.hub.values import inherited
 from hf_distill.recipe import evidence, sources
 from hf_distill.recipe.examples import Examples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
@@ -102,7 +103,7 @@ def student_card(
     return StudentCard(
         model_name=recipe.hub_model_id or recipe.name,
         task=PIPELINES[task.task.name],
-        license=recipe.card.license or (teacher["license"] if derived else None),
+        license=recipe.card.license or (inherited(teacher["license"]) if derived else None),
         language=recipe.card.language,
         base_model=base,
         base_model_license=teacher["license"] if derived else None,

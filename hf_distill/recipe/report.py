@@ -107,7 +107,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         if runs:
             models[role]["train_steps"] = runs[0]["steps"]
         if role in ("baseline", CONTROL):
-            models[role]["unlike"] = _unlike(recipe, role)
+            models[role]["unlike"] = unlike_student(recipe, role)
     return {
         "name": recipe.name,
         "task": recipe.task,
@@ -132,7 +132,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _unlike(recipe: Recipe, role: str) -> dict[str, list[Any]]:
+def unlike_student(recipe: Recipe, role: str) -> dict[str, list[Any]]:
     """The training arguments in which a role differs from the student: its own, the student's."""
     own, ours = recipe.training_of(role), recipe.training_of("student")
     names = [name for name in {**ours, **own} if own.get(name) != ours.get(name)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from hf_distill.hub.check import card_problems
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection
 from hf_distill.robustness.plan import Plan as RobustnessPlan
@@ -116,6 +117,12 @@ class CardSection:
     language: str | list[str] | None = None
     limitations: list[str] = field(default_factory=list)
     eval_results: bool = False
+
+    def __post_init__(self) -> None:
+        stated = {key: value for key in ("license", "language") if (value := getattr(self, key))}
+        problems = card_problems(f"---\n{yaml.safe_dump(stated)}---\n")
+        if problems:  # else the card is refused after the last training
+            raise RecipeError(f"`card`: {'; '.join(problems)}")
 
 
 @dataclass(frozen=True)
