@@ -701,11 +701,11 @@ def test_what_cannot_work_is_refused_at_once(
 
 def test_unequal_training_arguments_are_told(tmp_path: Path) -> None:
     """A baseline at half the rate loses to its student, and the teacher gets the credit."""
-    alone = [("baseline.training.learning_rate", "0.001"), ("training.learning_rate", "0.002")]
+    alone = [("baseline.training.learning_rate", "0.005"), ("training.learning_rate", "0.002")]
     found = report.unlike_student(load_recipe(recipe(tmp_path), alone[:1]), "baseline")
     assert list(found) == ["learning_rate"]
-    assert found["learning_rate"][0] == 0.001
-    assert found["learning_rate"][1] != 0.001
+    assert found["learning_rate"][0] == 0.005
+    assert found["learning_rate"][1] != 0.005
     assert report.unlike_student(load_recipe(recipe(tmp_path), alone[1:]), "baseline") == {}
     facts = {
         "metric": "accuracy",

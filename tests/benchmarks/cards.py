@@ -51,13 +51,12 @@ RECIPES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "text": (
         "recipes/text_classification/movie_reviews.yaml",
         [
-            ("name", "movie-reviews-minilm-l2-h192"),
             ("seeds", "[0, 1, 2]"),
             ("data.max_train_examples", "4000"),
             ("data.max_test_examples", "1000"),
             ("baseline", "null"),  # the same arguments as the student's
-            ("student.hidden_size", "192"),
-            ("training.num_train_epochs", "3"),
+            ("training.learning_rate", "1e-4"),
+            ("training.num_train_epochs", "2"),
             ("teacher.training.learning_rate", "5e-5"),
             ("teacher.training.num_train_epochs", "2"),
             ("teacher.cache", "{}"),
