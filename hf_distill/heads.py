@@ -382,6 +382,12 @@ class Head:
         if needs.hidden_states:
             for group, path in (self.task.hidden or _stacks(outputs, items)).items():
                 hidden[group] = self._layers(outputs, group, path, items)
+            if not hidden:
+                raise ValueError(
+                    f"Expected hidden states from {self.who}, got {sorted(outputs.keys())}, of "
+                    "which none has a row for each example. Use an objective on modules by their "
+                    "paths (layers=), or ModelLoss()."
+                )
         attentions: dict[str, tuple[Tensor, ...]] = {}
         if needs.attentions:
             for group, path in self.task.attentions.items():
@@ -476,7 +482,8 @@ class Head:
                 "encoder.layer.0'), or on the logits."
             )
         if isinstance(value, (list, tuple)):
-            return tuple(_one_row_each(layer, items.masks.get(group), self.who) for layer in value)
+            mask = items.masks.get(group, items.masks["samples"])
+            return tuple(_one_row_each(layer, mask, self.who) for layer in value)
         mask = items.masks.get("hidden", items.masks.get("decoder"))
         if group != "embedding":
             return (value,)
@@ -485,21 +492,19 @@ class Head:
         return (_pooled(value, mask),)
 
 
-def _one_row_each(layer: Any, mask: Tensor | None, who: str) -> Tensor:
+def _one_row_each(layer: Any, mask: Tensor, who: str) -> Tensor:
     """A layer's states; several streams of a token ``(B, T, n, H)`` (DeepSeek-V4) are one vector.
 
     Raises:
-        ValueError: no tensor, or not one row for each row of the mask.
+        ValueError: no tensor, or not one row for each row of the mask ``(B, ...)``.
     """
-    rows = None if mask is None or mask.dim() != 2 else len(mask)
-    if not isinstance(layer, Tensor) or (rows is not None and len(layer) != rows):
+    if not isinstance(layer, Tensor) or len(layer) != len(mask):
         got = f"shape {tuple(layer.shape)}" if isinstance(layer, Tensor) else f"{type(layer)}"
         raise ValueError(
-            f"Expected hidden states of {rows or 'all'} rows, a tensor a layer, from {who}, got "
-            f"one of {got}. Use an objective on the logits, or on modules by their paths (layers=)."
+            f"Expected hidden states of {len(mask)} rows, a tensor a layer, from {who}, got one of "
+            f"{got}. Use an objective on the logits, or on modules by their paths (layers=)."
         )
-    streams = rows is not None and mask is not None and layer.dim() == 4
-    return layer.flatten(2) if streams and layer.shape[:2] == mask.shape else layer
+    return layer.flatten(2) if layer.dim() == 4 and layer.shape[:2] == mask.shape else layer
 
 
 def _stacks(outputs: Any, items: Items) -> dict[str, str]:

@@ -195,22 +195,23 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
 
 def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
     """How many frames so many samples become."""
-    shorten = _arithmetic(model)
-    if shorten is None:
-        return lengths
-    adapted = "add_adapter" in signature(shorten).parameters and not last
-    options = {"add_adapter": False} if adapted else {}
-    try:
-        return torch.as_tensor(shorten(lengths, **options)).reshape(lengths.shape)
-    except (RuntimeError, ValueError):  # arithmetic of one number (Moonshine)
-        return torch.tensor([int(shorten(n, **options)) for n in lengths.tolist()])
+    for shorten in _arithmetic(model):
+        adapted = "add_adapter" in signature(shorten).parameters and not last
+        options = {"add_adapter": False} if adapted else {}
+        try:
+            found = torch.as_tensor(shorten(lengths, **options)).reshape(lengths.shape)
+        except (RuntimeError, ValueError):  # arithmetic of one number (Moonshine)
+            found = torch.tensor([int(shorten(n, **options)) for n in lengths.tolist()])
+        if (found >= 0).all():  # else it counts samples, and these are frames (Cohere ASR)
+            return found
+    return lengths
 
 
-def _arithmetic(model: nn.Module) -> Any:
-    """The method of a model, or of a part of it, that knows how many frames there will be."""
+def _arithmetic(model: nn.Module) -> list[Any]:
+    """The methods of a model, and of its parts, that know how many frames there will be."""
     names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
     found = (getattr(part, name, None) for part in model.modules() for name in names)
-    return next(filter(None, found), None)
+    return [method for method in found if method is not None]
 
 
 # ---- what fits, and what does not ----------------------------------------------------------------

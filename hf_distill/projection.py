@@ -45,6 +45,8 @@ class Projection:
         base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
         if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
             return False
+        if type(base).forward is not nn.Linear.forward:  # one with a scale of its own (Dory)
+            return False
         if is_deepspeed_zero3_enabled() and (base is not self.layer or self._added is not None):
             return False  # several modules would have to be put together at once
         return base is self.layer or self._plain_adapter()

@@ -423,18 +423,19 @@ def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
     if prepare is not None:
         return {**batch, "decoder_input_ids": prepare(labels)}
     config: Any = config_of(model)
-    if getattr(config, "decoder_start_token_id", None) is None:
+    parts = (config, config.get_text_config(decoder=True))  # that of pictures may be the whole
+    first, pad = (
+        next((v for v in (getattr(part, name, None) for part in parts) if v is not None), None)
+        for name in ("decoder_start_token_id", "pad_token_id")
+    )
+    if first is None or pad is None:
         raise ValueError(
-            f"Expected a config that names the first token of the decoder, got none from "
-            f"{type(model).__name__}. Let the data collator give `decoder_input_ids` (and "
-            "`decoder_attention_mask`) beside the labels."
+            f"Expected a config that names the first token of the decoder and the padding, got "
+            f"{first} and {pad} from {type(model).__name__}. Let the data collator give "
+            "`decoder_input_ids` (and `decoder_attention_mask`) beside the labels."
         )
-    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
-    shifted = torch.cat([start, labels[:, :-1]], dim=1)
-    return {
-        **batch,
-        "decoder_input_ids": shifted.masked_fill(shifted == IGNORE, config.pad_token_id),
-    }
+    shifted = torch.cat([torch.full_like(labels[:, :1], first), labels[:, :-1]], dim=1)
+    return {**batch, "decoder_input_ids": shifted.masked_fill(shifted == IGNORE, pad)}
 
 
 def same(batch: Batch, model: PreTrainedModel) -> Batch:

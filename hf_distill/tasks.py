@@ -236,6 +236,7 @@ TASKS: dict[str, Task] = {
             None,
             kind="none",
             hidden={**HIDDEN, "embedding": "last_hidden_state"},
+            share=reading.same_noise,
             fields=("last_hidden_state",),
         ),
         Task(

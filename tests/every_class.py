@@ -95,8 +95,13 @@ def _complete(config: Any, entry: Listed) -> None:
     """What a class needs in its configuration, and does not have by default."""
     if "Classification" in entry.name or "SemanticSegmentation" in entry.name:
         config.num_labels = LABELS
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = TOKENS["decoder_start"]
+    if config.is_encoder_decoder:
+        text = config.get_text_config(decoder=True)
+        known = getattr(text, "decoder_start_token_id", None)
+        if known is None or not hasattr(config, "text_config"):
+            config.decoder_start_token_id = TOKENS["decoder_start"]
+        if known is None:
+            text.decoder_start_token_id = TOKENS["decoder_start"]
     for part in ("encoder", "decoder"):
         if getattr(config, part, None) is not None:
             config.decoder_start_token_id, config.pad_token_id = (
@@ -172,6 +177,8 @@ class Maker:
             batch["token_type_ids"] = (torch.arange(LONG) > 2).long().expand(ROWS, -1)
         if "bbox" in self.takes:
             batch["bbox"] = self.integers(0, 20, ROWS, LONG, 4).sort(-1).values
+        if "mm_token_type_ids" in self.takes:
+            batch["mm_token_type_ids"] = torch.zeros(ROWS, LONG, dtype=torch.long)
         if "visual_feats" in self.takes:
             batch["visual_feats"] = self.normal(ROWS, 4, self.config.visual_feat_dim)
             batch["visual_pos"] = self.normal(ROWS, 4, self.config.visual_pos_dim)
@@ -307,10 +314,14 @@ def _translated(make: Maker) -> Batch:
         return _words(make)
     batch = {**make.text_inputs(), "labels": labels}
     if type(make.model).__name__.startswith("FSMT"):  # which takes the source's otherwise
-        start = torch.full((ROWS, 1), TOKENS["decoder_start"])
-        shifted = torch.cat([start, labels[:, :-1]], 1)
-        batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, TOKENS["pad"])
+        batch["decoder_input_ids"] = _shifted(labels)
     return batch
+
+
+def _shifted(labels: Tensor) -> Tensor:
+    start = torch.full((ROWS, 1), TOKENS["decoder_start"])
+    shifted = torch.cat([start, labels[:, :-1]], 1)
+    return shifted.masked_fill(shifted == -100, TOKENS["pad"])
 
 
 def _dictated(make: Maker) -> Batch:
@@ -324,7 +335,10 @@ def _seen(make: Maker) -> Batch:
 
 def _pictured(make: Maker) -> Batch:
     """A picture is all that the encoder reads."""
-    return {**make.pictures(), "labels": _translated(make)["labels"]}
+    batch = {**make.pictures(), "labels": _translated(make)["labels"]}
+    if type(make.model).__name__.startswith("PPFormula"):  # which makes none of the labels
+        batch["decoder_input_ids"] = _shifted(batch["labels"])
+    return batch
 
 
 def _described(make: Maker) -> Batch:
@@ -344,6 +358,8 @@ def _described(make: Maker) -> Batch:
             front, rest = batch[name][:, :1], batch[name][:, 1:]
             middle = torch.full((ROWS, count), value)
             batch[name] = torch.cat([front, middle, rest], 1)
+    if "mm_token_type_ids" in make.takes:
+        pictures["mm_token_type_ids"] = (batch["input_ids"] == token).long()
     return {**batch, **pictures}
 
 
@@ -368,7 +384,8 @@ def _one_of(*makers: Callable[[Maker], Batch]) -> Callable[[Maker], Batch]:
                         return batch
             except Exception:
                 continue
-        return {n: v for n, v in makers[-1](make).items() if n in make.takes}
+        takes = {*make.takes, "labels"}  # what its forward does not take is for us alone
+        return {name: value for name, value in makers[-1](make).items() if name in takes}
 
     return first
 
