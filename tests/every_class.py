@@ -20,7 +20,7 @@ from hf_distill.tasks import TASKS, task_of
 LENGTHS = (8, 5, 7)
 """Tokens of each example: ragged, and more than one row."""
 ROWS, LONG = len(LENGTHS), max(LENGTHS)
-LARGEST = 1_500_000
+LARGEST = 30_000_000
 """Parameters of a model that still is tiny."""
 
 Batch = dict[str, Tensor]
@@ -209,7 +209,7 @@ class Maker:
 
     def patches(self) -> Batch:
         """Pictures as Qwen2-VL takes them: all their patches in one list, and the grid of each."""
-        vision: Any = self.config.vision_config
+        vision: Any = getattr(self.config, "vision_config", None) or self.config
         channels = _first(vision, "num_channels", "in_channels", "in_chans") or 3
         side = 2 * int(getattr(vision, "spatial_merge_size", 2))
         each = channels * vision.patch_size**2 * int(getattr(vision, "temporal_patch_size", 1) or 1)
@@ -412,11 +412,19 @@ def _captioned(make: Maker) -> Batch:
 
 def _anything(make: Maker) -> Batch:
     name = getattr(make.model, "main_input_name", "input_ids")
-    if name in ("pixel_values", "pixel_values_videos"):
-        return make.pictures(name)
-    if name in ("input_values", "input_features"):
-        return make.sound()
-    return make.text_inputs()
+    if {"grid_thw", "image_grid_thw"} & make.takes and "input_ids" not in make.takes:
+        batch = make.patches()  # of a vision model as Qwen2-VL has it
+        batch["grid_thw"] = batch["image_grid_thw"]
+        batch["hidden_states"] = batch["pixel_values"]
+    elif name in ("pixel_values", "pixel_values_videos"):
+        batch = make.pictures(name)
+    elif name in ("input_values", "input_features"):
+        batch = make.sound()
+    else:
+        batch = make.text_inputs()
+    if make.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = make.words()[:, :6]
+    return {name: value for name, value in batch.items() if name in make.takes}
 
 
 BATCHES: dict[str, Callable[[Maker], Batch]] = {

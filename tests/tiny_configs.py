@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ResNetConfig, TimmBackboneConfig
 
 WIDTH, INNER, HEADS, LAYERS, VOCAB, IMAGE, PATCH, LABELS = 32, 48, 2, 2, 96, 32, 8, 3
 HEAD = WIDTH // HEADS
@@ -143,6 +143,8 @@ def _flat(value: Value) -> bool:
 
 
 def _tiny_value(name: str, value: Value, layers: int) -> Value:
+    if isinstance(value, TimmBackboneConfig):  # whose library may not be there
+        return tiny(ResNetConfig, out_features=[f"stage{i}" for i in range(1, 5)])
     if isinstance(value, PreTrainedConfig):
         return tiny(type(value), value)
     if re.search(r"_token(_id|_index)?s?$|^(pad|bos|eos|unk|mask)_index$", name) and not isinstance(
@@ -194,6 +196,12 @@ def _token(name: str, value: Value) -> Value:
 
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 EXACT: dict[str, dict[str, Value]] = {
+    "glm_image_text": {"rope_parameters": MROPE},
+    "vibevoice_acoustic_tokenizer_decoder": {
+        "num_filters": 4,
+        "depths": (1, 1, 1),
+        "downsampling_ratios": (2, 4),
+    },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "n_group": 1, "topk_group": 1},
     "DbrxAttentionConfig": {"rope_theta": 1e4, "clip_qkv": 8.0},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": WIDTH // 4},
