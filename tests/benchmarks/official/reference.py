@@ -116,10 +116,13 @@ def matches(batch: Batch, ours: Any, theirs: Any, temperature: float, model: nn.
 
 def own(batch: Batch, ours: Any, theirs: Any, temperature: float, model: nn.Module) -> Pair:
     """A head without comparable logits: the model's own loss, and squared differences of all
-    hidden states above the embeddings, over the real tokens where there is a mask."""
+    hidden states above the embeddings, over the real tokens where there is a mask. (Of states with
+    the examples first: Mask2Former gives others with the queries first, which are left out.)"""
+    size = len(next(value for value in batch.values() if isinstance(value, Tensor)))
     mask, total = batch.get("attention_mask"), torch.zeros(())
     for name, states in ours.items():
-        if name.endswith("hidden_states") and isinstance(states, tuple):
+        layers = states if name.endswith("hidden_states") and isinstance(states, tuple) else ()
+        if layers and all(len(layer) == size for layer in layers):
             gaps = [
                 (a - b).square().movedim(1, -1) if a.dim() == 4 else (a - b).square()
                 for a, b in zip(states[1:], theirs[name][1:], strict=True)
