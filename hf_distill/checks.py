@@ -22,6 +22,8 @@ from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
 from hf_distill.modules import unwrapped
 from hf_distill.objectives import RouterBalance, WeightDecay
+from hf_distill.places import soft_prompt
+from hf_distill.problems import heads_of
 from hf_distill.sharding import gathered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import has_task, unknown_head
@@ -277,6 +279,14 @@ def _check_context(sample: Mapping[str, Any], head: Head, teacher: Teacher | Non
         check_context(teacher.config, length, "the teacher")
     if positions is not None and isinstance(teacher, ModelTeacher):
         check_packing(teacher.model)
+    heads = (head, *heads_of(teacher))
+    prompted = [one.who for one in heads if soft_prompt(one.given)]
+    if prompted and positions is not None and int((positions == 0).sum()) > len(positions):
+        raise ValueError(
+            f"Expected {prompted[0]} to keep packed texts apart by their position_ids, which PEFT "
+            "ignores for a model with a learned prompt. Give one text to a row (no packing), or "
+            "learn another adapter (LoRA)."
+        )
 
 
 def check_targets(teacher: Signal, items: Items) -> None:

@@ -39,6 +39,11 @@ def cached_prompt(model: nn.Module) -> bool:
     return config is not None and config.peft_type in CACHED
 
 
+def soft_prompt(model: nn.Module) -> bool:
+    """Whether an adapter puts places in front of the tokens (prompt tuning, p-tuning)."""
+    return prompt_config(model) is not None and not cached_prompt(model)
+
+
 def task_columns(model: nn.Module) -> set[str]:
     """What an adapter reads besides the inputs of its model: which task an example is of."""
     config = model.active_peft_config if isinstance(model, PeftModel) else None

@@ -28,7 +28,7 @@ from hf_distill import (
 )
 from hf_distill.cache import write_cache
 from hf_distill.tasks import HEADS, TASKS
-from hf_distill.teachers import ModelTeacher
+from hf_distill.teachers import CachedTeacher, ModelTeacher
 
 tf: Any = transformers
 
@@ -554,3 +554,18 @@ def test_answers_in_documents(tmp_path: Path) -> None:
         own = float(student(**batch).loss)
     step = logged(tmp_path, student, teacher, rows, 0.5 * HardLabels() + 0.5 * ForwardKL(1.0))
     assert step["hard_labels"] == pytest.approx(own, abs=1e-4)
+
+
+def test_frames_of_a_cache_are_those_of_its_teacher(tmp_path: Path) -> None:
+    """What is kept of a sound is as long as the sound, wherever its batch is padded to."""
+    student, teacher = made(speech_to_text)
+    rows = sounds("input_features", 1, 20)
+    objective = HiddenStates("-1:-1", groups=("encoder",))
+    live = logged(tmp_path / "live", student, teacher, rows, objective)
+    options: dict[str, Any] = {"hidden_states": {"encoder": [-1]}, "dtype": "float32"}
+    folder = write_cache(
+        tmp_path / "cache", ModelTeacher(teacher), rows, stacked, batch_size=2, say=len, **options
+    )
+    student, _ = made(speech_to_text)
+    cached = logged(tmp_path / "read", student, CachedTeacher(folder), rows, objective)
+    assert cached["loss"] == pytest.approx(live["loss"], rel=1e-5)

@@ -425,3 +425,20 @@ def test_metrics_see_both_predictions_in_one_shape(tmp_path: Path, side: str) ->
     real = batch["attention_mask"].bool()
     assert torch.equal(ours[real], expected[0][real])
     assert torch.equal(theirs[real], expected[1][real])
+
+
+def test_packed_texts_behind_a_prompt_are_refused(tmp_path: Path) -> None:
+    """PEFT ignores the positions by which packed texts are kept apart."""
+    student = adapted(models("causal_lm")[0], "prompt", "causal_lm")
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1]}
+        for _ in range(4)
+    ]
+
+    def packed(some: Any) -> dict[str, Tensor]:
+        return {key: torch.tensor([row[key] for row in some]) for key in some[0]}
+
+    with pytest.raises(
+        ValueError, match=r"the student \(LlamaFor.*position_ids.*one text to a row"
+    ):
+        trainer(tmp_path, "causal_lm", model=student, train_dataset=rows, data_collator=packed)

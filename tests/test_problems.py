@@ -28,6 +28,7 @@ from hf_distill.cache import write_cache
 from hf_distill.joint import JointTrainer
 from hf_distill.robustness import Subject
 from hf_distill.serving import TeacherServer
+from hf_distill.tasks import HEADS
 from hf_distill.teachers import CachedTeacher, Ensemble, ModelTeacher
 from hf_distill.teachers.remote import RemoteTeacher
 
@@ -603,3 +604,18 @@ def test_texts_without_a_mask(tmp_path: Path) -> None:
     expected = softmax_kl(at_the_end(student, rows), at_the_end(teacher, rows))
     step, _ = first_step(tmp_path, rows, teacher_model=teacher, **options)
     assert step["forward_kl"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_logits_of_another_shape_than_the_items_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that is named wrongly gives a row for each token, or each box: divided by examples,
+    its agreement is 2.0. The remedy is followed."""
+    student, teacher = models("token_classification")
+    monkeypatch.setitem(HEADS, "BertForTokenClassification", "sequence_classification")
+    options: dict[str, Any] = {"model": student, "teacher_model": teacher, "alpha": 1.0}
+    message = r"items \(8,\).*the (student|teacher) \(BertForTokenCl.*got \(8, 9, 3\).*HEADS"
+    with pytest.raises(ValueError, match=message):
+        first_step(tmp_path, texts(), **options)
+    monkeypatch.setitem(HEADS, "BertForTokenClassification", "token_classification")
+    first_step(tmp_path, texts(), **options)
