@@ -202,7 +202,8 @@ class Binding(Trainer):
 
     def _look_at_modules(self) -> None:
         """Let what has no config answer the first batch: its outputs and classes are then known."""
-        sample, teacher = self._first_batch, self.teacher
+        teacher: Any = self.teacher
+        sample = self._first_batch
         if sample is None:
             return
         items, training = self._head.items(sample), self._student.training

@@ -96,13 +96,13 @@ class Checkpoints(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if state_dict is None and not isinstance(self.model, PreTrainedModel | PeftModel):
-            state_dict = self.model.state_dict()  # tied weights, which `Trainer` cannot save, once
+        owner: Any = self.model
+        if state_dict is None and not isinstance(owner, PreTrainedModel | PeftModel):
+            state_dict = owner.state_dict()  # tied weights, which `Trainer` cannot save, once
         if state_dict is not None:
-            doubles = doubles_of(self.model)
+            doubles = doubles_of(owner)
             kept = {k: v for k, v in state_dict.items() if k not in doubles}
             state_dict = {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
-        owner: Any = self.model
         attached = owner._modules.pop(ATTACHED, None)
         try:
             super()._save(output_dir, state_dict)

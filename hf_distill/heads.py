@@ -545,7 +545,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """Facts for logs and model cards."""
     config: Any = config_of(model)
     own = isinstance(model, PreTrainedModel)  # which knows its 4-bit weights
-    count = model.num_parameters() if own else sum(p.numel() for p in model.parameters())
+    owner: Any = model
+    count = owner.num_parameters() if own else sum(p.numel() for p in model.parameters())
     return {
         "name": config._name_or_path or None,
         "revision": getattr(config, "_commit_hash", None),

@@ -165,9 +165,10 @@ def of_both_stacks(
         own = items(batch, model, rows)
         masks = {"encoder" if unit == "hidden" else unit: m for unit, m in own.masks.items()}
         ids, real = (batch.get(f"decoder_{key}") for key in ("input_ids", "attention_mask"))
-        if real is not None or ids is not None:
-            masks["decoder"] = (torch.ones_like(ids) if real is None else real).bool()
-            masks["decoder"] = masks["decoder"] & rows[:, None]
+        if real is None and ids is not None:
+            real = torch.ones_like(ids)
+        if real is not None:
+            masks["decoder"] = real.bool() & rows[:, None]
         elif "encoder" in masks:
             masks["decoder"] = masks["encoder"]
         return replace(own, masks=masks)

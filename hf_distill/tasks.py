@@ -361,8 +361,8 @@ def _row(model: nn.Module) -> Task | None:
         found = _by_stacks(_row_by_name(name), model)
         if found is not None and not declared:
             return found
-        for own in declared if found is not None else ():
-            if _fits(found, own):
+        for own in declared:
+            if found is not None and _fits(found, own):
                 return _grouped(found, own)
     return None
 
@@ -434,5 +434,5 @@ def _declared(model: nn.Module) -> list[list[str]]:
     code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     made = [known.get(name) for name in getattr(code, "co_names", ())]
     kinds = [*(typing.get_args(returned) or (returned,)), *made]
-    outputs = [k for k in kinds if isinstance(k, type) and issubclass(k, ModelOutput)]
+    outputs: list[Any] = [k for k in kinds if isinstance(k, type) and issubclass(k, ModelOutput)]
     return [[f.name for f in dataclasses.fields(k)] for k in outputs if dataclasses.is_dataclass(k)]

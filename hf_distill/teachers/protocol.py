@@ -20,11 +20,14 @@ class Teacher(Protocol):
 
     Attributes:
         config: The configuration that names its labels and vocabulary; None if there is none.
-        provides: What it can give.
     """
 
     config: Any
-    provides: Needs
+
+    @property
+    def provides(self) -> Needs:
+        """What it can give; a plain attribute will do."""
+        ...
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
         """The signal for a batch, detached, in the teacher's own order of classes."""
