@@ -166,7 +166,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {given.jobs} at a time, ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, datasets {datasets.__version__}, ", end="")
-    print(f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes of one core\n")
+    print(f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes, rows added up\n")
     print("| script (model) | two names enough? | first loss − plain torch | weights, alpha=0 | |")
     print("| :-- | :-- | :-- | :-- | :-- |")
     for row in rows:
