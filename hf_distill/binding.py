@@ -39,7 +39,7 @@ from hf_distill.problems import (
     check_unmasked,
     settle,
     share_padding,
-    tell_padding,
+    tell_tokens,
 )
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
@@ -144,7 +144,7 @@ class Binding(Trainer):
         """Settle for all models what they solve, and what is padding."""
         heads = getattr(self.teacher, "heads", None) or {}
         share_padding(self.processing_class, *(head.given for head in heads.values()))
-        tell_padding(self.teacher, getattr(text_config(self._head.config), "pad_token_id", None))
+        tell_tokens(self.teacher, text_config(self._head.config))
         check_unmasked(self._first_batch or {}, self._head, self.teacher)
         settle(self._head, self.teacher, (self._first_batch or {}).get("labels"))
 

@@ -44,6 +44,7 @@ from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import Task, inner_model, named_task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
+PADDING, END = "pad_token_id", "eos_token_id"
 FLOATING = ("pixel_values", "input_values", "input_features")
 
 
@@ -73,10 +74,10 @@ class Head:
         self.accepts |= task_columns(model)
         self._read = False
         self.problem: str | None = None  # what was settled, see `hf_distill.problems`
-        self.padding: int | None = None  # what the data are padded with, if its config may err
-        self.finds_padding = self.task.name == "sequence_classification" and mentions(
-            self.model, "pad_token_id"
-        )
+        self.tokens: dict[str, int] = {}  # special tokens of the data, if its config may err
+        named = (PADDING, END) if self.task.name == "sequence_classification" else ()
+        self._places_by = tuple(name for name in named if mentions(self.model, name))
+        self.finds_padding = PADDING in self._places_by
         self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
@@ -279,8 +280,7 @@ class Head:
 
     @property
     def _pad_token(self) -> int | None:
-        own = getattr(text_config(self.config), "pad_token_id", None)
-        return own if self.padding is None else self.padding
+        return self.tokens.get(PADDING, getattr(text_config(self.config), PADDING, None))
 
     def with_own_padding(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with the token that this model takes for padding where the mask says padding.
@@ -307,17 +307,18 @@ class Head:
 
     @contextlib.contextmanager
     def padded(self) -> Iterator[None]:
-        """Let the model take for padding what the data are padded with; its config stays."""
-        config = text_config(self.config)
-        own = getattr(config, "pad_token_id", None)
-        if not self.finds_padding or self._pad_token == own:
-            yield
-            return
-        config.pad_token_id = self._pad_token
+        """Let the model take for padding, and for the end of a text, what the data have there; its
+        config stays as it is."""
+        config: Any = text_config(self.config)
+        told = {n: t for n, t in self.tokens.items() if n in self._places_by}
+        before = {name: getattr(config, name, None) for name in told}
+        for name, token in told.items():
+            setattr(config, name, token)
         try:
             yield
         finally:
-            config.pad_token_id = own
+            for name, token in before.items():
+                setattr(config, name, token)
 
     def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
         """Whether its logits are what `Linear` makes of its output layer (`Projection.is_last`).

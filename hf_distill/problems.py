@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from hf_distill.heads import MULTI_LABEL, Head, text_config
+from hf_distill.heads import END, MULTI_LABEL, PADDING, Head, text_config
 from hf_distill.modules import has_config, mentions
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
@@ -168,12 +168,18 @@ def share_padding(processor: Any, *models: nn.Module) -> None:
             align_special_tokens(model, tokenizer)
 
 
-def tell_padding(teacher: Any, padding: int | None) -> None:
-    """Tell a teacher's models what the data are padded with: a classifier on a decoder looks for
-    the end of a text by it, and its own config may name another token."""
+def tell_tokens(teacher: Any, holder: Any) -> None:
+    """Tell a teacher's models which tokens pad and end the texts of the data: by them a classifier
+    finds the place that it reads, and its own config may name others.
+
+    Args:
+        teacher: The teacher.
+        holder: The tokenizer, or the config of a model that reads the data rightly; None: unknown.
+    """
+    known = {name: getattr(holder, name, None) for name in (PADDING, END)}
+    tokens = {name: token for name, token in known.items() if isinstance(token, int)}
     for head in heads_of(teacher):
-        if padding is not None:
-            head.padding = padding
+        head.tokens = dict(tokens)
 
 
 def check_unmasked(batch: Mapping[str, Any], student: Head, teacher: Any) -> None:
@@ -186,7 +192,7 @@ def check_unmasked(batch: Mapping[str, Any], student: Head, teacher: Any) -> Non
     config = getattr(teacher, "config", None)
     if config is None or "input_ids" not in batch or batch.get("attention_mask") is not None:
         return
-    ours, theirs = (getattr(text_config(c), "pad_token_id", None) for c in (student.config, config))
+    ours, theirs = (getattr(text_config(c), PADDING, None) for c in (student.config, config))
     if student.finds_padding and ours != theirs and not any(heads_of(teacher)):
         raise ValueError(
             f"Expected an attention_mask, or one padding token for {student.who} and the teacher: "

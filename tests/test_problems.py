@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from zoo import CASES, collate
 
 from hf_distill import (
+    DecoupledKD,
     DistillationTrainer,
     ForwardKL,
     GeneralizedCrossEntropy,
     HardLabels,
     HiddenStates,
+    Jacobian,
+    TrustedLabels,
 )
 from hf_distill.cache import write_cache
 from hf_distill.joint import JointTrainer
@@ -378,7 +381,12 @@ def test_soft_labels_beside_hard_ones(tmp_path: Path) -> None:
 def test_objectives_that_read_one_class_refuse_soft_labels(tmp_path: Path) -> None:
     """The likeliest class of a mixture is not its label."""
     student, teacher = said(SINGLE)
-    for objective in (GeneralizedCrossEntropy(),):
+    for objective in (
+        GeneralizedCrossEntropy(),
+        DecoupledKD(),
+        TrustedLabels(),
+        Jacobian(direction="label"),
+    ):
         with pytest.raises(ValueError, match=r"one class.*soft labels \(8, 3\)"):
             first_step(
                 tmp_path, texts(mixed()), model=student, teacher_model=teacher, objective=objective
@@ -619,3 +627,50 @@ def test_logits_of_another_shape_than_the_items_are_refused(
         first_step(tmp_path, texts(), **options)
     monkeypatch.setitem(HEADS, "BertForTokenClassification", "token_classification")
     first_step(tmp_path, texts(), **options)
+
+
+def test_a_teacher_finds_the_end_of_a_text_by_the_tokens_of_the_data(tmp_path: Path) -> None:
+    """BART's classifier reads the place of the last end token, which its config names."""
+
+    def bart(seed: int, end: int) -> Any:
+        settings = tf.BartConfig(
+            vocab_size=40,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            max_position_embeddings=64,
+            num_labels=LABELS,
+            dropout=0.0,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=end,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return tf.BartForSequenceClassification(settings)
+
+    student, teacher, right = bart(0, 2), bart(1, 5), bart(1, 2)
+    rows = sentences(end=True)
+    expected = softmax_kl(logits_of(student, rows), logits_of(right, rows))
+    step, _ = first_step(
+        tmp_path, rows, model=student, teacher_model=teacher, objective=ForwardKL(1.0)
+    )
+    assert step["forward_kl"] == pytest.approx(expected, abs=1e-5)
+    assert teacher.config.eos_token_id == 5
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool])
+def test_class_ids_of_other_integer_types(tmp_path: Path, kind: torch.dtype) -> None:
+    """torch takes int64 alone."""
+    student, teacher = said()
+    labels = torch.arange(8) % 2
+    rows = texts(labels.to(kind))
+    expected = F.cross_entropy(logits_of(student, rows), labels)
+    step, _ = first_step(
+        tmp_path, rows, model=student, teacher_model=teacher, objective=1.0 * HardLabels()
+    )
+    assert step["hard_labels"] == pytest.approx(float(expected), abs=1e-5)

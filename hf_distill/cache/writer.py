@@ -19,7 +19,7 @@ from hf_distill.cache.sealed import MANIFEST, read_manifest, write_manifest
 from hf_distill.cache.shards import damaged, finished, read_keys, remove_stale, write_shard
 from hf_distill.heads import Head
 from hf_distill.modules import ANY
-from hf_distill.problems import tell_padding
+from hf_distill.problems import tell_tokens
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 
@@ -76,7 +76,7 @@ def write_cache(
     """
     maker = _Maker(teacher, head, data_collator, batch_size)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    tell_padding(teacher, getattr(tokenizer, "pad_token_id", None))
+    tell_tokens(teacher, tokenizer)
     source = _Source(data, maker.columns)
     folder, shards = Path(path), -(-len(source) // shard_size)
     if not len(source):

@@ -90,7 +90,7 @@ class HardLabels(Objective):
         if labels.is_floating_point():  # soft ones: rows of probabilities
             targets = labels.masked_fill(~mask[..., None], 0.0).flatten(0, -2).to(logits.dtype)
         else:
-            targets = labels.masked_fill(~mask, -100).flatten()
+            targets = labels.long().masked_fill(~mask, -100).flatten()
         values = F.cross_entropy(
             logits.flatten(0, -2),
             targets,

@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_distill.heads import Head
+from hf_distill.heads import END, PADDING, Head
 from hf_distill.pair import evaluating
 from hf_distill.reading import Batch
 from hf_distill.robustness.values import check_values, length_of, picture
@@ -114,7 +114,8 @@ class Subject:
     def head(self) -> Head:
         """The model with its row of the task table; it reads texts as its tokenizer pads them."""
         head = Head(self.model, self.task, self.role)
-        head.padding = getattr(self.processor, "pad_token_id", None)
+        known = {name: getattr(self.processor, name, None) for name in (PADDING, END)}
+        head.tokens = {name: token for name, token in known.items() if token is not None}
         return head
 
     @cached_property
