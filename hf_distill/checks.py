@@ -347,11 +347,11 @@ def check_signature(trainer: type) -> None:
 
 def warn_of_own_loss(trainer: str, objective: Sum, teacher: Teacher | None) -> None:
     """Say that a subclass trains on a loss of its own, once its first step is done."""
-    unused = "" if teacher is None else " and the teacher"
+    unused = "is not used" if teacher is None else "and the teacher are not used"
     warnings.warn(
-        f"compute_loss of {trainer} did not call super().compute_loss: it trains on its own loss, "
-        f"without the objective ({objective}){unused}. Class weights belong to the objective, "
-        "HardLabels(class_weights=(…)), and other losses to an Objective; or call "
+        f"compute_loss of {trainer} did not call super(): the objective ({objective}) {unused}, "
+        "and what trains is its own loss alone. Class weights are "
+        "HardLabels(class_weights=...) in the objective, and other losses an Objective; or call "
         "super().compute_loss(model, inputs, True, num_items_in_batch) and add to its loss.",
         stacklevel=2,
     )
