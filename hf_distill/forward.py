@@ -45,7 +45,7 @@ def inside_forward(wrapper: nn.Module, module: nn.Module, run: Callable[[], Resu
 def calling(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let a module compute something else, between its hooks."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

@@ -312,13 +312,13 @@ class Head:
         config: Any = text_config(self.config)
         told = {n: t for n, t in self.tokens.items() if n in self._places_by}
         before = {name: getattr(config, name, None) for name in told}
-        for name, token in told.items():
-            setattr(config, name, token)
+        for name in told:
+            setattr(config, name, told[name])
         try:
             yield
         finally:
-            for name, token in before.items():
-                setattr(config, name, token)
+            for name in before:
+                setattr(config, name, before[name])
 
     def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
         """Whether its logits are what `Linear` makes of its output layer (`Projection.is_last`).
@@ -483,8 +483,8 @@ class Head:
                 "encoder.layer.0'), or on the logits."
             )
         if isinstance(value, (list, tuple)):
-            mask = items.masks.get(group, items.masks["samples"])
-            return tuple(_one_row_each(layer, mask, self.who) for layer in value)
+            own = items.masks.get(group, items.masks["samples"])
+            return tuple(_one_row_each(layer, own, self.who) for layer in value)
         mask = items.masks.get("hidden", items.masks.get("decoder"))
         if group != "embedding":
             return (value,)

@@ -27,8 +27,10 @@ from hf_distill.signals import Items
 
 HIDDEN = {"hidden": "hidden_states"}
 ENCODER_DECODER = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}
-PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
-PLACEHOLDERS += ("audio_token_id", "audio_token_index")
+PLACEHOLDERS = (
+    *("image_token_id", "image_token_index", "video_token_id"),
+    *("audio_token_id", "audio_token_index"),
+)
 """Fields of a config with the token that stands where a part of a picture or a sound is."""
 
 

@@ -47,7 +47,8 @@ def mended(
         The card, and a note for each field that was changed: its name, what came, what was done.
     """
     notes: list[str] = []
-    before = replace(card, model_name="student", tags=[], **dict.fromkeys(_CLEARED))
+    cleared: Any = dict.fromkeys(_CLEARED)
+    before = replace(card, model_name="student", tags=[], **cleared)
     for field in FIELDS.values():
         before = _settled(before, field, field, getattr(card, field), notes)
     given = {name: value for name, value in (arguments or {}).items() if value is not None}
