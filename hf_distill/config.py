@@ -89,6 +89,7 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self.direction_given = self.greater_is_better is not None
         super().__post_init__()
+        self._direction = self.greater_is_better
         self.settle_direction()
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) <= 1:
@@ -118,6 +119,8 @@ class DistillationConfig(TrainingArguments):
         """
         if self.metric_for_best_model is None:
             return False
+        if self.greater_is_better != self._direction:  # given since then
+            self.direction_given = True
         metric = self.metric_for_best_model.removeprefix("eval_")
         ahead = [f"{name}_" for name in sets if metric.startswith(f"{name}_")]
         metric = metric.removeprefix(max(ahead, key=len, default=""))
@@ -127,6 +130,7 @@ class DistillationConfig(TrainingArguments):
         if not self.direction_given:
             by_name = not metric.endswith("loss")
             self.greater_is_better = by_name if known is None else known
+        self._direction = self.greater_is_better
         return self.direction_given or known is not None
 
     def _check_sizes(self) -> None:

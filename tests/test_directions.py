@@ -67,6 +67,19 @@ def test_what_is_given_stays(tmp_path: Path) -> None:
             assert ours.args.greater_is_better is given
 
 
+def test_what_is_given_later_stays(tmp_path: Path) -> None:
+    """As an attribute of the arguments, which scripts set after parsing."""
+    for name, greater in (("error_free_rate", True), ("hidden_states", False), ("accuracy", False)):
+        args = config(tmp_path)
+        args.metric_for_best_model, args.greater_is_better = name, greater
+        for _ in range(2):
+            assert trainer(tmp_path, args=args).args.greater_is_better is greater
+    args = config(tmp_path, metric_for_best_model="error_free_rate")
+    assert args.greater_is_better is False
+    args.greater_is_better = True
+    assert trainer(tmp_path, args=args).args.greater_is_better is True
+
+
 @pytest.mark.parametrize("name", ["my_own", "my_own_loss", "gen_len", None])
 def test_what_is_not_known_is_as_in_transformers(tmp_path: Path, name: str | None) -> None:
     """Two trainers that share their arguments included."""
