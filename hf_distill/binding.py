@@ -28,7 +28,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head, text_config
 from hf_distill.idle import check_something_counts
 from hf_distill.matching import match_heads, ordered
-from hf_distill.modules import ANY
+from hf_distill.modules import ANY, has_config
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss
@@ -221,6 +221,14 @@ class Binding(Trainer):
                 if head.unseen:
                     head.ask(teacher.models[name], sample, LOGITS, items)
         self._student.train(training)
+        classes, labels = self._head.classes, items.labels
+        whole = labels is not None and not labels.is_floating_point()
+        plain = self._head.task.kind is None and not has_config(self._student)
+        if whole and classes == 1 and plain:
+            raise ValueError(
+                f"Expected two logits or more of {self._head.who} for labels that are classes "
+                f"(integers), got one. For a regression give the labels as floats."
+            )
 
     def _look_at_evaluation(self) -> None:
         """Let a teacher that does not know everything (a cache) say so before training, and not at

@@ -22,13 +22,14 @@ from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
 from hf_distill.modules import unwrapped
 from hf_distill.objectives import RouterBalance, WeightDecay
+from hf_distill.objectives.features import FeatureObjective
 from hf_distill.places import soft_prompt
 from hf_distill.problems import heads_of
 from hf_distill.sharding import gathered
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import has_task, unknown_head
 from hf_distill.teachers import ModelTeacher, Teacher
-from hf_distill.terms import Sum
+from hf_distill.terms import Objective, Sum
 
 
 def check_arguments(args: Any, wanted: type, options: Mapping[str, Any]) -> None:
@@ -69,7 +70,17 @@ def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
 def without_smoothing(args: Any, model: Any) -> Iterator[None]:
     """Let `Trainer` be built for a module without a config, which it asks about label smoothing."""
     factor = args.label_smoothing_factor
-    if model is not None and not hasattr(model, "config"):
+    plain = model is not None and not hasattr(model, "config")
+    able = any(
+        hasattr(model, f"{which}_checkpointing_enable") for which in ("activation", "gradient")
+    )
+    if model is not None and args.gradient_checkpointing and not able:
+        raise ValueError(
+            f"Activation checkpointing is for models of transformers; {type(model).__name__} has "
+            "no method activation_checkpointing_enable. Leave it out (torch.utils.checkpoint in "
+            "the module's forward does the same)."
+        )
+    if plain:
         args.label_smoothing_factor = 0.0
     try:
         yield
@@ -140,9 +151,9 @@ def check_objective(
         for name, _, part in objective.named():
             theirs = getattr(teacher, "head", None)
             model = theirs.model if isinstance(theirs, Head) else None
-            _check_provided(name, part.needs, teacher.provides, "teacher", model)
+            _check_provided(name, part, part.needs, teacher.provides, ("teacher", model))
             own = dataclasses.replace(part.student_needs, logits=False)  # `Objective.check` says it
-            _check_provided(name, own, student.provides, "student", student.model)
+            _check_provided(name, part, own, student.provides, ("student", student.model))
     together = [  # routers compare tokens, of which one example has many
         name
         for name, _, part in objective.named()
@@ -157,23 +168,26 @@ def check_objective(
 
 
 def _check_provided(
-    name: str, needs: Needs, provides: Needs, who: str, model: nn.Module | None
+    name: str, part: Objective, needs: Needs, provides: Needs, of: tuple[str, nn.Module | None]
 ) -> None:
-    if missing := needs.missing_from(provides):
-        near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
-        remedy = f"Choose another objective or {who}, or other layers."
-        if "hidden_states" in missing and model is not None and provides.modules:
-            some = sorted(n for n, _ in model.named_children())
-            remedy = (
-                f"The forward of {type(model).__name__} takes no `output_hidden_states`. Take the "
-                f"outputs of modules, by their paths in both models ('teacher:student'): "
-                f"HiddenStates('encoder.layer.1:lstm'); this {who} has {some} and what is in them."
-            )
-        raise ValueError(
-            f"The objective {[name]} needs {missing}, which this {who} does not provide. "
-            + (f"Near names are {near}. " if near else "")
-            + remedy
+    (who, model), missing = of, needs.missing_from(provides)
+    if not missing:
+        return
+    near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
+    remedy = f"Choose another objective or {who}, or other layers."
+    by_path = isinstance(part, FeatureObjective) and provides.modules
+    if "hidden_states" in missing and model is not None and by_path:
+        some = sorted(n for n, _ in model.named_children())
+        remedy = (
+            f"The forward of {type(model).__name__} takes no `output_hidden_states`. Take the "
+            f"outputs of modules, by their paths: {type(part).__name__}('<module of the teacher>:"
+            f"<module of the student>'); this {who} has {some} and what is in them."
         )
+    raise ValueError(
+        f"The objective {[name]} needs {missing}, which this {who} does not provide. "
+        + (f"Near names are {near}. " if near else "")
+        + remedy
+    )
 
 
 def check_gradient_norms(asked: bool, sharded: bool) -> None:

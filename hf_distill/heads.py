@@ -150,7 +150,8 @@ class Head:
     @property
     def floating(self) -> str | None:
         """The floating input of this model, if it has one."""
-        name = str(getattr(self.model, "main_input_name", ""))
+        first = next((name for name in FLOATING if name in self.accepts), "")
+        name = str(getattr(self.model, "main_input_name", first))
         return name if name in self.accepts and name in FLOATING else None
 
     @property
@@ -374,7 +375,7 @@ class Head:
         taken = {
             path: prompt.module(path, v) for path, v in ({} if taken is None else taken).items()
         }
-        outputs = prompt.outputs(by_name(outputs, self.task.fields))
+        outputs = prompt.outputs(by_name(outputs, self.task.fields, needs.own_loss))
         logits = self._logits(outputs, batch, needs, items)
         if self.unseen:
             classes = None if logits is None else logits.shape[-1]
@@ -417,7 +418,7 @@ class Head:
             graph,
             router_loss=outputs.aux_loss if needs.router_loss else None,
             label_logits=label_read(outputs, batch) if label_read and known else None,
-            own_loss=outputs.loss if needs.own_loss else None,
+            own_loss=getattr(outputs, "loss", None) if needs.own_loss else None,
             blank=int(getattr(self.config, "pad_token_id", None) or 0),
             who=self.who,
         )

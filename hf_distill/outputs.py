@@ -19,12 +19,13 @@ class Named(dict[str, Any]):
         raise AttributeError(name)
 
 
-def by_name(outputs: Any, fields: Sequence[str]) -> Any:
+def by_name(outputs: Any, fields: Sequence[str], labelled: bool = False) -> Any:
     """A model's outputs with names.
 
     Args:
         outputs: What its ``forward`` returned.
         fields: What the entries of a tuple are called, in their order; a tensor is the first.
+        labelled: Whether it was given labels: a tuple then begins with the loss, as in `Trainer`.
 
     Returns:
         A `ModelOutput` as it is; of anything else a `Named`. A dict that holds nothing but one
@@ -41,9 +42,11 @@ def by_name(outputs: Any, fields: Sequence[str]) -> Any:
     if isinstance(outputs, Mapping):
         rest = [value for name, value in outputs.items() if name != "loss"]
         if len(rest) == 1 == len(fields) and isinstance(rest[0], Tensor):
-            return Named({fields[0]: rest[0]})
+            return Named({"loss": outputs.get("loss"), fields[0]: rest[0]})
         return Named(outputs)
     if isinstance(outputs, tuple | list):
+        if labelled and isinstance(outputs[0], Tensor) and outputs[0].dim() == 0:
+            fields = ["loss", *fields]
         names = [*fields, *(f"output_{index}" for index in range(len(fields), len(outputs)))]
         return Named(zip(names, outputs, strict=False))
     return outputs

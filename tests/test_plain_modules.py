@@ -29,14 +29,20 @@ from transformers import Trainer, TrainingArguments
 from zoo import collate
 
 from hf_distill import (
+    RKD,
     CachedTeacher,
+    EarlyExits,
     Ensemble,
     ForwardKL,
+    Gaussian,
     HardLabels,
     HiddenStates,
+    Jacobian,
     JointTrainer,
     LogitMSE,
+    ModelLoss,
     ModelTeacher,
+    OnPerturbed,
     PastStudent,
     register_task,
     write_cache,
@@ -51,6 +57,7 @@ PICTURES = "image_classification"
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
     register_task(Recurrent, "sequence_classification")
+    register_task(Labelled, "sequence_classification")
     register_task(Packed, "sequence_classification")
     register_task(Tagger, "token_classification")
     register_task(Writer, "causal_lm")
@@ -437,3 +444,81 @@ def test_what_is_published_loads_again(
     assert same(weights(space["model"]), weights(model))
     (tmp_path / "model.safetensors").unlink()
     assert "missing: config.json, model.safetensors" in folder_problems(tmp_path)[0]
+
+
+class Labelled(Recurrent):
+    """Gives its own loss when it is given labels."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> Any:
+        form, self.form = self.form, "tensor"
+        logits = super().forward(input_ids, attention_mask)
+        self.form = form
+        loss = None if labels is None else F.cross_entropy(logits, labels, label_smoothing=0.1)
+        if form == "tuple":
+            return (logits,) if loss is None else (loss, logits)
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_a_loss_of_its_own(tmp_path: Path, form: str) -> None:
+    """With labels a tuple begins with the loss, as `Trainer` has it: read as logits, or not found,
+    `ModelLoss` could not be learned from a module."""
+    student = Labelled(form)
+    batch = collate(data()[:4])
+    own = F.cross_entropy(logits_of(student, batch), batch["labels"], label_smoothing=0.1)
+    options: dict[str, Any] = {"model": student, "teacher_model": Recurrent(width=12)}
+    options["train_sampling_strategy"] = "sequential"
+    ours = trainer(tmp_path, objective=1.0 * ModelLoss(), **options)
+    assert first_loss(ours) == pytest.approx(float(own), abs=1e-6)
+    with pytest.raises(ValueError, match=r"loss of the labels to be the student's own"):
+        trainer(tmp_path, objective=1.0 * HardLabels(), **options)
+
+
+def test_one_logit_is_no_class(tmp_path: Path) -> None:
+    """Integers are classes: as numbers, a yes or no would be learned by squared differences."""
+    with pytest.raises(ValueError, match=r"two logits or more of the student \(Recurrent\)"):
+        trainer(tmp_path, model=Recurrent(classes=1), teacher_model=Recurrent(classes=1))
+    rows = [{**row, "labels": float(row["labels"])} for row in data()]
+    ours = trainer(
+        tmp_path,
+        model=Recurrent(classes=1),
+        teacher_model=Recurrent(classes=1),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    assert first_loss(ours) > 0
+
+
+def test_perturbed_pictures_of_a_module(tmp_path: Path) -> None:
+    """What is perturbed is found by the name of the input, which says it as well as a class."""
+    ours = trainer(
+        tmp_path,
+        PICTURES,
+        model=Convolutional(),
+        teacher_model=Convolutional(channels=6),
+        objective=OnPerturbed(HardLabels(), Gaussian(0.1)) + Jacobian(),
+    )
+    assert math.isfinite(first_loss(ours))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_checkpointing_of_a_module_is_refused(tmp_path: Path) -> None:
+    """`Trainer` would end in an AttributeError when training starts."""
+    with pytest.raises(ValueError, match=r"Recurrent has no method activation_checkpointing_enable"):
+        trainer(tmp_path, model=Recurrent(), gradient_checkpointing=True)
+
+
+def test_objectives_on_modules(tmp_path: Path) -> None:
+    """The refusal names the objective's own class with paths, and that works."""
+    options: dict[str, Any] = {"model": Convolutional(), "teacher_model": Convolutional(channels=6)}
+    with pytest.raises(ValueError, match=r"RKD\('<module of the teacher>:<module of the student>'"):
+        trainer(tmp_path, PICTURES, objective=1.0 * RKD(), **options)
+    ours = trainer(tmp_path, PICTURES, objective=1.0 * RKD("features:features"), **options)
+    assert first_loss(ours) > 0
+    with pytest.raises(ValueError, match=r"'early_exits'.*Choose another objective"):
+        trainer(tmp_path, PICTURES, objective=1.0 * EarlyExits(), **options)
