@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import Seq2SeqTrainer
 
+from hf_distill.batch_checks import explained
 from hf_distill.config import Seq2SeqDistillationConfig
 from hf_distill.heads import Head
 from hf_distill.teachers import ModelTeacher
@@ -48,7 +49,8 @@ class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
         inputs = {key: value for key, value in inputs.items() if head.takes(key, True)}
         try:
             step = Seq2SeqTrainer.prediction_step
-            _, tokens, labels = step(self, model, inputs, False, **options)
+            with explained(head.who, head.model, inputs):
+                _, tokens, labels = step(self, model, inputs, False, **options)
         finally:
             self.model = student
         return tokens, labels

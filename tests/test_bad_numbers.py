@@ -26,10 +26,14 @@ from hf_distill import (
     HardTeacherLabels,
     JointTrainer,
     ModelTeacher,
+    Seq2SeqDistillationConfig,
+    Seq2SeqDistillationTrainer,
     Signal,
     write_cache,
 )
 from hf_distill.batch_checks import check_inputs, explained
+from hf_distill.on_policy import Sampling
+from hf_distill.on_policy.generating import ModelGenerator
 
 SEQUENCES = "sequence_classification"
 LABELLED = sorted(set(CASES) - {"dual_encoder", "encoder", "multi_label", "regression"})
@@ -367,6 +371,26 @@ def test_a_text_that_is_too_long_for_one_of_both(tmp_path: Path) -> None:
         ours.train()
     cut = edited(SEQUENCES, "input_ids", lambda ids: ids[:12])
     trainer(tmp_path, teacher_model=teacher, train_dataset=cut).train()
+
+
+def test_tokens_of_what_is_to_be_completed(tmp_path: Path) -> None:
+    """Generation runs the model without a loss."""
+    student = models("causal_lm")[0].eval()
+    wanted = (
+        rf"Expected input_ids .* the %s \({type(student).__name__}\) has .*got {VOCAB} in row 1"
+    )
+    with pytest.raises(ValueError, match=wanted % "model that writes"):
+        ModelGenerator(student, Sampling(3, 0.0))([[5, 6], [VOCAB, 6]], 0)
+    student, teacher = models("seq2seq_lm")
+    args = Seq2SeqDistillationConfig(
+        str(tmp_path), predict_with_generate=True, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    rows: Any = data("seq2seq_lm")
+    ours = Seq2SeqDistillationTrainer(student, args, collate, rows, teacher_model=teacher)
+    late = edited("seq2seq_lm", "input_ids", second(VOCAB), [1])
+    wanted = wanted.replace("LlamaForCausalLM", type(student).__name__) % "student"
+    with pytest.raises(ValueError, match=wanted):
+        ours.predict([{k: v for k, v in row.items() if k != "labels"} for row in late])  # type: ignore[arg-type]
 
 
 def test_empty_texts(tmp_path: Path) -> None:

@@ -344,6 +344,12 @@ def request_of(**changes: Any) -> bytes:
         (request_of(batch={"labels": torch.ones(2)}), r"\['labels'\] too"),
         (request_of(batch={"input_ids": torch.tensor([[1, VOCAB]])}), f"got {VOCAB}: the token"),
         (request_of(batch={"input_ids": torch.ones(1, 2)}), "as int64"),
+        (request_of(batch={"input_ids": torch.full((1, 99), 3)}), r"tokens, the positions of the"),
+        (request_of(batch={"input_ids": torch.ones(1, 0).long()}), "all texts of the batch are e"),
+        (
+            request_of(batch=dict.fromkeys(("input_ids", "token_type_ids"), torch.tensor([[3]]))),
+            "token_type_ids from 0 to 1",
+        ),
         (request_of(needs={"logits": 1}), "Expected needs"),
         (request_of(needs={"inputs": True}), "does not provide"),
         (request_of(needs={"modules": ["no.such"]}), "no.such"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from hf_distill.batch_checks import explained
 from hf_distill.heads import base_of
 from hf_distill.on_policy.continuous import (
     check_batchable,
@@ -218,15 +219,17 @@ class ModelGenerator:
     def _together(self, prompts: list[Tokens]) -> list[Tokens]:
         """All prompts as one batch, padded on the left."""
         model: Any = self.model
-        decoder_only = not base_of(model).config.is_encoder_decoder
+        base = base_of(model)
+        decoder_only = not base.config.is_encoder_decoder
         ids, mask = _padded(prompts, self.padding, left=decoder_only)
         device = next(model.parameters()).device
-        out: Tensor = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._config(),
-            synced_gpus=is_sharded(model),
-        )
+        with explained(f"the model that writes ({type(base).__name__})", base, {"input_ids": ids}):
+            out: Tensor = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=self._config(),
+                synced_gpus=is_sharded(model),
+            )
         completions = out[:, ids.shape[1] if decoder_only else 1 :].tolist()
         return [until_end(tokens, self.ends) for tokens in completions]
 

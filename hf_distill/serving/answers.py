@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from hf_distill.batch_checks import check_inputs
 from hf_distill.cache.manifest import (
     config_values,
     public,
@@ -117,6 +118,10 @@ class Answers:
         for key in TOKEN_IDS:
             if isinstance(batch.get(key), Tensor):
                 check_ids(key, batch[key], vocabulary_size(self.teacher.config))
+        try:  # here, and not in its forward: a GPU does not survive an index out of range
+            check_inputs(self.teacher.head.who, self.teacher.head.model, batch)
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
 
 
 def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
