@@ -97,13 +97,19 @@ def warn_of_no_steps(args: Any) -> None:
         )
 
 
-def warn_of_no_loss(loss: float, steps: int) -> None:
-    """Say that nothing was learned in a training whose loss was 0 from its first step on. (In the
-    first one it may be: shares are of what came before.)"""
-    if loss == 0 and steps > 1:
+def warn_if_nothing_counted(goal: Sum, counts: Mapping[str, Tensor]) -> None:
+    """Say that nothing counted in a training of several batches, as in a stream without labels.
+
+    Args:
+        goal: What was minimised.
+        counts: The items of all its batches by unit; empty: not known.
+    """
+    if not counts or not _idle(goal, counts):
+        return
+    batches = int(counts["batches"])
+    if batches > 1:
         warnings.warn(
-            f"The loss was 0 in each of {steps} steps, and nothing was learned. Either nothing in "
-            f"the data counted (labels of -100, {WEIGHTS} of 0), all weights of the objective were "
-            "0, or the student gave what the teacher gives. See what evaluate() says.",
+            f"Nothing was learned: in {batches} batches nothing in the data counted (all labels "
+            f"are -100, or all {WEIGHTS} are 0). Look at how they are made.",
             stacklevel=4,
         )

@@ -30,7 +30,7 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
-from hf_distill.idle import check_trainable, warn_of_no_loss, warn_of_no_steps
+from hf_distill.idle import check_trainable, warn_if_nothing_counted, warn_of_no_steps
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.modules import ANY, opened, unwrapped
@@ -331,13 +331,12 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
         if options.get("resume_from_checkpoint") is not None:
             self._load_extras(options["resume_from_checkpoint"])
         self._components = {}
-        self._objective_ran = False
+        self._objective_ran, self._so_far = False, {}
         check_trainable(self._student, self._learned())
         warn_of_no_steps(self.args)
         with self._attached():
             output = super()._inner_training_loop(*args, **options)
-        if self._objective_ran:
-            warn_of_no_loss(output.training_loss, output.global_step)
+        warn_if_nothing_counted(self.goal, self._so_far)
         return output
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:

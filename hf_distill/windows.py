@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Windows(Trainer):
     current_gradient_accumulation_steps = 1
     _head: Head
     _window: Counts | None = None
+    _so_far: Mapping[str, Tensor] = MappingProxyType({})
     _in_step = False
     _scaled: bool | None = None
 
@@ -41,6 +43,7 @@ class Windows(Trainer):
         if self.get_tp_size() > 1:  # these ranks hold the same batch
             total = total / self.get_tp_size()
         self._window = Counts(zip(units, total.unbind(), strict=True))
+        self._so_far = {u: n + self._so_far.get(u, 0) for u, n in self._window.items()}
         return self._window
 
     @property
