@@ -14,7 +14,7 @@ from launch import launch
 from small import Recorder, accuracy, config, data, models, same, trainer, weights
 from torch import nn
 from transformers import Trainer
-from zoo import collate
+from zoo import CASES, collate
 
 from hf_distill import (
     DistillationTrainer,
@@ -23,6 +23,8 @@ from hf_distill import (
     JointTrainer,
     OnPolicyConfig,
     OnPolicyDistillationTrainer,
+    Seq2SeqDistillationConfig,
+    Seq2SeqDistillationTrainer,
 )
 
 WEIGHTS = (1.0, 2.0, 4.0)
@@ -431,7 +433,7 @@ class Tokens:
         num_items_in_batch: Any = None,
     ) -> Any:
         labels = inputs["labels"]
-        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        outputs = model(**inputs)
         logits = outputs.logits[:, :-1].flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
         return (loss, outputs) if return_outputs else loss
@@ -488,6 +490,71 @@ def test_a_loss_of_its_own_on_policy(tmp_path: Path) -> None:
     theirs.train()
     assert same(weights(ours.model), weights(theirs.model))
     assert ours.evaluate()["eval_loss"] == theirs.evaluate()["eval_loss"]
+
+
+class DropsJoint(Drops, JointTrainer):
+    """Does not hand the counts on, in a joint training."""
+
+
+def test_dropped_counts_in_a_joint_training(tmp_path: Path) -> None:
+    """The student's and the peer's gradients are those without accumulation."""
+    found = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        student, peer = models()
+        record = Recorder()
+        args = config(
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            train_sampling_strategy="sequential",
+        )
+        rows: Any = data()
+        DropsJoint(student, args, collate, rows, peers=peer, callbacks=[record]).train()
+        found.append(record.steps)
+    for one, other in zip(*found, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+class TokensSeq2Seq(Tokens, Seq2SeqDistillationTrainer):
+    """A loss of its own, and metrics on generated text."""
+
+
+@pytest.mark.parametrize("eval_teacher", [True, False])
+def test_a_loss_of_its_own_and_generated_text(tmp_path: Path, eval_teacher: bool) -> None:
+    case = CASES["seq2seq_lm"]
+    student, teacher = case.models(torch.float32)
+    rows = case.data(4, torch.float32)
+    plain = config(tmp_path)
+    quiet: Any = {name: getattr(plain, name) for name in QUIET}
+    args = Seq2SeqDistillationConfig(
+        str(tmp_path),
+        predict_with_generate=True,
+        generation_max_length=5,
+        eval_teacher=eval_teacher,
+        report_to="none",
+        **quiet,
+    )
+    ours = TokensSeq2Seq(
+        student,
+        args,
+        collate,
+        rows,
+        rows,
+        teacher_model=teacher,
+        compute_metrics=lambda p: {"rouge": 0.5},
+    )
+    found = ours.evaluate()
+    losses = []
+    for batch in (rows[:3], rows[3:]):
+        inputs = collate(batch)
+        with torch.no_grad():
+            outputs = student.eval()(**inputs)
+            logits = outputs.logits[:, :-1].flatten(0, 1)
+            own = nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten())
+        losses += [float(own)] * 3  # transformers repeats it, whatever the size of the batch
+    assert found["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert ("eval_teacher_rouge" in found) == eval_teacher
+    assert not [key for key in found if "hard_labels" in key or "kl" in key]
 
 
 def several(folder: str, cls: str) -> None:
