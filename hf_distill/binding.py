@@ -25,10 +25,10 @@ from hf_distill.checks import (
     check_weights_are_here,
 )
 from hf_distill.config import DistillationConfig
-from hf_distill.heads import Head, text_config
+from hf_distill.heads import Head
 from hf_distill.idle import check_something_counts
 from hf_distill.matching import match_heads, ordered
-from hf_distill.modules import ANY, has_config
+from hf_distill.modules import ANY, has_config, text_config
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss

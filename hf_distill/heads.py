@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from hf_distill.modules import (
     forward_inputs,
     has_config,
     learn,
-    mentions,
     opened,
     seen_fields,
+    text_config,
     unwrapped,
 )
 from hf_distill.outputs import by_name, check_fields, entry
@@ -41,10 +41,10 @@ from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.sharding import elsewhere
 from hf_distill.signals import Items, Needs, Signal
+from hf_distill.special_tokens import SpecialTokens
 from hf_distill.tasks import Task, inner_model, named_task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
-PADDING, END = "pad_token_id", "eos_token_id"
 FLOATING = ("pixel_values", "input_values", "input_features")
 
 
@@ -74,10 +74,8 @@ class Head:
         self.accepts |= task_columns(model)
         self._read = False
         self.problem: str | None = None  # what was settled, see `hf_distill.problems`
-        self.tokens: dict[str, int] = {}  # special tokens of the data, if its config may err
-        named = (PADDING, END) if self.task.name == "sequence_classification" else ()
-        self._places_by = tuple(name for name in named if mentions(self.model, name))
-        self.finds_padding = PADDING in self._places_by
+        reads = self.task.name == "sequence_classification"
+        self.tokens = SpecialTokens(self.model, self.config, self.who, reads)
         self._projection = Projection(self.model) if self._projects else None
         self._projections = attention_projections(self.model, list(self.task.attentions))
         if any(not isinstance(self._heads(group), int) for group in self._projections):
@@ -206,7 +204,7 @@ class Head:
             if needs.linear and self._projection is not None:
                 projection = self._projection
                 linear = stack.enter_context(unprojected(projection.layer, projection.of))
-            stack.enter_context(self.padded())
+            stack.enter_context(self.tokens.in_config())
             stack.enter_context(explained(self.who, self.model, inputs))
             outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
             signal = self.signal(outputs, batch, needs, items, taken, traced)
@@ -231,8 +229,7 @@ class Head:
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
-        if self.finds_padding:
-            inputs = self.with_own_padding(inputs)
+        inputs = self.tokens.placed(inputs)
         if needs_labels(self.given):
             inputs.pop("decoder_input_ids", None)
             inputs["labels"] = batch["labels"]
@@ -278,48 +275,6 @@ class Head:
             f"Expected {self.who} to read the batch {shapes}, got {what}. "
             f"It takes {takes}. {remedy}"
         )
-
-    @property
-    def _pad_token(self) -> int | None:
-        return self.tokens.get(PADDING, getattr(text_config(self.config), PADDING, None))
-
-    def with_own_padding(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with the token that this model takes for padding where the mask says padding.
-
-        A classifier on a decoder reads its logits at the last token that is not its config's
-        padding. What stands at a masked place does nothing else, so that data that are padded with
-        another token are read at the last real one too.
-
-        Raises:
-            ValueError: it knows no padding, and has several texts to read.
-        """
-        found, ids, mask = dict(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
-        if not self.finds_padding or ids is None:
-            return found
-        if self._pad_token is None and not self.config.is_encoder_decoder and len(ids) > 1:
-            raise ValueError(
-                f"Expected {self.who} to have a padding token, by which it finds the last token of "
-                "a text; its config has none. Give the trainer the tokenizer (processing_class=…), "
-                "or set model.config.pad_token_id = tokenizer.pad_token_id."
-            )
-        if self._pad_token is not None and mask is not None and mask.shape == ids.shape:
-            found["input_ids"] = ids.masked_fill(~mask.bool(), self._pad_token)
-        return found
-
-    @contextlib.contextmanager
-    def padded(self) -> Iterator[None]:
-        """Let the model take for padding, and for the end of a text, what the data have there; its
-        config stays as it is."""
-        config: Any = text_config(self.config)
-        told = {n: t for n, t in self.tokens.items() if n in self._places_by}
-        before = {name: getattr(config, name, None) for name in told}
-        for name in told:
-            setattr(config, name, told[name])
-        try:
-            yield
-        finally:
-            for name in before:
-                setattr(config, name, before[name])
 
     def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
         """Whether its logits are what `Linear` makes of its output layer (`Projection.is_last`).
@@ -558,11 +513,6 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "hidden_size": getattr(config, "hidden_size", None),
         "num_labels": config.num_labels,
     }
-
-
-def text_config(config: Any) -> Any:
-    """The part of a config that is about text, or the config."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def vocabulary_size(config: Any) -> int | None:

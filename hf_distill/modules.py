@@ -87,6 +87,11 @@ def config_of(model: nn.Module) -> Any:
     return _CONFIGS[model]
 
 
+def text_config(config: Any) -> Any:
+    """The part of a config that is about text, or the config."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def has_config(model: nn.Module) -> bool:
     """Whether a model has a config of transformers."""
     return isinstance(getattr(model, "config", None), PretrainedConfig)

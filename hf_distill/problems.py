@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from hf_distill.heads import END, MULTI_LABEL, PADDING, Head, text_config
-from hf_distill.modules import has_config, mentions
+from hf_distill.heads import MULTI_LABEL, Head
+from hf_distill.modules import has_config, mentions, text_config
+from hf_distill.special_tokens import PADDING, special_tokens
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
 NEAR = 1e-3
@@ -176,10 +177,8 @@ def tell_tokens(teacher: Any, holder: Any) -> None:
         teacher: The teacher.
         holder: The tokenizer, or the config of a model that reads the data rightly; None: unknown.
     """
-    known = {name: getattr(holder, name, None) for name in (PADDING, END)}
-    tokens = {name: token for name, token in known.items() if isinstance(token, int)}
     for head in heads_of(teacher):
-        head.tokens = dict(tokens)
+        head.tokens.told = special_tokens(holder)
 
 
 def check_unmasked(batch: Mapping[str, Any], student: Head, teacher: Any) -> None:
@@ -193,7 +192,7 @@ def check_unmasked(batch: Mapping[str, Any], student: Head, teacher: Any) -> Non
     if config is None or "input_ids" not in batch or batch.get("attention_mask") is not None:
         return
     ours, theirs = (getattr(text_config(c), PADDING, None) for c in (student.config, config))
-    if student.finds_padding and ours != theirs and not any(heads_of(teacher)):
+    if student.tokens.finds_padding and ours != theirs and not any(heads_of(teacher)):
         raise ValueError(
             f"Expected an attention_mask, or one padding token for {student.who} and the teacher: "
             f"they find the last token of a text by pad_token_id {ours} and {theirs}. Let the data "

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions forward sharding places modules outputs streams | language | "
+    "losses ascent axes directions forward sharding places modules outputs streams | "
+    "language special_tokens | "
     "signals | batch_checks capture reading projection | tasks crossing | heads layers schedules | "
     "spaces problems | pair | matching alignment balance initialise temperature views noisy "
     "weights speed | cache | terms | reduction objectives | teachers | metrics | config | "

@@ -19,10 +19,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_distill.heads import END, PADDING, Head
+from hf_distill.heads import Head
 from hf_distill.pair import evaluating
 from hf_distill.reading import Batch
 from hf_distill.robustness.values import check_values, length_of, picture
+from hf_distill.special_tokens import special_tokens
 from hf_distill.tasks import Task
 
 MODALITIES = {
@@ -114,8 +115,7 @@ class Subject:
     def head(self) -> Head:
         """The model with its row of the task table; it reads texts as its tokenizer pads them."""
         head = Head(self.model, self.task, self.role)
-        known = {name: getattr(self.processor, name, None) for name in (PADDING, END)}
-        head.tokens = {name: token for name, token in known.items() if token is not None}
+        head.tokens.told = special_tokens(self.processor)
         return head
 
     @cached_property
@@ -229,9 +229,7 @@ class Subject:
             limit = self._limit()
             options = {} if limit is None else {"truncation": True, "max_length": limit}
             tokens = self.processor(list(values), padding=True, return_tensors="pt", **options)
-            return self.head.with_own_padding(
-                {k: v for k, v in tokens.items() if self.head.takes(k)}
-            )
+            return self.head.tokens.placed({k: v for k, v in tokens.items() if self.head.takes(k)})
         if self.modality == "image":
             mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
             pictures = [picture(value).convert(mode) for value in values]
@@ -267,7 +265,7 @@ class Subject:
 
     def _ask(self, values: Sequence[Any]) -> np.ndarray:
         batch = self.encoded(values)
-        with self.head.padded() if self.modality == "text" else contextlib.nullcontext():
+        with self.head.tokens.in_config() if self.modality == "text" else contextlib.nullcontext():
             output = self.model(**batch)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
