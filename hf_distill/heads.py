@@ -73,6 +73,7 @@ class Head:
         self.accepts, self._asks = forward_inputs(unwrapped(model), self.model)
         self.accepts |= task_columns(model)
         self._read = False
+        self._known: Needs | None = None
         self.problem: str | None = None  # what was settled, see `hf_distill.problems`
         reads = self.task.name == "sequence_classification"
         self.tokens = SpecialTokens(self.model, self.config, self.who, reads)
@@ -103,14 +104,21 @@ class Head:
 
     def _gives(self, what: str) -> bool:
         """Whether it returns ``hidden_states`` or ``attentions`` when asked to, or by itself."""
-        asked = f"output_{what}" in self.accepts
-        if isinstance(self.model, PreTrainedModel):
-            return asked or self._asks
-        return asked or what in (seen_fields(self.model) or ())
+        return self._listens(what) or what in (seen_fields(self.model) or ())
+
+    def _listens(self, what: str) -> bool:
+        """Whether its ``forward`` can be asked for an output (``output_hidden_states``)."""
+        through = isinstance(self.model, PreTrainedModel) and self._asks
+        return through or f"output_{what}" in self.accepts
 
     @property
     def provides(self) -> Needs:
-        """What this model can be asked for."""
+        """What this model can be asked for; of a module without a config more once it has run."""
+        if self._known is None:
+            self._known = self._provided()
+        return self._known
+
+    def _provided(self) -> Needs:
         fields = output_fields(self.model)
         paths = {path.split(".")[0] for path in self.task.attentions.values()}
         logits = self.task.read is not None
@@ -237,10 +245,9 @@ class Head:
             inputs["use_cache"] = False
         if needs.own_loss and "return_loss" in self.accepts:
             inputs["return_loss"] = True
-        if needs.hidden_states:
-            inputs["output_hidden_states"] = True
-        if needs.attentions:
-            inputs["output_attentions"] = True
+        for what in ("hidden_states", "attentions"):
+            if getattr(needs, what) and self._listens(what):
+                inputs[f"output_{what}"] = True
         routed = needs.own_loss and getattr(self.config, "output_router_logits", False)
         if needs.router_loss or (routed and "output_router_logits" in self.accepts):
             inputs["output_router_logits"] = True
@@ -335,6 +342,7 @@ class Head:
         if self.unseen:
             classes = None if logits is None else logits.shape[-1]
             learn(self.model, frozenset(outputs), self.task.classes, classes)
+            self._known = None
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
             for group, path in (self.task.hidden or _stacks(outputs, items)).items():

@@ -509,7 +509,7 @@ def test_perturbed_pictures_of_a_module(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
 def test_checkpointing_of_a_module_is_refused(tmp_path: Path) -> None:
     """`Trainer` would end in an AttributeError when training starts."""
-    with pytest.raises(ValueError, match=r"Recurrent has no method activation_checkpointing_enable"):
+    with pytest.raises(ValueError, match=r"Recurrent has no method activation_checkpointing_e"):
         trainer(tmp_path, model=Recurrent(), gradient_checkpointing=True)
 
 
@@ -522,3 +522,29 @@ def test_objectives_on_modules(tmp_path: Path) -> None:
     assert first_loss(ours) > 0
     with pytest.raises(ValueError, match=r"'early_exits'.*Choose another objective"):
         trainer(tmp_path, PICTURES, objective=1.0 * EarlyExits(), **options)
+
+
+class Telling(Convolutional):
+    """Gives its hidden states without being asked."""
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        states = self.features(pixel_values)
+        logits = self.classifier(states.mean((-1, -2)))
+        return {"logits": logits, "hidden_states": (pixel_values, states)}
+
+
+def test_states_that_are_always_given(tmp_path: Path) -> None:
+    """A module that returns its states need not be asked for them, and can be compared by them."""
+    register_task(Telling, "image_classification")
+    student, teacher = Telling(), Telling()
+    ours = trainer(
+        tmp_path,
+        PICTURES,
+        model=student,
+        teacher_model=teacher,
+        objective=1.0 * HiddenStates("1:1"),
+        train_sampling_strategy="sequential",
+    )
+    pictures = collate(data(PICTURES)[:4])["pixel_values"]
+    one, other = (m.eval()(pictures)["hidden_states"][1].double() for m in (student, teacher))
+    assert first_loss(ours) == pytest.approx(((one - other) ** 2).mean().item(), rel=1e-5)
