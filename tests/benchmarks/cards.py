@@ -55,10 +55,10 @@ RECIPES: dict[str, tuple[str, list[tuple[str, str]]]] = {
             ("data.max_train_examples", "4000"),
             ("data.max_test_examples", "1000"),
             ("baseline", "null"),  # the same arguments as the student's
-            ("training.learning_rate", "1e-4"),
-            ("training.num_train_epochs", "2"),
-            ("teacher.training.learning_rate", "5e-5"),
+            ("training.num_train_epochs", "1"),
+            ("training.per_device_train_batch_size", "16"),
             ("teacher.training.num_train_epochs", "2"),
+            ("teacher.training.per_device_train_batch_size", "32"),
             ("teacher.cache", "{}"),
         ],
     ),
