@@ -79,10 +79,10 @@ class SpecialTokens:
         config: Any = text_config(self._config)
         told = {name: token for name, token in self.told.items() if name in self._names}
         before = {name: getattr(config, name, None) for name in told}
-        for name, token in told.items():
-            setattr(config, name, token)
+        for name in told:
+            setattr(config, name, told[name])
         try:
             yield
         finally:
-            for name, token in before.items():
-                setattr(config, name, token)
+            for name in before:
+                setattr(config, name, before[name])
