@@ -409,7 +409,12 @@ class Head:
                 f"leave it out of hf_distill.tasks.HEADS (del HEADS[{name!r}]), and learn its own "
                 "loss and hidden states: objective=0.5 * ModelLoss() + 0.5 * HiddenStates()"
             )
-        if self.role == "teacher" and len(shape) == mask.dim() + 1:
+        if self.task.kind == "ctc" and not has_config(self.model):
+            remedy = (
+                "It shortens a sound: give it a method _get_feat_extract_output_lengths(lengths), "
+                "which says how many frames the logits have for so many of the input"
+            )
+        elif self.role == "teacher" and len(shape) == mask.dim() + 1:
             remedy = (
                 "It makes other places (frames, patches) of the batch than the student: choose a "
                 "teacher that makes the same"

@@ -183,7 +183,14 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
         rows: ``(B,)``, the examples that count.
         last: Whether the frames below the logits are meant: an adapter may shorten them once more.
     """
-    signal = next(batch[name] for name in SOUNDS if name in batch)
+    known = [batch[name] for name in SOUNDS if name in batch]
+    floats = [v for v in batch.values() if isinstance(v, Tensor) and v.is_floating_point()]
+    signal = next((v for v in (*known, *floats) if v.dim() > 1), None)
+    if signal is None:
+        raise ValueError(
+            f"Expected a batch with a sound, samples or features (B, frames, …), got "
+            f"{sorted(batch)}. Call the column one of {list(SOUNDS)}, or give it as floats."
+        )
     mask = batch.get("attention_mask", batch.get("padding_mask"))
     if signal.dim() == 3 and signal.shape[1] == 1:  # with a channel (OmniASR)
         signal = signal[:, 0]

@@ -262,7 +262,6 @@ def test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
         model=Recurrent("dict"),
         teacher_model=models()[1],
         compute_metrics=accuracy,
-        label_names=["labels"],
     )
     batch = collate(data())
     right = (logits_of(ours.model, batch).argmax(-1) == batch["labels"]).double().mean()
@@ -548,3 +547,85 @@ def test_states_that_are_always_given(tmp_path: Path) -> None:
     pictures = collate(data(PICTURES)[:4])["pixel_values"]
     one, other = (m.eval()(pictures)["hidden_states"][1].double() for m in (student, teacher))
     assert first_loss(ours) == pytest.approx(((one - other) ** 2).mean().item(), rel=1e-5)
+
+
+class Listener(nn.Module):
+    """Spells sounds: a row of letters for each frame, or for each second one."""
+
+    def __init__(self, step: int = 1):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.letters = nn.Linear(8, 6)
+        self.step = step
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.letters(self.lstm(features)[0])
+        return logits[:, :: self.step]
+
+
+def test_frames_of_a_module(tmp_path: Path) -> None:
+    """The column of a module's sounds has any name; how it shortens them it cannot say, and labels
+    would fall on other frames."""
+    register_task(Listener, "ctc")
+    generator = torch.Generator().manual_seed(2)
+    rows = [
+        {"features": torch.randn(12, 4, generator=generator), "labels": torch.tensor([1, 2, 3])}
+        for _ in range(8)
+    ]
+    options: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows}
+    student = Listener()
+    ours = trainer(
+        tmp_path,
+        model=student,
+        teacher_model=Listener(),
+        objective=1.0 * HardLabels(),
+        train_sampling_strategy="sequential",
+        **options,
+    )
+    batch = collate(rows[:4])
+    logs = student(batch["features"]).detach().double().log_softmax(-1).transpose(0, 1)
+    lengths = torch.full((4,), 12), torch.full((4,), 3)
+    expected = F.ctc_loss(logs, batch["labels"], *lengths, reduction="sum") / 12
+    assert first_loss(ours) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(
+        ValueError, match=r"items \(4, 12\) .*Listener.*got \(4, 6, 6\).*_get_feat_ex"
+    ):
+        trainer(tmp_path, model=Listener(2), teacher_model=Listener(2), **options)
+
+    class Telling(Listener):
+        def _get_feat_extract_output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+            return (lengths + 1) // 2
+
+    register_task(Telling, "ctc")
+    assert first_loss(trainer(tmp_path, model=Telling(2), teacher_model=Telling(2), **options)) > 0
+
+
+class Reader(nn.Module):
+    """Marks answers in a text, with a tuple of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(40, 8)
+        self.ends = nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.ends(self.embeddings(input_ids)).unbind(-1)
+
+
+def test_a_tuple_of_several_logits(tmp_path: Path) -> None:
+    """The entries of a tuple have the order of the task's fields: start and end."""
+    register_task(Reader, "question_answering")
+    rows = data("question_answering")
+    student = Reader()
+    ours = trainer(
+        tmp_path,
+        "question_answering",
+        model=student,
+        objective=1.0 * HardLabels(),
+        train_sampling_strategy="sequential",
+    )
+    batch = collate(rows[:4])
+    start, end = (x.detach().double() for x in student(batch["input_ids"]))
+    expected = F.cross_entropy(start, batch["start_positions"])
+    expected = (expected + F.cross_entropy(end, batch["end_positions"])) / 2
+    assert first_loss(ours) == pytest.approx(float(expected), rel=1e-5)
