@@ -29,7 +29,7 @@ TOKENS = (
     "the new tokens first (resize_token_embeddings(len(tokenizer)))."
 )
 LEAVE_OUT = "Leave them out: dataset.filter(lambda row: len(row['input_ids']) > 0)."
-NOT_OF_TEXT = ("vis", "image", "audio", "pixel", "patch")
+NOT_OF_TEXT = ("vis", "video", "image", "audio", "pixel", "patch")
 
 
 def readable(values: Tensor) -> bool:

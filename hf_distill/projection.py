@@ -110,6 +110,8 @@ class Projection:
 
         with calling(self.layer, layer), torch.enable_grad():
             logits = run()
+        if not made:  # its weights alone are used (MobileBERT)
+            return False
         added = None if self._added is None else self._added.flatten()
         expected = Linear((), (), added, self.scale, self.softcap).finished(made[-1])
         return not logits.requires_grad and _alike(expected, logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -450,5 +451,9 @@ def same_noise(batch: Batch, model: PreTrainedModel) -> Batch:
         return batch
     config: Any = config_of(model)
     pictures = batch["pixel_values"]
-    patches = (pictures.shape[-2] // config.patch_size) * (pictures.shape[-1] // config.patch_size)
+    sides = [config.patch_size] * 2
+    if hasattr(config, "masked_unit_size"):  # Hiera masks units of several patches
+        units = zip(config.patch_stride, config.masked_unit_size, strict=True)
+        sides = [stride * size for stride, size in units]
+    patches = math.prod(n // side for n, side in zip(pictures.shape[-2:], sides, strict=True))
     return {**batch, "noise": torch.rand(len(pictures), patches, device=pictures.device)}
