@@ -35,13 +35,14 @@ from hf_distill.modules import (
     text_config,
     unwrapped,
 )
-from hf_distill.outputs import by_name, check_fields, entry
-from hf_distill.places import Prompt, check_length, needs_labels, task_columns
+from hf_distill.outputs import by_name, check_fields
+from hf_distill.places import Prompt, needs_labels, task_columns
 from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.sharding import elsewhere
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.special_tokens import SpecialTokens
+from hf_distill.states import attentions_of, layers_of, other_items, stacks
 from hf_distill.tasks import Task, inner_model, named_task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
@@ -219,7 +220,7 @@ class Head:
             if linear:
                 prompt = Prompt.of(self.given, batch)
                 behind = replace(linear[0], hidden=tuple(map(prompt.after, linear[0].hidden)))
-                self._check_items(behind.shape, items)
+                self._check_rows(behind.shape, items)
                 signal = replace(signal, logits=None, linear=behind)
             return outputs, signal
 
@@ -345,8 +346,8 @@ class Head:
             self._known = None
         hidden: dict[str, tuple[Tensor, ...]] = {}
         if needs.hidden_states:
-            for group, path in (self.task.hidden or _stacks(outputs, items)).items():
-                hidden[group] = self._layers(outputs, group, path, items)
+            for group, path in (self.task.hidden or stacks(outputs, items)).items():
+                hidden[group] = layers_of(outputs, group, path, items, self.who)
             if not hidden:
                 raise ValueError(
                     f"Expected hidden states from {self.who}, got {sorted(outputs.keys())}, of "
@@ -356,7 +357,7 @@ class Head:
         attentions: dict[str, tuple[Tensor, ...]] = {}
         if needs.attentions:
             for group, path in self.task.attentions.items():
-                attentions[group] = _attentions(outputs, path, type(self.model).__name__)
+                attentions[group] = attentions_of(outputs, path, self.who)
                 prompt.check_maps(self.who, attentions[group])
         qkv = {}
         if needs.qkv:
@@ -386,51 +387,6 @@ class Head:
             who=self.who,
         )
 
-    def _check_items(self, shape: Sequence[int], items: Items, needed: bool = True) -> bool:
-        """Whether logits ``(..., C)`` have a row for each item of the batch.
-
-        Raises:
-            ValueError: they have not, and they are needed.
-        """
-        mask = items.masks.get("items")
-        if mask is None or tuple(shape[:-1]) == mask.shape:
-            return True
-        if not needed:
-            return False
-        name, over = type(self.model).__name__, tuple(mask.shape)
-        more = shape[-2] - over[-1] if len(shape) == mask.dim() + 1 else 0
-        remedy = (
-            f"Name the head that it has: hf_distill.register_task({name!r}, …), with the name of a "
-            "task or a `hf_distill.tasks.Task` of your own"
-        )
-        if len(shape) > mask.dim() + 1 and isinstance(self.model, PreTrainedModel):
-            remedy = (
-                "If its logits are of something else than the items (a detector's are of queries), "
-                f"leave it out of hf_distill.tasks.HEADS (del HEADS[{name!r}]), and learn its own "
-                "loss and hidden states: objective=0.5 * ModelLoss() + 0.5 * HiddenStates()"
-            )
-        if self.task.kind == "ctc" and not has_config(self.model):
-            remedy = (
-                "It shortens a sound: give it a method _get_feat_extract_output_lengths(lengths), "
-                "which says how many frames the logits have for so many of the input"
-            )
-        elif self.role == "teacher" and len(shape) == mask.dim() + 1:
-            remedy = (
-                "It makes other places (frames, patches) of the batch than the student: choose a "
-                "teacher that makes the same"
-            )
-        if more > 0 and mask.dim() == 2:
-            remedy = (
-                f"It has {more} places more than the batch has tokens (a picture, or a prefix). "
-                "Say which are the tokens, for example the last: hf_distill.register_task("
-                f"{name!r}, dataclasses.replace(hf_distill.tasks.TASKS[{self.task.name!r}], "
-                f"name='behind', read=lambda outputs, batch: outputs.logits[:, {more}:]))"
-            )
-        raise ValueError(
-            f"Expected logits for the items {over} of the batch, read as {self.task.name}, from "
-            f"{self.who}, got {tuple(shape)}. {remedy}."
-        )
-
     def _logits(self, outputs: Any, batch: Batch, needs: Needs, items: Items) -> Tensor | None:
         if self.task.read is None:
             return None
@@ -439,76 +395,17 @@ class Head:
         if mask is not None and logits.shape == mask.shape and mask.dim() == 1:
             logits = logits.unsqueeze(-1)  # a module that gives one number for an example
         wanted = needs.logits or needs.inputs
-        fits = needs.linear or self._check_items(logits.shape, items, wanted)
-        return logits if fits else None
+        if not needs.linear and mask is not None and tuple(logits.shape[:-1]) != mask.shape:
+            if wanted:
+                self._check_rows(logits.shape, items)
+            return None
+        return logits
 
-    def _layers(self, outputs: Any, group: str, path: str, items: Items) -> tuple[Tensor, ...]:
-        value = entry(outputs, path)
-        value = tuple(value) if isinstance(value, list) else value  # Reformer's
-        if value is None or (isinstance(value, tuple) and not value):
-            raise ValueError(
-                f"Expected hidden states from {type(self.model).__name__} under `{path}`, got "
-                "none. Use an objective on modules by their paths (layers='encoder.layer.1:"
-                "encoder.layer.0'), or on the logits."
-            )
-        if isinstance(value, (list, tuple)):
-            own = items.masks.get(group, items.masks["samples"])
-            return tuple(_one_row_each(layer, own, self.who) for layer in value)
-        mask = items.masks.get("hidden", items.masks.get("decoder"))
-        if group != "embedding":
-            return (value,)
-        if mask is not None:
-            check_length(self.who, "states", _features_last(value).shape[1], mask)
-        return (_pooled(value, mask),)
-
-
-def _one_row_each(layer: Any, mask: Tensor, who: str) -> Tensor:
-    """A layer's states; several streams of a token ``(B, T, n, H)`` (DeepSeek-V4) are one vector.
-
-    Raises:
-        ValueError: no tensor, or not one row for each row of the mask ``(B, ...)``.
-    """
-    if not isinstance(layer, Tensor) or len(layer) != len(mask):
-        got = f"shape {tuple(layer.shape)}" if isinstance(layer, Tensor) else f"{type(layer)}"
-        raise ValueError(
-            f"Expected hidden states of {len(mask)} rows, a tensor a layer, from {who}, got one of "
-            f"{got}. Use an objective on the logits, or on modules by their paths (layers=)."
-        )
-    return layer.flatten(2) if layer.dim() == 4 and layer.shape[:2] == mask.shape else layer
-
-
-def _stacks(outputs: Any, items: Items) -> dict[str, str]:
-    """Group -> field, of all hidden states with one row per example that an output holds."""
-    size, suffix, found = len(items.masks["samples"]), "hidden_states", dict[str, str]()
-    for name, value in outputs.items():
-        layers = value if name.endswith(suffix) and isinstance(value, tuple) else ()
-        if layers and all(isinstance(v, Tensor) and v.dim() > 1 and len(v) == size for v in layers):
-            found[name.removesuffix(suffix).removesuffix("_") or "hidden"] = name
-    return found
-
-
-def _attentions(outputs: Any, path: str, name: str) -> tuple[Tensor, ...]:
-    maps = entry(outputs, path)
-    if not maps or any(attention is None for attention in maps):
-        raise ValueError(
-            f"Expected attention maps from {name}, got none, even with the eager attention. Use an "
-            "objective on its hidden states or logits, or another model."
-        )
-    return tuple(maps)
-
-
-def _features_last(layer: Tensor) -> Tensor:
-    """Feature maps ``(B, C, h, w)`` become sequences ``(B, h*w, C)``."""
-    return layer.flatten(2).transpose(1, 2) if layer.dim() == 4 else layer
-
-
-def _pooled(last: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over real tokens: the usual sentence embedding."""
-    last = _features_last(last)
-    if mask is None:
-        return last.mean(1)
-    weights = mask.to(last.dtype)[..., None]
-    return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
+    def _check_rows(self, shape: Sequence[int], items: Items) -> None:
+        """Refuse logits ``(..., C)`` that have no row for each item of the batch."""
+        mask = items.masks.get("items")
+        if mask is not None and tuple(shape[:-1]) != mask.shape:
+            raise ValueError(other_items(self.model, shape, mask, self.task, self.role))
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

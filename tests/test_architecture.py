@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "losses ascent axes directions forward sharding places modules outputs streams | "
     "language special_tokens | "
-    "signals | batch_checks capture reading projection | tasks crossing | heads layers schedules | "
+    "signals | batch_checks capture reading projection | tasks crossing | states | "
+    "heads layers schedules | "
     "spaces problems | pair | matching alignment balance initialise temperature views noisy "
     "weights speed | cache | terms | reduction objectives | teachers | metrics | config | "
     "evaluation robustness | hub export speculative | run_facts language_eval | "
