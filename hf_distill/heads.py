@@ -384,6 +384,7 @@ class Head:
             label_logits=label_read(outputs, batch) if label_read and known else None,
             own_loss=getattr(outputs, "loss", None) if needs.own_loss else None,
             blank=int(getattr(self.config, "pad_token_id", None) or 0),
+            zero_infinity=bool(getattr(self.config, "ctc_zero_infinity", True)),
             who=self.who,
         )
 

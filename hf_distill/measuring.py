@@ -247,7 +247,8 @@ class Measuring(Trainer):
                 outputs, _ = self._head.ask(model, batch, Needs(), items)
             if loss is not None and self._step_loss is not None and self._evaluation is not None:
                 samples = self._head.items(batch, self._real_rows(batch)).masks["samples"]
-                self._evaluation.add_other(loss - self._step_loss, samples.sum())
+                added = torch.where(loss == self._step_loss, 0.0, loss - self._step_loss)
+                self._evaluation.add_other(added, samples.sum())  # of infinity nothing
         return loss, outputs
 
     def _predictions(self, outputs: Any, ignore_keys: list[str] | None) -> Any:

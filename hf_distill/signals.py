@@ -226,6 +226,7 @@ class Signal:
         label_logits: What the label loss reads, if not ``logits``: spans over padding too.
         own_loss: A number, or ``(B,)``: the loss of the model's own forward.
         blank: Of a ``ctc`` head the class that stands for no label.
+        zero_infinity: Of a ``ctc`` head: a target with too few frames counts 0, not infinity.
         who: Says it, for messages: ``the teacher (BertModel)``.
     """
 
@@ -244,6 +245,7 @@ class Signal:
     label_logits: Tensor | None = None
     own_loss: Tensor | None = None
     blank: int = 0
+    zero_infinity: bool = True
     who: str = ""
 
     def detach(self) -> Signal:

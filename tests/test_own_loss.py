@@ -138,6 +138,26 @@ def test_a_student_learns_to_write_with_its_own_blank(tmp_path: Path) -> None:
     assert written == [[1, 2, 3], [2, 2, 4]]
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_target_with_too_few_frames_counts_as_the_config_says(tmp_path: Path, zero: bool) -> None:
+    """As 0 where the model itself gives infinity, it is left out and nobody knows. What the error
+    advises works."""
+    rows = sounds([[1, 2, 3], [1, 2] * 15])
+    options: dict[str, Any] = {"per_device_eval_batch_size": 2}
+
+    def make() -> Any:
+        return speech(11, ctc_loss_reduction="sum", ctc_zero_infinity=zero)
+
+    ours = on_labels(tmp_path, make(), rows, collate, **options)
+    theirs = stock(tmp_path, make(), rows, collate, **options).evaluate()["eval_loss"]
+    assert ours.evaluate()["eval_loss"] == pytest.approx(theirs / 33, rel=1e-5)
+    if zero:
+        ours.train()
+    else:
+        with pytest.raises(FloatingPointError, match="ctc_zero_infinity = True"):
+            ours.train()
+
+
 # ---- answers on padding --------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ class ConfidentStudent(DistillationTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         entropy = torch.distributions.Categorical(logits=outputs.logits).entropy()
-        if num_items_in_batch is None:  # evaluation: the mean over this batch
+        if num_items_in_batch is None:  # no counts: the mean over this batch
             count = len(entropy)
         else:  # training: over all micro-batches, and processes, whose gradients are averaged
             count = num_items_in_batch["samples"] / self.accelerator.num_processes

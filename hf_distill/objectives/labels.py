@@ -69,7 +69,7 @@ class HardLabels(Objective):
             )
         logits = at_least_float(logits if student.label_logits is None else student.label_logits)
         if student.kind == "ctc":
-            values = self._ctc(logits, items.labels, mask, items.masks["items"], student.blank)
+            values = self._ctc(student, logits, items.labels, mask, items.masks["items"])
             return [Term(self.name, values, "labels", mask.any(-1))]
         losses = {"sigmoid": self._binary, "regression": _squared, "softmax": self._cross_entropy}
         values = losses[student.kind](logits, items.labels, mask)
@@ -113,15 +113,17 @@ class HardLabels(Objective):
         return values.masked_fill(missing, 0.0).sum(-1)
 
     @staticmethod
-    def _ctc(logits: Tensor, labels: Tensor, mask: Tensor, frames: Tensor, blank: int) -> Tensor:
+    def _ctc(
+        student: Signal, logits: Tensor, labels: Tensor, mask: Tensor, frames: Tensor
+    ) -> Tensor:
         return F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
             labels[mask],  # in one row: what is left out may stand anywhere
             frames.sum(-1),
             mask.sum(-1),
-            blank=blank,
+            blank=student.blank,
             reduction="none",
-            zero_infinity=True,
+            zero_infinity=student.zero_infinity,
         )
 
 
