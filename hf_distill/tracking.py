@@ -100,7 +100,7 @@ class Tracking(Trainer):
             raise FloatingPointError(
                 f"The loss is not finite at step {self.state.global_step}: {bad} of {means}. The "
                 "last checkpoint is from before. Lower the learning rate or raise warmup_steps, "
-                "use bf16 instead of fp16, and look for NaN in the inputs or the teacher's outputs; "
+                "use bf16 instead of fp16, and look for NaN in inputs and the teacher's outputs; "
                 "a CTC target with too few frames is left out with "
                 "student.config.ctc_zero_infinity = True."
             )
