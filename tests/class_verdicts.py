@@ -112,8 +112,10 @@ def judge(entry: Listed, folder: Path) -> Verdict:
     """Build a class, and put the trainer to it."""
     head = entry.mapping
     try:
-        model, batch = build(entry)
-        own = own_loss(model, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, batch = build(entry)
+            own = own_loss(model, batch)
     except NotBuiltError as reason:
         return Verdict(entry.name, head, "not built", str(reason)[:120])
     case, head, inputs = Case(entry, model, batch, folder), task_of(model).name, " ".join(batch)
@@ -294,9 +296,11 @@ def several(entries: Sequence[Listed], folder: Path) -> Iterator[Verdict]:
 
     Each `Trainer` collects garbage: what the imports made is left out of that.
     """
-    for entry in entries:
-        with contextlib.suppress(Exception):
-            getattr(transformers, entry.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for entry in entries:
+            with contextlib.suppress(Exception):
+                getattr(transformers, entry.name)
     gc.collect()
     gc.freeze()
     for entry in entries:
