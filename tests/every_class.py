@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,12 @@ def model_of(entry: Listed) -> Any:
     Raises:
         NotBuiltError: a library is missing, or no rule makes a configuration that it takes.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights without a number: sizes are tiny
+        return _model_of(entry)
+
+
+def _model_of(entry: Listed) -> Any:
     try:
         cls = getattr(transformers, entry.name)
         config = tiny(cls.config_class or CONFIG_MAPPING[entry.model_type])

@@ -274,7 +274,7 @@ def test_every_kind_of_input_can_be_attacked(name: str) -> None:
 def test_decoders_are_attacked_as_they_are_used() -> None:
     """Given embeddings alone, a decoder reads the padding behind the text."""
     config = CASES["causal_lm"].config()
-    config.pad_token_id, config.num_labels = 0, 3
+    config.num_labels = 3
     model = tf.LlamaForSequenceClassification(config).double().eval()
     _, batch, _ = sample("sequence_classification")
     with torch.no_grad():
