@@ -102,6 +102,7 @@ def lines():
 """
 
 
+@pytest.mark.slow
 def test_command_line(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures must be printed, and a script must see by the exit code that nothing is kept."""
     source = student.parent / "data.py"

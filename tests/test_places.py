@@ -134,7 +134,9 @@ def first_step(folder: Path, head: str, **options: Any) -> tuple[dict[str, float
 
 
 @pytest.mark.parametrize("lean", [True, False])
-@pytest.mark.parametrize("side", ["student", "teacher", "compiled"])
+@pytest.mark.parametrize(
+    "side", ["student", "teacher", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", ["prompt", "p_tuning"])
 def test_a_soft_prompt_moves_no_position(tmp_path: Path, kind: str, side: str, lean: bool) -> None:
     """The states in front of the head have the prompt's places too: read by number, every token is

@@ -286,6 +286,7 @@ def modes(folder: str) -> None:
             del os.environ[name]
 
 
+@pytest.mark.slow
 def test_wandb_obeys_the_user(stranger: Path) -> None:
     """Who is logged in finds no run on the site, or who switched it off finds one."""
     pytest.importorskip("wandb")
@@ -294,6 +295,7 @@ def test_wandb_obeys_the_user(stranger: Path) -> None:
         assert f"{case}: {mode}." in output
 
 
+@pytest.mark.slow
 def test_trackio_stays_here(stranger: Path) -> None:
     """A run that a user thinks local is sent, or its dashboard lacks the curves."""
     pytest.importorskip("trackio")

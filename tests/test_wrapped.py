@@ -120,6 +120,7 @@ def test_a_wrapped_teacher_says_what_it_holds(tmp_path: Path, name: str) -> None
     assert facts["num_labels"] == 3
 
 
+@pytest.mark.slow
 def test_modules_of_a_compiled_teacher(tmp_path: Path) -> None:
     """Compiled code does not see a hook that comes later: the layer's outputs would be missing."""
     teacher = compiled(models()[1])
@@ -244,6 +245,7 @@ def test_quantised_and_adapted_teachers(tmp_path: Path) -> None:
         assert first_steps(ours)[0] == pytest.approx(kl, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_new_compiled_student_for_each_run(tmp_path: Path) -> None:
     """`model_init` may give a compiled model as well."""
