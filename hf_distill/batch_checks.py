@@ -19,7 +19,7 @@ from hf_distill.signals import Items, Signal
 PLACEHOLDER = re.compile(r"(image|video|audio|vision|speech).*token_(id|index)")
 """Fields of a config with a token that stands for something else and needs no embedding."""
 TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-"""What models call the table of their positions."""
+"""Names of the table of positions in a model."""
 CLASSES = (
     "Number the classes from 0 on (dataset.class_encode_column('label')), mark what has no label "
     "with -100, or give the model as many classes as the data have (num_labels=…)."
@@ -33,7 +33,7 @@ NOT_OF_TEXT = ("vis", "video", "image", "audio", "pixel", "patch")
 
 
 def readable(values: Tensor) -> bool:
-    """Whether values can be looked at without waiting for a device."""
+    """Tell whether values can be looked at without waiting for a device."""
     return values.device.type == "cpu"
 
 
@@ -180,7 +180,7 @@ def _empty(who: str, inputs: Mapping[str, Any]) -> str | None:
 
 
 def _strange(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
-    """What is said of tokens that have no embedding."""
+    """Describe tokens that have no embedding; None if all have one."""
     for name, ids in _texts(inputs).items():
         known = _embeddings(model, name)
         if known is None or ids.is_floating_point():
@@ -209,7 +209,7 @@ def _strange(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> str | Non
 
 
 def _embeddings(model: nn.Module, name: str) -> int | None:
-    """How many tokens a model has embeddings for."""
+    """Count the tokens that a model has embeddings for; None if that is not known."""
     owner: Any = model
     with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
         if name.startswith("decoder"):
@@ -228,7 +228,7 @@ def _placeholders(model: nn.Module) -> set[int]:
 
 
 def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -> str | None:
-    """What is said of texts with more tokens than positions.
+    """Describe texts with more tokens than positions; None if there are none.
 
     ``before`` its forward only what is certain to fail is meant: padding may need no position, and
     a table that is computed may grow.
@@ -254,7 +254,7 @@ def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -
 
 
 def _reach(ids: Tensor, inputs: Mapping[str, Any], prefix: str) -> int:
-    """How many positions the longest text needs."""
+    """Count the positions that the longest text needs."""
     positions, mask = (inputs.get(f"{prefix}{n}") for n in ("position_ids", "attention_mask"))
     if isinstance(positions, Tensor) and positions.numel():
         return int(positions.max()) + 1

@@ -98,7 +98,7 @@ class Binding(Trainer):
         check_weight_decay(objective, sharded, self.args.weight_decay)
 
     def _default_objective(self) -> Sum:
-        """What the arguments say, or the same with the student's own loss and hidden states."""
+        """The objective of the arguments, or one of the student's own loss and hidden states."""
         if self._head.task is not TASKS["other"]:
             return self.args.objective()
         model = self._head.model

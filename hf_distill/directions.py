@@ -1,5 +1,5 @@
-"""Which way a metric is better, by its name: the one list, for best checkpoints, retained shares,
-verdicts and cards."""
+"""The direction in which a metric is better, by its name: the one list, for best
+checkpoints, retained shares, verdicts and cards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NEITHER = re.compile(
     r"|(?<![a-z])(epochs?|flops|flos|num|params|samples|seconds?|steps?|time)(?![a-z])"
     r"|(?<![a-z])(counts?|len|lengths?|size|std|stderr|support|thresh|threshold|total)$"
 )
-"""What a run costs, how much was counted, and what is neither good nor bad by itself."""
+"""Costs of a run, counts, and figures that are neither good nor bad by themselves."""
 _LOWER = re.compile(
     r"loss|perplexity|error|brier|divergence|distance|bits_per|cross_?entropy|entropy_gap"
     r"|false_(alarm|negative|positive)"
@@ -30,7 +30,7 @@ _HIGHER = re.compile(
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Whether more of a metric is better, by its name; None where that is not known, or where
+    """Tell whether more of a metric is better, by its name; None where that is not known, or where
     neither is (runtimes, lengths, counts, entropy).
 
     ``entropy_gap`` is best at 0; it counts as one of which less is better, since students are less
@@ -51,5 +51,5 @@ def higher_is_better(metric: str) -> bool | None:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is known to be better, see `higher_is_better`."""
+    """Tell whether less of a metric is known to be better, see `higher_is_better`."""
     return higher_is_better(metric) is False

@@ -85,11 +85,11 @@ class Head:
 
     @property
     def takes_all(self) -> bool:
-        """Whether its ``forward`` names no input at all (``**kwargs`` alone)."""
+        """Tell whether its ``forward`` names no input at all (``**kwargs`` alone)."""
         return not self.accepts
 
     def takes(self, column: str, labels: bool = False) -> bool:
-        """Whether this column of a batch is given to the model, labels if they are wanted."""
+        """Tell whether this column of a batch is given to the model, labels if they are wanted."""
         wanted = labels or column not in self.label_keys
         return wanted and (self.takes_all or column in self.accepts)
 
@@ -100,21 +100,21 @@ class Head:
 
     @property
     def unseen(self) -> bool:
-        """Whether it is a module without a config that has not run yet."""
+        """Tell whether it is a module without a config that has not run yet."""
         return not has_config(self.model) and seen_fields(self.model) is None
 
     def _gives(self, what: str) -> bool:
-        """Whether it returns ``hidden_states`` or ``attentions`` when asked to, or by itself."""
+        """Tell whether it returns ``hidden_states`` or ``attentions``, asked to or not."""
         return self._listens(what) or what in (seen_fields(self.model) or ())
 
     def _listens(self, what: str) -> bool:
-        """Whether its ``forward`` can be asked for an output (``output_hidden_states``)."""
+        """Tell whether its ``forward`` can be asked for an output (``output_hidden_states``)."""
         through = isinstance(self.model, PreTrainedModel) and self._asks
         return through or f"output_{what}" in self.accepts
 
     @property
     def provides(self) -> Needs:
-        """What this model can be asked for; of a module without a config more once it has run."""
+        """The outputs that this model can be asked for; more are known of a plain module that has run."""
         if self._known is None:
             self._known = self._provided()
         return self._known
@@ -285,7 +285,7 @@ class Head:
         )
 
     def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
-        """Whether its logits are what `Linear` makes of its output layer (`Projection.is_last`).
+        """Tell whether `Linear` makes its logits of its output layer (`Projection.is_last`).
 
         Args:
             call: The model itself, or what wraps it.

@@ -13,7 +13,7 @@ from hf_distill.reading import WEIGHTS, batch_size
 from hf_distill.terms import Sum
 
 SCANNED = 256
-"""How many examples are looked at for one that counts, if the first ones have none."""
+"""Examples that are searched for one that counts, if the first ones have none."""
 
 
 def check_something_counts(
@@ -52,7 +52,7 @@ def check_something_counts(
 
 
 def _idle(goal: Sum, counts: Mapping[str, Tensor]) -> bool:
-    """Whether nothing of a batch with these counts is learned."""
+    """Tell whether nothing of a batch with these counts is learned."""
     for _, part in goal.parts:
         needs = part.student_needs
         inside = needs.hidden_states or needs.attentions or needs.qkv or bool(needs.modules)
@@ -78,7 +78,7 @@ def check_trainable(*modules: nn.Module) -> None:
 
 
 def no_steps(args: Any) -> str | None:
-    """Why a training with these arguments has no step that changes a weight; None: it has some."""
+    """Explain why these arguments give no step that changes a weight; None: they give some."""
     if args.max_steps == 0:
         return "max_steps=0. Give a number above 0, or -1 (then num_train_epochs counts)"
     if args.max_steps < 0 and args.num_train_epochs <= 0:

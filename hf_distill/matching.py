@@ -140,7 +140,7 @@ FOREIGN = {
     "labels": "or let this one read columns of its own, made with its tokenizer: a subclass of "
     "ModelTeacher of ten lines, which its documentation holds (help(hf_distill.ModelTeacher)).",
 }
-"""What can be done about another tokenizer: for causal language models, and for heads that say one
+"""Remedies for another tokenizer: for causal language models, and for heads that say one
 thing about an example."""
 
 

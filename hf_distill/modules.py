@@ -1,4 +1,4 @@
-"""What is known of a model that may be any `nn.Module`: what is inside, its config, its inputs."""
+"""Facts of a model that may be any `nn.Module`: the model inside, its config, its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PretrainedConfig, PreTrainedModel
 
 TOLD = ("num_labels", "id2label", "problem_type", "vocab_size", "_name_or_path", "pad_token_id")
-"""What is taken over from a config that is not one of transformers."""
+"""Fields that are taken over from a config that is not one of transformers."""
 
 _CONFIGS: WeakKeyDictionary[nn.Module, PretrainedConfig] = WeakKeyDictionary()
 _FIELDS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
@@ -93,7 +93,7 @@ def text_config(config: Any) -> Any:
 
 
 def has_config(model: nn.Module) -> bool:
-    """Whether a model has a config of transformers."""
+    """Tell whether a model has a config of transformers."""
     return isinstance(getattr(model, "config", None), PretrainedConfig)
 
 
@@ -119,8 +119,8 @@ def seen_fields(model: nn.Module) -> frozenset[str] | None:
 
 
 def mentions(model: nn.Module, *words: str) -> bool:
-    """Whether the source of a model's ``forward``, or of one of its base classes, has one of these
-    words; true where there is no source."""
+    """Tell whether the source of a model's ``forward``, or of one of its base classes, has one of
+    these words; true where there is no source."""
     forwards = (vars(kind).get("forward") for kind in type(model).__mro__ if kind is not nn.Module)
     sources = [_source(forward) for forward in forwards if inspect.isfunction(forward)]
     return not all(sources) or any(word in source for word in words for source in sources)

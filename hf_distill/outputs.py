@@ -1,4 +1,4 @@
-"""What a model answers, by name: `ModelOutput`, dict, tuple or tensor, as `Trainer` takes them."""
+"""A model's outputs by name: `ModelOutput`, dict, tuple or tensor, as `Trainer` takes them."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ROWS = 2
 LENGTH = 128
 """Tokens of a language model's text that are compared: its logits are as wide as a vocabulary."""
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""How far the two may be apart, as a share; in half precision 3e-2."""
+"""Largest relative difference; in half precision 3e-2."""
 
 
 def check_label_loss(student: nn.Module, head: Head, sample: Mapping[str, Any]) -> None:

@@ -34,25 +34,25 @@ def prompt_config(model: nn.Module) -> Any:
 
 
 def cached_prompt(model: nn.Module) -> bool:
-    """Whether an adapter puts keys and values in front of each layer's (prefix tuning)."""
+    """Tell whether an adapter puts keys and values in front of each layer's (prefix tuning)."""
     config = prompt_config(model)
     return config is not None and config.peft_type in CACHED
 
 
 def soft_prompt(model: nn.Module) -> bool:
-    """Whether an adapter puts places in front of the tokens (prompt tuning, p-tuning)."""
+    """Tell whether an adapter puts places in front of the tokens (prompt tuning, p-tuning)."""
     return prompt_config(model) is not None and not cached_prompt(model)
 
 
 def task_columns(model: nn.Module) -> set[str]:
-    """What an adapter reads besides the inputs of its model: which task an example is of."""
+    """List what an adapter reads besides the inputs of its model: which task an example is of."""
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     kinds = (PeftType.MULTITASK_PROMPT_TUNING, PeftType.POLY)
     return {"task_ids"} if config is not None and config.peft_type in kinds else set()
 
 
 def needs_labels(model: nn.Module) -> bool:
-    """Whether PEFT makes the decoder's inputs of the labels, and passes no others on."""
+    """Tell whether PEFT makes the decoder's inputs of the labels, and passes no others on."""
     config = prompt_config(model)
     multitask = config is not None and config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
     return multitask and bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
@@ -78,7 +78,7 @@ class Prompt:
 
     @classmethod
     def of(cls, model: nn.Module, batch: Mapping[str, Any]) -> Prompt:
-        """What stands in front of this batch."""
+        """Describe the prompt in front of this batch."""
         config = prompt_config(model)
         if config is None:
             return cls(0, None, None, 0)
@@ -174,7 +174,7 @@ def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> T
 
 
 def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: bool) -> Tensor:
-    """Which frames of a sound ``(B, F)`` are no padding, by the model's own arithmetic.
+    """Mark the frames of a sound ``(B, F)`` that are no padding, by the model's own arithmetic.
 
     Args:
         batch: With the sound, and maybe its ``attention_mask`` ``(B, samples or frames)``.
@@ -206,7 +206,7 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
 
 
 def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
-    """How many frames so many samples become."""
+    """Count the frames that so many samples become."""
     for shorten in _arithmetic(model):
         adapted = "add_adapter" in signature(shorten).parameters and not last
         options = {"add_adapter": False} if adapted else {}

@@ -1,4 +1,4 @@
-"""What a classifier of examples solves: settled once, from the configs and the labels."""
+"""The problem that a classifier of examples solves: settled once, from configs and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distill.special_tokens import PADDING, special_tokens
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
 NEAR = 1e-3
-"""How far the sum of a label's probabilities may be from 1."""
+"""Largest distance of the sum of a label's probabilities from 1."""
 
 
 def heads_of(teacher: Any) -> Iterator[Head]:
@@ -74,7 +74,7 @@ def settle(student: Head, teacher: Any, labels: Any) -> None:
 
 
 def _write(head: Head, problem: str) -> None:
-    """What transformers' own forward would write into the config; an audio classifier whose forward
+    """Write what transformers' own forward would into the config; an audio classifier whose forward
     does not look at it is a softmax, and needs no word."""
     writes = mentions(head.model, "problem_type", "loss_function(")
     if getattr(head.config, "problem_type", None) is None and (writes or problem != SINGLE):
@@ -155,7 +155,7 @@ def _distributions(rows: Tensor) -> bool:
 
 
 def _soft(rows: Tensor) -> bool:
-    """Whether rows are probabilities, and not all of them 0 or 1."""
+    """Tell whether rows are probabilities, and not all of them 0 or 1."""
     hard = (rows == 0) | (rows == 1)
     return rows.numel() > 0 and _distributions(rows) and not bool(hard.all())
 

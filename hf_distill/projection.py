@@ -92,7 +92,7 @@ class Projection:
         return Linear(hidden, weight, bias, self.scale, self.softcap, classes, within)
 
     def is_last(self, run: Callable[[], Tensor]) -> bool:
-        """Whether the model does with the layer's output what `Linear` does with a product.
+        """Tell whether the model does with the layer's output what `Linear` does with a product.
 
         The layer gives numbers as large as a trained model's: a bias that still is zero, or a cap
         that small logits do not come near, is not to be seen in those of a fresh one.

@@ -86,6 +86,6 @@ def _total(term: Term) -> Tensor:
 
 
 def _divisor(count: Tensor, total: Tensor) -> Tensor:
-    """What a sum is divided by: 1 where there is nothing to count. Its dtype is none of the sum."""
+    """The divisor of a sum: 1 where there is nothing to count. Its dtype is none of the sum."""
     count = torch.where(count > 0, count, 1)
     return count.to(total.dtype) if count.is_floating_point() else count

@@ -135,7 +135,7 @@ class Items:
 
     @property
     def soft(self) -> bool:
-        """Whether the labels are probabilities of a class each (or yes and no, for a head with
+        """Tell whether the labels are probabilities of a class each (or yes and no, for a head with
         several labels), and not classes."""
         mask = self.masks.get("labels")
         if self.labels is None or mask is None or not self.labels.is_floating_point():

@@ -20,7 +20,7 @@ def special_tokens(holder: Any) -> dict[str, int]:
 
 
 class SpecialTokens:
-    """What a model takes for padding and for the end of a text.
+    """The tokens that a model takes for padding and for the end of a text.
 
     A classifier on a decoder reads its logits at the last token that is not its config's padding,
     BART's at the last end token.
@@ -43,7 +43,7 @@ class SpecialTokens:
 
     @property
     def finds_padding(self) -> bool:
-        """Whether it finds the end of a text by its padding."""
+        """Tell whether it finds the end of a text by its padding."""
         return PADDING in self._names
 
     @property

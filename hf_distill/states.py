@@ -47,7 +47,7 @@ def layers_of(outputs: Any, group: str, path: str, items: Items, who: str) -> tu
 
 
 def other_items(model: nn.Module, shape: Sequence[int], mask: Tensor, task: Task, role: str) -> str:
-    """What is said of logits ``(..., C)`` that have no row for each item of the batch.
+    """Describe logits ``(..., C)`` that have no row for each item of the batch.
 
     Args:
         model: The model that gives them.

@@ -19,7 +19,7 @@ from transformers.trainer_utils import has_length
 logger = logging.getLogger(__name__)
 
 COMPARED = 2
-"""How many examples of each reading are compared: one alone may be like the next."""
+"""Examples of each reading that are compared: one alone may be like the next."""
 
 
 class Replayed(IterableDataset[Any]):
@@ -109,7 +109,7 @@ def same_randomness() -> Iterator[None]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two examples hold the same."""
+    """Tell whether two examples hold the same."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):

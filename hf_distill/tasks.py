@@ -98,7 +98,7 @@ UNSHIFTED = {
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether the own loss of a causal language model shifts the labels."""
+    """Tell whether the own loss of a causal language model shifts the labels."""
     return not {cls.__name__ for cls in type(model).__mro__} & UNSHIFTED
 
 
@@ -327,7 +327,7 @@ def task_of(model: nn.Module) -> Task:
 
 
 def unknown_head(model: nn.Module) -> str:
-    """What is said of a model whose logits cannot be read."""
+    """Describe a model whose logits cannot be read."""
     name, keys = type(model).__name__, output_fields(model)
     parts = (p for p, m in model.named_modules() if p and isinstance(m, PreTrainedModel))
     inner = None if isinstance(model, PreTrainedModel) else next(parts, None)
@@ -344,7 +344,7 @@ def unknown_head(model: nn.Module) -> str:
 
 
 def has_task(model: nn.Module) -> bool:
-    """Whether a row of the table is known for a model, or for the one inside of it."""
+    """Tell whether a row of the table is known for a model, or for the one inside of it."""
     return _row(inner_model(model)) is not None
 
 

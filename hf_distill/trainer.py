@@ -130,7 +130,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
             self._signature_columns = known + sorted(read - set(known))
 
     def _columns(self) -> set[str]:
-        """What both models read, without labels."""
+        """List what both models read, without labels."""
         return self._head.columns | (set() if self.teacher is None else self.teacher.columns())
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:

@@ -74,7 +74,7 @@ class Windows(Trainer):
             self._in_step = False
 
     def _counted(self, given: Any, training: bool) -> tuple[Mapping[str, Tensor] | None, int]:
-        """What divides a micro-batch, and by what its components are to be divided besides.
+        """The divisor of a micro-batch, and of its components besides.
 
         Without counts its loss is a mean in `training_step` or out of it, as in `transformers`.
         """

@@ -148,7 +148,7 @@ def _spread(row: dict[str, float]) -> bool:
 
 
 def _apart(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether the spreads of two latencies have nothing in common; unknown ones do not count."""
+    """Tell whether the spreads of two latencies are apart; unknown ones do not count."""
     if not (_spread(one) and _spread(other)):
         return True
     return one["p90_ms"] < other["p10_ms"] or other["p90_ms"] < one["p10_ms"]

@@ -66,7 +66,7 @@ def published_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def missing_files(folder: str | os.PathLike[str]) -> list[str]:
-    """What plain transformers or PEFT would miss in ``folder``, and the card; of a module whose
+    """List what transformers or PEFT would miss in ``folder``, and the card; of a module whose
     card says ``library_name: pytorch`` the weights are enough."""
     root = Path(folder)
     return [name for name in (*_model_files(root), "README.md") if not (root / name).is_file()]

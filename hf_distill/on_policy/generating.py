@@ -177,8 +177,8 @@ class ModelGenerator:
 
     @property
     def _pads(self) -> bool:
-        """Whether prompts of several lengths may share a batch: PEFT forgets the positions of texts
-        that have padding between a learned prompt and themselves.
+        """Tell whether prompts of several lengths may share a batch: PEFT forgets the positions of
+        texts that have padding between a learned prompt and themselves.
 
         Raises:
             ValueError: they may not, and every process must make as many calls.

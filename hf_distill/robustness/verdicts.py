@@ -78,7 +78,7 @@ def least_p(seeds: int) -> float:
 
 
 def no_word_yet(seeds: int) -> str:
-    """Why 2 to 5 pairs have neither p nor word.
+    """Explain why 2 to 5 pairs have neither p nor word.
 
     >>> no_word_yet(3)
     'no p, since exact sign-flip over 3 pairs of seeds cannot go below 0.25; a word needs 6'
@@ -90,7 +90,7 @@ def no_word_yet(seeds: int) -> str:
 
 
 def tests_of(seeds: int) -> str:
-    """What interval and p of so many same-seed pairs are of.
+    """Name the tests behind interval and p of so many same-seed pairs.
 
     >>> tests_of(3)
     "Student's t over 3 pairs of seeds"

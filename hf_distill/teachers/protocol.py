@@ -26,7 +26,7 @@ class Teacher(Protocol):
 
     @property
     def provides(self) -> Needs:
-        """What it can give; a plain attribute will do."""
+        """The outputs that it can give; a plain attribute will do."""
         ...
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
