@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import has_length
 
-from hf_distill.batch_checks import collated
 from hf_distill.checks import (
     check_gradient_norms,
     check_objective,
@@ -24,11 +19,10 @@ from hf_distill.checks import (
     check_weight_decay,
     check_weights_are_here,
 )
-from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
-from hf_distill.idle import check_something_counts
+from hf_distill.looking import LOOK, Looking
 from hf_distill.matching import match_heads, ordered
-from hf_distill.modules import ANY, has_config, text_config
+from hf_distill.modules import ANY, text_config
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.own_loss import check_label_loss
@@ -44,46 +38,27 @@ from hf_distill.problems import (
 from hf_distill.projection import same_logits
 from hf_distill.reading import by_row, rows_of, without_places
 from hf_distill.sharding import choose_blocks, gathered
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.streams import first_of, same_randomness
+from hf_distill.signals import LOGITS, Items, Needs, Signal
+from hf_distill.streams import same_randomness
 from hf_distill.tasks import TASKS, unknown_head
-from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.teachers import ModelTeacher
 from hf_distill.terms import Context, Objective, Sum
 
-LOOK = 8
-"""How many examples the constructor looks at."""
-LOGITS = Needs(logits=True, exact=True, whole=True)
 
-
-class Binding(Trainer):
+class Binding(Looking):
     """The part of the trainer that fits objective, teacher and student together."""
 
-    args: DistillationConfig
-    teacher: Teacher | None
-    goal: Sum
     projections: nn.ModuleDict
-    _head: Head
     _own_objective: Sum | None
-    _first_batch: dict[str, Any] | None
     _student_order: int | Tensor | None = None
     _teacher_order: int | Tensor | None = None
     _lean: bool
-
-    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: Items) -> Signal | None:
-        raise NotImplementedError
 
     def _context(self, modules: nn.ModuleDict, pair: Pair | None = None) -> Context:
         raise NotImplementedError
 
     def _pair(self, batch: Mapping[str, Any], items: Items) -> Pair:
         raise NotImplementedError
-
-    @property
-    def _student(self) -> nn.Module:
-        student = self.model
-        if student is None:
-            raise ValueError("Expected a model, got None. Pass model=… or model_init=….")
-        return student
 
     def _refresh_objective(self) -> None:
         """Read the objective from the arguments anew: a hyper-parameter search changes them.
@@ -147,104 +122,6 @@ class Binding(Trainer):
         tell_tokens(self.teacher, text_config(self._head.config))
         check_unmasked(self._first_batch or {}, self._head, self.teacher)
         settle(self._head, self.teacher, (self._first_batch or {}).get("labels"))
-
-    def _look(self) -> None:
-        """Keep a few collated examples, of the training data if there are any. A stream that can be
-        read only once gets back what was taken from it."""
-        given: Any = self.eval_dataset if self.train_dataset is None else self.train_dataset
-        sets = given if isinstance(given, dict) else {"": given}
-        name, dataset = next(iter(sets.items()), ("", None))
-        example = None
-        if isinstance(dataset, IterableDataset):
-            example, dataset = first_of(dataset)
-            replaced = {**given, name: dataset} if isinstance(given, dict) else dataset
-            if self.train_dataset is None:
-                self.eval_dataset = replaced
-            else:
-                self.train_dataset = replaced
-        self._first_batch = self._sample(dataset, example)
-
-    def _sample(self, dataset: Any, example: Any = None, start: int = 0) -> dict[str, Any] | None:
-        """A few collated examples of a data set, from one of them on, or the one of a stream."""
-        if dataset is None or (has_length(dataset) and len(dataset) == 0):
-            return None
-        collate: Any = self.data_collator
-        with same_randomness():
-            if isinstance(dataset, datasets.Dataset):  # as in Trainer._get_dataloader
-                dataset = self._remove_unused_columns(dataset)
-            else:
-                collate = self._get_collator_with_removed_columns(collate)
-            if isinstance(dataset, IterableDataset):
-                examples = [example]
-            else:
-                few = min(len(dataset) - start, self.args.per_device_train_batch_size, LOOK)
-                examples = [dataset[start + index] for index in range(few)]
-            with collated(examples):
-                batch = self._prepare_inputs(dict(collate(examples)))
-            return dict(self._head.task.share(batch, self._head.model))
-
-    def _look_for_labels(self) -> None:
-        """See that something counts in the training data."""
-        data, first = self.train_dataset, self._first_batch
-        if data is None or first is None or isinstance(data, dict):
-            return
-        size = len(data) if has_length(data) and not isinstance(data, IterableDataset) else None
-
-        def batches() -> Iterator[dict[str, Any]]:
-            yield first
-            few = min(self.args.per_device_train_batch_size, LOOK)
-            for start in range(few, size or 0, few):
-                batch = self._sample(data, start=start)
-                assert batch is not None
-                yield batch
-
-        check_something_counts(self.goal, self._head, batches(), size)
-
-    def _look_at_modules(self) -> None:
-        """Let what has no config answer the first batch: its outputs and classes are then known."""
-        teacher: Any = self.teacher
-        sample = self._first_batch
-        if sample is None:
-            return
-        items, training = self._head.items(sample), self._student.training
-        members = getattr(teacher, "teachers", {"": teacher}).values()
-        heads = [getattr(member, "head", None) for member in members]
-        self._student.eval()
-        with torch.no_grad(), same_randomness():
-            if self._head.unseen:
-                device = next(self._student.parameters()).device
-                own = send_to_device(sample, device)
-                self._head.ask(self._student, own, LOGITS, self._head.items(own))
-            if any(isinstance(head, Head) and head.unseen for head in heads):
-                self._teach(sample, LOGITS, items)
-            for name, head in getattr(teacher, "heads", {}).items():  # peers
-                if head.unseen:
-                    head.ask(teacher.models[name], sample, LOGITS, items)
-        self._student.train(training)
-        classes, labels = self._head.classes, items.labels
-        whole = labels is not None and not labels.is_floating_point()
-        plain = self._head.task.kind is None and not has_config(self._student)
-        if whole and classes == 1 and plain:
-            raise ValueError(
-                f"Expected two logits or more of {self._head.who} for labels that are classes "
-                f"(integers), got one. For a regression give the labels as floats."
-            )
-
-    def _look_at_evaluation(self) -> None:
-        """Let a teacher that does not know everything (a cache) say so before training, and not at
-        the first evaluation; and labels of another shape too."""
-        data: Any = self.eval_dataset
-        knows = self.teacher is None or isinstance(self.teacher, ModelTeacher)
-        if knows and self._head.task.kind is not None:
-            return
-        for dataset in data.values() if isinstance(data, dict) else [data]:
-            streams = isinstance(dataset, IterableDataset)  # which may not be read again
-            batch = None if streams else self._sample(dataset)
-            if batch is not None and batch.get("labels") is not None:
-                settle(self._head, self.teacher, batch["labels"])
-            if batch is not None and not knows:
-                with torch.no_grad(), same_randomness():
-                    self._teach(batch, self.goal.needs, self._head.items(batch))
 
     def _bind(self) -> None:
         """Make what belongs to this very student: projections, initial weights."""

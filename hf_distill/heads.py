@@ -114,7 +114,7 @@ class Head:
 
     @property
     def provides(self) -> Needs:
-        """The outputs that this model can be asked for; more are known of a plain module that has run."""
+        """The outputs it can be asked for; more are known of a plain module that has run."""
         if self._known is None:
             self._known = self._provided()
         return self._known

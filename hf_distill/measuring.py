@@ -28,14 +28,13 @@ from hf_distill.metrics.functional import number
 from hf_distill.outputs import by_name
 from hf_distill.places import Prompt
 from hf_distill.reduction import Counts
-from hf_distill.signals import Items, Needs, Signal
+from hf_distill.signals import LOGITS, Items, Needs, Signal
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import Teacher
 from hf_distill.terms import Sum
 
 logger = logging.getLogger(__name__)
 
-LOGITS = Needs(logits=True, exact=True, whole=True)
 FOLLOWING = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 """Schedulers that look at ``metric_for_best_model``."""
 

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 
@@ -84,3 +86,63 @@ def check_fields(outputs: Any, fields: Sequence[str], who: str, task: str) -> No
         f"row that reads them: dataclasses.replace(hf_distill.tasks.TASKS[{task!r}], read=…, "
         f"fields=(…,))."
     )
+
+
+# ---- reading the outputs: classes last -------------------------------------------------------
+
+
+def plain(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    return outputs.logits
+
+
+def start_end(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    logits = torch.stack([outputs.start_logits, outputs.end_logits])
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return logits
+    mask = F.pad(mask, (0, logits.shape[-1] - mask.shape[-1]), value=1)  # pictures behind the text
+    # a quarter of the lowest, so that a script may add start and end without overflow
+    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
+
+
+def at_pixels(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Logits at the labels' (or the image's) resolution, as transformers' own loss has them."""
+    labels = batch.get("labels")
+    size = (batch["pixel_values"] if labels is None else labels).shape[-2:]
+    logits = F.interpolate(outputs.logits, size=size, mode="bilinear", align_corners=False)
+    return logits.movedim(1, -1)
+
+
+def spans_over_padding(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """As the model's own loss reads them."""
+    return torch.stack([outputs.start_logits, outputs.end_logits])
+
+
+def similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """``(2, B, B)``: of each picture (or sound, or film) to the texts, and of each text to them."""
+    per_text = outputs.logits_per_text
+    return torch.stack([per_text.t(), per_text])
+
+
+def text_similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    per_text: Tensor = outputs.logits_per_text
+    return per_text
+
+
+# ---- and back: the structure that `compute_metrics` expects of a model's predictions ---------
+
+
+def as_is(logits: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return (logits,)
+
+
+def unstacked(logits: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return tuple(logits)
+
+
+def both_ways(logits: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return logits.t(), logits
+
+
+def channels_first(logits: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return (logits.movedim(-1, 1),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch.nn import functional as F
 from hf_distill.heads import Head
 from hf_distill.objectives import HardLabels
 from hf_distill.objectives.routing import with_router_balance
-from hf_distill.reading import GENERATED, IGNORE, WEIGHTS, by_row, rows_of
+from hf_distill.reading import GENERATED, IGNORE, WEIGHTS, aligned_tokens, by_row, rows_of
 from hf_distill.reduction import reduce
 from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import UNSHIFTED, shifts_labels
+from hf_distill.tasks import shifts_labels
 from hf_distill.terms import Context, Term
+
+logger = logging.getLogger(__name__)
 
 ROWS = 2
 """Examples that are compared."""
@@ -43,7 +46,8 @@ def check_label_loss(student: nn.Module, head: Head, sample: Mapping[str, Any]) 
         ValueError: the two differ; with both numbers and the remedy.
     """
     batch = _few(sample, head)
-    losses = None if batch is None else _both(student, head, *batch)
+    shifts = "shift_labels" in head.task.label_keys and shifts_labels(head.model)
+    losses = None if batch is None else _both(student, head, *batch, shifts)
     if batch is None or losses is None:
         return
     ours, own = losses
@@ -56,12 +60,9 @@ def check_label_loss(student: nn.Module, head: Head, sample: Mapping[str, Any]) 
         "Let it compute its own: objective=0.5 * ModelLoss() + 0.5 * ForwardKL(2.0) (in a recipe "
         "the name model_loss); or keep ours with check_label_loss=False."
     )
-    if "shift_labels" in head.task.label_keys and shifts_labels(head.model):
-        UNSHIFTED.add(name)
-        try:
-            other = _both(student, head, *batch)
-        finally:
-            UNSHIFTED.discard(name)
+    if shifts:
+        items = aligned_tokens(batch[0], head.model, batch[1].masks["samples"])
+        other = _both(student, head, batch[0], items, shifts=False)
         if other is not None and abs(other[0] - other[1]) <= near:
             remedy = (
                 "It does not shift the labels, as its data have done that: say so with "
@@ -116,15 +117,25 @@ def _shortened(batch: dict[str, Any], items: Items, head: Head) -> tuple[dict[st
 
 
 def _both(
-    student: nn.Module, head: Head, batch: dict[str, Any], items: Items
+    student: nn.Module, head: Head, batch: dict[str, Any], items: Items, shifts: bool
 ) -> tuple[float, float] | None:
-    """Our loss and the model's own, of one forward."""
-    items = head.items(batch)
+    """Our loss and the model's own, of one forward; None: it gives none, which is logged if it
+    failed. (Any error will do: in training it is never given labels.)
+
+    Args:
+        student: The student.
+        head: Its head.
+        batch: One or two examples.
+        items: What there is to count in them.
+        shifts: Whether its own loss shifts the labels.
+    """
     goal = with_router_balance(1.0 * HardLabels(), head)
     needs = goal.student_needs | Needs(own_loss=True)
+    labelled = _as_counted(batch, items, head, shifts)
     try:
-        _, signal = head.ask(student, _as_counted(batch, items, head), needs, items)
-    except Exception:  # what its forward says of labels that we never feed to it in training
+        _, signal = head.ask(student, labelled, needs, items)
+    except Exception as error:
+        logger.warning("%s gives no loss to compare the label loss with: %s", head.who, error)
         return None
     if signal.own_loss is None:
         return None
@@ -136,7 +147,7 @@ def _both(
     return (ours, own) if torch.tensor([ours, own]).isfinite().all() else None
 
 
-def _as_counted(batch: dict[str, Any], items: Items, head: Head) -> dict[str, Any]:
+def _as_counted(batch: dict[str, Any], items: Items, head: Head, shifts: bool) -> dict[str, Any]:
     """The batch with only those labels that `HardLabels` counts."""
     counted = items.masks[items.own_labels]
     if head.task.name == "question_answering":  # out of the text is what transformers leaves out
@@ -146,7 +157,7 @@ def _as_counted(batch: dict[str, Any], items: Items, head: Head) -> dict[str, An
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() < 2:
         return batch
-    if "shift_labels" in head.task.label_keys and shifts_labels(head.model):
+    if shifts:
         counted = F.pad(counted[:, :-1], (1, 0))
     ignored = IGNORE
     if head.task.name == "semantic_segmentation":

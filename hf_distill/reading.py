@@ -348,66 +348,6 @@ def no_items(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
     return _count(rows, None, **_sequence_groups(batch, model, rows))
 
 
-# ---- reading the outputs: classes last -------------------------------------------------------
-
-
-def plain(outputs: Any, batch: Batch) -> Tensor:
-    return outputs.logits
-
-
-def start_end(outputs: Any, batch: Batch) -> Tensor:
-    logits = torch.stack([outputs.start_logits, outputs.end_logits])
-    mask = batch.get("attention_mask")
-    if mask is None:
-        return logits
-    mask = F.pad(mask, (0, logits.shape[-1] - mask.shape[-1]), value=1)  # pictures behind the text
-    # a quarter of the lowest, so that a script may add start and end without overflow
-    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
-
-
-def at_pixels(outputs: Any, batch: Batch) -> Tensor:
-    """Logits at the labels' (or the image's) resolution, as transformers' own loss has them."""
-    labels = batch.get("labels")
-    size = (batch["pixel_values"] if labels is None else labels).shape[-2:]
-    logits = F.interpolate(outputs.logits, size=size, mode="bilinear", align_corners=False)
-    return logits.movedim(1, -1)
-
-
-def spans_over_padding(outputs: Any, batch: Batch) -> Tensor:
-    """As the model's own loss reads them."""
-    return torch.stack([outputs.start_logits, outputs.end_logits])
-
-
-def similarities(outputs: Any, batch: Batch) -> Tensor:
-    """``(2, B, B)``: of each picture (or sound, or film) to the texts, and of each text to them."""
-    per_text = outputs.logits_per_text
-    return torch.stack([per_text.t(), per_text])
-
-
-def text_similarities(outputs: Any, batch: Batch) -> Tensor:
-    per_text: Tensor = outputs.logits_per_text
-    return per_text
-
-
-# ---- and back: the structure that `compute_metrics` expects of a model's predictions ---------
-
-
-def as_is(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return (logits,)
-
-
-def unstacked(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return tuple(logits)
-
-
-def both_ways(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return logits.t(), logits
-
-
-def channels_first(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return (logits.movedim(-1, 1),)
-
-
 # ---- inputs that student and teacher must share ----------------------------------------------
 
 

@@ -85,6 +85,10 @@ class Needs:
         return [WORDS.get(name, name) for name in missing] + sorted(self.modules - provides.modules)
 
 
+LOGITS = Needs(logits=True, exact=True, whole=True)
+"""The logits of every class, exactly."""
+
+
 @dataclass(frozen=True)
 class Items:
     """What a batch itself says, before any model has seen it.

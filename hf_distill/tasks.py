@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput
 
-from hf_distill import reading
+from hf_distill import outputs, reading
 from hf_distill.modules import config_of, held, unwrapped
 from hf_distill.reading import Batch
 from hf_distill.signals import Items
@@ -62,8 +62,8 @@ class Task:
     auto_class: str
     mapping: str
     items: Callable[[Batch, nn.Module, Tensor], Items]
-    read: Callable[[Any, Batch], Tensor] | None = reading.plain
-    predictions: Callable[[Tensor, Batch], tuple[Tensor, ...]] = reading.as_is
+    read: Callable[[Any, Batch], Tensor] | None = outputs.plain
+    predictions: Callable[[Tensor, Batch], tuple[Tensor, ...]] = outputs.as_is
     kind: str | None = "softmax"
     classes: str = "labels"
     hidden: Mapping[str, str] = field(default_factory=lambda: HIDDEN)
@@ -115,8 +115,8 @@ def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
         "AutoModelForZeroShotImageClassification" if other == "image" else "AutoModel",
         mapping,
         reading.matches if sigmoid else reading.pairs,
-        reading.text_similarities if sigmoid else reading.similarities,
-        reading.both_ways if sigmoid else reading.unstacked,
+        outputs.text_similarities if sigmoid else outputs.similarities,
+        outputs.both_ways if sigmoid else outputs.unstacked,
         kind="sigmoid" if sigmoid else "softmax",
         classes="positions",
         hidden={
@@ -182,12 +182,12 @@ TASKS: dict[str, Task] = {
             "AutoModelForQuestionAnswering",
             "QUESTION_ANSWERING",
             reading.spans,
-            reading.start_end,
-            reading.unstacked,
+            outputs.start_end,
+            outputs.unstacked,
             classes="positions",
             label_keys=("start_positions", "end_positions"),
             axis=1,
-            label_read=reading.spans_over_padding,
+            label_read=outputs.spans_over_padding,
             fields=("start_logits", "end_logits"),
         ),
         Task(
@@ -222,8 +222,8 @@ TASKS: dict[str, Task] = {
             "AutoModelForSemanticSegmentation",
             "SEMANTIC_SEGMENTATION",
             reading.pixels,
-            reading.at_pixels,
-            reading.channels_first,
+            outputs.at_pixels,
+            outputs.channels_first,
         ),
         Task("ctc", "AutoModelForCTC", "CTC", reading.frames, kind="ctc", classes="vocabulary"),
         _dual("image", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
@@ -436,5 +436,6 @@ def _declared(model: nn.Module) -> list[list[str]]:
     code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     made = [known.get(name) for name in getattr(code, "co_names", ())]
     kinds = [*(typing.get_args(returned) or (returned,)), *made]
-    outputs: list[Any] = [k for k in kinds if isinstance(k, type) and issubclass(k, ModelOutput)]
-    return [[f.name for f in dataclasses.fields(k)] for k in outputs if dataclasses.is_dataclass(k)]
+    declared: list[Any] = [k for k in kinds if isinstance(k, type) and issubclass(k, ModelOutput)]
+    found = (k for k in declared if dataclasses.is_dataclass(k))
+    return [[f.name for f in dataclasses.fields(k)] for k in found]

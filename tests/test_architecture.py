@@ -19,7 +19,7 @@ LAYERS = (
     "weights speed | cache | terms | reduction objectives | teachers | metrics | config | "
     "evaluation robustness | hub export speculative | run_facts language_eval | "
     "checkpoints checks idle own_loss measuring windows pieces card_facts curves portable | "
-    "publishing tracking | binding | trainer | seq2seq joint on_policy | api scores | "
+    "publishing tracking looking | binding | trainer | seq2seq joint on_policy | api scores | "
     "serving finished | recipe | comparison | side_by_side | cli | __main__"
 )
 """Lowest first."""

@@ -420,6 +420,27 @@ class Watched(tf.LlamaForCausalLM):
         return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
 
 
+class Refusing(tf.BertForSequenceClassification):
+    """A classifier whose forward takes no labels, though its signature has them."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+        if labels is not None:
+            raise RuntimeError("no loss here")
+        return super().forward(input_ids, attention_mask=attention_mask)
+
+
+def test_a_forward_without_a_loss_is_not_compared_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A comparison that fails would pass for one that agrees; training needs no such loss."""
+    student = Refusing(CASES["sequence_classification"].config())
+    with caplog.at_level("WARNING", "hf_distill.own_loss"):
+        ours = trainer(tmp_path, model=student)
+    assert "the student (Refusing) gives no loss to compare" in caplog.text
+    assert "no loss here" in caplog.text
+    ours.train()
+
+
 def test_long_texts_are_compared_by_their_end(tmp_path: Path) -> None:
     """Whole logits of one long text would not fit where the training itself does."""
     own = LLAMA().config

@@ -23,10 +23,8 @@ from hf_distill.objectives.perturbed import (
     renamed,
     shown,
 )
-from hf_distill.signals import Items, Needs, Signal
+from hf_distill.signals import LOGITS, Items, Needs, Signal
 from hf_distill.terms import Context, Objective, Term, bibtex, mean_term
-
-LOGITS = Needs(logits=True, exact=True, whole=True)
 
 
 @dataclass(frozen=True)

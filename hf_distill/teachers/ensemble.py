@@ -18,7 +18,7 @@ from hf_distill.heads import Head
 from hf_distill.matching import ordered
 from hf_distill.objectives.taught import for_member, of_member
 from hf_distill.reading import Batch
-from hf_distill.signals import Items, Needs, Signal
+from hf_distill.signals import LOGITS, Items, Needs, Signal
 from hf_distill.teachers.fitting import fitted_weights, observations
 from hf_distill.teachers.members import (
     check_kind,
@@ -33,8 +33,6 @@ from hf_distill.teachers.mixing import Voice, mean_of, voices
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.routing import Router
 from hf_distill.temperature import above_zero
-
-LOGITS = Needs(logits=True, exact=True, whole=True)
 
 
 class Ensemble(TrainerCallback):
