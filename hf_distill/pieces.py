@@ -42,6 +42,7 @@ def reduce_in_pieces(
     counts: Mapping[Unit, Tensor],
     scale: float = 1.0,
     watch: Watch | None = None,
+    parts: int = 1,
 ) -> Reduced:
     """As `hf_distill.reduction.reduce` of all terms, with the parts that read logits in pieces.
 
@@ -50,6 +51,7 @@ def reduce_in_pieces(
         said: What both models say.
         counts: As `reduce`.
         scale: As `reduce`.
+        parts: As `reduce`.
         watch: Is shown every piece, with its logits, to measure something.
     """
     names, items = goal.by_item, said.items
@@ -72,10 +74,10 @@ def reduce_in_pieces(
             with torch.no_grad():
                 watch(ours, theirs, own)
         terms = goal.terms(ours, theirs, own, said.context, lambda name: name in names)
-        value, parts, totals = reduce(terms, counts, scale)
+        value, means, totals = reduce(terms, counts, scale, parts)
         for term in terms:
             name = term.name
-            components[name] = components.get(name, 0.0) + parts[name]
+            components[name] = components.get(name, 0.0) + means[name]
             sums[name] = sums.get(name, 0.0) + totals[name]
             found[name] = dataclasses.replace(term, values=sums[name], mask=None)
         return value
@@ -83,8 +85,8 @@ def reduce_in_pieces(
     total = linear_loss(linear.items(index), chosen.linear, loss)
     if not whole:
         return list(found.values()), total, components, sums
-    value, parts, totals = reduce(whole, counts, scale)
-    return [*found.values(), *whole], total + value, {**components, **parts}, {**sums, **totals}
+    value, means, totals = reduce(whole, counts, scale, parts)
+    return [*found.values(), *whole], total + value, {**components, **means}, {**sums, **totals}
 
 
 class _Chosen:

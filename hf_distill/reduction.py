@@ -26,7 +26,7 @@ class Counts(dict[Unit, Tensor]):
 
 
 def reduce(
-    terms: Sequence[Term], counts: Mapping[Unit, Tensor], scale: float = 1.0
+    terms: Sequence[Term], counts: Mapping[Unit, Tensor], scale: float = 1.0, parts: int = 1
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Mask, sum and divide: the only place that does.
 
@@ -35,17 +35,19 @@ def reduce(
         counts: How many of each unit the whole window holds, over all ranks where the gradient is
             averaged over ranks; or a mean over its micro-batches, where the loss is one.
         scale: The number of processes when ``counts`` are global, since gradients are averaged.
+        parts: The number of micro-batches of which ``counts`` are the mean, whose losses will be
+            averaged; components are added up.
 
     Returns:
-        The loss, each component (its sum over its count, unweighted, detached) and each
-        component's sum (detached).
+        The loss, each component (its sum over the count of the window, unweighted, detached) and
+        each component's sum (detached).
     """
     loss: Tensor | None = None
     components, sums = {}, {}
     for term in terms:
         total = _total(term)
         mean = total / _divisor(counts[term.unit], total)
-        components[term.name], sums[term.name] = mean.detach(), total.detach()
+        components[term.name], sums[term.name] = mean.detach() / parts, total.detach()
         part = mean * (term.weight * scale)
         loss = part if loss is None else loss + part
     if loss is None:

@@ -188,15 +188,13 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
             if student.linear is not None:
                 said = Said(student, teacher, items, self._context_of(batch, items))
                 terms, loss, components, sums = reduce_in_pieces(
-                    self.goal, said, counts, scale, watch
+                    self.goal, said, counts, scale, watch, parts
                 )
             else:
                 terms = self._terms(student, teacher, batch, items)
-                loss, components, sums = reduce(terms, counts, scale)
+                loss, components, sums = reduce(terms, counts, scale, parts)
                 if watch is not None:
                     watch(student, teacher, items)
-            if parts > 1:
-                components = {name: value / parts for name, value in components.items()}
             if training:
                 self._follow(terms, components, items)
             if measuring is not None:
