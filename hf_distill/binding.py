@@ -177,21 +177,19 @@ class Binding(Looking):
         if "logits_to_keep" in self._head.accepts:
             batch["logits_to_keep"] = LOOK
         student = next(self._student.parameters()).device.type == self.args.device.type
-        asked: list[Callable[[Needs], Signal | None]] = []
-        models = [(self._student, self._head)] if student else []
+        asked: list[tuple[Head | None, Callable[[Needs], Signal]]] = []
         if student:  # else FSDP or ZeRO will place it; it is what its config says
-            asked.append(lambda needs: self._head.ask(self._student, batch, needs, items)[1])
-        if self.teacher is not None and self.teacher.provides.linear:
-            asked.append(lambda needs: self._teach(batch, needs, items))
-            if isinstance(self.teacher, ModelTeacher):
-                models.append((self.teacher.model, self.teacher.head))
+            own = self._head.ask
+            asked.append((self._head, lambda needs: own(self._student, batch, needs, items)[1]))
+        teacher = self.teacher
+        if teacher is not None and teacher.provides.linear:
+            head = teacher.head if isinstance(teacher, ModelTeacher) else None
+            asked.append((head, lambda needs: teacher(batch, needs, items)))
         training = self._student.training
         self._student.eval()
         try:
             with torch.no_grad(), same_randomness():
-                ends = all(head.projects_last(model, batch, items) for model, head in models)
-                pairs = (map(ask, (Needs(linear=True), LOGITS)) for ask in asked)
-                return ends and all(same_logits(*pair) for pair in pairs)
+                return all(_projects(head, ask) for head, ask in asked)
         finally:
             self._student.train(training)
 
@@ -242,6 +240,13 @@ class Binding(Looking):
                     reduce_in_pieces(goal, Said(ours, theirs, items, context), items.counts())
         self._student.train(training)
         return built
+
+
+def _projects(head: Head | None, ask: Callable[[Needs], Signal]) -> bool:
+    """Tell whether a model's logits are what its output layer makes of hidden states."""
+    if head is not None and not head.projects_last(lambda: ask(LOGITS).logits):
+        return False
+    return same_logits(ask(Needs(linear=True)), ask(LOGITS))
 
 
 def _smoothed(objective: Objective, factor: float) -> Objective:

@@ -36,7 +36,7 @@ from hf_distill.modules import (
     unwrapped,
 )
 from hf_distill.outputs import by_name, check_fields
-from hf_distill.places import Prompt, needs_labels, task_columns
+from hf_distill.places import Prompt, check_order, needs_labels, task_columns
 from hf_distill.projection import Projection
 from hf_distill.reading import Batch, batch_size
 from hf_distill.sharding import elsewhere
@@ -269,14 +269,21 @@ class Head:
 
     def _unreadable(self, error: Exception, batch: Batch) -> str:
         shapes = {key: tuple(getattr(value, "shape", ())) for key, value in batch.items()}
-        remedy = "Prepare the data for it."
+        remedy = (
+            "Prepare the data in the columns and sizes that its config names, or give it a config "
+            "of the data's sizes."
+        )
         if self.role == "teacher":
             remedy = (
                 "Prepare the data so that both models read them (all columns, one picture size, "
-                "one number of features), choose another teacher, or let this one read columns of "
-                "its own: a subclass of ModelTeacher of ten lines, which its documentation holds "
-                "(help(hf_distill.ModelTeacher))."
+                "one number of features), or choose another teacher"
             )
+            if self.task.kind is None:  # one row of logits for each example, whatever it reads
+                remedy += (
+                    "; or let this one read columns of its own: a subclass of ModelTeacher of ten "
+                    "lines, which its documentation holds (help(hf_distill.ModelTeacher))"
+                )
+            remedy += "."
         what = f"{type(error).__name__}: {error}".rstrip(". ")
         takes = "any column" if self.takes_all else sorted(self.accepts)
         return (
@@ -284,16 +291,13 @@ class Head:
             f"It takes {takes}. {remedy}"
         )
 
-    def projects_last(self, call: Callable[..., Any], batch: Batch, items: Items) -> bool:
+    def projects_last(self, run: Callable[[], Tensor | None]) -> bool:
         """Tell whether `Linear` makes its logits of its output layer (`Projection.is_last`).
 
         Args:
-            call: The model itself, or what wraps it.
-            batch: A collated batch.
-            items: What there is to count in it.
+            run: Runs the model; gives its logits.
         """
-        ends = self._projection
-        return ends is None or ends.is_last(lambda: self.ask(call, batch, Needs(), items)[0].logits)
+        return self._projection is None or self._projection.is_last(run)
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> Items:
         """What there is to count in a batch.
@@ -351,8 +355,8 @@ class Head:
             if not hidden:
                 raise ValueError(
                     f"Expected hidden states from {self.who}, got {sorted(outputs.keys())}, of "
-                    "which none has a row for each example. Use an objective on modules by their "
-                    "paths (layers=), or ModelLoss()."
+                    "which none has a row for each example. Take modules by their paths "
+                    "(layers='<of the teacher>:<of the student>')."
                 )
         attentions: dict[str, tuple[Tensor, ...]] = {}
         if needs.attentions:
@@ -365,6 +369,8 @@ class Head:
                 heads = self._heads(group)
                 qkv[group] = tuple(queries_keys_values(taken, paths, heads) for paths in layers)
         modules = {path: taken[path] for path in needs.modules if path in taken}
+        for path, values in modules.items():
+            check_order(self.model, path, values, batch)
         if missing := needs.modules - set(modules):
             raise ValueError(
                 f"Expected the modules {sorted(missing)} of {type(self.model).__name__} to run, "

@@ -124,6 +124,16 @@ def similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     return torch.stack([per_text.t(), per_text])
 
 
+def sound_similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """The same for CLAP, which has a scale for each direction."""
+    return torch.stack([outputs.logits_per_audio, outputs.logits_per_text])
+
+
+def sound_captions(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """``(2, B, B)``: of each text to the sounds, with both scales, as CLAP's own loss has them."""
+    return torch.stack([outputs.logits_per_audio.t(), outputs.logits_per_text])
+
+
 def text_similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     per_text: Tensor = outputs.logits_per_text
     return per_text

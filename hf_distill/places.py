@@ -170,6 +170,22 @@ def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> T
     return mask
 
 
+def check_order(model: nn.Module, path: str, values: Tensor, batch: Mapping[str, Any]) -> None:
+    """Refuse the outputs ``(B, T, H)`` of a module in which pictures have no order of their own.
+
+    Raises:
+        ValueError: of ViLT, which shuffles the patches of a picture in every forward.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    if kind == "vilt" and values.dim() == 3 and "pixel_values" in batch:
+        raise ValueError(
+            f"Expected places that stand for the same in both models, got those of {path!r} in "
+            f"{type(model).__name__}, which shuffles the patches of a picture in every forward. "
+            "Take a module that gives one vector (HiddenStates('vilt.pooler:vilt.pooler')), or an "
+            "objective on its logits."
+        )
+
+
 # ---- shorter: sounds -----------------------------------------------------------------------------
 
 
@@ -248,12 +264,13 @@ def check_length(
     if length == wanted:
         return
     alike = [index for index, size in enumerate(layers or ()) if size == wanted]
-    remedy = "Compare its logits, or its hidden states, instead."
-    if layers is not None:
-        remedy = "None of its layers has them: use an objective on the logits."
+    remedy = (
+        "Take modules by their paths, of which all places count (HiddenStates('<of the teacher>:"
+        "<of the student>')), or an objective on its logits, if it has some."
+    )
     if alike:
         last = "" if alike[-1] != len(layers or ()) - 1 else ", for example layers='-1:-1'"
-        remedy = f"Name layers that have them (its layers {alike} do{last}), or compare logits."
+        remedy = f"Name layers that have them (its layers {alike} do{last}). {remedy}"
     raise ValueError(
         f"Expected {what} with {wanted} places from {who}, as many as the batch has, got {length}: "
         f"which of them are padding is not known. {remedy}"

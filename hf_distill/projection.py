@@ -91,7 +91,7 @@ class Projection:
         within = functools.partial(inside_forward, self.layer, self.layer)
         return Linear(hidden, weight, bias, self.scale, self.softcap, classes, within)
 
-    def is_last(self, run: Callable[[], Tensor]) -> bool:
+    def is_last(self, run: Callable[[], Tensor | None]) -> bool:
         """Tell whether the model does with the layer's output what `Linear` does with a product.
 
         The layer gives numbers as large as a trained model's: a bias that still is zero, or a cap
@@ -110,7 +110,7 @@ class Projection:
 
         with calling(self.layer, layer), torch.enable_grad():
             logits = run()
-        if not made:  # its weights alone are used (MobileBERT)
+        if not made or logits is None:  # its weights alone are used (MobileBERT)
             return False
         added = None if self._added is None else self._added.flatten()
         expected = Linear((), (), added, self.scale, self.softcap).finished(made[-1])

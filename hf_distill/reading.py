@@ -133,7 +133,9 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> Items:
         raise ValueError(
             f"Expected labels as one tensor, with a row for each of {len(rows)} examples, got a "
             f"{type(labels).__name__}: {type(model).__name__} is read as a classifier of examples. "
-            "If its labels are something else (boxes), say what it is: hf_distill.register_task."
+            "If they are something else (boxes), let it compute its own loss: leave the class out "
+            f"of hf_distill.tasks.HEADS (del HEADS[{type(model).__name__!r}], if it is there), "
+            "with objective=0.5 * ModelLoss() + 0.5 * HiddenStates()."
         )
     if labels.is_floating_point():  # regression, several labels, soft ones: NaN marks a missing one
         missing = torch.isnan(labels)

@@ -32,8 +32,8 @@ def layers_of(outputs: Any, group: str, path: str, items: Items, who: str) -> tu
     value = tuple(value) if isinstance(value, list) else value  # Reformer's
     if value is None or (isinstance(value, tuple) and not value):
         raise ValueError(
-            f"Expected hidden states from {who} under `{path}`, got none. Use an objective on "
-            "modules by their paths (layers='encoder.layer.1:encoder.layer.0'), or on the logits."
+            f"Expected hidden states from {who} under `{path}`, got none. Take modules by "
+            "their paths (layers='<of the teacher>:<of the student>')."
         )
     if isinstance(value, tuple):
         own = items.masks.get(group, items.masks["samples"])
@@ -101,7 +101,7 @@ def _one_row_each(layer: Any, mask: Tensor, who: str) -> Tensor:
         got = f"shape {tuple(layer.shape)}" if isinstance(layer, Tensor) else f"{type(layer)}"
         raise ValueError(
             f"Expected hidden states of {len(mask)} rows, a tensor a layer, from {who}, got one of "
-            f"{got}. Use an objective on the logits, or on modules by their paths (layers=)."
+            f"{got}. Take modules by their paths (layers='<of the teacher>:<of the student>')."
         )
     return layer.flatten(2) if layer.dim() == 4 and layer.shape[:2] == mask.shape else layer
 

@@ -228,7 +228,9 @@ TASKS: dict[str, Task] = {
         Task("ctc", "AutoModelForCTC", "CTC", reading.frames, kind="ctc", classes="vocabulary"),
         _dual("image", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
         _dual("image", sigmoid=True),
-        _dual("audio"),
+        dataclasses.replace(
+            _dual("audio"), read=outputs.sound_similarities, label_read=outputs.sound_captions
+        ),
         _dual("video"),
         Task(
             "encoder",
@@ -259,6 +261,8 @@ TASKS: dict[str, Task] = {
 HEADS: dict[str, str | Task] = {
     "XLMWithLMHeadModel": "masked_lm",  # its loss does not shift, whatever the data
     "VisionTextDualEncoderModel": "dual_encoder",
+    "VitsModel": "other",  # speaks
+    "DecisionTransformerModel": "other",  # acts
     "SiglipModel": "sigmoid_dual_encoder",
     "Siglip2Model": "sigmoid_dual_encoder",
     "ClapModel": "audio_dual_encoder",

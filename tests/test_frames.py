@@ -27,7 +27,7 @@ from hf_distill import (
     TokenGram,
 )
 from hf_distill.cache import write_cache
-from hf_distill.tasks import HEADS, TASKS
+from hf_distill.tasks import HEADS, TASKS, register_task
 from hf_distill.teachers import CachedTeacher, ModelTeacher
 
 tf: Any = transformers
@@ -456,11 +456,11 @@ def test_pictures_in_front_of_a_text_are_refused(
     message = r"items \(4, 9\).*the (student|teacher) \(GitForCausalLM\).*5 places more.*TASKS"
     with pytest.raises(ValueError, match=message):
         logged(tmp_path, student, teacher, rows, ForwardKL(1.0))
-    row = dataclasses.replace(
+    monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
+    row = dataclasses.replace(  # as the message writes it
         TASKS["causal_lm"], name="behind", read=lambda outputs, batch: outputs.logits[:, 5:]
     )
-    monkeypatch.setitem(TASKS, "behind", row)
-    monkeypatch.setitem(HEADS, "GitForCausalLM", "behind")
+    register_task("GitForCausalLM", row)
     batch = stacked(rows)
     with torch.no_grad():
         own = float(student(**batch).loss)

@@ -165,9 +165,9 @@ def test_every_head_learns_its_own_loss(tmp_path: Path, name: str) -> None:
     """Whatever its labels are: dicts, lists of masks, two kinds at once, the future."""
     student, rows = unknown(name), rows_for(name)
     assert task_of(student).name == "other"
-    # its states are of text and picture, whose padding the states do not tell: modules are not
-    layer = "vilt.encoder.layer.1"
-    features = HiddenStates(f"{layer}:{layer}") if name == "visual answers" else HiddenStates()
+    # ViLT shuffles the patches of a picture in every forward: its pooled vector alone is compared
+    pooled = HiddenStates("vilt.pooler:vilt.pooler")
+    features = pooled if name == "visual answers" else HiddenStates()
     args = config(tmp_path, remove_unused_columns=False, per_device_eval_batch_size=4)
     options: dict[str, Any] = {"teacher_model": unknown(name, 1)}
     options["objective"] = 0.5 * ModelLoss() + 0.5 * features
@@ -280,6 +280,22 @@ def test_the_own_loss_of_every_head(tmp_path: Path, name: str) -> None:
     assert ours.evaluate()["eval_model_loss"] == pytest.approx(own, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["token_classification", "masked_lm", "causal_lm"])
+def test_the_own_losses_of_batches_are_averaged_by_their_labels(tmp_path: Path, name: str) -> None:
+    """A mean of batch means gives a short text the weight of a long one."""
+    student, rows = CASES[name].models(torch.float32)[0], CASES[name].data(8, torch.float32)
+    ours = trainer(tmp_path, name, objective=ModelLoss(), model=student)
+    ours.args.per_device_eval_batch_size = 2
+    batches = [collate(rows[start : start + 2]) for start in range(0, 8, 2)]
+    shift = 1 if name == "causal_lm" else 0
+    counts = [int((batch["labels"][:, shift:] != -100).sum()) for batch in batches]
+    with torch.no_grad():
+        own = [float(student.eval()(**batch).loss) for batch in batches]
+    expected = sum(n * loss for n, loss in zip(counts, own, strict=True)) / sum(counts)
+    assert ours.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert len(set(counts)) > 1
+
+
 def test_it_is_an_objective_of_recipes() -> None:
     """The remedy of the refusals names it."""
     made = objective_from([{"name": "model_loss", "weight": 0.5}, {"name": "forward_kl"}])
@@ -336,6 +352,29 @@ def test_another_loss_than_ours_is_refused_with_both_numbers(tmp_path: Path) -> 
         trainer(tmp_path, model=student)
     assert f"got {right:.3f}"[:-1] in str(told.value)
     assert f"gives {2 * right:.3f}"[:-1] in str(told.value)
+
+
+def test_another_loss_is_refused_in_half_precision_too(tmp_path: Path) -> None:
+    """A tolerance as wide as the loss would let everything through."""
+    with pytest.raises(ValueError, match="forward of Sure gives"):
+        trainer(tmp_path, model=sure().bfloat16(), objective=HardLabels())
+
+
+class Drawing(tf.BertForSequenceClassification):
+    """A classifier whose forward draws a number, in evaluation too."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+        torch.rand(())
+        return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def test_the_comparison_moves_no_random_state(tmp_path: Path) -> None:
+    """Whatever the forward draws: the training would drop other units than the stock trainer's."""
+    student = Drawing(CASES["sequence_classification"].config())
+    ours = trainer(tmp_path, model=student, alpha=0.0)
+    before = torch.random.get_rng_state()
+    ours._check_label_loss()
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_the_remedies_of_that_refusal_work(tmp_path: Path) -> None:

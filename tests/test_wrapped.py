@@ -246,7 +246,6 @@ def test_quantised_and_adapted_teachers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_new_compiled_student_for_each_run(tmp_path: Path) -> None:
     """`model_init` may give a compiled model as well."""
     ours = DistillationTrainer(
