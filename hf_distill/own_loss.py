@@ -157,6 +157,8 @@ def _as_counted(batch: dict[str, Any], items: Items, head: Head, shifts: bool) -
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() < 2:
         return batch
+    if counted.dim() != labels.dim():  # 0 and 1 for each class of an example: none is left out
+        return batch
     if shifts:
         counted = F.pad(counted[:, :-1], (1, 0))
     ignored = IGNORE

@@ -86,6 +86,24 @@ def test_generation_leaves_the_loss_alone(tmp_path: Path, name: str) -> None:
         assert both[key] == alone[key]
 
 
+def test_predictions_are_measured_with_the_student_last_too(tmp_path: Path) -> None:
+    """A function that writes what it got last would write the teacher's texts."""
+    student, teacher = models("seq2seq_lm")
+    tokens, rows = Tokens(), data("seq2seq_lm")
+    ours = _trainer(tmp_path, "seq2seq_lm", models=(student, teacher), compute_metrics=tokens)
+    predicted = ours.predict(rows).predictions
+    assert len(tokens.given) == 2
+    np.testing.assert_array_equal(tokens.given[-1], predicted)
+    np.testing.assert_array_equal(predicted, _stock(student, tmp_path, rows).predictions)
+    asked: list[Any] = []
+    teacher.generate = lambda *given, **options: asked.append(given)
+    alone = Tokens()
+    both = {"models": (student, teacher), "compute_metrics": alone, "eval_teacher": False}
+    _trainer(tmp_path, "seq2seq_lm", **both).predict(rows)
+    assert len(alone.given) == 1
+    assert not asked
+
+
 def test_arguments_of_generation_reach_both_models(tmp_path: Path) -> None:
     tokens = Tokens()
     ours = _trainer(tmp_path, "seq2seq_lm", compute_metrics=tokens)

@@ -442,6 +442,30 @@ def test_router_losses_that_we_do_not_compute_are_refused(tmp_path: Path) -> Non
     assert without.evaluate()["eval_loss"] == pytest.approx(float(bare), rel=1e-5)
 
 
+def test_router_losses_of_both_stacks_are_in_the_own_loss(tmp_path: Path) -> None:
+    """NLLB's experts: another class with the same parts, whose forward reads its config."""
+    sizes = {"vocab_size": 40, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2}
+    sizes |= {f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_sparse_step": 2 for part in ("encoder", "decoder")}
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0}
+    still |= {"decoder_layerdrop": 0.0, "moe_eval_capacity_token_fraction": 1.0}
+    routed = {"num_experts": 3, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    tokens = {"pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 0, "bos_token_id": 0}
+    torch.manual_seed(0)
+    made = tf.NllbMoeConfig(**sizes, **still, **routed, **tokens, max_position_embeddings=32)
+    student = tf.NllbMoeForConditionalGeneration(made)
+    with pytest.raises(ValueError, match="NllbMoeForConditionalGeneration"):
+        trainer(tmp_path, "seq2seq_lm", model=student, objective=HardLabels())
+    ours = trainer(tmp_path, "seq2seq_lm", model=student, objective=ModelLoss())
+    ours.args.per_device_eval_batch_size = 8
+    batch = collate(CASES["seq2seq_lm"].data(8, torch.float32))
+    with torch.no_grad():
+        own = float(student.eval()(**batch, output_router_logits=True).loss)
+    assert ours.evaluate()["eval_loss"] == pytest.approx(own, rel=1e-5)
+    ours.train()
+
+
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if "hard_labels" in c.objectives])
 def test_what_agrees_is_not_refused(tmp_path: Path, name: str) -> None:
     """Of every head, with labels that are missing here and there."""

@@ -66,6 +66,14 @@ def _xlnet() -> Any:
     return tf.XLNetForQuestionAnswering(tf.XLNetConfig(**sizes, **beams, dropout=0.0))
 
 
+def _xlm(name: str) -> Any:
+    sizes = {"vocab_size": 40, "emb_dim": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.0}
+    beams = {"start_n_top": 2, "end_n_top": 2, "attention_dropout": 0.0, "pad_index": 2}
+    kind = "XLM" if name == "XLM" else "Flaubert"
+    made = getattr(tf, f"{kind}Config")(**sizes, **beams, max_position_embeddings=16)
+    return getattr(tf, f"{kind}ForQuestionAnswering")(made)
+
+
 def _patchtst() -> Any:
     sizes = {"d_model": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24}
     series = {"num_input_channels": 2, "context_length": 16, "prediction_length": 4}
@@ -161,6 +169,8 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], Row]] = {
     "object detection": (_detr, _box),
     "universal segmentation": (_mask2former, _areas),
     "beam search answers": (_xlnet, _answer),
+    "beam search answers of XLM": (lambda: _xlm("XLM"), _answer),
+    "beam search answers of Flaubert": (lambda: _xlm("Flaubert"), _answer),
     "time series": (_patchtst, _series),
     "pretraining": (_pretraining, _two_labels),
     "speech pretraining": (_speech_pretraining, _frames),
