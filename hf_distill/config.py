@@ -18,6 +18,7 @@ from hf_distill.objectives import (
     ReverseKL,
     WeightDecay,
 )
+from hf_distill.processes import launched_on_cpus
 from hf_distill.terms import Objective, Sum
 
 
@@ -88,6 +89,8 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.direction_given = self.greater_is_better is not None
+        if not self.deepspeed and launched_on_cpus():
+            self.use_cpu = True  # or each process would train alone
         super().__post_init__()
         self._direction = self.greater_is_better
         self.settle_direction()

@@ -15,8 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 TIMEOUT = 300
 """Seconds after which all processes are ended."""
 ENVIRONMENT = {
-    "ACCELERATE_USE_CPU": "true",  # or accelerate picks NCCL where there is a GPU
-    "CUDA_VISIBLE_DEVICES": "",
+    "CUDA_VISIBLE_DEVICES": "",  # or accelerate picks NCCL where there is a GPU
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -54,6 +53,8 @@ def launch(
         json.dumps([*map(str, arguments)]),
     ]
     own = {**os.environ, **ENVIRONMENT, **({} if environment is None else environment)}
+    if "ACCELERATE_USE_CPU" not in (environment or {}):  # plain processes, as torchrun starts them
+        own.pop("ACCELERATE_USE_CPU", None)
     own["PYTHONPATH"] = os.pathsep.join(
         [str(FOLDER), str(FOLDER.parent), own.get("PYTHONPATH", "")]
     )

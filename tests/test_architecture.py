@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions forward sharding places modules outputs streams | "
+    "losses ascent axes directions forward sharding places modules outputs streams processes | "
     "language special_tokens | "
     "signals | batch_checks capture reading projection | tasks crossing | states | "
     "heads layers schedules | "

@@ -6,18 +6,30 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
 """Of the layout of a cache; another one is refused."""
 MANIFEST = "cache.json"
 SEAL = "checksum"
 """The field with the hash of all the others."""
+PARTIAL = "partial"
+ABANDONED = 24 * 3600.0
+"""Seconds without a change after which the unfinished file of another machine is a dead one's."""
 
 
 class DiskFullError(OSError):
@@ -38,11 +50,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     unfinished = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with _claimed(unfinished) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+            os.replace(unfinished, path)  # while it is locked: nobody takes it for a dead one's
         sync_folder(path.parent)
     except BaseException as error:
         written = unfinished.stat().st_size if unfinished.exists() else 0
@@ -66,8 +78,88 @@ def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
 
 
 def partial_name(path: Path) -> Path:
-    """The name of a file while it is written; hidden, so that nothing takes it for data."""
-    return path.with_name(f".{path.name}.partial")
+    """The name of a file while this process writes it: with host and process, so that no two
+    writers share it, and hidden, so that nothing takes it for data."""
+    process, thread = os.getpid(), threading.get_native_id()
+    own = f"{process}" if process == thread else f"{process}-{thread}"
+    return path.with_name(f".{path.name}.{_host()}-{own}.{PARTIAL}")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40]
+
+
+def _claimed(path: Path) -> BinaryIO:
+    """A new file that is locked while it is open, at most until its process ends."""
+    while True:
+        file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+        _lock(file.fileno())
+        with contextlib.suppress(FileNotFoundError):  # removed between the two calls
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _lock(handle: int, wait: bool = True) -> bool:
+    """Lock an open file or folder; False where the file system has no locks.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and ``wait`` is False.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A stretch that one process at a time may be in, for each folder; a kill frees it.
+
+    On file systems without locks nobody waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_partial(folders: Iterable[Path]) -> list[str]:
+    """Remove the unfinished files of writers that are dead: those of this machine that nobody holds
+    a lock on, and those of other machines that did not change for `ABANDONED` seconds.
+
+    Returns:
+        The names of the files that were removed.
+    """
+    removed = []
+    for path in (path for folder in folders for path in folder.glob(f".*.{PARTIAL}")):
+        with contextlib.suppress(FileNotFoundError):
+            if _is_dead(path):
+                path.unlink()
+                removed.append(path.name)
+    return sorted(removed)
+
+
+def _is_dead(path: Path) -> bool:
+    match = re.search(rf"\.([A-Za-z0-9_]+)-[0-9-]+\.{PARTIAL}$", path.name)
+    if match is None or match[1] == _host():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if _lock(handle, wait=False):
+                return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(handle)
+    return time.time() - path.stat().st_mtime > ABANDONED
 
 
 def sync_folder(folder: Path) -> None:

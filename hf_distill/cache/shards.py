@@ -6,6 +6,7 @@ with a valid record is whole, and one without is written again. The same rows gi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,14 @@ import xxhash
 from datasets import Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-from hf_distill.cache.sealed import read_sealed, replacing, sync_folder, write_sealed
+from hf_distill.cache.sealed import (
+    alone_in,
+    read_sealed,
+    remove_partial,
+    replacing,
+    sync_folder,
+    write_sealed,
+)
 
 Row = Mapping[str, Any]
 """One example: for each column a flat numpy array, bytes or a number."""
@@ -82,24 +90,26 @@ def write_shard(
     columns = {name: value for name, value in features.items() if name != KEY}
     features = Features({KEY: Value("binary"), **columns})
     record, keys, count = record_path(directory, index), xxhash.xxh3_128(), 0
-    with replacing(arrow_path(directory, index)) as file:
-        hashed = _Hashed(file)
-        writer = ArrowWriter(features=features, stream=pa.PythonFile(hashed, mode="w"))
-        for group in _groups(rows, features):
-            keys.update(b"".join(row[KEY] for row in group))
-            count += len(group)
-            writer.write_table(_table(group, features), writer_batch_size=max(1, len(group)))
-        writer.finalize(close_stream=False)
-        if record.exists():  # it must never stand beside other data
-            record.unlink()
-            sync_folder(record.parent)
-    values = {
-        "rows": count,
-        "bytes": hashed.size,
-        "file": hashed.digest.hexdigest(),
-        "keys": keys.hexdigest(),
-    }
-    write_sealed(record, values)
+    with contextlib.ExitStack() as pair:
+        with replacing(arrow_path(directory, index)) as file:
+            hashed = _Hashed(file)
+            writer = ArrowWriter(features=features, stream=pa.PythonFile(hashed, mode="w"))
+            for group in _groups(rows, features):
+                keys.update(b"".join(row[KEY] for row in group))
+                count += len(group)
+                writer.write_table(_table(group, features), writer_batch_size=max(1, len(group)))
+            writer.finalize(close_stream=False)
+            pair.enter_context(alone_in(record.parent))  # another writer's record is another's
+            if record.exists():  # it must never stand beside other data
+                record.unlink()
+                sync_folder(record.parent)
+        values = {
+            "rows": count,
+            "bytes": hashed.size,
+            "file": hashed.digest.hexdigest(),
+            "keys": keys.hexdigest(),
+        }
+        write_sealed(record, values)
     return values
 
 
@@ -276,13 +286,9 @@ def read_keys(directory: str | os.PathLike[str], index: int) -> list[bytes]:
 
 
 def remove_stale(directory: str | os.PathLike[str]) -> list[str]:
-    """Remove what a killed writer left; to be called before any process writes.
+    """Remove what a killed writer left, and not what another one writes at the moment.
 
     Returns:
         The names of the files that were removed.
     """
-    base = Path(directory)
-    stale = [*base.glob(".*.partial"), *(base / DATA).glob(".*.partial")]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return sorted(path.name for path in stale)
+    return remove_partial([Path(directory), Path(directory) / DATA])

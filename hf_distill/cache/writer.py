@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from hf_distill.batch_checks import check_said
@@ -20,6 +19,7 @@ from hf_distill.cache.shards import damaged, finished, read_keys, remove_stale, 
 from hf_distill.heads import Head
 from hf_distill.modules import ANY
 from hf_distill.problems import tell_tokens
+from hf_distill.processes import make_accelerator
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 
@@ -167,7 +167,7 @@ class _Maker:
         self._labels = set(self.head.task.label_keys)
         self.inputs = (self.head.columns | teacher.columns()) - self._labels
         self.columns = self.inputs | self._labels
-        self.accelerator = Accelerator()
+        self.accelerator = make_accelerator()
         teacher.place(self.accelerator)
 
     def name_inputs(self, source: _Source) -> None:

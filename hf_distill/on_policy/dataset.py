@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from accelerate import PartialState
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch import nn
@@ -21,6 +20,7 @@ from hf_distill.cache.shards import remove_stale
 from hf_distill.heads import Head
 from hf_distill.on_policy.generating import ModelGenerator, Sampling, Tokens
 from hf_distill.on_policy.prompts import Prompts, longest_prompt, start_token
+from hf_distill.processes import process_state
 from hf_distill.reading import IGNORE
 from hf_distill.teachers import ModelTeacher
 
@@ -83,7 +83,7 @@ def generate_dataset(
         "batch_size": batch_size,  # what is drawn together shares a random state
         "shard_size": shard_size,
     }
-    root, state = Path(folder), PartialState()
+    root, state = Path(folder), process_state()
     if state.is_main_process:
         _begin(root, facts)
     state.wait_for_everyone()
@@ -123,7 +123,7 @@ def _teacher(given: Any) -> ModelTeacher:
         )
     if given.head.task.name not in ("causal_lm", "seq2seq_lm"):
         raise ValueError(f"Expected a language model, got a model for {given.head.task.name}.")
-    state = PartialState()
+    state = process_state()
     if next(given.model.parameters()).device.type != state.device.type:
         given.model.to(state.device)
     return given

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
 from hf_distill.cache import formats, write_cache
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.objectives import HardLabels
+from hf_distill.processes import make_accelerator
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage
@@ -86,7 +86,7 @@ def write(
         RecipeError: a cache of something else is there, or the outputs cannot be cached.
     """
     # The state that write_cache finds: what an earlier trainer left there would decide otherwise.
-    Accelerator(mixed_precision=stage.inputs["precision"], cpu=args.use_cpu)
+    make_accelerator(mixed_precision=stage.inputs["precision"], cpu=args.use_cpu)
     kept = stage.inputs["kept"]
     try:
         write_cache(

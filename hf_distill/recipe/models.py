@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils import (
@@ -22,6 +21,7 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from hf_distill.initialise import Importance, importance, student_from_teacher, with_dropout
+from hf_distill.processes import process_state
 from hf_distill.reading import Batch
 from hf_distill.recipe import sources
 from hf_distill.recipe.casting import RecipeError, unknown
@@ -101,7 +101,7 @@ class Models:
         """How much the parts of the teacher do on so many training examples."""
         if count is None or self.light:  # of weights that are drawn nothing can be said
             return None
-        teacher.to(PartialState().device)
+        teacher.to(process_state().device)
         measured = importance(teacher, self.batches(count))
         teacher.to("cpu")
         return measured

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_distill.config import DistillationConfig
 from hf_distill.objectives import HardLabels
 from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
+from hf_distill.processes import process_state
 from hf_distill.reading import Batch
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.casting import RecipeError
@@ -71,7 +71,7 @@ class Plan:
         self.root = Path(recipe.output_dir)
         for role in recipe.roles:  # wrong ones are told now, not in an hour
             arguments(recipe, role, recipe.seed, self.root)
-        self.state = PartialState()
+        self.state = process_state()
         self.say = say if self.state.is_main_process else lambda line: None
         with self.state.main_process_first():
             self.examples: Examples = load_examples(recipe)

@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+
+from hf_distill.processes import process_state
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
@@ -138,7 +139,7 @@ def run_stage(
         say: Prints a line, on the main process only.
         again: Do it even if it is done: the work itself knows what is left.
     """
-    state = PartialState()
+    state = process_state()
     done = [stage.results() if state.is_main_process and not again else None]
     if state.num_processes > 1:
         broadcast_object_list(done)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
@@ -22,6 +21,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.idle import no_steps
 from hf_distill.on_policy import OnPolicyConfig
+from hf_distill.processes import has_accelerator
 from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
@@ -49,7 +49,7 @@ def arguments(
         options["restore_callback_states_from_checkpoint"] = True  # the patience that is left
         if not options["load_best_model_at_end"]:
             raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
-    if not _has_accelerator():
+    if not has_accelerator():
         options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
     try:
         args = kind(
@@ -77,11 +77,6 @@ def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
 def writes(recipe: Recipe, role: str) -> bool:
     """Whether a role may learn from its own text: whoever has a teacher."""
     return role == "student" or role in recipe.assistant_roles
-
-
-def _has_accelerator() -> bool:
-    backends: Any = (torch.cuda, torch.xpu, torch.backends.mps)
-    return any(backend.is_available() for backend in backends)
 
 
 def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -16,9 +16,10 @@ from hf_distill.cache.content import Content
 from hf_distill.cache.keys import Piece, pieces
 from hf_distill.cache.packing import Row
 from hf_distill.cache.publish import local_cache
-from hf_distill.cache.sealed import read_manifest
+from hf_distill.cache.sealed import alone_in, read_manifest
 from hf_distill.cache.shards import finished, write_shard
 from hf_distill.cache.store import Store
+from hf_distill.processes import process_state
 from hf_distill.reading import Batch, rows_of
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
@@ -110,12 +111,12 @@ class CachedTeacher(TrainerCallback):
         """Write the examples that were missing as one more shard of the cache."""
         if not self._added:
             return
-        process = PartialState()
-        index = self._facts["shards"] + process.process_index
-        there = finished(self.path)
-        while index in there:
-            index += process.num_processes
-        write_shard(self.path, index, list(self._added.values()), self.content.features)
+        with alone_in(self.path):  # other processes and runs may add theirs at this moment
+            process, there = process_state(), finished(self.path)
+            index = self._facts["shards"] + process.process_index
+            while index in there:
+                index += process.num_processes
+            write_shard(self.path, index, list(self._added.values()), self.content.features)
         self._added = {}
         self._store.refresh()
 
