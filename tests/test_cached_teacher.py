@@ -17,7 +17,7 @@ from zoo import CASES, collate
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher, ReverseKL
 from hf_distill.cache import write_cache
-from hf_distill.cache.sealed import read_sealed, write_sealed
+from hf_distill.cache.sealed import FORMAT_VERSION, read_sealed, write_sealed
 from hf_distill.heads import Head
 from hf_distill.objectives import AttentionMaps, LogitMSE
 from hf_distill.schedules import Progress
@@ -345,7 +345,7 @@ def test_stale_and_foreign_caches_are_refused(tmp_path: Path) -> None:
         write_cache(folder, teacher, data(NAME), collate, say=quiet, shard_size=4)
     facts = read_sealed(folder / "cache.json")
     write_sealed(folder / "cache.json", {**facts, "format_version": 99})
-    with pytest.raises(ValueError, match="format version 1"):
+    with pytest.raises(ValueError, match=f"format version {FORMAT_VERSION}"):
         CachedTeacher(folder)
 
 

@@ -25,10 +25,14 @@ from hf_distill.cache.placing import (
     part_of,
     ranged,
 )
-from hf_distill.cache.states import States
+from hf_distill.cache.states import PREFIXES, States
 from hf_distill.signals import Items, Needs, Signal, Sparse
 
 LogitFormat = Full | TopK | Sampled
+KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
+"""How logits may be read, see `Signal`."""
+MOST_LAYERS = 2**14
+"""How many layers a group may have."""
 Wanted = bool | Mapping[str, Sequence[int] | bool]
 """Which hidden states: all, none, or by group all or the layers with these indices."""
 
@@ -85,6 +89,12 @@ class Content:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Content:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: missing or additional fields, or fields of other types.
+        """
+        _check_values(values)
         parts: dict[str, Any] = {
             name: None if values[name] is None else formats.from_json(values[name])
             for name in ("logits", "states")
@@ -126,6 +136,9 @@ class Content:
             found: The examples of the batch.
             items: What there is to count in it.
             needs: What is asked for.
+
+        Raises:
+            ValueError: rows that `encode` did not give, or gave for other examples.
         """
         device = items.masks["samples"].device
         whole, sparse = None, None
@@ -162,6 +175,12 @@ class Content:
         places = torch.from_numpy(mask)
         spec: Any = self.logits
         read = spec.decode_batch(rows)
+        for piece, size in zip(found, read.sizes, strict=True):
+            own = mask[piece.row] if piece.items is None else mask[piece.row][slice(*piece.items)]
+            if own.sum() != size:
+                raise ValueError(
+                    f"Expected {own.sum()} items of the example {piece.key.hex()}, got {size}."
+                )
         if isinstance(spec, Full):
             if self.trimmed:
                 return self._spans(read.logits, read.sizes, found, items).to(device), None
@@ -197,7 +216,10 @@ class Content:
         out = logits.new_full((*shape, length), torch.finfo(logits.dtype).min / 4)
         for own, piece in zip(logits.split(list(sizes)), found, strict=True):
             start, stop = piece.ranges["hidden"]
-            out[piece.row, :, start:stop] = own[:, : stop - start]
+            place = out[piece.row, :, start:stop]
+            if len(own) != len(place) or own.shape[-1] < stop - start:
+                raise ValueError(f"Expected logits over {stop - start} places, got {own.shape[-1]}")
+            place.copy_(own[:, : stop - start])
         return out.movedim(0, self.axis).contiguous()  # as the live teacher's
 
 
@@ -255,6 +277,31 @@ def content_of(
         shapes[name] = tuple(shape)
     states = States(dtype, shapes) if shapes else None
     return Content(signal.kind, logits, states, layers, axis)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    names = {field.name for field in dataclasses.fields(Content)}
+    if set(values) != names:
+        raise ValueError(f"Expected the fields {sorted(names)}, got {sorted(values)}.")
+    kind, layers, axis = values["kind"], values["layers"], values["axis"]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"Expected a kind of {', '.join(KINDS)}, got {kind!r}.")
+    if type(axis) is not int or axis not in (0, 1):
+        raise ValueError(f"Expected an axis of 0 or 1, got {axis!r}.")
+    right = isinstance(layers, Mapping) and all(
+        name.startswith(PREFIXES) and type(count) is int and 0 <= count <= MOST_LAYERS
+        for name, count in layers.items()
+    )
+    if not right:
+        raise ValueError(
+            f"Expected layers by group, hidden.<group> or attention.<group>, 0 to {MOST_LAYERS:,} "
+            f"each, got {layers!s:.200}."
+        )
+    for name, wanted in (("logits", LogitFormat), ("states", States)):
+        held = values[name]
+        known = held is None or isinstance(formats.from_json(held), wanted)
+        if not known:
+            raise ValueError(f"Expected a format of {name}, got {held!s:.200}.")
 
 
 def _is_wanted(wanted: Wanted, group: str, index: int, layers: Mapping[str, int]) -> bool:

@@ -12,16 +12,18 @@ from datasets import Features, Value
 from torch import Tensor
 
 from hf_distill.cache.packing import (
+    MOST,
     Row,
     check_count,
     check_dtype,
     check_logits,
     number_columns,
     pack,
+    split_evenly,
     unpack,
 )
 from hf_distill.cache.sparse import Chosen, Sampled, TopK
-from hf_distill.cache.states import States
+from hf_distill.cache.states import MOST_NUMBERS, States
 
 __all__ = [
     "Chosen",
@@ -54,7 +56,7 @@ class Full:
         width: The number of classes C; None: each example has its own, kept with it.
 
     Raises:
-        ValueError: an unknown dtype; a width below 1.
+        ValueError: an unknown dtype; a width below 1 or above `packing.MOST`.
     """
 
     dtype: str = "float32"
@@ -63,7 +65,7 @@ class Full:
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
         if self.width is not None:
-            check_count("width", self.width)
+            check_count("width", self.width, MOST)
 
     def columns(self) -> Features:
         """``logits`` (flat), ``logits.scale`` for int8, ``logits.width`` where it varies."""
@@ -85,18 +87,24 @@ class Full:
         return self.decode_batch([row]).logits
 
     def decode_batch(self, rows: Sequence[Row]) -> Dense:
-        """The logits of several examples; where C varies, -inf fills up to the largest."""
+        """The logits of several examples; where C varies, -inf fills up to the largest.
+
+        Raises:
+            ValueError: rows that `encode` did not give.
+        """
         flat = unpack("logits", self.dtype, rows)
-        lengths = [len(row["logits"]) for row in rows]
-        if self.width is not None:
-            return Dense(flat.view(-1, self.width), [n // self.width for n in lengths])
-        widths = [int(row["logits.width"]) for row in rows]
-        sizes = [n // w for n, w in zip(lengths, widths, strict=True)]
+        widths = [int(row["logits.width"]) if self.width is None else self.width for row in rows]
+        sizes = [split_evenly("logits", row, w) for row, w in zip(rows, widths, strict=True)]
         if len(set(widths)) == 1:
             return Dense(flat.view(-1, widths[0]), sizes)
-        logits = flat.new_full((sum(sizes), max(widths)), -torch.inf)
         per_item = torch.tensor(np.repeat(widths, sizes))
-        logits[torch.arange(max(widths)) < per_item[:, None]] = flat
+        most = int(per_item.max()) if len(per_item) else 0
+        if len(per_item) * most > MOST_NUMBERS:
+            raise ValueError(
+                f"Expected items of about one width, got {len(per_item)} up to {most}."
+            )
+        logits = flat.new_full((len(per_item), most), -torch.inf)
+        logits[torch.arange(most) < per_item[:, None]] = flat
         return Dense(logits, sizes)
 
 
@@ -121,7 +129,8 @@ def from_json(settings: Mapping[str, Any]) -> Format:
     Raises:
         ValueError: an unknown kind or setting, a setting that is missing or of no use.
     """
-    if not isinstance(settings, Mapping) or settings.get("kind") not in KINDS:
+    named = isinstance(settings, Mapping) and isinstance(settings.get("kind"), str)
+    if not named or settings["kind"] not in KINDS:
         raise ValueError(
             f"Expected {{kind: …}} with a kind of {', '.join(KINDS)}, got {settings!r}."
         )

@@ -5,28 +5,25 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import transformers
 from transformers import PretrainedConfig
 
 from hf_distill.cache.keys import model_fingerprint, text_fingerprint
-from hf_distill.cache.sealed import replacing
+from hf_distill.cache.sealed import PARTS, refuse_folder, replacing
 
 VOCABULARY = "vocabulary.json.gz"
 CARD = "README.md"
-PARTS = {
-    "teacher": "the teacher's weights",
-    "task": "the task",
-    "inputs": "the teacher's inputs",
-    "tokenizer": "the tokenizer",
-    "preprocessing": "the preprocessing",
-    "content": "what is kept, and how",
-    "views": "the recorded views",
-}
-"""The parts of a manifest that two runs must share to share a cache."""
+MOST_TEXT = 2**26
+"""How many bytes of JSON a vocabulary may have; the largest that are known have some 2^25."""
+MOST_LISTED = 2**17
+"""How many labels, layers, … a configuration may name without listing them."""
+_COUNTS = re.compile("^n_|num_|layer|block|stage|depth")
 
 
 def teacher_fingerprint(teacher: Any) -> str:
@@ -96,13 +93,40 @@ def _difference(held: Any, wanted: Any) -> str:
     return f"{str(held)[:80]} there, {str(wanted)[:80]} here"
 
 
-def config_from(values: Mapping[str, Any] | None) -> Any:
-    """The teacher's configuration, without its weights; None if there is none."""
+def config_from(values: Mapping[str, Any] | None, source: str | Path = "the manifest") -> Any:
+    """The teacher's configuration, without its weights; None if there is none.
+
+    Args:
+        values: As `config_values` gives them.
+        source: Where they are from, for messages.
+
+    Raises:
+        ValueError: values that make no configuration, or a very large one.
+    """
     if values is None:
         return None
-    known = values.get("model_type") in transformers.CONFIG_MAPPING  # its get() finds none
-    kind: Any = transformers.CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
-    return kind.from_dict(dict(values))
+    try:
+        _refuse_large(values)
+        known = values.get("model_type") in transformers.CONFIG_MAPPING  # its get() finds none
+        kind: Any = transformers.CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
+        return kind.from_dict(dict(values))
+    except Exception as error:  # whatever a class makes of values that are not its own
+        raise ValueError(
+            f"Expected the configuration of a model in {source}, got values that make none "
+            f"({type(error).__name__}: {error!s:.300})."
+        ) from error
+
+
+def _refuse_large(value: Any, name: str = "") -> None:
+    """Raise ValueError for numbers of labels, layers and the like of which lists are made."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_large(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_large(inner, name)
+    elif isinstance(value, int) and value > MOST_LISTED and _COUNTS.search(name):
+        raise ValueError(f"{name} of at most {MOST_LISTED:,} expected, got {value:,}")
 
 
 def config_values(config: Any) -> dict[str, Any] | None:
@@ -125,10 +149,45 @@ def public(value: Any) -> Any:
 
 
 def write_vocabulary(folder: Path, tokens: Mapping[str, int]) -> None:
-    """Keep a vocabulary, for matching it with the student's."""
+    """Keep a vocabulary, for matching it with the student's.
+
+    Raises:
+        ValueError: one that `unpack_vocabulary` would refuse.
+    """
     text = json.dumps(tokens, ensure_ascii=False).encode()
+    if len(text) > MOST_TEXT:
+        raise ValueError(
+            f"Expected a vocabulary of at most {MOST_TEXT:,} bytes, got {len(text):,}."
+        )
     with replacing(folder / VOCABULARY) as file:
         file.write(gzip.compress(text, mtime=0))
+
+
+def unpack_vocabulary(file: BinaryIO, source: str) -> dict[str, int]:
+    """Token -> id from JSON that is packed with gzip; at most `MOST_TEXT` bytes are unpacked.
+
+    Args:
+        file: With the packed bytes.
+        source: Where it is from, for messages.
+
+    Raises:
+        ValueError: it is not packed, cut short, damaged, too large, or no such mapping.
+    """
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            text = packed.read(MOST_TEXT + 1)
+        if len(text) > MOST_TEXT:
+            raise ValueError(f"more than {MOST_TEXT:,} bytes when unpacked")
+        tokens = json.loads(text)
+        if not isinstance(tokens, dict) or not all(type(i) is int for i in tokens.values()):
+            raise ValueError("no mapping from tokens to ids")
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Expected a vocabulary, JSON packed with gzip, in {source}, got something else "
+            f"({type(error).__name__}: {error!s:.200}). If a cache is yours, delete this file, and "
+            "run the command that wrote the cache again: finished shards stay."
+        ) from error
+    return tokens
 
 
 def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | None:
@@ -142,10 +201,11 @@ def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | 
         ValueError: it is missing, or not the one of the manifest: tokens would be matched wrongly.
     """
     path = folder / VOCABULARY
-    there = path.is_file()
-    tokens: dict[str, int] | None = (
-        json.loads(gzip.decompress(path.read_bytes())) if there else None
-    )
+    refuse_folder(path)
+    there, tokens = path.is_file(), None
+    if there:
+        with open(path, "rb") as file:
+            tokens = unpack_vocabulary(file, str(path))
     if tokenizer_fingerprint(tokens) != facts["tokenizer"]:
         raise ValueError(
             f"Expected {path} as it was written, {'it is another one' if there else 'it is gone'}. "
@@ -164,10 +224,10 @@ configs:
   data_files: data/*.arrow
 ---
 
-# What a teacher says: {examples:,} examples
+# Outputs of a teacher: {examples:,} examples
 
-Outputs of {teacher}, written by [hf_distill](https://pypi.org/project/hf-distill/). They take the
-teacher's place in a training:
+Outputs of {teacher}, written by the Python package hf_distill. They take the teacher's place in a
+training:
 
 ```python
 from hf_distill import CachedTeacher, DistillationTrainer
@@ -189,12 +249,30 @@ def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     told = facts["describe"]
     parts = [str(told[key]) for key in ("architecture", "name") if told.get(key)]
     name = f"{parts[0]} ({parts[1]})" if len(parts) == 2 else (parts or ["a teacher"])[0]
+    name = " ".join(name.split())  # one line, or what follows would be read as Markdown of its own
     kept = {key: facts["content"][key] for key in ("kind", "logits", "states")}
     text = README.format(
         examples=facts["examples"], teacher=name, content=json.dumps(kept, indent=1)
     )
     with replacing(folder / CARD) as file:
         file.write(text.encode())
+
+
+def refuse_other_card(folder: Path) -> None:
+    """Refuse to write a cache where the card of something else would be replaced.
+
+    Raises:
+        ValueError: there is a README.md that no cache's card begins like.
+    """
+    path = folder / CARD
+    refuse_folder(path)
+    if path.is_file() and not path.read_bytes().startswith(
+        README[: README.index("configs")].encode()
+    ):
+        raise ValueError(
+            f"Expected an empty folder for a new cache, or a cache, at {folder}, got one with a "
+            f"{CARD} that is not a cache's: it would be replaced. Use another folder."
+        )
 
 
 def complete(

@@ -107,17 +107,43 @@ def _check_held(name: str, dtype: str, tensor: Tensor, stored: Tensor) -> bool:
 
 
 def unpack(name: str, dtype: str, rows: Sequence[Row]) -> Tensor:
-    """The numbers of several examples after one another: flat, float32."""
+    """The numbers of several examples after one another: flat, float32.
+
+    Raises:
+        ValueError: NaN or +inf, or scales that do not fit: `pack` did not write them.
+    """
     values = torch.from_numpy(joined(rows, name))
     if dtype == "bfloat16":
-        return values.view(torch.bfloat16).float()
+        return check_read(name, values.view(torch.bfloat16).float())
     if dtype != "int8":
-        return values.float()
-    scales = joined(rows, f"{name}.scale")
+        return check_read(name, values.float())
     lines = [len(row[f"{name}.scale"]) for row in rows]
-    widths = [len(row[name]) // max(n, 1) for row, n in zip(rows, lines, strict=True)]
-    scale = torch.from_numpy(np.repeat(scales, np.repeat(widths, lines)))
+    widths = []
+    for row, n in zip(rows, lines, strict=True):
+        if len(row[name]) % n if n else len(row[name]):
+            raise ValueError(f"Expected a scale for each line of {name}, got {n}.")
+        widths.append(len(row[name]) // max(n, 1))
+    scales = check_read(f"{name}.scale", torch.from_numpy(joined(rows, f"{name}.scale")))
+    if bool((scales < 0).any()):
+        raise ValueError(f"Expected scales of {name} from 0 on, got {scales.min().item()}.")
+    scale = torch.from_numpy(np.repeat(scales.numpy(), np.repeat(widths, lines)))
     return (values * scale).masked_fill_(values == MASKED, -torch.inf)
+
+
+def check_read(name: str, values: Tensor) -> Tensor:
+    """The values themselves. Raises ValueError for NaN or +inf among them."""
+    if values.numel() and not values.aminmax()[1].item() < torch.inf:  # NaN if there is one
+        count = int((~(values < torch.inf)).sum())
+        raise ValueError(f"Expected no NaN or +inf in {name}, got {count} of {values.numel()}.")
+    return values
+
+
+def split_evenly(name: str, row: Row, width: int) -> int:
+    """How many items of ``width`` numbers a column has. Raises ValueError for a remainder."""
+    length = len(row[name])
+    if width < 1 or length % width:
+        raise ValueError(f"Expected items of {width} numbers in {name}, got {length} numbers.")
+    return length // width
 
 
 def id_columns(width: int) -> dict[str, Any]:
@@ -133,10 +159,19 @@ def pack_ids(ids: np.ndarray, width: int) -> dict[str, np.ndarray]:
 
 
 def unpack_ids(rows: Sequence[Row], width: int) -> np.ndarray:
-    """The class ids of several examples after one another: flat, int64."""
+    """The class ids of several examples after one another: flat, int64.
+
+    Raises:
+        ValueError: ids of no class, or two columns of other lengths.
+    """
     ids = joined(rows, "ids").astype(np.int64)
     if width > SHORT:
-        ids |= joined(rows, "ids_high").astype(np.int64) << 16
+        high = joined(rows, "ids_high").astype(np.int64)
+        if any(len(row["ids"]) != len(row["ids_high"]) for row in rows):
+            raise ValueError("Expected as many numbers in ids_high as in ids.")
+        ids |= high << 16
+    if len(ids) and int(ids.max()) >= width:
+        raise ValueError(f"Expected ids below {width}, got {int(ids.max())}.")
     return ids
 
 

@@ -61,7 +61,11 @@ def part_of(name: str, tensor: Tensor, piece: Piece) -> Tensor:
 
 
 def padded(name: str, parts: Sequence[Tensor], found: Sequence[Piece], items: Items) -> Tensor:
-    """The examples' parts in the shape of the batch, 0 where there is none."""
+    """The examples' parts in the shape of the batch, 0 where there is none.
+
+    Raises:
+        ValueError: a part that has not the places of its example.
+    """
     group, rows = name.split(".")[1], len(items.masks["samples"])
     attention = name.startswith("attention.")
     first = parts[0]
@@ -70,18 +74,21 @@ def padded(name: str, parts: Sequence[Tensor], found: Sequence[Piece], items: It
     if not ranged:
         out = first.new_zeros((rows, *first.shape))
         for part, piece in zip(parts, found, strict=True):
-            out[piece.row] = part
+            _put(name, out[piece.row], part)
         return out
     length = items.masks[group].shape[-1]
     sizes = (first.shape[0], length, length) if attention else (length, *first.shape[1:])
     out = first.new_zeros((rows, *sizes))
     for part, piece in zip(parts, found, strict=True):
         at = slice(*piece.ranges[group])
-        if attention:
-            out[piece.row, :, at, at] = part
-        else:
-            out[piece.row, at] = part
+        _put(name, out[piece.row, :, at, at] if attention else out[piece.row, at], part)
     return out
+
+
+def _put(name: str, place: Tensor, part: Tensor) -> None:
+    if part.shape != place.shape:
+        raise ValueError(f"Expected {name} of shape {[*place.shape]}, got {[*part.shape]}.")
+    place.copy_(part)
 
 
 def nothing_of(name: str, shape: Sequence[int | None], items: Items) -> Tensor:

@@ -22,14 +22,27 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT_VERSION = 1
-"""Of the layout of a cache; another one is refused."""
+FORMAT_VERSION = 2
+"""Of the layout of a cache; another one is refused. 2: the records of the shards are bound to the
+manifest, see `bindings`."""
 MANIFEST = "cache.json"
 SEAL = "checksum"
 """The field with the hash of all the others."""
 PARTIAL = "partial"
 ABANDONED = 24 * 3600.0
 """Seconds without a change after which the unfinished file of another machine is a dead one's."""
+LARGEST = 2**26
+"""How many bytes a sealed file may have."""
+PARTS = {
+    "teacher": "the teacher's weights",
+    "task": "the task",
+    "inputs": "the teacher's inputs",
+    "tokenizer": "the tokenizer",
+    "preprocessing": "the preprocessing",
+    "content": "what is kept, and how",
+    "views": "the recorded views",
+}
+"""The parts of a manifest that two runs must share to share a cache."""
 
 
 class DiskFullError(OSError):
@@ -46,10 +59,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DiskFullError: there is no space, or no quota. The unfinished file is removed, as after
             every other error.
+        ValueError: a folder has this name, or a file that of its folder.
     """
     unfinished = partial_name(path)
+    refuse_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with _claimed(unfinished) as file:
             yield file
             file.flush()
@@ -75,6 +90,26 @@ def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
         "some space, or move the whole cache to a larger disk, and run the same command again: it "
         "goes on from there",
     )
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise ValueError if a folder lies where a file belongs."""
+    if path.is_dir():
+        raise ValueError(
+            f"Expected a file (or nothing yet) at {path}, got a folder. Move it away, and run the "
+            "same command again."
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises ValueError if something else has its name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"Expected a folder (or nothing yet) at {path}, got a file or a link to nothing there "
+            f"({error}). Move it away, or use another folder."
+        ) from error
 
 
 def partial_name(path: Path) -> Path:
@@ -123,7 +158,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     On file systems without locks nobody waits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle)
@@ -142,7 +177,7 @@ def remove_partial(folders: Iterable[Path]) -> list[str]:
     removed = []
     for path in (path for folder in folders for path in folder.glob(f".*.{PARTIAL}")):
         with contextlib.suppress(FileNotFoundError):
-            if _is_dead(path):
+            if not path.is_dir() and _is_dead(path):
                 path.unlink()
                 removed.append(path.name)
     return sorted(removed)
@@ -187,11 +222,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The values that `write_sealed` wrote.
 
     Raises:
-        ValueError: any byte differs.
+        ValueError: any byte differs, or a folder lies there.
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
+    refuse_folder(path)
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
     try:
+        if len(content) > LARGEST:
+            raise ValueError("too large")
         values = json.loads(content)
         seal = values.pop(SEAL)
         whole = seal == _checksum(values) and content == _rendered({**values, SEAL: seal})
@@ -216,7 +255,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any
     Args:
         directory: The cache.
         manifest: Plain JSON; `format_version` is added. ``shards``, where the number of shards is
-            known, lets `Store` tell an unfinished cache.
+            known, lets `Store` tell an unfinished cache. To its `PARTS` the shards are bound.
 
     Raises:
         DiskFullError: see `replacing`.
@@ -226,6 +265,11 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any
     write_sealed(Path(directory) / MANIFEST, values)
 
 
+def bindings(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of each of the `PARTS` of a manifest, for the records of the shards."""
+    return {part: _checksum({part: manifest.get(part)}) for part in PARTS}
+
+
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """What `write_manifest` wrote, with `format_version`.
 
@@ -233,6 +277,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: there is none, a byte of it differs, or the layout is another one.
     """
     path = Path(directory) / MANIFEST
+    refuse_folder(path)
     if not path.is_file():
         raise ValueError(
             f"Expected a cache in {directory}, found no {MANIFEST} there. `hf-distill cache "
@@ -242,13 +287,15 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         values = read_sealed(path)
     except ValueError as error:
         raise ValueError(
-            f"{error} It was edited or damaged, and says what the cache is of. Restore it from a "
-            "copy, or write the cache anew."
+            f"{error} It was edited or damaged, and holds what the cache is of. Restore it from a "
+            "copy, or move it away and run the command that wrote the cache again: finished shards "
+            "of the same teacher and settings stay, others are refused."
         ) from None
     if values.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"Expected a cache of format version {FORMAT_VERSION} in {directory}, got "
-            f"{values.get('format_version')}. Write it anew with this version of hf_distill, or "
-            "read it with the one that wrote it."
+            f"{values.get('format_version')}: which teacher its shards are of is not known in the "
+            "same way. Write it anew with this version of hf_distill into another folder, or read "
+            "it with the one that wrote it."
         )
     return values

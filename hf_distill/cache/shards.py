@@ -2,15 +2,17 @@
 
 ``data/shard-00000.arrow`` is written first, its record ``data/shard-00000.json`` last: a shard
 with a valid record is whole, and one without is written again. The same rows give the same bytes.
+A record also holds hashes of the parts of the manifest that the shard was written for: the same
+file beside another manifest would be another teacher's outputs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,58 +21,64 @@ import xxhash
 from datasets import Features, Value
 from datasets.arrow_writer import ArrowWriter
 
+from hf_distill.cache.arrow import KEY, KEY_BYTES, key_bytes, read_batches
+from hf_distill.cache.records import (
+    DATA,
+    DamagedCacheError,
+    Record,
+    arrow_path,
+    checksum,
+    damaged,
+    finished,
+    record_path,
+    records,
+    refuse_foreign,
+    verify,
+)
 from hf_distill.cache.sealed import (
     alone_in,
-    read_sealed,
+    bindings,
+    refuse_folder,
     remove_partial,
     replacing,
     sync_folder,
     write_sealed,
 )
 
+__all__ = [
+    "DamagedCacheError",
+    "Row",
+    "arrow_path",
+    "checksum",
+    "damaged",
+    "finished",
+    "open_shard",
+    "read_keys",
+    "record_path",
+    "records",
+    "refuse_foreign",
+    "remove_stale",
+    "usable",
+    "verify",
+    "write_shard",
+]
+
 Row = Mapping[str, Any]
 """One example: for each column a flat numpy array, bytes or a number."""
 
-KEY = "key"
-KEY_BYTES = 16
-DATA = "data"
 BATCH_BYTES = 2**24
 """About how many bytes one Arrow record batch holds: what streaming reads at once."""
-CHUNK = 2**22
 LARGEST = 2**31 - 1
 """How many numbers the lists of one Arrow record batch may hold."""
 
 
-class DamagedCacheError(ValueError):
-    """Shards that are missing or differ from what was written.
-
-    Attributes:
-        shards: For each damaged shard, what is wrong with it.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], shards: dict[int, str]) -> None:
-        self.shards = shards
-        found = [f"{arrow_path(directory, i).name} ({why})" for i, why in list(shards.items())[:8]]
-        more = f" and {len(shards) - 8} more" if len(shards) > 8 else ""
-        super().__init__(
-            f"Expected the cache {directory} as it was written, damaged: {', '.join(found)}{more}. "
-            "Delete nothing: `hf-distill cache RECIPE` rebuilds only these shards."
-        )
-
-
-def arrow_path(directory: str | os.PathLike[str], index: int) -> Path:
-    """Where a shard is."""
-    return Path(directory) / DATA / f"shard-{index:05d}.arrow"
-
-
-def record_path(directory: str | os.PathLike[str], index: int) -> Path:
-    """Where the record of a shard is."""
-    return Path(directory) / DATA / f"shard-{index:05d}.json"
-
-
 def write_shard(
-    directory: str | os.PathLike[str], index: int, rows: Iterable[Row], features: Features
-) -> dict[str, Any]:
+    directory: str | os.PathLike[str],
+    index: int,
+    rows: Iterable[Row],
+    features: Features,
+    manifest: Mapping[str, Any] = MappingProxyType({}),
+) -> Record:
     """Write one shard and its record; a shard of this index is replaced.
 
     Args:
@@ -79,17 +87,19 @@ def write_shard(
         rows: One mapping for each example, with its 16-byte ``key`` and exactly the columns of
             `features` besides; taken one after the other, a few MB are held.
         features: The columns: see `formats`.
+        manifest: The cache's, as it was read: to its parts the shard is bound.
 
     Returns:
-        The record: rows, bytes, and the hashes of the file and of the keys.
+        The record.
 
     Raises:
-        ValueError: rows that do not fit the features.
+        ValueError: rows that do not fit the features; a folder lies where a file belongs.
         DiskFullError: no space is left; finished shards stay, nothing unfinished does.
     """
     columns = {name: value for name, value in features.items() if name != KEY}
     features = Features({KEY: Value("binary"), **columns})
     record, keys, count = record_path(directory, index), xxhash.xxh3_128(), 0
+    refuse_folder(record)
     with contextlib.ExitStack() as pair:
         with replacing(arrow_path(directory, index)) as file:
             hashed = _Hashed(file)
@@ -108,6 +118,7 @@ def write_shard(
             "bytes": hashed.size,
             "file": hashed.digest.hexdigest(),
             "keys": keys.hexdigest(),
+            "of": bindings(manifest),
         }
         write_sealed(record, values)
     return values
@@ -191,81 +202,24 @@ def _table(rows: Sequence[Row], features: Features) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def records(directory: str | os.PathLike[str]) -> dict[int, dict[str, Any] | None]:
-    """For each shard with a record: the record, or None where it is damaged."""
-    found: dict[int, dict[str, Any] | None] = {}
-    folder = Path(directory) / DATA
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := re.fullmatch(r"shard-(\d{5,})\.json", path.name):
-            try:
-                found[int(match[1])] = read_sealed(path)
-            except ValueError:
-                found[int(match[1])] = None
-            except FileNotFoundError:  # a writer replaces this shard at the moment
-                continue
-    return found
-
-
-def finished(directory: str | os.PathLike[str]) -> set[int]:
-    """The shards with a valid record and as many bytes as it says; cheap, no data is read."""
-    found = set()
-    for index, record in records(directory).items():
-        path = arrow_path(directory, index)
-        if record is not None and path.is_file() and path.stat().st_size == record["bytes"]:
-            found.add(index)
-    return found
-
-
-def damaged(
-    directory: str | os.PathLike[str], indexes: Collection[int] | None = None
-) -> dict[int, str]:
-    """What is wrong with the shards that have a record: each is read and its bytes compared.
-
-    A shard without a record is unfinished, not damaged; one in `indexes` counts as missing.
-
-    Args:
-        directory: The cache.
-        indexes: The shards to look at; None: all that have a record.
-    """
-    known = records(directory)
-    found = {}
-    for index in sorted(known if indexes is None else indexes):
-        if index not in known:
-            found[index] = "no record: missing or unfinished"
-        elif reason := _wrong(arrow_path(directory, index), known[index]):
-            found[index] = reason
-    return found
-
-
-def _wrong(path: Path, record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "its record was changed"
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size != record["bytes"]:
-        word = "truncated" if size < record["bytes"] else "too long"
-        return f"{word}: {size:,} bytes instead of {record['bytes']:,}"
-    return "" if checksum(path) == record["file"] else "its content was changed"
-
-
-def checksum(path: Path) -> str:
-    """The xxh3_128 of a file."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def verify(directory: str | os.PathLike[str], indexes: Collection[int] | None = None) -> None:
-    """Read shards again and compare their bytes with their records: see `damaged`.
+def open_shard(
+    directory: str | os.PathLike[str],
+    index: int,
+    record: Record | None,
+    features: Features | None = None,
+) -> list[pa.RecordBatch]:
+    """The record batches of a shard, see `read_batches`.
 
     Raises:
-        DamagedCacheError: naming the shards, with what to do.
+        DamagedCacheError: it cannot be read, or is not as the record says.
     """
-    if found := damaged(directory, indexes):
-        raise DamagedCacheError(directory, found)
+    try:
+        found = read_batches(arrow_path(directory, index), features)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedCacheError(directory, {index: f"it cannot be read: {error}"}) from error
+    if record is None or sum(len(batch) for batch in found) != record["rows"]:
+        raise DamagedCacheError(directory, {index: "it has not as many rows as its record says"})
+    return found
 
 
 def read_keys(directory: str | os.PathLike[str], index: int) -> list[bytes]:
@@ -275,14 +229,37 @@ def read_keys(directory: str | os.PathLike[str], index: int) -> list[bytes]:
         DamagedCacheError: they are not those that were written, or cannot be read.
     """
     record = records(directory).get(index)
-    try:
-        with pa.ipc.open_stream(pa.memory_map(str(arrow_path(directory, index)))) as reader:
-            keys = [key for batch in reader for key in batch.column(KEY).to_pylist()]
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedCacheError(directory, {index: f"it cannot be read: {error}"}) from error
-    if record is None or xxhash.xxh3_128_hexdigest(b"".join(keys)) != record["keys"]:
+    batches = open_shard(directory, index, record)
+    joined = b"".join(key_bytes(batch) for batch in batches)
+    if record is None or xxhash.xxh3_128_hexdigest(joined) != record["keys"]:
         raise DamagedCacheError(directory, {index: "its keys are not those of its record"})
-    return keys
+    return [joined[i : i + KEY_BYTES] for i in range(0, len(joined), KEY_BYTES)]
+
+
+def usable(
+    directory: str | os.PathLike[str], manifest: Mapping[str, Any], features: Features
+) -> set[int]:
+    """The finished shards that are as they were written, and can be read; all others are made anew.
+
+    Args:
+        directory: The cache.
+        manifest: Its manifest.
+        features: The columns that a shard must have.
+    """
+    known = records(directory)
+    found = finished(directory, manifest, known)
+    found -= set(damaged(directory, found, manifest, known))
+    return {index for index in found if _opens(directory, index, known[index], features)}
+
+
+def _opens(
+    directory: str | os.PathLike[str], index: int, record: Record | None, features: Features
+) -> bool:
+    try:
+        open_shard(directory, index, record, features)
+    except DamagedCacheError:
+        return False
+    return True
 
 
 def remove_stale(directory: str | os.PathLike[str]) -> list[str]:

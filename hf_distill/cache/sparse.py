@@ -19,11 +19,13 @@ from hf_distill.cache.packing import (
     check_count,
     check_dtype,
     check_logits,
+    check_read,
     id_columns,
     joined,
     number_columns,
     pack,
     pack_ids,
+    split_evenly,
     unpack,
     unpack_ids,
 )
@@ -117,18 +119,28 @@ class TopK:
         return self.decode_batch([row])[:3]
 
     def decode_batch(self, rows: Sequence[Row]) -> Chosen:
-        """The classes of several examples' items, after one another."""
+        """The classes of several examples' items, after one another.
+
+        Raises:
+            ValueError: rows that `encode` did not give.
+        """
         width = width_of(self)
         k = min(self.k, width)
+        sizes = [split_evenly("ids", row, k) for row in rows]
+        for row, size in zip(rows, sizes, strict=True):
+            if len(row["log_probs"]) != size * k or (self.tail and len(row["tail"]) != size):
+                raise ValueError(f"Expected {k} log_probs for each of {size} items and one tail.")
         ids = torch.from_numpy(unpack_ids(rows, width)).view(-1, k)
         log_probs = unpack("log_probs", self.dtype, rows).view(-1, k)
         if self.tail:
-            rest = torch.from_numpy(joined(rows, "tail"))
+            rest = check_read("tail", torch.from_numpy(joined(rows, "tail")))
+            if bool((rest > 0).any()):
+                raise ValueError("Expected log-probabilities of at most 0 in tail.")
         else:
             rest = log_probs.new_full((len(ids),), -torch.inf)
         mass = torch.log(-torch.expm1(rest))
         log_probs += (mass - log_probs.logsumexp(-1)).unsqueeze(-1)
-        return Chosen(ids, log_probs, rest, [len(row["ids"]) // k for row in rows])
+        return Chosen(ids, check_read("log_probs", log_probs), rest, sizes)
 
 
 @dataclass(frozen=True)
@@ -203,9 +215,14 @@ class Sampled:
         return self.decode_batch([row])[:3]
 
     def decode_batch(self, rows: Sequence[Row]) -> Chosen:
-        """The classes of several examples' items, after one another; k is the most of any."""
+        """The classes of several examples' items, after one another; k is the most of any.
+
+        Raises:
+            ValueError: rows that `encode` did not give.
+        """
         flat, counts = unpack_ids(rows, width_of(self)), joined(rows, "counts")
         upto = np.append(0, np.cumsum(counts, dtype=np.int64))
+        self._check_counts(rows, counts, upto)
         items = (upto[1:] - 1) // self.draws
         firsts = np.flatnonzero(np.diff(items, prepend=-1))
         slots = np.arange(len(flat)) - np.repeat(firsts, np.diff(np.append(firsts, len(flat))))
@@ -218,6 +235,15 @@ class Sampled:
         sizes = np.diff(upto[ends] // self.draws).tolist()
         rest = torch.full(shape[:1], -torch.inf)
         return Chosen(torch.from_numpy(ids), torch.from_numpy(log_probs), rest, sizes)
+
+    def _check_counts(self, rows: Sequence[Row], counts: np.ndarray, upto: np.ndarray) -> None:
+        """See that the counts of each item, and of each example, make up all its draws."""
+        if any(len(row["ids"]) != len(row["counts"]) for row in rows):
+            raise ValueError("Expected as many counts as ids.")
+        ends = np.cumsum([0, *(len(row["counts"]) for row in rows)])
+        across = upto[:-1] // self.draws != (upto[1:] - 1) // self.draws
+        if (counts == 0).any() or across.any() or (upto[ends] % self.draws).any():
+            raise ValueError(f"Expected counts that sum to {self.draws} for each item.")
 
 
 def check_temperature(value: Any) -> None:

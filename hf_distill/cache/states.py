@@ -11,10 +11,12 @@ import numpy as np
 from datasets import Features, List, Value
 from torch import Tensor
 
-from hf_distill.cache.packing import Row, check_dtype, joined, number_columns, pack, unpack
+from hf_distill.cache.packing import Row, check_dtype, number_columns, pack, unpack
 
 Shape = tuple[int | None, ...]
 PREFIXES = ("hidden.", "attention.")
+MOST_NUMBERS = 2**28
+"""How many numbers the known sizes of a tensor of one example may make up."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class States:
                     f"{name!r}."
                 )
             sizes = list(shape) if isinstance(shape, list | tuple) else []
-            if not sizes or any(n is not None and not _is_size(n) for n in sizes):
+            fits = sizes and all(n is None or _is_size(n) for n in sizes)
+            if not fits or prod(n or 1 for n in sizes) > MOST_NUMBERS:
                 raise ValueError(
                     f"Expected a shape of {name} with sizes of at least 1, or None where it "
                     f"varies, got {shape!r}."
@@ -94,19 +97,32 @@ class States:
         """For each name (default: all) the tensors of several examples, float32.
 
         The tensors of one name are views of one block.
+
+        Raises:
+            ValueError: rows that `encode` did not give.
         """
         found = {}
         for name in self.shapes if names is None else names:
             parts = unpack(name, self.dtype, rows).split([len(row[name]) for row in rows])
             shapes = self._shapes(name, rows)
+            for row, sizes in zip(rows, shapes, strict=True):
+                if prod(sizes) != len(row[name]) or min(sizes) < 0:
+                    raise ValueError(
+                        f"Expected {name} of shape {self.shapes[name]} (None: any), got "
+                        f"{len(row[name])} numbers."
+                    )
             found[name] = [p.view(shape) for p, shape in zip(parts, shapes, strict=True)]
         return found
 
     def _shapes(self, name: str, rows: Sequence[Row]) -> list[tuple[int, ...]]:
         shape = self.shapes[name]
         if shape.count(None) > 1:
-            sizes = joined(rows, f"{name}.shape").reshape(len(rows), -1)
-            return [tuple(line) for line in sizes.tolist()]
+            found = [tuple(row[f"{name}.shape"].tolist()) for row in rows]
+            for sizes in found:
+                pairs = list(zip(shape, sizes, strict=False))
+                if len(sizes) != len(shape) or any(a not in (None, b) for a, b in pairs):
+                    raise ValueError(f"Expected {name} of shape {shape}, got {sizes}.")
+            return found
         rest = prod(n for n in shape if n is not None)
         return [tuple(len(row[name]) // rest if n is None else n for n in shape) for row in rows]
 

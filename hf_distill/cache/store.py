@@ -9,17 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Features
 
-from hf_distill.cache.sealed import read_manifest
-from hf_distill.cache.shards import (
-    KEY,
-    KEY_BYTES,
-    DamagedCacheError,
-    Row,
-    arrow_path,
-    damaged,
-    finished,
-)
+from hf_distill.cache.arrow import KEY, KEY_BYTES, key_bytes
+from hf_distill.cache.records import arrow_path, finished, records, refuse_foreign, verify
+from hf_distill.cache.sealed import bindings, read_manifest
+from hf_distill.cache.shards import Row, open_shard
 
 Column = Callable[[int], Any]
 
@@ -39,20 +34,26 @@ class Store:
         directory: The cache.
         verify: Compare the checksum of every shard: each is read once.
         partial: Accept that shards are missing.
+        features: The columns that each shard must have; None: any that `read_batches` allows.
 
     Attributes:
         manifest: What the cache says of itself.
 
     Raises:
         ValueError: no cache, one of another format, or an unfinished one.
+        ForeignShardsError: shards that were written for another cache.
         DamagedCacheError: a shard differs from what was written.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], verify: bool = True, partial: bool = False
+        self,
+        directory: str | os.PathLike[str],
+        verify: bool = True,
+        partial: bool = False,
+        features: Features | None = None,
     ) -> None:
         self.directory = Path(directory)
-        self.partial = partial
+        self.partial, self.features = partial, features
         self._verify = verify
         self.manifest: dict[str, Any] = {}
         self._opened: set[int] = set()
@@ -66,14 +67,21 @@ class Store:
         Raises:
             As for opening.
         """
-        manifest = read_manifest(self.directory)
-        new = sorted(finished(self.directory) - self._opened)
-        if self._verify and (wrong := damaged(self.directory, None if not self._opened else new)):
-            raise DamagedCacheError(self.directory, wrong)
+        manifest, known = read_manifest(self.directory), records(self.directory)
+        if self.manifest and bindings(manifest) != bindings(self.manifest):
+            raise ValueError(
+                f"Expected the cache {self.directory} as it was opened, got another one that was "
+                "written there since. Open it anew, and write other caches to folders of their own."
+            )
+        refuse_foreign(self.directory, manifest, known)
+        new = sorted(finished(self.directory, manifest, known) - self._opened)
+        if self._verify:
+            verify(self.directory, new if self._opened else None, manifest, known)
         self._check_complete(manifest.get("shards"), self._opened.union(new))
         batches, sizes = list(self._batches), list(self._sizes)
         for index in new:
-            batches += _open(self.directory, index)
+            found = open_shard(self.directory, index, known[index], self.features)
+            batches += [_Batch(index, batch) for batch in found]
             sizes.append(arrow_path(self.directory, index).stat().st_size)
         self.manifest, self._batches, self._sizes = manifest, batches, sizes
         self._opened.update(new)
@@ -82,11 +90,13 @@ class Store:
     def _check_complete(self, expected: int | None, there: set[int]) -> None:
         if expected is None or self.partial:
             return
-        if absent := [i for i in range(expected) if i not in there]:
+        done = sum(index < expected for index in there)
+        if done < expected:
+            first = next(i for i in range(expected) if i not in there)
             raise ValueError(
-                f"Expected {expected} shards in the cache {self.directory}, "
-                f"{expected - len(absent)} are finished ({arrow_path('', absent[0]).name} is the "
-                "first that is not). Run the command that wrote it again: it goes on from there."
+                f"Expected {expected} shards in the cache {self.directory}, {done} are finished "
+                f"({arrow_path('', first).name} is the first that is not). Run the command that "
+                "wrote it again: it goes on from there."
             )
 
     def _build_index(self) -> None:
@@ -129,6 +139,12 @@ class Store:
                 "the same data, preprocessing and teacher inputs as in training."
             )
         return rows
+
+    def shards_of(self, keys: Sequence[bytes]) -> list[int]:
+        """The shards in which the examples of these keys are, in their order; others have none."""
+        rows = self._find(keys)
+        batches = np.searchsorted(self._starts, rows[rows >= 0], side="right") - 1
+        return sorted({self._batches[b].shard for b in batches.tolist()})
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The keys that are not there, in their order."""
@@ -175,21 +191,19 @@ class Store:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.directory, False, True)
+        return Store, (self.directory, False, True, self.features)
 
 
 class _Batch:
     """One Arrow record batch: its keys and how to read a row of each other column."""
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.length = len(batch)
+    def __init__(self, shard: int, batch: pa.RecordBatch) -> None:
+        self.shard, self.length = shard, len(batch)
         self.columns: dict[str, Column] = {}
         for name, array in zip(batch.schema.names, batch.columns, strict=True):
-            if name == KEY:  # all of 16 bytes, see `write_shard`
-                data = array.buffers()[2] or pa.py_buffer(b"")
-                self.keys = memoryview(data)[: KEY_BYTES * self.length]
-            else:
+            if name != KEY:
                 self.columns[name] = _column(array)
+        self.keys = key_bytes(batch)
 
     def __len__(self) -> int:
         return self.length
@@ -201,14 +215,6 @@ def _column(array: pa.Array) -> Column:
         return lambda i: numbers[i]
     bounds, flat = memoryview(array.offsets.to_numpy()), array.values.to_numpy()
     return lambda i: flat[bounds[i] : bounds[i + 1]]
-
-
-def _open(directory: Path, index: int) -> list[_Batch]:
-    try:
-        with pa.ipc.open_stream(pa.memory_map(str(arrow_path(directory, index)))) as reader:
-            return [_Batch(batch) for batch in reader]
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedCacheError(directory, {index: f"it cannot be read: {error}"}) from error
 
 
 def _halves(keys: bytes | memoryview) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from accelerate.utils import send_to_device
 from hf_distill.batch_checks import check_said
 from hf_distill.cache import formats, manifest
 from hf_distill.cache.content import Content, Wanted, content_of
+from hf_distill.cache.facts import check_facts
 from hf_distill.cache.keys import Piece, pieces
 from hf_distill.cache.packing import Row
-from hf_distill.cache.sealed import MANIFEST, read_manifest, write_manifest
-from hf_distill.cache.shards import damaged, finished, read_keys, remove_stale, write_shard
+from hf_distill.cache.records import refuse_foreign
+from hf_distill.cache.sealed import MANIFEST, make_folder, read_manifest, write_manifest
+from hf_distill.cache.shards import read_keys, remove_stale, usable, write_shard
 from hf_distill.heads import Head
 from hf_distill.modules import ANY
 from hf_distill.problems import tell_tokens
@@ -124,7 +127,8 @@ def write_cache(
     if accelerator.is_main_process:
         _begin(folder, facts, teacher.tokens())
     accelerator.wait_for_everyone()
-    done = {i for i in finished(folder) - set(damaged(folder)) if i < shards}
+    held = read_manifest(folder)
+    done = {i for i in usable(folder, held, content.features) if i < shards}
     maker.refuse_other_data(folder, source, shard_size, done)
     accelerator.wait_for_everyone()  # before anything is added
     todo = [i for i in range(shards) if i not in done]
@@ -135,7 +139,7 @@ def write_cache(
         if number % accelerator.num_processes == accelerator.process_index:
             examples = range(index * shard_size, min(len(source), (index + 1) * shard_size))
             rows = maker.rows([source[i] for i in examples], content, needs)
-            write_shard(folder, index, rows, content.features)
+            write_shard(folder, index, rows, content.features, held)
             if accelerator.is_main_process:
                 say(f"cache {folder}: shard {number + 1} of {len(todo)}")
     accelerator.wait_for_everyone()
@@ -282,12 +286,18 @@ def _length(example: Any) -> int:
 
 
 def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
-    """Write what a cache has besides its shards, or see that what is there says the same; a file
-    that is missing is made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).is_file():
+    """Write what a cache has besides its shards, or see that what is there is of the same; a file
+    that is missing is made again.
+
+    Raises:
+        ValueError: another cache is there, shards of one, or a card that is none of a cache.
+    """
+    make_folder(folder)
+    if (folder / MANIFEST).exists():
         held = read_manifest(folder)
+        check_facts(folder, held)
         manifest.refuse_changes(folder, held, facts)
+        refuse_foreign(folder, held)
         if (held["shard_size"], held["examples"]) != (facts["shard_size"], facts["examples"]):
             raise ValueError(
                 f"The cache {folder} is of {held['examples']} examples, {held['shard_size']} to a "
@@ -296,6 +306,9 @@ def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | N
             )
         manifest.complete(folder, facts, tokens)
     else:
+        facts = json.loads(json.dumps(facts))  # as they are read
+        refuse_foreign(folder, facts)
+        manifest.refuse_other_card(folder)
         manifest.complete(folder, facts, tokens, anew=True)
         write_manifest(folder, dict(facts))  # last: a cache that has it has the others
     remove_stale(folder)

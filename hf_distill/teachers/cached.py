@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_distill.cache import manifest
-from hf_distill.cache.content import Content
+from hf_distill.cache.facts import check_facts
 from hf_distill.cache.keys import Piece, pieces
 from hf_distill.cache.packing import Row
 from hf_distill.cache.publish import local_cache
-from hf_distill.cache.sealed import alone_in, read_manifest
-from hf_distill.cache.shards import finished, write_shard
+from hf_distill.cache.records import arrow_path, records
+from hf_distill.cache.sealed import MANIFEST, alone_in, read_manifest
+from hf_distill.cache.shards import write_shard
 from hf_distill.cache.store import Store
 from hf_distill.processes import process_state
 from hf_distill.reading import Batch, rows_of
@@ -44,7 +45,7 @@ class CachedTeacher(TrainerCallback):
         processing_class: The tokenizer or processor of the training, to make sure that it is the
             one that the cache was written with.
         verify: Read every file once to check its checksum; without it a damaged file is found when
-            its Arrow structure is broken, or not at all.
+            its Arrow structure is broken, or not at all. A downloaded cache is always verified.
 
     Raises:
         ValueError: a cache that is unfinished, damaged or of something else than ``live`` and
@@ -60,25 +61,29 @@ class CachedTeacher(TrainerCallback):
     ):
         self.path = local_cache(path)
         facts = read_manifest(self.path)
+        self.content = check_facts(self.path, facts)
         wanted = {
             "teacher": None if live is None else manifest.teacher_fingerprint(live),
             "preprocessing": manifest.preprocessing_fingerprint(processing_class),
         }
         manifest.refuse_changes(self.path, facts, wanted)
-        self.content = Content.from_json(facts["content"])
         self.inputs = frozenset(facts["inputs"])
-        self.config = manifest.config_from(facts["config"])
+        self.config = manifest.config_from(facts["config"], self.path / MANIFEST)
         self.provides = self.content.provides
         self.live = live
         self._facts, self.task = facts, TASKS[facts["task"]]
         self._tokens = manifest.read_vocabulary(self.path, facts)
-        self._store = Store(self.path, verify=verify)
+        downloaded = self.path != Path(path)
+        self._store = Store(self.path, verify or downloaded, features=self.content.features)
         self._added: dict[bytes, Row] = {}
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
         found = pieces(batch, items, self.inputs, self.content.axis)
         rows = self._rows(found, batch, items)
-        return self.content.decode(rows, found, items, needs)
+        try:
+            return self.content.decode(rows, found, items, needs)
+        except ValueError as error:
+            raise ValueError(self._refusal(found, error)) from error
 
     def _rows(self, found: Sequence[Piece], batch: Batch, items: Items) -> list[Row]:
         absent = set(self._store.missing([p.key for p in found if p.key not in self._added]))
@@ -112,13 +117,24 @@ class CachedTeacher(TrainerCallback):
         if not self._added:
             return
         with alone_in(self.path):  # other processes and runs may add theirs at this moment
-            process, there = process_state(), finished(self.path)
+            process, there = process_state(), records(self.path)
             index = self._facts["shards"] + process.process_index
             while index in there:
                 index += process.num_processes
-            write_shard(self.path, index, list(self._added.values()), self.content.features)
+            rows = list(self._added.values())
+            write_shard(self.path, index, rows, self.content.features, self._facts)
         self._added = {}
         self._store.refresh()
+
+    def _refusal(self, found: Sequence[Piece], error: ValueError) -> str:
+        held = self._store.shards_of([p.key for p in found if p.key not in self._added])
+        names = ", ".join(arrow_path("", index).name for index in held)
+        return (
+            f"Expected outputs as cache.json describes them in the cache {self.path}, got others "
+            f"in {names or 'what the live teacher gave'}: {error} Somebody changed them and made "
+            "the checksum anew. Do not use a cache from there; if it is yours, move these "
+            "shards and their records (.json) away, and run the command that wrote it again."
+        )
 
     def _complaint(self, missing: Sequence[Piece], found: Sequence[Piece], batch: Batch) -> str:
         first = missing[0]

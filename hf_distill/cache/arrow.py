@@ -1,0 +1,126 @@
+"""Arrow files read without trust: what a memory map is taken for is checked before it is touched.
+
+Reading a file of Arrow over a memory map takes lengths and offsets as they are written, and
+unpacks compressed columns at once, however large. A shard comes from a disk or from the Hub, and
+its checksum can be made anew by anybody.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+
+KEY = "key"
+KEY_BYTES = 16
+NUMBERS = (
+    *(pa.float32(), pa.float16(), pa.int32(), pa.int16(), pa.int8()),
+    pa.uint16(),
+    pa.uint8(),
+)
+"""The types of numbers that a shard holds, alone or in lists."""
+
+
+def read_batches(path: Path, features: Features | None = None) -> list[pa.RecordBatch]:
+    """The record batches of a shard: mapped, not copied, and each buffer within its file.
+
+    Args:
+        path: The shard.
+        features: The columns that it must have besides `KEY`; None: any that `NUMBERS` allow.
+
+    Raises:
+        ValueError: it is no such file: other columns or types, compressed columns, missing values,
+            lengths or offsets beyond its buffers, keys of another width.
+        OSError: it cannot be read.
+    """
+    messages = pa.ipc.MessageReader.open_stream(pa.memory_map(str(path)))
+    schema, found = None, []
+    for message in _all(messages):
+        if schema is None:
+            schema = pa.ipc.read_schema(message)
+            _check_schema(schema, features)
+        elif message.type != "record batch":
+            raise ValueError(f"a message of type {message.type} among the record batches")
+        elif _is_compressed(message.metadata):
+            raise ValueError("a compressed column, which may unpack to any size")
+        else:
+            found.append(pa.ipc.read_record_batch(message, schema))
+            _check_batch(found[-1])
+    if schema is None:
+        raise ValueError("no columns in it")
+    return found
+
+
+def _all(messages: pa.ipc.MessageReader) -> Iterator[pa.ipc.Message]:
+    while True:
+        try:
+            yield messages.read_next_message()
+        except StopIteration:
+            return
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Whether the field ``compression`` of a ``RecordBatch`` is there.
+
+    pyarrow does not tell. ``metadata`` is a FlatBuffer that pyarrow has verified: a table begins
+    with the distance to its vtable, two bytes of whose size, two of the table's, and then for each
+    field where it is in the table, 0 if it is not (Arrow's Message.fbs).
+    """
+    data = memoryview(metadata)
+
+    def field(table: int, number: int) -> int:
+        vtable = table - struct.unpack_from("<i", data, table)[0]
+        slot = 4 + 2 * number
+        if slot >= struct.unpack_from("<H", data, vtable)[0]:
+            return 0
+        offset = struct.unpack_from("<H", data, vtable + slot)[0]
+        return table + offset if offset else 0
+
+    try:
+        header = field(struct.unpack_from("<I", data, 0)[0], 2)
+        return bool(field(header + struct.unpack_from("<I", data, header)[0], 3))
+    except struct.error as error:
+        raise ValueError(f"a header that is none ({error})") from error
+
+
+def _check_schema(schema: pa.Schema, features: Features | None) -> None:
+    found = {field.name: field.type for field in schema}
+    if features is None:
+        others = [kind for name, kind in found.items() if name != KEY]
+        inner = [kind.value_type if pa.types.is_list(kind) else kind for kind in others]
+        fits = found.get(KEY) == pa.binary() and all(kind in NUMBERS for kind in inner)
+        wanted = "keys, numbers and lists of numbers"
+    else:
+        columns = {field.name: field.type for field in features.arrow_schema if field.name != KEY}
+        fits, wanted = found == {KEY: pa.binary(), **columns}, str({KEY: "binary", **columns})
+    if not fits or len(found) != len(schema):
+        raise ValueError(f"columns of {wanted:.300} expected, got {found!s:.300}")
+
+
+def _check_batch(batch: pa.RecordBatch) -> None:
+    batch.validate(full=True)
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        values = array.values if pa.types.is_list(array.type) else array
+        if array.null_count or values.null_count:
+            raise ValueError(f"missing values in {name}")
+    keys = batch.column(KEY)
+    if len(keys) and (np.diff(_offsets(keys)) != KEY_BYTES).any():
+        raise ValueError(f"keys that have not {KEY_BYTES} bytes")
+
+
+def _offsets(keys: pa.BinaryArray) -> np.ndarray:
+    """``(n + 1,)`` int32: where the keys begin and end."""
+    return np.frombuffer(keys.buffers()[1], np.int32, len(keys) + 1, 4 * keys.offset)
+
+
+def key_bytes(batch: pa.RecordBatch) -> memoryview:
+    """The keys of a batch that `read_batches` gave, one after the other."""
+    keys = batch.column(KEY)
+    if not len(keys):
+        return memoryview(b"")
+    start = int(_offsets(keys)[0])
+    return memoryview(keys.buffers()[2])[start : start + KEY_BYTES * len(keys)]
