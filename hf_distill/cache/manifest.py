@@ -27,7 +27,15 @@ _COUNTS = re.compile("^n_|num_|layer|block|stage|depth")
 
 
 def teacher_fingerprint(teacher: Any) -> str:
-    """A hash of a teacher: its weights, or for one without weights what it says of itself."""
+    """A hash of a teacher: the one that it has itself, of its weights, or without any of these of
+    its description."""
+    own = getattr(teacher, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    inner = getattr(teacher, "teacher", None)
+    if inner is not None:  # one that asks another one
+        told = json.dumps(teacher.describe(), sort_keys=True, default=str)
+        return text_fingerprint([teacher_fingerprint(inner), told])
     members = getattr(teacher, "teachers", None)
     if members is not None:  # an ensemble
         own = {name: teacher_fingerprint(member) for name, member in members.items()}

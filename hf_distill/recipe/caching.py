@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_distill.cache import formats, write_cache
+from hf_distill.cache.sealed import bindings, read_manifest
 from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.objectives import HardLabels
@@ -22,7 +23,6 @@ from hf_distill.teachers import CachedTeacher, Teacher
 from hf_distill.terms import Sum
 
 CACHE = "cache"
-MANIFEST = "cache.json"
 STATES = "float16"
 """The type of hidden states and attention maps where the recipe names none."""
 
@@ -43,10 +43,12 @@ class CacheStage(Stage):
         return self.folder if self.section.path is None else Path(self.section.path)
 
     def results(self) -> dict[str, Any] | None:
-        """The results, if the cache is finished and still there."""
+        """The results, if the cache is finished and still there: the one that this stage wrote,
+        and not another teacher's that took its place in a folder that recipes share."""
         found = super().results()
-        there = found is not None and found["path"] == self.section.path
-        return found if there and (self.path / MANIFEST).is_file() else None
+        if found is None or found["path"] != self.section.path:
+            return None
+        return found if found.get("of") == _held(self.path) else None
 
     def teacher(self, processor: Any) -> CachedTeacher:
         """What the cache says, without a model.
@@ -60,6 +62,14 @@ class CacheStage(Stage):
             raise RecipeError(f"`teacher.cache`: {error}") from error
 
 
+def _held(path: Path) -> dict[str, str] | None:
+    """What the cache in a folder is of; None: there is none, or its manifest is damaged."""
+    try:
+        return bindings(read_manifest(path))
+    except (ValueError, OSError):
+        return None
+
+
 def write(
     stage: CacheStage,
     teacher: Teacher,
@@ -70,7 +80,7 @@ def write(
     args: DistillationConfig,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write the cache of a stage; gives its path and size. Every process calls this.
+    """Write the cache of a stage; gives its path, size and bindings. Every process calls this.
 
     Args:
         stage: The stage.
@@ -107,7 +117,8 @@ def write(
         raise RecipeError(f"`teacher.cache`: {error}") from error
     sizes = [path.stat().st_size for path in stage.path.rglob("*.arrow")]
     examples = sum(len(part) for part in data)
-    return {"path": stage.section.path, "examples": examples, "bytes": sum(sizes)}
+    own = _held(stage.path)
+    return {"path": stage.section.path, "examples": examples, "bytes": sum(sizes), "of": own}
 
 
 def cache_format(

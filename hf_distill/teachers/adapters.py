@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from hf_distill.cache.keys import model_fingerprint
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head, describe_model
 from hf_distill.reading import Batch
@@ -73,6 +74,13 @@ class AdaptersOff:
             self.student.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights below the adapters: of all that is not trained."""
+        trained = {name for name, p in self.student.named_parameters() if p.requires_grad}
+        state = self.student.state_dict()
+        return model_fingerprint({name: state[name] for name in state if name not in trained})
 
     def columns(self) -> set[str]:
         return self.head.columns

@@ -13,11 +13,11 @@ from transformers import TrainerCallback
 
 from hf_distill.cache import manifest
 from hf_distill.cache.facts import check_facts
-from hf_distill.cache.keys import Piece, pieces
+from hf_distill.cache.keys import Piece, pieces, text_fingerprint
 from hf_distill.cache.packing import Row
 from hf_distill.cache.publish import local_cache
 from hf_distill.cache.records import arrow_path, records
-from hf_distill.cache.sealed import MANIFEST, alone_in, read_manifest
+from hf_distill.cache.sealed import MANIFEST, alone_in, bindings, read_manifest
 from hf_distill.cache.shards import write_shard
 from hf_distill.cache.store import Store
 from hf_distill.processes import process_state
@@ -158,6 +158,11 @@ class CachedTeacher(TrainerCallback):
             "outputs of other inputs would be wrong. Record the views (hf_distill.cache."
             "record_views), or use the live teacher."
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the cache is of."""
+        return text_fingerprint([f"{part} {own}" for part, own in bindings(self._facts).items()])
 
     def columns(self) -> set[str]:
         return set(self.inputs)

@@ -100,6 +100,11 @@ class RemoteTeacher:
         signal = send_to_device(found["signal"], _device(batch))
         return signal_from_tree(signal)
 
+    @property
+    def fingerprint(self) -> str:
+        """The server's hash of its weights."""
+        return str(self._facts["fingerprint"])
+
     def columns(self) -> set[str]:
         return set(self._facts["columns"])
 
