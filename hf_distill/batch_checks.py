@@ -196,14 +196,15 @@ def _strange(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> str | Non
                 "tokenizer, or give it the new tokens first (resize_token_embeddings("
                 "len(tokenizer)))."
             )
-    kinds, types = inputs.get("token_type_ids"), _module(model, ("token_type_embeddings",))
+    kinds, types = inputs.get("token_type_ids"), token_table(model, ("token_type_embeddings",))
     known = getattr(types, "num_embeddings", None)
     if isinstance(kinds, Tensor) and known is not None and kinds.numel():
-        highest = int(kinds.max())
-        if highest >= known:
+        lowest, highest = int(kinds.min()), int(kinds.max())
+        if lowest < 0 or highest >= known:
+            wrong = lowest if lowest < 0 else highest
             return (
                 f"Expected token_type_ids from 0 to {known - 1}, as many as {who} has, got "
-                f"{highest}. Leave them out: tokenizer(…, return_token_type_ids=False)."
+                f"{wrong}. Leave them out: tokenizer(…, return_token_type_ids=False)."
             )
     return None
 
@@ -236,7 +237,7 @@ def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -
     texts = _texts(inputs)
     for name, ids in texts.items():
         stack = None if len(texts) == 1 else name.startswith("decoder")
-        table = _module(model, TABLES, stack)
+        table = token_table(model, TABLES, stack)
         if table is None or (before and "Sinusoidal" in type(table).__name__):
             continue
         padding = table.padding_idx
@@ -263,8 +264,14 @@ def _reach(ids: Tensor, inputs: Mapping[str, Any], prefix: str) -> int:
     return int(ids.shape[-1])
 
 
-def _module(model: nn.Module, names: tuple[str, ...], decoder: bool | None = None) -> Any:
-    """The embedding of one of these names that is read by tokens; of one stack if that is said."""
+def token_table(model: nn.Module, names: tuple[str, ...], decoder: bool | None = None) -> Any:
+    """Find the embedding of one of these names that is read by tokens, None if there is none.
+
+    Args:
+        model: The model.
+        names: What it may be called, the last part of its path.
+        decoder: Of the decoder (true), of anything else (false), or of any stack.
+    """
     for path, module in model.named_modules():
         parts = path.split(".")
         if parts[-1] not in names or not isinstance(module, nn.Embedding):

@@ -114,9 +114,12 @@ def test_a_flag_of_train_is_suggested(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_is_written_twice_agrees() -> None:
     """The parser lists the tasks without importing them: it would list old ones."""
     from hf_distill.cli import serve_teacher
+    from hf_distill.serving.limits import Limits
     from hf_distill.tasks import TASKS
 
     assert tuple(sorted(TASKS)) == serve_teacher.TASKS
+    known = (Limits.max_tokens, Limits.max_elements)
+    assert known == (serve_teacher.MAX_TOKENS, serve_teacher.MAX_ELEMENTS)
 
 
 def test_each_command_has_a_parser_and_a_run() -> None:

@@ -379,7 +379,7 @@ def test_a_closed_idle_connection_is_no_failure(fake: FakeVLLM, llama: Any) -> N
     teacher, batch = teacher_at(fake.url, retries=0), batch_of(1)
     ask(teacher, batch, llama)
     for connection in teacher._client._idle:
-        connection.sock.shutdown(2)
+        connection.sock.sock.shutdown(2)
     ask(teacher, batch, llama)
 
 

@@ -314,7 +314,9 @@ def test_a_client_that_has_left_costs_nothing(slow: Slow, served: TeacherServer)
         time.sleep(0.01)
     address = urlsplit(served.url)
     with socket.create_connection((address.hostname, address.port)) as leaving:
-        leaving.sendall(b"POST /signal HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+        leaving.sendall(
+            b"POST /signal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
+        )
         while raw(served, "GET", "/health")[1]["pending"] < 2:
             time.sleep(0.01)
     slow.gate.set()
@@ -377,7 +379,7 @@ def test_other_refusals(served: TeacherServer) -> None:
     chunked = {"Transfer-Encoding": "chunked"}
     assert raw(served, "POST", "/signal", b"0\r\n\r\n", chunked)[0] == 411
     both = {**chunked, "Content-Length": "5"}  # of which one would read another request
-    assert raw(served, "POST", "/signal", b"0\r\n\r\n", both)[0] == 411
+    assert raw(served, "POST", "/signal", b"0\r\n\r\n", both)[0] == 400
     assert raw(served, "GET", "/nowhere", b"body")[0] == 404
     assert raw(served, "GET", "/signal")[0] == 405
     assert raw(served, "GET", "/teacher/vocabulary")[0] == 404  # no tokenizer
@@ -395,8 +397,12 @@ def test_failures_are_told_and_logged(
     batch = batch_of("sequence_classification")
     items = Head(small.models()[0]).items(batch)
     remote = RemoteTeacher(served.url, retries=1, backoff=0.01)
-    slow.head.ask = None
-    with pytest.raises(ConnectionError, match=r"(?s)2 attempt.*status 500: TypeError"):
+
+    def fails(*_: Any) -> Any:
+        raise OSError("no such disk")
+
+    slow.head.ask = fails
+    with pytest.raises(ConnectionError, match=r"(?s)2 attempt.*status 500: OSError: no such disk"):
         remote(batch, Needs(logits=True), items)
     remote.close()
     assert "POST /signal failed" in caplog.text
@@ -600,7 +606,7 @@ def test_the_command_refuses(
     words = (str(tmp_path / "none"), "--task", "causal_lm")
     assert run(arguments(*words, "--token-env", "EMPTY")) == 2
     assert "EMPTY is empty" in capsys.readouterr().err
-    assert run(arguments(*words, "--host", "0.0.0.0")) == 1
-    said = capsys.readouterr()
-    assert "anyone who reaches 0.0.0.0" in said.out
-    assert "could not be loaded" in said.err
+    assert run(arguments(*words, "--host", "0.0.0.0")) == 2
+    assert "anyone who reaches 0.0.0.0" in capsys.readouterr().err
+    assert run(arguments(*words, "--host", "0.0.0.0", "--no-token")) == 1  # the remedy
+    assert "could not be loaded" in capsys.readouterr().err

@@ -33,14 +33,17 @@ TASKS = (
 )
 """The keys of `hf_distill.tasks.TASKS`, whose import takes seconds; a test compares them."""
 PORT = 8300
+MAX_TOKENS, MAX_ELEMENTS = 1 << 17, 1 << 29
+"""Those of `hf_distill.serving.limits.Limits`; a test compares them too."""
 EPILOG = """examples:
   hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
   HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
       --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
 
 A training asks it with RemoteTeacher("http://HOST:8300", token=…), a language model also with
-ServerTeacher or any client of the OpenAI completion protocol. There is no encryption: over an
-untrusted network, put it behind a TLS proxy or an SSH tunnel.
+ServerTeacher or any client of the OpenAI completion protocol. Other machines are served with a
+token alone (or --no-token). There is no encryption: over an untrusted network, put it behind a TLS
+proxy (--allow-host with the name that it passes on) or an SSH tunnel.
 
 exit codes: 0 ended by Ctrl-C; 1 the model or the address cannot be had; 2 something is wrong with
 the command line.
@@ -65,7 +68,26 @@ def add_parser(commands: Any) -> None:
     )
     serve.add_argument("--device", help="default: a GPU if there is one")
     serve.add_argument("--max-pending", type=int, default=16, help="requests that run or wait")
+    serve.add_argument(
+        "--max-tokens", type=int, default=MAX_TOKENS, help=f"of a request; default: {MAX_TOKENS}"
+    )
+    serve.add_argument(
+        "--max-elements",
+        type=int,
+        default=MAX_ELEMENTS,
+        help=f"numbers in an answer, logits and maps included; default: {MAX_ELEMENTS}",
+    )
     serve.add_argument("--token-env", metavar="NAME", help="variable with the clients' token")
+    serve.add_argument(
+        "--no-token", action="store_true", help="serve other machines without a token"
+    )
+    serve.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name by which it may be asked on this machine: a proxy's; repeatable",
+    )
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Mapping
@@ -12,18 +13,20 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from hf_distill.batch_checks import check_inputs
 from hf_distill.cache.manifest import (
     config_values,
     public,
     teacher_fingerprint,
     tokenizer_fingerprint,
 )
-from hf_distill.heads import vocabulary_size
-from hf_distill.signals import Needs, Signal, Sparse
+from hf_distill.serving.failures import reading
+from hf_distill.serving.inputs import Indices, check_batch
+from hf_distill.serving.limits import Limits, Refused, Turn
+from hf_distill.signals import Items, Needs, Signal, Sparse
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.wire import (
     PROTOCOL,
+    UNREADABLE,
     from_bytes,
     items_from_tree,
     needs_from_json,
@@ -32,22 +35,17 @@ from hf_distill.teachers.wire import (
     to_bytes,
 )
 
-TOKEN_IDS = ("input_ids", "decoder_input_ids")
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a failure of the server
-    """A request that is not served: an HTTP status and the reason."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
 
 class Answers:
-    """Answers for one teacher; not to be asked by two threads at once."""
+    """Answers for one teacher.
 
-    def __init__(self, teacher: ModelTeacher):
-        self.teacher = teacher
+    Args:
+        teacher: The model.
+        limits: Of what may be asked.
+    """
+
+    def __init__(self, teacher: ModelTeacher, limits: Limits):
+        self.teacher, self.limits = teacher, limits
         # neither a graph can be sent, nor hidden states for logits: the head would be needed there
         self.provides = replace(teacher.provides, inputs=False, linear=False)
         self._fingerprint = teacher_fingerprint(teacher)
@@ -79,64 +77,45 @@ class Answers:
             raise Refused(404, "This teacher has no tokenizer.")
         return self._tokens
 
-    def signal(self, body: bytes) -> bytes:
+    def signal(self, body: bytes, turn: Turn) -> bytes:
         """The signal for a batch.
+
+        Args:
+            body: The request.
+            turn: Gives the model.
 
         Raises:
             Refused: a malformed request, or one that this teacher cannot serve.
         """
-        try:
-            request = from_bytes(body)
-            batch, items = request["batch"], items_from_tree(request["items"])
-            needs, k = needs_from_json(request["needs"]), request["top_k"]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise Refused(400, f"Malformed request: {error}") from error
-        self._check(batch, needs, k)
+        with turn():  # before it is unpacked: one batch at a time is
+            try:
+                request = from_bytes(body)
+                batch, items = request["batch"], items_from_tree(request["items"])
+                needs, k = needs_from_json(request["needs"]), request["top_k"]
+            except UNREADABLE as error:
+                raise Refused(400, f"Malformed request: {error}") from error
+            unknown = self._check(batch, items, needs, k)
+            with reading(), Indices() if unknown else contextlib.nullcontext():
+                signal = self._ask(batch, items, needs)
+            if not needs.logits:
+                signal = replace(signal, logits=None)  # the largest part, and nobody asked for it
+            elif k is not None:
+                signal = replace(signal, logits=None, sparse=likeliest(signal, k))
+            return to_bytes({"signal": signal_to_tree(signal), "fingerprint": self._fingerprint})
+
+    def _ask(self, batch: dict[str, Tensor], items: Items, needs: Needs) -> Signal:
         device, dtype = self.teacher.head.model.device, self.teacher.head.model.dtype
         batch = {key: _cast(value, dtype) for key, value in batch.items()}
         batch, masks = send_to_device((batch, dict(items.masks)), device)
         labels = None if items.labels is None else items.labels.to(device)
-        signal = self.teacher(batch, needs, replace(items, masks=masks, labels=labels))
-        if not needs.logits:
-            signal = replace(signal, logits=None)  # the largest part, and nobody asked for it
-        elif k is not None:
-            signal = replace(signal, logits=None, sparse=likeliest(signal, k))
-        return to_bytes({"signal": signal_to_tree(signal), "fingerprint": self._fingerprint})
+        return self.teacher(batch, needs, replace(items, masks=masks, labels=labels))
 
-    def _check(self, batch: Any, needs: Needs, k: Any) -> None:
-        if not isinstance(batch, dict) or not any(isinstance(v, Tensor) for v in batch.values()):
-            raise Refused(400, "Expected a batch with tensors.")
-        if unknown := sorted(set(batch) - self.teacher.columns()):
-            raise Refused(
-                400,
-                f"Expected a batch of {sorted(self.teacher.columns())} at most, got {unknown} too.",
-            )
+    def _check(self, batch: Any, items: Items, needs: Needs, k: Any) -> list[str]:
         if missing := needs.missing_from(self.provides):
             raise Refused(400, f"This teacher does not provide {missing}.")
         if k is not None and (type(k) is not int or k < 1):
             raise Refused(400, f"Expected top_k of at least 1, or null, got {k!r}.")
-        for key in TOKEN_IDS:
-            if isinstance(batch.get(key), Tensor):
-                check_ids(key, batch[key], vocabulary_size(self.teacher.config))
-        try:  # here, and not in its forward: a GPU does not survive an index out of range
-            check_inputs(self.teacher.head.who, self.teacher.head.model, batch)
-        except ValueError as error:
-            raise Refused(400, str(error)) from error
-
-
-def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
-    """Refuse token ids that are not in the vocabulary: a GPU does not survive them."""
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise Refused(400, f"Expected {name} as int64, got {ids.dtype}.")
-    if classes is not None and ids.numel():
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            raise Refused(
-                400,
-                f"Expected {name} from 0 to {classes - 1}, got {wrong}: the tokenizer has more "
-                "tokens than this model.",
-            )
+        return check_batch(self.teacher, batch, items, needs, self.limits)
 
 
 def likeliest(signal: Signal, k: int) -> Sparse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import transformers
 
 from hf_distill.cache.manifest import public
-from hf_distill.serving.server import TeacherServer
+from hf_distill.serving.server import TeacherServer, check_token
 from hf_distill.tasks import TASKS
 from hf_distill.teachers import ModelTeacher
 
@@ -27,9 +26,8 @@ def run(args: argparse.Namespace) -> int:
     token = None if args.token_env is None else os.environ.get(args.token_env, "")
     if token == "":
         return _complain(f"the variable {args.token_env} is empty; put the token there", 2)
-    if token is None and not _is_loopback(args.host):
-        _say(f"warning: anyone who reaches {args.host} can ask this teacher; see --token-env")
     try:
+        check_token(args.host, token, args.no_token)  # before the model is loaded
         teacher, tokenizer = _load(args)
         server = TeacherServer(
             teacher,
@@ -39,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=tokenizer,
             name=public(args.model),
             token=token,
+            max_tokens=args.max_tokens,
+            max_elements=args.max_elements,
+            no_token=args.no_token,
+            allowed_hosts=args.allow_host,
         )
     except (OSError, OverflowError) as error:  # OverflowError: no such port
         return _complain(str(error), 1)
@@ -66,13 +68,6 @@ def _load(args: argparse.Namespace) -> tuple[ModelTeacher, Any]:
     except (OSError, ValueError, KeyError):
         _say(f"{args.model} has no tokenizer: vocabularies cannot be compared")
     return ModelTeacher(model, tokenizer, task), tokenizer
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _say(line: str) -> None:

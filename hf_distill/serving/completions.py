@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_distill.heads import vocabulary_size
-from hf_distill.serving.answers import Refused, check_ids
+from hf_distill.serving.failures import reading
+from hf_distill.serving.limits import Limits, Refused, Turn
 from hf_distill.signals import Needs
 from hf_distill.teachers import ModelTeacher
 
@@ -27,19 +28,25 @@ ONLY = {
     "use_beam_search": False,
 }
 """Options with one value that is served."""
+ENTRIES = 1 << 21
+"""The most log-probabilities in an answer: as Python objects and JSON they take 500 bytes each."""
+LETTERS = 1 << 20
+"""The most characters of all prompts of a request."""
 
 
 class Completions:
-    """Answers for one causal language model; not to be asked by two threads at once.
+    """Answers for one causal language model.
 
     Args:
         teacher: The model.
         tokenizer: Its tokenizer; without one, prompts are token ids.
         name: What it is called.
+        limits: Of what may be asked.
     """
 
-    def __init__(self, teacher: ModelTeacher, tokenizer: Any, name: str):
+    def __init__(self, teacher: ModelTeacher, tokenizer: Any, name: str, limits: Limits):
         self.teacher, self.tokenizer, self.name = teacher, tokenizer, name
+        self.limits = limits
         self._classes = vocabulary_size(teacher.config) or 0
         text: Any = teacher.config.get_text_config()
         self._longest: int | None = getattr(text, "max_position_embeddings", None)
@@ -65,7 +72,7 @@ class Completions:
         }
         return {"object": "list", "data": [card]}
 
-    def tokenize(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def tokenize(self, request: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
         """POST /tokenize."""
         self._check_task()
         if self.tokenizer is None:
@@ -73,27 +80,26 @@ class Completions:
         text = request.get("prompt")
         if not isinstance(text, str):
             raise Refused(400, f"Expected prompt to be a text, got {type(text).__name__}.")
-        ids = self._encode(text, bool(request.get("add_special_tokens", True)))
+        _check_texts([text])
+        with turn():
+            ids = self._encode(text, bool(request.get("add_special_tokens", True)))
         return {"tokens": ids, "count": len(ids), "max_model_len": self._longest}
 
-    def complete(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """POST /v1/completions: what each prompt's tokens were given, and one more token."""
+    def complete(self, request: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
+        """POST /v1/completions: what each prompt's tokens were given, and one more token.
+
+        Each prompt is a turn of its own: a request with many lets others go between them.
+        """
         self._check_task()
-        prompts, k = self._prompts(request), self._top_k(request)
+        k = self._top_k(request)
+        with turn():  # a tokenizer is for one at a time, too
+            prompts = self._prompts(request)
+        tokens = sum(len(ids) for ids in prompts)
+        self._check_size(prompts, tokens, k)
         choices = []
         for index, ids in enumerate(prompts):
-            log_probs = self._log_probs(ids)
-            best = int(log_probs[-1].argmax())
-            choices.append(
-                {
-                    "index": index,
-                    "text": self._text(best) or "",
-                    "finish_reason": "length",
-                    "logprobs": None,
-                    "prompt_logprobs": None if k is None else self._entries(ids, log_probs, k),
-                }
-            )
-        tokens = sum(len(ids) for ids in prompts)
+            with turn():
+                choices.append(self._choice(index, ids, k))
         return {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -105,6 +111,18 @@ class Completions:
                 "completion_tokens": len(prompts),
                 "total_tokens": tokens + len(prompts),
             },
+        }
+
+    def _choice(self, index: int, ids: list[int], k: int | None) -> dict[str, Any]:
+        with reading():
+            log_probs = self._log_probs(ids)
+        best = int(log_probs[-1].argmax())
+        return {
+            "index": index,
+            "text": self._text(best) or "",
+            "finish_reason": "length",
+            "logprobs": None,
+            "prompt_logprobs": None if k is None else self._entries(ids, log_probs, k),
         }
 
     # ---- the request -------------------------------------------------------------------------
@@ -122,14 +140,44 @@ class Completions:
         prompt = request.get("prompt")
         one = not isinstance(prompt, list) or all(_is_id(token) for token in prompt)
         parts: Any = [prompt] if one else prompt
+        if len(parts) > self.limits.max_prompts:
+            raise Refused(
+                400,
+                f"Expected at most {self.limits.max_prompts} prompts in a request, got "
+                f"{len(parts)}: send them in several.",
+            )
+        _check_texts([part for part in parts if isinstance(part, str)])
         found = [self._ids(part) for part in parts]
         for ids in found:
             if self._longest is not None and len(ids) > self._longest:
                 raise Refused(
                     400, f"Expected prompts of at most {self._longest} tokens, got {len(ids)}."
                 )
-            check_ids("prompt", torch.tensor(ids), self._classes)
+            if wrong := [token for token in ids if not 0 <= token < self._classes][:1]:
+                raise Refused(
+                    400,
+                    f"Expected tokens from 0 to {self._classes - 1}, got {str(wrong[0])[:40]}: the "
+                    "tokenizer has more tokens than this model.",
+                )
         return found
+
+    def _check_size(self, prompts: list[list[int]], tokens: int, k: int | None) -> None:
+        longest = max(map(len, prompts))
+        if tokens > self.limits.max_tokens or longest * self._classes > self.limits.max_elements:
+            raise Refused(
+                400,
+                f"Expected at most {self.limits.max_tokens} tokens in a request, and "
+                f"{self.limits.max_elements} logits of a prompt, got {tokens} tokens and a prompt "
+                f"of {longest}: send fewer or shorter prompts (or serve with --max-tokens and "
+                "--max-elements).",
+            )
+        entries = tokens * (k or 0)
+        if entries > ENTRIES:
+            raise Refused(
+                400,
+                f"Expected at most {ENTRIES} log-probabilities in an answer, got a request for "
+                f"{entries}: send fewer or shorter prompts, or ask for fewer prompt_logprobs.",
+            )
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str) and self.tokenizer is not None:
@@ -191,6 +239,17 @@ class Completions:
 
     def _text(self, token: int) -> str | None:
         return None if self.tokenizer is None else str(self.tokenizer.decode([token]))
+
+
+def _check_texts(texts: list[str]) -> None:
+    """Refuse what no tokenizer takes, or takes too long for."""
+    if (letters := sum(map(len, texts))) > LETTERS:
+        raise Refused(400, f"Expected prompts of at most {LETTERS} characters, got {letters}.")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Refused(400, f"Expected a prompt of Unicode characters, got {error}.") from error
 
 
 def _is_id(token: Any) -> bool:

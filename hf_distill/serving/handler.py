@@ -3,178 +3,267 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
-import select
 import socket
-import socketserver
-import sys
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from hf_distill.serving.answers import Refused
+from hf_distill.serving.connections import Connections
+from hf_distill.serving.head import REQUEST, body_length, read_fields
+from hf_distill.serving.limits import FREE, Budget, Line, Refused, Turn
+from hf_distill.teachers.deadlines import Deadline, reader, send
 
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 IDLE = 300.0
 """Seconds after which a silent connection is closed; a client opens another one."""
+TIME = 60.0
+"""Seconds in which a request must have come, and in which its answer must be taken."""
+PACE = float(1 << 20)
+"""Bytes per second: long requests and answers have as much more time."""
+LINGER = 2.0
+"""Seconds in which a refused client's body is still taken, so that it reads the refusal."""
+
+
+class Route(NamedTuple):
+    """What serves a path.
+
+    Attributes:
+        method: GET or POST.
+        answer: Body and turn -> body of the answer.
+        kind: Content type of the answer.
+        most: Bytes of the largest body.
+    """
+
+    method: str
+    answer: Callable[[bytes, Turn], bytes]
+    kind: str = JSON
+    most: int = 0
 
 
 class Owner(Protocol):
     """What is served."""
 
-    max_bytes: int
+    line: Line
+    bodies: Budget
+    replies: Budget
 
     def allows(self, authorization: str | None) -> bool: ...
 
-    def find(self, method: str, path: str) -> tuple[Callable[[bytes], bytes], str]: ...
+    def knows(self, host: str | None, origin: str | None) -> bool: ...
 
-    def turn(self) -> contextlib.AbstractContextManager[None]: ...
+    def find(self, method: str, path: str) -> Route: ...
+
+    def failed(self, error: BaseException) -> Refused: ...
 
 
 def to_json(content: Any) -> bytes:
     return json.dumps(content).encode()
 
 
-class HTTPServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class HTTPServer(Connections):
     def __init__(self, address: tuple[str, int], owner: Owner):
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.owner, self.lock = owner, threading.Lock()
-        self.connections: set[socket.socket] = set()
+        self.owner = owner
         super().__init__(address, _Handler)
 
-    def server_bind(self) -> None:
-        # not HTTPServer's, which looks up its own name and may wait for a name server
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def close_connections(self) -> None:
-        with self.lock:
-            for connection in self.connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.info("connection to %s ended: %r", client_address, sys.exc_info()[1])
+class _LeftError(ConnectionError):
+    """Nobody waits for the answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "hf_distill"
     sys_version = ""
-    timeout = IDLE
     disable_nagle_algorithm = True
-    wbufsize = -1
     server: HTTPServer
 
     def setup(self) -> None:
         super().setup()
-        with self.server.lock:
-            self.server.connections.add(self.connection)
+        self.requestline = ""
+        self._deadline = Deadline(IDLE)
+        self.rfile.close()
+        self.rfile = reader(self.connection, self._deadline)
 
-    def finish(self) -> None:
+    def handle_one_request(self) -> None:
+        self.close_connection = True
+        self._deadline.set(IDLE)
+        if not self.rfile.peek(1):
+            return
+        self._deadline.set(TIME)
         try:
-            super().finish()
-        finally:
-            with self.server.lock:
-                self.server.connections.discard(self.connection)
-
-    def do_GET(self) -> None:
-        self._serve("GET")
-
-    def do_POST(self) -> None:
-        self._serve("POST")
-
-    def _serve(self, method: str) -> None:
-        owner, path = self.server.owner, urlsplit(self.path).path
-        try:
-            if not owner.allows(self.headers.get("Authorization")):
-                self._skip_body()
-                raise Refused(401, "Expected the token this server was started with.")
-            body = self._body()
-            answer, kind = owner.find(method, path)
-            if method == "POST":
-                with owner.turn():
-                    if self._is_gone():
-                        return
-                    content = answer(body)
-            else:
-                content = answer(body)
+            self._parse()
+            length = body_length(self.headers)
         except Refused as refused:
-            self._refuse(refused.status, refused.reason)
-        except (ConnectionError, TimeoutError):  # the client's: there is nobody to tell
-            raise
-        except Exception as error:
-            logger.exception("%s %s failed", method, path)
-            self._refuse(500, f"{type(error).__name__}: {error}")
+            self._refuse(refused, close=True)
         else:
-            self._reply(200, content, kind)
+            self._serve(self.command, length)
 
-    def _length(self) -> int:
-        """The length of the body.
+    def _parse(self) -> None:
+        """Read the head: strictly first, then by the standard library."""
+        line = self.rfile.readline(1 << 16)
+        if not REQUEST.fullmatch(line):
+            raise Refused(400, f"Expected an HTTP/1.1 request, got {line[:80]!r}.")
+        self.raw_requestline, incoming = line, self.rfile
+        self.rfile = io.BytesIO(read_fields(incoming))
+        try:
+            self.parse_request()
+        finally:
+            self.rfile = incoming
+        if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host") or []) != 1:
+            raise Refused(400, "Expected one Host field.")
+
+    def send_error(self, code: int, message: str | None = None, explain: Any = None) -> None:
+        """What the standard library refuses; it goes on as if nothing had been, if this returns."""
+        raise Refused(int(code), message or "This is not served.")
+
+    def handle_expect_100(self) -> bool:
+        return True  # when its body is read
+
+    def _serve(self, method: str, length: int) -> None:
+        owner = self.server.owner
+        self._deadline.set(TIME + length / PACE)
+        try:
+            route = self._route(method, length)
+        except Refused as refused:
+            taken = refused.status != 413 and not self.headers.get("Expect")
+            if taken:  # so that the client, which reads only after it has sent, sees why
+                self._skip(length)
+            self._refuse(refused, close=not taken)
+            return
+        with owner.bodies.share() as take:
+            try:
+                body = self._body(length, take)
+            except Refused as refused:
+                self._refuse(refused, close=True)
+                return
+            with self.server.engaged(self.connection):
+                try:
+                    self._answer(route, body)
+                except Refused as refused:
+                    self._refuse(refused)
+
+    def _route(self, method: str, length: int) -> Route:
+        """What serves this request, before any of its body is kept.
 
         Raises:
-            Refused: it is not said, or too long; the connection is closed after that.
+            Refused: nothing does, not for this client, not as much, or not now.
         """
-        said = self.headers.get("Content-Length")
-        chunked = "Transfer-Encoding" in self.headers
-        if said is None and not chunked:
-            return 0
-        limit = self.server.owner.max_bytes
-        if chunked or said is None or not said.isdecimal():
-            self.close_connection = True
-            raise Refused(411, "Expected a Content-Length.")
-        if int(said) > limit:
-            self.close_connection = True
-            raise Refused(413, f"Expected a request of at most {limit} bytes, got {said}.")
-        return int(said)
+        owner, headers = self.server.owner, self.headers
+        if not owner.knows(headers.get("Host"), headers.get("Origin")):
+            raise Refused(
+                403,
+                f"Expected this machine's own name, got Host {headers.get('Host')!r} and Origin "
+                f"{headers.get('Origin')!r}: pages of other sites could ask so. If it is that of a "
+                "proxy, serve with --allow-host NAME (allowed_hosts=[…]).",
+            )
+        if not owner.allows(headers.get("Authorization")):
+            raise Refused(401, "Expected the token this server was started with.")
+        try:
+            path = urlsplit(self.path).path
+        except ValueError as error:
+            raise Refused(400, f"Expected a path, got {self.path[:80]!r} ({error}).") from error
+        route = owner.find(method, path)
+        if length > route.most:
+            raise Refused(413, f"Expected a request of at most {route.most} bytes, got {length}.")
+        if route.method == "POST":
+            owner.line.check()
+        return route
 
-    def _body(self) -> bytes:
-        length = self._length()
-        body = self.rfile.read(length)
-        if len(body) < length:
-            raise ConnectionError("the request ended early")
-        return body
+    def _body(self, length: int, take: Callable[[int], None]) -> bytes:
+        """Read the body; what is beyond a free part counts as soon as it is there."""
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            send(self.connection, b"HTTP/1.1 100 Continue\r\n\r\n", self._deadline)
+        whole = io.BytesIO()  # which gives its bytes away without a copy
+        for part in self._parts(length):
+            if (more := whole.tell() + len(part) - max(whole.tell(), FREE)) > 0:
+                take(more)
+            whole.write(part)
+        return whole.getvalue()
 
-    def _skip_body(self) -> None:
-        """Read what an unknown client sends, without keeping it, so that it reads the refusal."""
-        left = self._length()
-        while left > 0 and (part := self.rfile.read(min(left, 1 << 16))):
-            left -= len(part)
+    def _parts(self, length: int) -> Iterator[bytes]:
+        while length > 0:
+            part = self.rfile.read1(min(length, 1 << 20))
+            if not part:
+                raise ConnectionError("the request ended early")
+            length -= len(part)
+            yield part
+
+    def _skip(self, length: int) -> None:
+        for _ in self._parts(length):
+            pass
+
+    def _answer(self, route: Route, body: bytes) -> None:
+        owner = self.server.owner
+        with owner.replies.share() as take:
+            try:
+                if route.method == "POST":
+                    with owner.line.place():
+                        content = route.answer(body, self._turn)
+                else:
+                    content = route.answer(body, self._turn)
+            except (Refused, ConnectionError, TimeoutError):  # of a client that has left
+                raise
+            except Exception as error:
+                logger.exception("%s %s failed", self.command, self.path)
+                raise owner.failed(error) from error
+            take(len(content))
+            self._reply(200, content, route.kind)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self.server.owner.line.turn():
+            if self._is_gone():
+                raise _LeftError("nobody waits for the answer")
+            yield
 
     def _is_gone(self) -> bool:
         """Whether the client has closed the connection: it has stopped waiting."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        if not readable:
+        self.connection.settimeout(0)
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
             return False
-        self.close_connection = True
-        return not self.connection.recv(1, socket.MSG_PEEK)
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, refused: Refused, close: bool = False) -> None:
+        self.close_connection |= close
+        status = refused.status
         extra = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, {})
-        error = {"message": reason, "type": "error", "code": status}
+        error = {"message": refused.reason, "type": "error", "code": status}
         self._reply(status, to_json({"error": error}), JSON, extra)
+        if close:
+            self._linger()
 
     def _reply(
-        self, status: int, content: bytes, kind: str, extra: dict[str, str] | None = None
+        self, status: int, content: bytes, kind: str, extra: Mapping[str, str] | None = None
     ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (extra or {}).items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
-        self.wfile.flush()
+        fields = {
+            "Server": self.server_version,
+            "Date": self.date_time_string(),
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            **(extra or {}),
+            **({"Connection": "close"} if self.close_connection else {}),
+        }
+        phrase = self.responses.get(status, ("",))[0]
+        lines = [f"HTTP/1.1 {status} {phrase}", *(f"{k}: {v}" for k, v in fields.items()), "", ""]
+        logger.debug("%s %s: %d", self.client_address, self.requestline, status)
+        self._deadline.set(TIME + len(content) / PACE)
+        head = "\r\n".join(lines).encode("latin-1")
+        first = head + content[: 1 << 16]  # mostly all of it, in one packet
+        send(self.connection, first, self._deadline)
+        send(self.connection, memoryview(content)[1 << 16 :], self._deadline)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(format, *args)
+    def _linger(self) -> None:
+        """Take what is still coming: a socket that is closed before sends a reset, and the client
+        never reads why."""
+        self._deadline.set(LINGER)
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(1 << 16):
+                pass

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from hf_distill.cache.manifest import public
-from hf_distill.serving.answers import Answers, Refused, plain_object
+from hf_distill.serving.answers import Answers, plain_object
 from hf_distill.serving.completions import Completions
-from hf_distill.serving.handler import JSON, HTTPServer, to_json
+from hf_distill.serving.failures import is_device_failure
+from hf_distill.serving.handler import HTTPServer, Route, to_json
+from hf_distill.serving.hosts import is_loopback, is_own_name
+from hf_distill.serving.limits import FREE, Budget, Limits, Line, Refused
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.wire import CONTENT_TYPE
 
-MAX_BYTES = 1 << 30
+JSON_BYTES = 16 << 20
+"""The largest request in JSON, which takes up to 20 times as much once it is parsed."""
+REPLIES = 4
+"""How many times `Limits.max_bytes` may be waiting to be taken by clients."""
 
 
 class TeacherServer:
@@ -23,8 +28,9 @@ class TeacherServer:
 
     ``GET /teacher`` and ``POST /signal`` are for `RemoteTeacher`: any head, all that the teacher
     provides. For causal language models ``/v1/models``, ``/v1/completions`` and ``/tokenize``
-    answer as vLLM does, for `ServerTeacher` and others. ``GET /health`` says how busy it is. The
-    teacher runs one batch at a time; nothing that is sent is ever executed or unpickled.
+    answer as vLLM does, for `ServerTeacher` and others. ``GET /health`` says how busy it is, or
+    with status 503 that the device is lost. The teacher runs one batch at a time, or one prompt of
+    a request for completions; nothing that is sent is ever executed or unpickled.
 
     Args:
         teacher: The model.
@@ -34,11 +40,17 @@ class TeacherServer:
         tokenizer: Of a language model, so that prompts may be texts and tokens have names.
         name: The model's name for the OpenAI protocol; by default its id or its folder's name.
         token: What clients must send (``Authorization: Bearer …``); None: nothing.
-        max_bytes: The largest request.
+        max_bytes: The largest request, and what is held of all requests at once.
+        max_tokens: The most tokens of a request, padding included.
+        max_elements: The most numbers in an answer: logits of every token, hidden states, maps.
+        no_token: Serve other machines without a token. Anyone who reaches the port can ask.
+        allowed_hosts: Names besides this machine's own by which it may be asked on the loopback,
+            those of a proxy.
 
     Raises:
         OSError: it cannot listen there.
-        ValueError: no `ModelTeacher`, or a number out of its range.
+        ValueError: no `ModelTeacher`, a number out of its range, or other machines may ask and
+            there is no token.
     """
 
     def __init__(
@@ -46,29 +58,32 @@ class TeacherServer:
         teacher: ModelTeacher,
         host: str = "127.0.0.1",
         port: int = 0,
-        max_pending: int = 16,
+        max_pending: int = Limits.max_pending,
         *,
         tokenizer: Any = None,
         name: str | None = None,
         token: str | None = None,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = Limits.max_bytes,
+        max_tokens: int = Limits.max_tokens,
+        max_elements: int = Limits.max_elements,
+        no_token: bool = False,
+        allowed_hosts: Sequence[str] = (),
     ):
-        if max_pending < 1 or max_bytes < 1 or token == "":
-            raise ValueError(
-                f"Expected max_pending >= 1, max_bytes >= 1 and no empty token, got "
-                f"max_pending={max_pending}, max_bytes={max_bytes}."
-            )
+        limits = Limits(max_pending, max_bytes, max_tokens, max_elements)
         if not isinstance(teacher, ModelTeacher):
             raise ValueError(f"Expected a ModelTeacher to serve, got {type(teacher).__name__}.")
+        check_token(host, token, no_token)
         facts = teacher.describe()
         self.name = name or str(public(facts["name"] or facts["architecture"]))
-        self.max_bytes = max_bytes
-        self._answers = Answers(teacher)
-        self._completions = Completions(teacher, tokenizer, self.name)
+        self._answers = Answers(teacher, limits)
+        self._completions = Completions(teacher, tokenizer, self.name, limits)
         self._token = None if token is None else f"Bearer {token}".encode()
-        self._places = threading.BoundedSemaphore(max_pending)
-        self._model = threading.Lock()
-        self._pending, self._max_pending = 0, max_pending
+        self._names = None if not is_loopback(host) else (host, *allowed_hosts)
+        self._lost: str | None = None
+        self.line = Line(max_pending)
+        self.bodies = Budget(max_bytes, "Other requests")
+        self.replies = Budget(REPLIES * max_bytes, "Other answers")
+        self._routes = self._make_routes(max_bytes)
         self._http = HTTPServer((host, port), self)
         self._thread: threading.Thread | None = None
 
@@ -109,60 +124,77 @@ class TeacherServer:
         given = (authorization or "").encode("utf-8", "replace")
         return self._token is None or hmac.compare_digest(given, self._token)
 
-    def find(self, method: str, path: str) -> tuple[Callable[[bytes], bytes], str]:
-        """What serves a path, and the content type of the answer.
+    def knows(self, host: str | None, origin: str | None) -> bool:
+        """Whether a request on the loopback is for this machine, and not a page's of another."""
+        if self._names is None:
+            return True
+        return all(is_own_name(name, self._names) for name in (host, origin) if name is not None)
+
+    def find(self, method: str, path: str) -> Route:
+        """What serves a path.
 
         Raises:
-            Refused: nothing does.
+            Refused: nothing does, or nothing any more.
         """
-        routes: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
-            "/health": ("GET", lambda _: to_json(self._health()), JSON),
-            "/teacher": ("GET", lambda _: to_json(self._answers.facts()), JSON),
-            "/teacher/vocabulary": (
-                "GET",
-                lambda _: self._answers.vocabulary(),
-                "application/gzip",
+        if path not in self._routes:
+            raise Refused(404, f"There is no {path[:80]}; there are {sorted(self._routes)}.")
+        route = self._routes[path]
+        if method != route.method:
+            raise Refused(405, f"Expected {route.method} for {path}, got {method}.")
+        if self._lost is not None and (method == "POST" or path == "/health"):
+            raise Refused(503, self._lost)
+        return route
+
+    def failed(self, error: BaseException) -> Refused:
+        """What is told of an error that is not the request's; after that of a device nothing is
+        served any more."""
+        if is_device_failure(error):
+            self._lost = f"The device is lost, restart the server: {error}"[:500]
+        return Refused(500, f"{type(error).__name__}: {error}")
+
+    def _make_routes(self, max_bytes: int) -> dict[str, Route]:
+        small = min(max_bytes, JSON_BYTES)
+        own, open_ai = self._answers, self._completions
+        return {
+            "/health": Route("GET", lambda *_: to_json(self._health()), most=FREE),
+            "/teacher": Route("GET", lambda *_: to_json(own.facts()), most=FREE),
+            "/teacher/vocabulary": Route(
+                "GET", lambda *_: own.vocabulary(), "application/gzip", FREE
             ),
-            "/v1/models": ("GET", lambda _: to_json(self._completions.models()), JSON),
-            "/signal": ("POST", self._answers.signal, CONTENT_TYPE),
-            "/tokenize": (
+            "/v1/models": Route("GET", lambda *_: to_json(open_ai.models()), most=FREE),
+            "/signal": Route("POST", own.signal, CONTENT_TYPE, max_bytes),
+            "/tokenize": Route(
                 "POST",
-                lambda body: to_json(self._completions.tokenize(plain_object(body))),
-                JSON,
+                lambda body, turn: to_json(open_ai.tokenize(plain_object(body), turn)),
+                most=small,
             ),
-            "/v1/completions": (
+            "/v1/completions": Route(
                 "POST",
-                lambda body: to_json(self._completions.complete(plain_object(body))),
-                JSON,
+                lambda body, turn: to_json(open_ai.complete(plain_object(body), turn)),
+                most=small,
             ),
         }
-        if path not in routes:
-            raise Refused(404, f"There is no {path}; there are {sorted(routes)}.")
-        wanted, answer, kind = routes[path]
-        if method != wanted:
-            raise Refused(405, f"Expected {wanted} for {path}, got {method}.")
-        return answer, kind
 
     def _health(self) -> dict[str, Any]:
-        return {"status": "ok", "pending": self._pending, "max_pending": self._max_pending}
+        return {"status": "ok", "pending": self.line.taken, "max_pending": self.line.places}
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for the model.
 
-        Raises:
-            Refused: too many wait already.
-        """
-        if not self._places.acquire(blocking=False):
-            raise Refused(503, f"{self._max_pending} requests are waiting already.")
-        self._count(1)
-        try:
-            with self._model:
-                yield
-        finally:
-            self._count(-1)
-            self._places.release()
+def check_token(host: str, token: str | None, no_token: bool) -> None:
+    """Refuse to serve other machines without a token, unless that is meant.
 
-    def _count(self, change: int) -> None:
-        with self._http.lock:
-            self._pending += change
+    Args:
+        host: Where it is to listen.
+        token: What clients must send.
+        no_token: Whether it is meant.
+
+    Raises:
+        ValueError: the host is not the loopback, and there is no token; or an empty one.
+    """
+    if token is not None and not token.strip():
+        raise ValueError("Expected no empty token: it would let everyone in.")
+    if token is None and not no_token and not is_loopback(host):
+        raise ValueError(
+            f"Expected a token, because anyone who reaches {host or 'this machine'} could ask this "
+            "teacher. Give one (--token-env NAME, or token=…), listen on 127.0.0.1, or insist: "
+            "--no-token (no_token=True)."
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import io
 import json
+import logging
 import random
 import ssl
 import threading
@@ -14,8 +16,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from hf_distill.teachers.deadlines import Deadline, Timed, connect
+
+logger = logging.getLogger(__name__)
+
 LONGEST_WAIT = 600.0
 """Seconds: a server that asks for more (Retry-After) is given up at once."""
+LONG_WAIT = 30.0
+"""Seconds: a longer break that a server asks for is told in the log."""
+SMALL = 16 << 20
+"""Bytes: the most of an answer, unless more was asked for."""
 EXCERPT = 500
 STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
 """How a kept connection ends that the server has closed meanwhile."""
@@ -30,16 +40,25 @@ class Answer(NamedTuple):
 
     @property
     def excerpt(self) -> str:
-        """What the body says: the message of an error in JSON, or its beginning."""
-        text = self.body.decode("utf-8", "replace").strip()
+        """The message of an error in JSON, or the beginning of the body; printable."""
+        text = self.body[: 1 << 16].decode("utf-8", "replace").strip()
         try:
             error: Any = json.loads(text)
             if isinstance(error, dict):
                 error = error.get("error") or error.get("message") or error.get("detail") or error
             text = error["message"] if isinstance(error, dict) and "message" in error else error
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
-        return str(text)[:EXCERPT]
+        return printable(str(text)[:EXCERPT])
+
+
+class OversizedError(ValueError):
+    """An answer with more bytes than what was asked for can have."""
+
+
+def printable(text: str) -> str:
+    """The same text, with escapes in place of what could move a terminal's cursor or hide text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Client:
@@ -51,7 +70,7 @@ class Client:
 
     Args:
         url: ``http(s)://host[:port][/path]``.
-        timeout: Seconds for one attempt, the whole answer included.
+        timeout: Seconds for one attempt, from connecting to the answer's last byte.
         retries: How many more attempts there are after the first.
         backoff: Seconds before the first of them.
         token: Sent as ``Authorization: Bearer …``; shown nowhere.
@@ -85,6 +104,7 @@ class Client:
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
+        self._context = ssl.create_default_context() if self._secure else None
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -105,6 +125,7 @@ class Client:
         body: bytes | None = None,
         kind: str = "application/json",
         missing_ok: bool = False,
+        most: int = SMALL,
     ) -> Answer | None:
         """Ask, until there is an answer.
 
@@ -114,17 +135,20 @@ class Client:
             body: What is sent.
             kind: Its content type.
             missing_ok: Return None where the server has no such path (404, 405).
+            most: Bytes: the largest answer that what is asked for can have.
 
         Raises:
             ConnectionError: no answer after all attempts.
-            ValueError: the server refuses the request (4xx).
+            ValueError: the server refuses the request (4xx), or its answer is larger than that.
         """
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt * self._random.uniform(0.5, 1.0)
             try:
-                answer = self._attempt(method, path, body, kind)
+                answer = self._attempt(method, path, body, kind, most)
             except (OSError, http.client.HTTPException) as error:
-                failed = f"{type(error).__name__}: {error}"
+                failed = printable(f"{type(error).__name__}: {error}"[:EXCERPT])
+            except OversizedError as error:
+                raise ValueError(f"{method} {self.url}{path}: {error}") from None
             else:
                 if answer.status < 300:
                     return answer
@@ -137,6 +161,8 @@ class Client:
                 if wait > LONGEST_WAIT:
                     failed += f" (it asks for a break of {wait:.0f} s)"
                     break
+                if wait > LONG_WAIT:
+                    logger.warning("%s asks for a break of %.0f s: %s", self.url, wait, failed)
             if attempt < self.retries:
                 time.sleep(wait)
         raise ConnectionError(
@@ -146,7 +172,12 @@ class Client:
         )
 
     def json(
-        self, method: str, path: str, content: Any = None, missing_ok: bool = False
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        missing_ok: bool = False,
+        most: int = SMALL,
     ) -> dict[str, Any] | None:
         """As `request`, with an object of JSON each way.
 
@@ -154,12 +185,12 @@ class Client:
             ValueError: the answer is no JSON object.
         """
         body = None if content is None else json.dumps(content).encode()
-        answer = self.request(method, path, body, missing_ok=missing_ok)
+        answer = self.request(method, path, body, missing_ok=missing_ok, most=most)
         if answer is None:
             return None
         try:
             found = json.loads(answer.body)
-        except ValueError:  # UnicodeDecodeError too
+        except (ValueError, RecursionError):  # UnicodeDecodeError too
             found = None
         if not isinstance(found, dict):
             raise ValueError(
@@ -168,69 +199,90 @@ class Client:
             )
         return found
 
-    def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> Answer:
+    def _attempt(self, method: str, path: str, body: bytes | None, kind: str, most: int) -> Answer:
+        """One request and its whole answer within the timeout; the connection is kept if it can."""
+        deadline = Deadline(self.timeout)
+        headers = self._headers | ({} if body is None else {"Content-Type": kind})
         with self._lock:
             kept = self._idle.pop() if self._idle else None
         if kept is not None:
             try:
-                return self._exchange(kept, method, path, body, kind)
+                return self._exchange(kept, deadline, method, path, body, headers, most)
             except STALE:
                 pass  # it was closed while idle: that says nothing of the server
-        return self._exchange(self._connection(), method, path, body, kind)
+        fresh = self._connection(deadline)
+        return self._exchange(fresh, deadline, method, path, body, headers, most)
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if not self._secure:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self.timeout)
-        secure = ssl.create_default_context()
-        return http.client.HTTPSConnection(
-            self._host, self._port, timeout=self.timeout, context=secure
-        )
+    def _connection(self, deadline: Deadline) -> http.client.HTTPConnection:
+        port = self._port or (443 if self._secure else 80)
+        sock = connect(self._host, port, deadline)
+        try:
+            if self._context is None:
+                connection = http.client.HTTPConnection(self._host, self._port)
+            else:
+                connection = http.client.HTTPSConnection(
+                    self._host, self._port, context=self._context
+                )
+                deadline.apply(sock)
+                sock = self._context.wrap_socket(sock, server_hostname=self._host)
+        except BaseException:
+            sock.close()
+            raise
+        connection.auto_open = 0
+        connection.sock = Timed(sock, deadline)
+        return connection
 
     def _exchange(
         self,
-        connection: http.client.HTTPConnection,
+        connection: Any,
+        deadline: Deadline,
         method: str,
         path: str,
         body: bytes | None,
-        kind: str,
+        headers: Mapping[str, str],
+        most: int,
     ) -> Answer:
-        """One request and its whole answer within the timeout; the connection is kept if it can."""
-        deadline = time.monotonic() + self.timeout
-        headers = self._headers | ({} if body is None else {"Content-Type": kind})
+        connection.sock.deadline = deadline
         try:
-            if connection.sock is not None:
-                connection.sock.settimeout(self.timeout)
             connection.request(method, self._path + path, body, headers)
-            sock = connection.sock
-            _set_timeout(sock, deadline)
-            response = connection.getresponse()
-            whole = []
-            while not response.isclosed():
-                _set_timeout(sock, deadline)
-                whole.append(response.read1(1 << 20))
-                if not whole[-1]:
-                    break
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
+            with connection.getresponse() as response:
+                whole = _whole(response, most)
         except BaseException:
             connection.close()
             raise
         found = {name.lower(): value for name, value in response.getheaders()}
-        answer = Answer(response.status, found, b"".join(whole))
-        response.close()
         if response.will_close:
             connection.close()
         else:
             with self._lock:
                 self._idle.append(connection)
-        return answer
+        return Answer(response.status, found, whole)
 
 
-def _set_timeout(sock: Any, deadline: float) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    sock.settimeout(left)
+def _whole(response: http.client.HTTPResponse, most: int) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        OversizedError: it has more bytes than that.
+        http.client.IncompleteRead: it ends early.
+    """
+    whole, said = io.BytesIO(), response.length
+    if said is not None and said > most:
+        raise OversizedError(_too_large(most, f"{said}"))
+    while not response.isclosed() and (part := response.read1(1 << 20)):
+        whole.write(part)  # not a list of parts, each of which may be of one byte
+        if whole.tell() > most:
+            raise OversizedError(_too_large(most, "more"))
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return whole.getvalue()
+
+
+def _too_large(most: int, got: str) -> str:
+    return (
+        f"Expected an answer of at most {most} bytes, more than what was asked for can have, got "
+        f"{got}. Check that the url is that of the teacher's server."
+    )
 
 
 def _close_all(connections: list[http.client.HTTPConnection]) -> None:

@@ -162,15 +162,15 @@ def _entry(prompt: Prompt, position: int, entry: Any, k: int) -> dict[int, float
     where = f"position {position} of row {prompt.row}"
     if not isinstance(entry, dict) or not entry:
         raise ValueError(
-            f"Expected log-probabilities at {where}, got {entry!r}. A vLLM server that keeps "
+            f"Expected log-probabilities at {where}, got {entry!r:.120}. A vLLM server that keeps "
             "prefixes gives none for them: start it with --no-enable-prefix-caching."
         )
     try:
-        known = {int(token): float(value["logprob"]) for token, value in entry.items()}
-    except (KeyError, TypeError, ValueError) as error:
+        known = {_token(token): _number(value["logprob"]) for token, value in entry.items()}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"Expected {{token id: {{'logprob': number}}}} at {where}, got {str(entry)[:120]} "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {str(error)[:120]})."
         ) from error
     if prompt.ids[position] not in known:
         raise ValueError(
@@ -185,6 +185,18 @@ def _entry(prompt: Prompt, position: int, entry: Any, k: int) -> dict[int, float
             f"{k}), or lower top_k."
         )
     return known
+
+
+def _token(name: Any) -> int:
+    if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < 10):
+        raise ValueError(f"the token {name!r:.40}")
+    return int(name)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"the logprob {value!r:.40}")
+    return float(value)
 
 
 def _check_probabilities(prompt: Prompt, values: Tensor) -> None:

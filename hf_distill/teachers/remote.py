@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,18 +9,18 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_distill.cache.manifest import tokenizer_fingerprint
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.teachers.http import Client
+from hf_distill.teachers.received import check_signal, facts_from, vocabulary_bytes, vocabulary_from
+from hf_distill.teachers.sizes import UTMOST, elements, most_bytes
 from hf_distill.teachers.wire import (
     CONTENT_TYPE,
     PROTOCOL,
     from_bytes,
     items_to_tree,
-    needs_from_json,
     needs_to_json,
     signal_from_tree,
     to_bytes,
@@ -67,38 +65,35 @@ class RemoteTeacher:
         if facts.get("protocol", PROTOCOL) != PROTOCOL:
             raise ValueError(
                 f"Expected version {PROTOCOL} of the protocol at {self._client.url}, got "
-                f"{facts['protocol']}. Install the same hf_distill on both sides."
+                f"{facts['protocol']!r:.80}. Install the same hf_distill on both sides."
             )
-        try:
-            self._facts = {key: facts[key] for key in ("describe", "fingerprint", "columns")}
-            self._vocabulary = facts["vocabulary"]
-            self.config = _config(facts["config"])
-            self.provides = needs_from_json(facts["provides"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"Expected a server of `hf-distill serve-teacher` at {self._client.url}, got "
-                f"{str(facts)[:200]}. A vLLM server is asked with ServerTeacher."
-            ) from error
+        self._facts = facts_from(facts, self._client.url)
+        self.config, self.provides = self._facts.config, self._facts.provides
         if top_k is not None:
             self.provides = replace(self.provides, whole=False)
 
     def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
-        kept = {key: value for key, value in batch.items() if key in self._facts["columns"]}
+        facts, who = self._facts, f"the teacher at {self._client.url}"
+        kept = {key: value for key, value in batch.items() if key in facts.columns}
         request = {
             "batch": kept,
             "items": items_to_tree(items),
             "needs": needs_to_json(needs),
             "top_k": self._top_k,
         }
-        answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE)
-        found = from_bytes(b"" if answer is None else answer.body)
-        if found.get("fingerprint") != self._facts["fingerprint"]:
+        most = most_bytes(elements(facts.config, facts.classes, kept, items, needs, UTMOST))
+        answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE, most=most)
+        try:
+            found = from_bytes(b"" if answer is None else answer.body)
+        except ValueError as error:
+            raise ValueError(f"The answer of {who} cannot be read: {error}") from error
+        if found.get("fingerprint") != facts.fingerprint:
             raise ValueError(
                 f"The teacher at {self._client.url} is not the one this training started with: "
                 "other weights are served there now. Serve the same model again, and resume."
             )
-        signal = send_to_device(found["signal"], _device(batch))
-        return signal_from_tree(signal)
+        check_signal(found.get("signal"), facts, items, needs, who)
+        return signal_from_tree(send_to_device(found["signal"], _device(batch)))
 
     @property
     def fingerprint(self) -> str:
@@ -106,13 +101,16 @@ class RemoteTeacher:
         return str(self._facts["fingerprint"])
 
     def columns(self) -> set[str]:
-        return set(self._facts["columns"])
+        return set(self._facts.columns)
 
     def tokens(self) -> Mapping[str, int] | None:
-        if self._vocabulary is not None and self._tokens is None:
-            answer = self._client.request("GET", "/teacher/vocabulary")
-            tokens = json.loads(gzip.decompress(b"" if answer is None else answer.body))
-            if tokenizer_fingerprint(tokens) != self._vocabulary:
+        facts = self._facts
+        if facts.vocabulary is not None and self._tokens is None:
+            most = vocabulary_bytes(facts.entries)
+            answer = self._client.request("GET", "/teacher/vocabulary", most=most)
+            body = b"" if answer is None else answer.body
+            tokens = vocabulary_from(body, facts.entries, self._client.url)
+            if tokenizer_fingerprint(tokens) != facts.vocabulary:
                 raise ValueError(
                     f"Expected the vocabulary that {self._client.url} described, got another one: "
                     "another teacher is served there now. Serve the same model again."
@@ -127,19 +125,11 @@ class RemoteTeacher:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        return {**self._facts["describe"], "url": self._client.url, "top_k": self._top_k}
+        return {**self._facts.describe, "url": self._client.url, "top_k": self._top_k}
 
     def close(self) -> None:
         """Close the connections; they are opened anew when needed."""
         self._client.close()
-
-
-def _config(values: dict[str, Any]) -> PretrainedConfig:
-    """The configuration of the served model, without its weights."""
-    known = values.get("model_type") in CONFIG_MAPPING  # its get() finds none
-    kind: Any = CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
-    config: PretrainedConfig = kind.from_dict(dict(values))
-    return config
 
 
 def _device(batch: Batch) -> Any:

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from hf_distill.reading import Batch
 from hf_distill.signals import Items, Needs, Signal, Sparse
-from hf_distill.teachers.http import Client
+from hf_distill.teachers.http import SMALL, Client
 from hf_distill.teachers.prompts import (
     Answered,
     Prompt,
@@ -25,11 +25,20 @@ from hf_distill.teachers.prompts import (
     prompts_of,
     read_prompt,
 )
+from hf_distill.teachers.sizes import CLASSES
 
 ROWS = 8
 """The most texts in one request."""
 TOKENS = 16384
 """The most tokens in one request, unless a single text has more."""
+ENTRIES = 1 << 20
+"""The most log-probabilities in one answer, unless a single text has more."""
+PER_ENTRY = 512
+"""Bytes of JSON for one of them: a number, a rank and the token's text, escaped; and some more."""
+PHANTOMS = 1024
+"""How many classes without a token a vocabulary is believed, and as many again as it has tokens."""
+LONGEST = 1 << 31
+"""The longest text, in tokens, that a server is believed to read."""
 PROBE = 'Tokens: naïve 東京 🙂\n\tdef f(x): return x**2 - 1_000  # "same"?\r\n'
 """A text on which tokenizers differ."""
 
@@ -109,7 +118,9 @@ class ServerTeacher:
         prompts, shape = prompts_of(batch, items)
         for prompt in prompts:
             self._check_length(prompt)
-        groups = list(_groups(prompts, min(ROWS, math.ceil(len(prompts) / self._concurrency))))
+        rows = min(ROWS, math.ceil(len(prompts) / self._concurrency))
+        tokens = min(TOKENS, ENTRIES // (min(self._top_k, self.config.vocab_size) + 1))
+        groups = list(_groups(prompts, rows, tokens))
         answered = [a for group in self._all(self._ask, groups) for a in group]
         placed = self._assemble(prompts, answered, shape)
         ids, log_probs, log_rest = (t.to(batch["input_ids"].device) for t in placed)
@@ -138,19 +149,21 @@ class ServerTeacher:
             "temperature": 0,
             "prompt_logprobs": min(self._top_k, self.config.vocab_size),
         }
-        choices: Any = (self._client.json("POST", "/v1/completions", request) or {}).get("choices")
+        values = sum(len(prompt.ids) for prompt in prompts) * (request["prompt_logprobs"] + 2)
+        most = SMALL + PER_ENTRY * values
+        answer = self._client.json("POST", "/v1/completions", request, most=most) or {}
+        url, choices = self._client.url, answer.get("choices")
         if not isinstance(choices, list) or len(choices) != len(prompts):
             raise ValueError(
-                f"Expected {len(prompts)} choices from {self._client.url}, one per text, got "
-                f"{len(choices) if isinstance(choices, list) else choices!r}."
+                f"Expected {len(prompts)} choices from {url}, one per text, got "
+                f"{len(choices) if isinstance(choices, list) else repr(choices)[:80]}."
             )
-        ordered = sorted(choices, key=lambda choice: choice.get("index", 0))
         found = []
-        for prompt, choice in zip(prompts, ordered, strict=True):
+        for prompt, choice in zip(prompts, _ordered(choices, url), strict=True):
             entries = choice.get("prompt_logprobs")
             found.append(read_prompt(prompt, entries, self._top_k, self.config.vocab_size))
             if not self._compared and self._tokenizer is not None:
-                check_decoded(entries, self._tokenizer, self._client.url)
+                check_decoded(entries, self._tokenizer, url)
                 self._compared = True
         return found
 
@@ -183,16 +196,20 @@ class ServerTeacher:
         if self._connected:
             return
         models: Any = (self._client.json("GET", "/v1/models") or {}).get("data")
-        cards = {str(c.get("id")): c for c in models or () if isinstance(c, dict)}
+        listed = models if isinstance(models, list) else ()
+        cards = {str(c.get("id")): c for c in listed if isinstance(c, dict)}
         name = next(iter(cards)) if self._model is None and len(cards) == 1 else self._model
         if name not in cards:
             raise ValueError(
                 f"Expected the model {self._model!r} at {self._client.url}, which has "
-                f"{sorted(cards)}. Pass model=…, one of these names."
+                f"{str(sorted(cards))[:500]}. Pass model=…, one of these names."
             )
-        self._model, self._owner = name, cards[name].get("owned_by")
-        longest, classes = cards[name].get("max_model_len"), cards[name].get("vocab_size")
-        self._longest = None if longest is None else int(longest)
+        owner = cards[name].get("owned_by")
+        self._model, self._owner = name, owner if isinstance(owner, str) else None
+        self._longest = self._said(cards[name], "max_model_len", LONGEST)
+        known = None if self.config is None else self.config.vocab_size
+        most = CLASSES if known is None else 2 * known + PHANTOMS
+        classes = self._said(cards[name], "vocab_size", most)
         if self._tokenizer is not None:
             self._compare_tokenizers()
         elif classes is None:
@@ -203,8 +220,19 @@ class ServerTeacher:
                 "student's)."
             )
         if classes is not None:
-            self._set_classes(int(classes))
+            self._set_classes(classes)
         self._connected = True
+
+    def _said(self, card: Mapping[str, Any], name: str, most: int) -> int | None:
+        """A number that the server gives for the model; None if it gives none."""
+        value = card.get(name)
+        if value is not None and not (type(value) is int and 0 < value <= most):
+            raise ValueError(
+                f"Expected {name} from 1 to {most} for the model {self._model!r} at "
+                f"{self._client.url}, got {value!r:.80}. Check that the tokenizer is the model's, "
+                "and that the url is that of its server."
+            )
+        return value
 
     def _set_classes(self, classes: int) -> None:
         self.config = PretrainedConfig.from_dict({"vocab_size": classes})
@@ -215,6 +243,11 @@ class ServerTeacher:
         theirs = None if answer is None else answer.get("tokens")
         if not isinstance(theirs, list):
             return  # not every server can say
+        if not all(type(token) is int and 0 <= token < CLASSES for token in theirs):
+            raise ValueError(
+                f"Expected the ids of a probe text's tokens from {self._client.url}/tokenize, got "
+                f"{str(theirs)[:200]}. Check that the url is that of the server's root."
+            )
         ours = self._tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             place = next(
@@ -260,12 +293,26 @@ class ServerTeacher:
         self._client.close()
 
 
-def _groups(prompts: Iterable[Prompt], most: int) -> Iterable[list[Prompt]]:
+def _ordered(choices: Sequence[Any], url: str) -> list[dict[str, Any]]:
+    """The choices in the order of the texts; as they come where none has an index."""
+    given = [choice.get("index") if isinstance(choice, dict) else "" for choice in choices]
+    whole = list(range(len(choices)))
+    if all(index is None for index in given):
+        given = [*whole]
+    if sorted(map(str, given)) != sorted(map(str, whole)):
+        raise ValueError(
+            f"Expected choices with the indices 0 to {len(choices) - 1} from {url}, got "
+            f"{str(given)[:80]}."
+        )
+    return sorted(choices, key=lambda choice: int(choice.get("index") or 0))
+
+
+def _groups(prompts: Iterable[Prompt], most: int, longest: int) -> Iterable[list[Prompt]]:
     """Texts for one request each: at most so many, and not too many tokens."""
     group: list[Prompt] = []
     for prompt in prompts:
         tokens = sum(len(p.ids) for p in group) + len(prompt.ids)
-        if group and (len(group) == most or tokens > TOKENS):
+        if group and (len(group) == most or tokens > longest):
             yield group
             group = []
         group.append(prompt)

@@ -18,6 +18,18 @@ KEY = "hf_distill"
 PROTOCOL = 1
 """Of the bytes and of the paths of the server; raised when either changes."""
 CONTENT_TYPE = "application/x-safetensors"
+HEADER = 16 << 20
+"""The most bytes of JSON in front of the tensors: parsed, they take some 20 times as much."""
+UNREADABLE = (
+    SafetensorError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+)
+"""What reading the bytes of a stranger may raise."""
 NOT_SENT = ("traced",)
 """What of a signal has a graph, and stays where it is."""
 
@@ -41,9 +53,11 @@ def from_bytes(body: bytes) -> dict[str, Any]:
     """
     try:
         size = int.from_bytes(body[:8], "little")
+        if size > HEADER:
+            raise ValueError(f"a header of {size} bytes, more than {HEADER}")
         tree = json.loads(json.loads(body[8 : 8 + size])["__metadata__"][KEY])
         found = _restore(tree, safetensors.torch.load(body))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"Expected safetensors with {KEY!r} in the header, got {len(body)} bytes that are not "
             f"({type(error).__name__}: {error})."

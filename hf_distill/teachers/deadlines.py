@@ -1,0 +1,115 @@
+"""Sockets with a moment until which all must be done, however many reads that takes."""
+
+from __future__ import annotations
+
+import io
+import math
+import socket
+import time
+from typing import Any
+
+
+class Deadline:
+    """A moment: every operation of a socket gets the time that is left until then.
+
+    The timeouts of http.client, urllib3 and httpx hold for each read alone: a peer that sends one
+    byte now and then is never late.
+
+    Args:
+        seconds: From now.
+    """
+
+    def __init__(self, seconds: float = math.inf):
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        """Move it to so many seconds from now."""
+        self.moment = time.monotonic() + seconds
+
+    def apply(self, sock: socket.socket) -> None:
+        """Let the next operation of a socket take what is left.
+
+        Raises:
+            TimeoutError: nothing is.
+        """
+        left = self.moment - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        sock.settimeout(None if left == math.inf else left)
+
+
+class _Incoming(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: Deadline):
+        self.sock, self.deadline = sock, deadline
+        self.raw = sock.makefile("rb", buffering=0)  # counted: the socket is open as long as this
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.deadline.apply(self.sock)
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def reader(sock: socket.socket, deadline: Deadline) -> io.BufferedReader:
+    """Open what a socket receives until a deadline as a file."""
+    return io.BufferedReader(_Incoming(sock, deadline))
+
+
+def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -> None:
+    """Send all of it until a deadline.
+
+    Raises:
+        TimeoutError: the other side has not taken it.
+    """
+    left = memoryview(content)
+    while left:
+        deadline.apply(sock)
+        left = left[sock.send(left) :]
+
+
+def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """Connect to the first address of a host that answers, all within the deadline.
+
+    The look-up of its name alone is the system's, which has limits of its own.
+
+    Raises:
+        OSError: there is no such host, or nothing listens there.
+    """
+    failed: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            deadline.apply(sock)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+    raise failed
+
+
+class Timed:
+    """A socket for http.client, all of whose reading and sending ends at its deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline):
+        self.sock, self.deadline = sock, deadline
+
+    def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
+        """What is received, as a file."""
+        return reader(self.sock, self.deadline)
+
+    def sendall(self, content: bytes) -> None:
+        """Send until the deadline."""
+        send(self.sock, content, self.deadline)
+
+    def close(self) -> None:
+        """Close it, once nothing is read from it any more."""
+        self.sock.close()
