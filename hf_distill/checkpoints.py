@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from hf_distill.checkpoint_files import (
+    SAVING,
+    STATE,
+    check_checkpoint,
+    clear_staging,
+    make_way,
+    remove_whole,
+    steps_of,
+    superseded,
+    write_list,
+)
 from hf_distill.modules import doubles_of
 from hf_distill.sharding import copy_whole, gathered, local_part, shardable, whole
 from hf_distill.teachers import Teacher
@@ -38,6 +50,7 @@ class Checkpoints(Trainer):
     _initial: dict[str, Tensor]
     _saving: str | None = None
     _loading: str = ""
+    _resumed_step: int | None = None
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
@@ -118,9 +131,9 @@ class Checkpoints(Trainer):
         self._check_weights()
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging = run_dir / "_saving"
+        staging = run_dir / SAVING
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
+            clear_staging(staging)
         self.accelerator.wait_for_everyone()
         self._saving = str(staging)
         try:
@@ -134,17 +147,36 @@ class Checkpoints(Trainer):
                 self.state.best_model_checkpoint = str(run_dir / best)
         self._save_extras(staging / name)
         if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            if (run_dir / name).exists():  # aside first: half deleted it would be the newest one
-                os.replace(run_dir / name, staging / "replaced")
+            self.state.save_to_json(str(staging / name / STATE))
+            write_list(staging / name)
+            make_way(run_dir / name, staging)
             os.replace(staging / name, run_dir / name)
             shutil.rmtree(staging)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
         if self.args.should_save:
-            limit, best_folder = self.args.save_total_limit, self.state.best_model_checkpoint
-            rotate_checkpoints(str(run_dir), limit, best_folder, use_mtime=True)
+            self._rotate(run_dir, self.args.save_total_limit)
+
+    def _rotate(self, run_dir: Path, limit: int | None) -> None:
+        found = self.state.best_model_checkpoint
+        best = None if found is None else Path(found)
+        remove_whole(superseded(run_dir, limit, self.state.global_step, best), run_dir / SAVING)
+
+    def _finalize_training(self, trial: Any, *args: Any, **options: Any) -> Any:
+        """As in `Trainer`, which with ``save_total_limit=1`` keeps the best checkpoint alone and
+        removes every folder whose name begins like one's: of these, real ones only."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output = super()._finalize_training(trial, *args, **options)
+        finally:
+            self.args.save_total_limit = limit
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None:
+            run_dir = Path(self._get_output_dir(trial))
+            others = [p for p in steps_of(run_dir).values() if not p.samefile(best)]
+            remove_whole(others, run_dir / SAVING)
+        return output
 
     def _check_weights(self) -> None:
         """Raise FloatingPointError after a broken gradient, whose loss may have been finite."""
@@ -213,12 +245,57 @@ class Checkpoints(Trainer):
         for name in held:
             copy_whole(tensors[name], saved[name])
 
+    # ---- going on from one --------------------------------------------------------------------
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any
+    ) -> Any:
+        """As in `transformers.Trainer`; a checkpoint is compared with the list of its files first.
+
+        Raises:
+            ValueError: a file of the checkpoint is missing or was changed, saying which and what to
+                do. Optimizer, schedule and random states may be missing with ``save_only_model``.
+        """
+        found: Any = resume_from_checkpoint
+        if found is True:
+            found = get_last_checkpoint(str(self.args.output_dir))
+        self._resumed_step = None
+        if isinstance(found, str | os.PathLike):
+            self._resumed_step = self._check_files(Path(found))
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def _check_files(self, folder: Path, states: bool = True) -> int:
+        """`check_checkpoint` on one process of each machine; all raise what one has found."""
+        found, step = "", 0
+        if self.accelerator.is_local_main_process:
+            try:
+                step = check_checkpoint(folder, states, anew=self.args.save_only_model)
+            except ValueError as error:
+                found = str(error)
+        results = [(found, step)]
+        if self.accelerator.num_processes > 1:
+            results = gather_object(results)
+        if problems := [problem for problem, _ in results if problem]:
+            raise ValueError(problems[0])
+        return max(step for _, step in results)
+
+    def _init_training_state(self, *args: Any, **options: Any) -> Any:
+        begun = super()._init_training_state(*args, **options)
+        if self._resumed_step not in (None, self.state.global_step):
+            raise ValueError(
+                f"Expected to go on from step {self._resumed_step}, got step "
+                f"{self.state.global_step}: the checkpoint was changed or removed while it was "
+                "read, by another run in this folder. Let that one end, then start this one again."
+            )
+        return begun
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._loading = resume_from_checkpoint
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         self._loading = str(self.state.best_model_checkpoint)
+        self._check_files(Path(self._loading), states=False)
         super()._load_best_model()
         self._load_extras(self._loading)
 

@@ -49,6 +49,18 @@ def pack_states(folder: str | os.PathLike[str]) -> list[str]:
     return list(structure)
 
 
+def packed(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the states that `pack_states` packed in a checkpoint; none if it did not, or if
+    that cannot be read."""
+    root = Path(folder)
+    if not ((root / STRUCTURE).is_file() and (root / TENSORS).is_file()):
+        return []
+    try:
+        return list(json.loads((root / STRUCTURE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        return []
+
+
 def unpack_states(folder: str | os.PathLike[str]) -> None:
     """Make the states of a checkpoint that `pack_states` packed again, where they are missing."""
     root = Path(folder)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_distill.card_facts import CardFacts
+from hf_distill.checkpoint_files import LIST, write_list
 from hf_distill.hub import published_files, push_folder
 from hf_distill.hub.files import STALE
 from hf_distill.hub.push import push_checkpoint
@@ -119,6 +120,8 @@ class Publishing(CardFacts):
                 self._tell_left_out(states - set(pack_states(folder)), folder)
                 files = published_files(folder)
                 files += [name for name in RESUMING if (folder / name).is_file()]
+                write_list(folder, files)
+                files.append(LIST)
                 message += ", checkpoint"
                 push_checkpoint(folder, files, repo, path_in_repo, commit_message=message, **where)
         except Exception as error:
@@ -153,12 +156,14 @@ class Publishing(CardFacts):
 
     def _tell_left_out(self, names: set[str], checkpoint: Path) -> None:
         """Once: resuming does without `training_args.bin`, but not without the others."""
-        names = names - {"training_args.bin"}
+        names = names - {"training_args.bin", LIST}
         if names and not self._told_left_out:
             self._told_left_out = True
             logger.warning(
                 "Of the checkpoint these are not pushed, as they may be pickles: %s. Resuming from "
-                "the Hub starts them anew. To push all of it: hf upload %s %s last-checkpoint",
+                "the Hub starts them anew (without an optimizer or scheduler: if it is given "
+                "save_only_model=True, and is refused otherwise). To push all of it: hf upload %s "
+                "%s last-checkpoint",
                 ", ".join(sorted(names)),
                 self.hub_model_id,
                 checkpoint,

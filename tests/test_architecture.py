@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions forward sharding places modules outputs streams processes | "
-    "language special_tokens | "
+    "losses ascent axes directions forward sharding places modules outputs streams processes "
+    "portable | language special_tokens | "
     "signals | batch_checks capture reading projection | tasks crossing | states | "
     "heads layers schedules | "
     "spaces problems | pair | matching alignment balance initialise temperature views noisy "
     "weights speed | cache | terms | reduction objectives | teachers | metrics | config | "
-    "evaluation robustness | hub export speculative | run_facts language_eval | "
-    "checkpoints checks idle own_loss measuring windows pieces card_facts curves portable | "
+    "evaluation robustness | hub export speculative | run_facts language_eval checkpoint_files | "
+    "checkpoints checks idle own_loss measuring windows pieces card_facts curves | "
     "publishing tracking looking | binding | trainer | seq2seq joint on_policy | api scores | "
     "serving finished | recipe | comparison | side_by_side | cli | __main__"
 )

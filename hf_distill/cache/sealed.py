@@ -213,9 +213,14 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
         DiskFullError: see `replacing`.
         TypeError, ValueError: values that are no JSON.
     """
-    content = _rendered({**values, SEAL: _checksum(values)})
+    content = sealed(values)
     with replacing(path) as file:
         file.write(content)
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """Values as JSON with a checksum."""
+    return _rendered({**values, SEAL: _checksum(values)})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
