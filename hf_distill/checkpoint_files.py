@@ -9,8 +9,10 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,7 +179,8 @@ def _unreadable(path: Path) -> str:
 def _unsafe(path: Path) -> str:
     """Why a state must not or cannot be loaded; no code of it is run."""
     try:
-        with safe_globals():
+        with safe_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
@@ -185,8 +188,10 @@ def _unsafe(path: Path) -> str:
                     raise
                 torch.load(path, map_location="cpu", weights_only=True)  # an older format
     except Exception as error:  # a damaged archive or pickle raises what its bytes lead to
-        if named := re.search(r"(?:GLOBAL|global|class) (\w[\w.]*\.\w+)", str(error)):
-            return f"a pickle that calls {named[1]}; it may be anybody's code and was not run"
+        if isinstance(error, pickle.UnpicklingError):
+            named = re.search(r"GLOBAL (\w[\w.]*\.\w+)", str(error))
+            what = f"calls {named[1]}" if named else "holds more than tensors and numbers"
+            return f"a pickle that {what}, or is damaged: it was not run"
         return f"damaged ({type(error).__name__})"
     return ""
 
