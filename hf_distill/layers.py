@@ -48,6 +48,19 @@ def parse_layers(spec: str | Sequence[Sequence[Place]]) -> str | tuple[tuple[Pla
     return pairs
 
 
+def parse_groups(groups: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Read which stacks of layers are compared; None: all.
+
+    Raises:
+        ValueError: none at all, which would compare nothing, or a text in place of a list.
+    """
+    if groups is not None and (isinstance(groups, str) or not groups):
+        raise ValueError(
+            f"Expected names of stacks (['encoder']), or None for all, got groups={groups!r}."
+        )
+    return None if groups is None else tuple(groups)
+
+
 def _unknown(spec: object) -> str:
     return (
         f"Expected a layer map of {list(LAYER_MAPS)}, a string 'teacher:student, …' or pairs "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Schedule:
             raise ValueError(f"Expected a schedule 'linear' or 'cosine', got {self.shape!r}.")
         if self.by not in ("step", "epoch"):
             raise ValueError(f"Expected a schedule by 'step' or 'epoch', got {self.by!r}.")
-        if self.over is not None and self.over <= 0:
+        if self.over is not None and not 0 < self.over < math.inf:
             raise ValueError(f"Expected a schedule over more than 0 {self.by}s, got {self.over}.")
         check_weight(self.start)
         check_weight(self.end)
@@ -75,3 +77,22 @@ def check_weight(value: float) -> float:
             "objective whose value grows with similarity."
         )
     return value
+
+
+def finite(value: Any, of: str) -> float:
+    """A number of a recipe's mapping, as a schedule has it.
+
+    Args:
+        value: A number, or its text.
+        of: What it is of, for the message.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    number = math.nan
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"Expected a number for {of}, got {value!r}.")
+    return number

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill.schedules import Progress, Schedule
+from hf_distill.schedules import Progress, Schedule, finite
 
 LEAST, MOST = 1e-18, 1e18
 """Between these the square of a temperature is a number of float32."""
@@ -136,9 +136,9 @@ def temperature_from(value: Any) -> Temperature:
                 f"{sorted(kinds)}, got {dict(value)}."
             )
     elif isinstance(value, (list, tuple)):
-        value = tuple(float(v) for v in value)
+        value = tuple(finite(v, "a temperature") for v in value)
     elif isinstance(value, (str, int)):
-        value = float(value)
+        value = finite(value, "a temperature")
     parts = {Schedule: ("start", "end")}.get(type(value), ())
     for number in value if isinstance(value, tuple) else [getattr(value, part) for part in parts]:
         above_zero(number)
@@ -158,7 +158,12 @@ def _made(kind: Any, options: Mapping[str, Any]) -> Any:
             f"Unknown key(s) {sorted(unknown)} in a temperature; known are {sorted(known)}."
         )
     texts = {"shape", "rule", "by"}
-    return kind(**{k: v if k in texts or v is None else float(v) for k, v in options.items()})
+    return kind(
+        **{
+            k: v if k in texts or v is None else finite(v, f"`{k}` of a temperature")
+            for k, v in options.items()
+        }
+    )
 
 
 def temperature_at(

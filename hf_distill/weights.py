@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_distill.schedules import Schedule, check_weight
+from hf_distill.schedules import Schedule, check_weight, finite
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def weight_from(value: Any) -> Weight:
         ValueError: unknown keys, or what `Schedule` and `Share` refuse.
     """
     if not isinstance(value, Mapping):
-        return check_weight(float(value))
+        return check_weight(finite(value, "a weight"))
     if set(value) == {"share"}:
-        return Share(float(value["share"]))
+        return Share(finite(value["share"], "a share"))
     options = {("shape" if key == "schedule" else key): item for key, item in value.items()}
     unknown = set(options) - {"shape", "start", "end", "over", "by"}
     if unknown:
@@ -57,9 +57,13 @@ def weight_from(value: Any) -> Weight:
             f"Unknown key(s) {sorted(unknown)} in a weight; known are schedule, start, end, over, "
             "by of a schedule, or share alone."
         )
+    if "shape" not in options:
+        raise ValueError(
+            f"Expected a weight with a `schedule` (linear, cosine) or a `share`, got {dict(value)}."
+        )
     for key in ("start", "end", "over"):
         if options.get(key) is not None:
-            options[key] = float(options[key])
+            options[key] = finite(options[key], f"`{key}` of a weight")
     return Schedule(**options)
 
 

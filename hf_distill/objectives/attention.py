@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.layers import LayerSpec, layer_map, module_pairs, parse_layers
+from hf_distill.layers import LayerSpec, layer_map, module_pairs, parse_groups, parse_layers
 from hf_distill.losses import attention
 from hf_distill.objectives.distributions import SoftCrossEntropy
 from hf_distill.objectives.features import HiddenStates, term_of
@@ -60,8 +60,7 @@ class AttentionObjective(Objective):
             )
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
-        if self.groups is not None:
-            object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", parse_groups(self.groups))
 
     def over_layers(
         self,

@@ -21,7 +21,7 @@ from hf_distill.alignment import (
     project,
     same_size,
 )
-from hf_distill.layers import LayerSpec, module_pairs, parse_layers
+from hf_distill.layers import LayerSpec, module_pairs, parse_groups, parse_layers
 from hf_distill.losses import features
 from hf_distill.places import check_length
 from hf_distill.signals import Items, Needs, Signal
@@ -64,8 +64,7 @@ class FeatureObjective(Objective):
         parse_layers(self.layers)
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
-        if self.groups is not None:
-            object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", parse_groups(self.groups))
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

@@ -15,7 +15,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.heads import Head
 from hf_distill.objectives import HardLabels
 from hf_distill.processes import make_accelerator
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage
 from hf_distill.signals import Needs

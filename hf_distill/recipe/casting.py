@@ -1,79 +1,19 @@
-"""Values of a recipe: read from YAML, cast to the type that is wanted, refused with a reason."""
+"""Values of a recipe: cast to the type that is wanted, refused with a reason."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from hf_distill.recipe import yaml12
+from hf_distill.recipe.errors import RecipeError, shown, unknown
 
-
-class RecipeError(ValueError):
-    """A recipe, or an override of it, that cannot be run; the message says what to change."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: ``no`` is a word, ``2e-5`` a number."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
-        first: [(tag, regexp) for tag, regexp in pairs if not tag.endswith((":bool", ":float"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise RecipeError(
-                f"line {node.start_mark.line + 1}: {_quoted(twice)} given twice in one mapping; "
-                "the second would silently win. Keep one."
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        RecipeError: not YAML, or a key twice; the message begins with ``where``.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    except RecipeError as error:
-        raise RecipeError(f"{where}, {error}") from error
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def unknown(key: str, known: Iterable[str], prefix: str = "") -> RecipeError:
-    """The error for a key that does not exist, with the nearest one that does."""
-    names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {_quoted(names)}."
-    return RecipeError(f"unknown key `{prefix}{key}`; {hint}")
+WIDEST = 2**63
+"""Whole numbers are below this, as they are in every library that they go to."""
 
 
 def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
@@ -89,12 +29,14 @@ def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(values, Mapping):
         name = prefix.rstrip(".") or "the recipe"
-        raise RecipeError(f"`{name}`: expected a section of `key: value` lines, got {values!r}.")
+        raise RecipeError(
+            f"`{name}`: expected a section of `key: value` lines, got {shown(values)}."
+        )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            raise unknown(str(key), fields, prefix)
+            raise unknown(key, fields, prefix)
     for name, field in fields.items():
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and name not in values:
@@ -119,13 +61,21 @@ def cast(value: Any, hint: Any, key: str) -> Any:
             return _as(value, option, key)
         except _MismatchError:
             continue
+        except _BadNumberError as error:
+            raise RecipeError(f"`{key}`: {error}") from error
+    numeral = str in options and isinstance(value, (int, float)) and not isinstance(value, bool)
+    quote = " Put text that looks like a number in quotes." if numeral else ""
     raise RecipeError(
-        f"`{key}`: expected {describe(hint)}, got {value!r} ({type(value).__name__})."
+        f"`{key}`: expected {describe(hint)}, got {shown(value)} ({type(value).__name__}).{quote}"
     )
 
 
 class _MismatchError(Exception):
-    pass
+    """The value is of another type."""
+
+
+class _BadNumberError(Exception):
+    """The value is a number, and none that could be meant."""
 
 
 def _options(hint: Any) -> list[Any]:
@@ -162,15 +112,14 @@ def _as(value: Any, option: Any, key: str) -> Any:
         if value in [member.value for member in origin]:
             return value
     elif dataclasses.is_dataclass(origin) and isinstance(origin, type):
+        if not isinstance(value, Mapping):
+            raise _MismatchError
         return origin(**cast_fields(origin, value, f"{key}."))
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         if isinstance(value, Mapping):
             return dict(value)
-    elif origin is str:
-        if isinstance(value, str):
-            return value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)
+    elif origin is str and isinstance(value, str):
+        return value
     raise _MismatchError
 
 
@@ -183,19 +132,27 @@ def _as_bool(value: Any) -> bool:
 
 
 def _as_number(value: Any, kind: type) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, str):
+        try:
+            value = yaml12.number(value)
+        except RecipeError as error:
+            raise _BadNumberError(str(error)) from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _MismatchError
-    if kind is int and isinstance(value, int):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        raise _MismatchError from None
+    if value != value:
+        raise _BadNumberError("expected a number, got .nan, which is none.")
     if kind is float:
-        return number
-    if not number.is_integer():
+        try:
+            return float(value)
+        except OverflowError:
+            raise _BadNumberError(f"expected a number up to 1.8e308, got {shown(value)}.") from None
+    if not (isinstance(value, int) or value.is_integer()):
         raise _MismatchError
-    return int(number)
+    if abs(value) >= WIDEST:
+        raise _BadNumberError(
+            f"expected a whole number of at most 64 bits (9.2e18), got {shown(value)}."
+        )
+    return int(value)
 
 
 def _as_sequence(value: Any, option: Any, origin: type, key: str) -> Any:

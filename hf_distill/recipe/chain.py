@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_distill.objectives import HardLabels, objective_from
 from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.schema import CONTROL, ControlSection, Recipe
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, versions

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from hf_distill.recipe import language, sources
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
@@ -124,10 +124,8 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
     else:
         if data.arguments:
             raise RecipeError("`data.arguments` are for a source written file.py:function.")
-        try:
+        with refusing(f"`data.source`: {data.source} cannot be loaded"):
             loaded = load_dataset(data.source, data.config, revision=data.revision)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RecipeError(f"`data.source`: {data.source} cannot be loaded: {error}") from error
         facts = {}
     if not isinstance(loaded, DatasetDict):
         raise RecipeError(

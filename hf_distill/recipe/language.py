@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
 from hf_distill.language import check_context, pack, tokenize
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import Data, LoraSection
 
 COLUMNS = ("messages", "prompt", "completion", "tools")

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.config import DistillationConfig
-from hf_distill.objectives import METHODS, OBJECTIVES, objective_from, settings_of
+from hf_distill.objectives import (
+    INPUT_PERTURBATIONS,
+    METHODS,
+    OBJECTIVES,
+    Perturbation,
+    objective_from,
+    settings_of,
+)
 from hf_distill.on_policy import OnPolicyConfig
-from hf_distill.recipe.casting import RecipeError, cast, cast_fields, parse_yaml, unknown
+from hf_distill.recipe.casting import cast, cast_fields
+from hf_distill.recipe.errors import RecipeError, shown, unknown
 from hf_distill.recipe.schema import CONTROL, ROLES, Recipe
+from hf_distill.recipe.yaml12 import DEEPEST, parse_yaml
+from hf_distill.terms import Objective
 
 MANAGED = {
     "output_dir": "set `output_dir` at the top level",
@@ -30,6 +40,8 @@ MANAGED = {
     "label_names": "the recipe's task knows its labels",
 }
 """Training arguments that a recipe may not set, and what to do instead."""
+LARGEST = 1_000_000
+"""The bytes that a recipe may have; the longest shipped one has 3,000."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
@@ -44,18 +56,9 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         RecipeError: anything that is wrong with the file or an override, with the remedy.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(
-            f"there is no recipe {path}; expected the path of a YAML file. The shipped ones are "
-            "under recipes/."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(_text_of(path), str(path))
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: expected a recipe (lines `key: value`), got {values!r:.60}.")
+        raise RecipeError(f"{path}: expected a recipe (lines `key: value`), got {shown(values)}.")
     # What the command line says of all stages is stronger than what the file says of one.
     for key, value in sorted(overrides, key=lambda pair: not pair[0].startswith("training.")):
         if key.startswith("training."):
@@ -67,6 +70,27 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         return recipe
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _text_of(path: Path) -> str:
+    """The text of a recipe's file, which may not be larger than `LARGEST`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no recipe {path}; expected the path of a YAML file. The shipped ones are "
+            "under recipes/."
+        ) from None
+    except (OSError, ValueError) as error:  # also names that no file can have
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
+    if len(content) > LARGEST:
+        raise RecipeError(
+            f"{path}: expected a recipe of at most {LARGEST:,} bytes, got more. Examples belong "
+            "into files of their own, which `data.source` reads."
+        )
+    return text
 
 
 def _forget(values: dict[str, Any], argument: str) -> None:
@@ -81,6 +105,8 @@ def _forget(values: dict[str, Any], argument: str) -> None:
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
+    if len(parents) > DEEPEST:
+        raise RecipeError(f"--{key[:60]}…: expected at most {DEEPEST} dots in a key.")
     for depth, parent in enumerate(parents):
         inner = values.get(parent)
         if inner is None:
@@ -88,7 +114,7 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             name = ".".join(parents[: depth + 1])
             raise RecipeError(
-                f"--{key}: `{name}` is no section but {inner!r:.60}. "
+                f"--{key}: `{name}` is no section but {shown(inner)}. "
                 f"Give it as a whole: --{name} '…'."
             )
         values = inner
@@ -144,7 +170,7 @@ def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         if key in MANAGED:
             raise RecipeError(f"`{prefix}{key}` cannot be set: {MANAGED[key]}.")
         if key not in known:
-            raise unknown(str(key), known.keys() - MANAGED.keys(), prefix)
+            raise unknown(key, known.keys() - MANAGED.keys(), prefix)
         checked[key] = cast(value, known[key], prefix + key)
     return checked
 
@@ -158,7 +184,7 @@ def _on_policy(values: Mapping[str, Any], task: str) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(OnPolicyConfig) if f.init} - inherited
     for key in values:
         if key not in known:
-            raise unknown(str(key), known, "on_policy.")
+            raise unknown(key, known, "on_policy.")
     return {key: cast(value, hints[key], f"on_policy.{key}") for key, value in values.items()}
 
 
@@ -169,47 +195,60 @@ def _rows(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     return [_row(row, f"{key}[{index}]") for index, row in enumerate(rows)]
 
 
-def _cast_settings(name: str, plain: Mapping[str, Any], where: str, more: bool) -> dict[str, Any]:
-    """The plain settings of an objective in the types of its fields; if there are more, they may be
-    the ones that it cannot do without."""
-    if name in METHODS:
-        return {}
-    if not more:
-        return cast_fields(OBJECTIVES[name], plain, where)
-    hints = typing.get_type_hints(OBJECTIVES[name])
-    return {key: cast(value, hints[key], where + key) for key, value in plain.items()}
-
-
 def _row(row: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Check and cast one row of an objective."""
     where = f"{key}."
     name = row.get("name")
     names = [*OBJECTIVES, *METHODS]
-    if name not in names:
-        raise RecipeError(
-            f"`{where}name`: {unknown(str(name), names)}"
-            if name is not None
-            else f"`{where}name` is missing: expected one of {', '.join(sorted(names))}."
-        )
+    if name is None:
+        raise RecipeError(f"`{where}name` is missing: expected one of {', '.join(sorted(names))}.")
+    if not isinstance(name, str) or name not in names:
+        raise RecipeError(f"`{where}name`: {unknown(name, names)}")
     settings = {key: value for key, value in row.items() if key not in ("name", "weight")}
     fields = set(settings_of(name))
-    for key in settings:
-        if key not in fields:
-            raise unknown(str(key), fields | {"weight"}, where)
-    plans = {  # which objective_from reads: a schedule, an objective within this one, …
-        k: v
-        for k, v in settings.items()
-        if name in METHODS
-        or isinstance(v, Mapping)
-        or (k == "temperature" and isinstance(v, (list, tuple)))
+    for key_of_row in settings:
+        if key_of_row not in fields:
+            raise unknown(key_of_row, fields | {"weight"}, where)
+    hints = typing.get_type_hints(OBJECTIVES.get(name) or METHODS[name])
+    plans = {
+        k: _nested(v, hints[k], where + k) for k, v in settings.items() if _is_plan(v, hints[k])
     }
     plain = {k: v for k, v in settings.items() if k not in plans}
-    checked = {"name": name, **_cast_settings(name, plain, where, bool(plans)), **plans}
+    if plans or name in METHODS:  # what is missing then, `objective_from` says
+        cast_plain = {k: cast(v, hints[k], where + k) for k, v in plain.items()}
+    else:
+        cast_plain = cast_fields(OBJECTIVES[name], plain, where)
+    checked = {"name": name, **cast_plain, **plans}
     if "weight" in row:
         weight = row["weight"]
         checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")
     try:
         objective_from([checked])
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise RecipeError(f"`{key}` ({name}): {error}") from error
     return checked
+
+
+def _classes(hint: Any) -> list[type]:
+    """The classes that a hint allows."""
+    options = [typing.get_origin(option) or option for option in typing.get_args(hint) or (hint,)]
+    return [option for option in options if isinstance(option, type)]
+
+
+def _is_plan(value: Any, hint: Any) -> bool:
+    """Whether `objective_from` reads a setting: a schedule, an objective within this one, …"""
+    structured = any(dataclasses.is_dataclass(option) for option in _classes(hint))
+    return structured and isinstance(value, (Mapping, list, tuple))
+
+
+def _nested(value: Any, hint: Any, key: str) -> Any:
+    """Check and cast an objective or a perturbation within an objective; others are as they are."""
+    kinds = _classes(hint)
+    if not isinstance(value, Mapping):
+        return value
+    if Objective in kinds:
+        return _row(value, key)
+    if Perturbation in kinds and (kind := INPUT_PERTURBATIONS.get(str(value.get("name")))):
+        settings = {k: v for k, v in value.items() if k != "name"}
+        return {"name": value["name"], **cast_fields(kind, settings, f"{key}.")}
+    return value

@@ -24,10 +24,13 @@ from hf_distill.initialise import Importance, importance, student_from_teacher, 
 from hf_distill.processes import process_state
 from hf_distill.reading import Batch
 from hf_distill.recipe import sources
-from hf_distill.recipe.casting import RecipeError, unknown
+from hf_distill.recipe.errors import RecipeError, refusing, unknown
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
 from hf_distill.sharding import loaded_whole
+
+MOST_LAYERS = 10_000
+"""How many layers a new model may have."""
 
 
 class Models:
@@ -59,11 +62,15 @@ class Models:
                 "problem_type": "single_label_classification",
             }
         )
-        self.paths = {
-            role: sources.locate(model, recipe.file.parent, f"{key_of(role)}.model")
-            for role in ("teacher", *recipe.assistant_roles, "student")
-            if (model := recipe.section(role).model) is not None
-        }
+        self.paths: dict[str, str] = {}
+        self.commits: dict[str, str] = {}
+        for role in ("teacher", *recipe.assistant_roles, "student"):
+            section, key = recipe.section(role), key_of(role)
+            if section.model is not None:
+                self.paths[role] = sources.locate(section.model, recipe.file.parent, f"{key}.model")
+                commit = sources.commit(self.paths[role], section.revision, key)
+                if commit is not None:
+                    self.commits[role] = commit
 
     def teacher(self, seed: int) -> PreTrainedModel:
         """The teacher before it is fine-tuned: a fresh head on what the recipe names."""
@@ -81,21 +88,17 @@ class Models:
         model: Any = self._learner(role, section, seed).to(getattr(torch, section.dtype))
         if section.dropout is None:
             return typing.cast(PreTrainedModel, model)
-        try:
+        with refusing(f"`{key_of(role)}.dropout`"):
             return with_dropout(model, section.dropout)
-        except ValueError as error:
-            raise RecipeError(f"`{key_of(role)}.dropout`: {error}") from error
 
     def _learner(self, role: str, section: Any, seed: int) -> PreTrainedModel:
         if section.from_teacher_layers is None:
             return self._new(role, section.config, seed)
         layers, width = section.from_teacher_layers, section.hidden_size
         teacher = self.teacher(seed)
-        try:
+        with refusing(f"`{key_of(role)}.from_teacher_layers`"):
             measured = self._importance(teacher, section.importance)
             return student_from_teacher(teacher, layers, hidden_size=width, importance=measured)
-        except ValueError as error:
-            raise RecipeError(f"`{key_of(role)}.from_teacher_layers`: {error}") from error
 
     def _importance(self, teacher: Any, count: int | None) -> Importance | None:
         """How much the parts of the teacher do on so many training examples."""
@@ -109,20 +112,24 @@ class Models:
     def trained(self, folder: str) -> PreTrainedModel:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
         given = folder == self.paths.get("teacher")
-        with _quietly():
-            try:
-                return self._load(folder, self.recipe.teacher.dtype if given else None)
-            except (OSError, ValueError) as error:
-                raise RecipeError(f"the model {folder} cannot be loaded: {error}") from error
+        dtype = self.recipe.teacher.dtype if given else None
+        with _quietly(), sources.unread_weights(f"the model {folder} cannot be loaded"):
+            return self._load(folder, self.commits.get("teacher") if given else None, dtype)
 
-    def _load(self, path: str, dtype: str | None = None, **head: Any) -> PreTrainedModel:
-        if self.light and not at_hand(path):
-            config = AutoConfig.from_pretrained(path, **head)
+    def _load(
+        self, path: str, commit: str | None, dtype: str | None = None, **head: Any
+    ) -> PreTrainedModel:
+        if self.light and not at_hand(path, commit):
+            config = AutoConfig.from_pretrained(path, revision=commit or "main", **head)
             return self._drawn(config)
         kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         with loaded_whole():
             loaded: PreTrainedModel = self._auto.from_pretrained(
-                path, ignore_mismatched_sizes=bool(head), **kind, **head
+                path,
+                revision=commit or "main",
+                ignore_mismatched_sizes=bool(head),
+                **kind,
+                **head,
             )
         return loaded
 
@@ -157,46 +164,46 @@ class Models:
         return {
             "config": config,
             **(sources.identity(self.paths[role]) if role in self.paths else {}),
+            **({"commit": self.commits[role]} if role in self.commits else {}),
         }
 
     def _new(self, role: str, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
         set_seed(seed)  # the weights of the head, and of a new model
         if config is not None:
-            return self._drawn(self._config(role, config))
-        with _quietly():
-            try:
-                dtype = self.recipe.teacher.dtype if role == "teacher" else None
-                return self._load(self.paths[role], dtype, **self._head)
-            except (OSError, ValueError) as error:
-                raise RecipeError(
-                    f"`{key_of(role)}.model`: {self.paths[role]} cannot be loaded with "
-                    f"{self._auto.__name__}: {error}"
-                ) from error
+            with refusing(f"`{key_of(role)}.config` makes no model"):
+                return self._drawn(self._config(role, config))
+        dtype, path = self.recipe.teacher.dtype if role == "teacher" else None, self.paths[role]
+        what = f"`{key_of(role)}.model`: {path} cannot be loaded with {self._auto.__name__}"
+        with _quietly(), sources.unread_weights(what):
+            return self._load(path, self.commits.get(role), dtype, **self._head)
 
     def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
         options, role = dict(settings), key_of(role)
         kind = options.pop("model_type", None)
         if kind is None:
             raise RecipeError(f"`{role}.config.model_type` is missing: bert, resnet, ….")
-        try:
-            plain = AutoConfig.for_model(kind)
-        except ValueError:
-            known = transformers.CONFIG_MAPPING.keys()
-            raise RecipeError(f"`{role}.config.model_type`: {unknown(str(kind), known)}") from None
+        known = transformers.CONFIG_MAPPING.keys()
+        if not isinstance(kind, str) or kind not in known:
+            raise RecipeError(f"`{role}.config.model_type`: {unknown(kind, known)}")
+        plain = AutoConfig.for_model(kind)
         for key in options:
-            if not hasattr(plain, key):  # transformers would keep and ignore it
-                raise unknown(str(key), plain.to_dict(), f"{role}.config.")
-        try:
-            return AutoConfig.for_model(kind, **options, **self._head)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"`{role}.config`: {error}") from error
+            if not isinstance(key, str) or not hasattr(plain, key):  # it would be kept and ignored
+                raise unknown(key, plain.to_dict(), f"{role}.config.")
+        with refusing(f"`{role}.config`"):
+            config = AutoConfig.for_model(kind, **options, **self._head)
+        layers = getattr(config, "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise RecipeError(
+                f"`{role}.config`: expected at most {MOST_LAYERS:,} layers, got {layers:,}."
+            )
+        return config
 
 
-def at_hand(path: str) -> bool:
+def at_hand(path: str, commit: str | None = None) -> bool:
     """Whether a model's weights are on this machine: a folder, or in the Hub's cache."""
     files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     return Path(path).is_dir() or any(
-        isinstance(try_to_load_from_cache(path, file), str) for file in files
+        isinstance(try_to_load_from_cache(path, file, revision=commit), str) for file in files
     )
 
 

@@ -18,8 +18,8 @@ from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
 from hf_distill.processes import process_state
 from hf_distill.reading import Batch
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
-from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objectives
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.estimate import (
     ESTIMATED,
     Memory,
@@ -73,10 +73,12 @@ class Plan:
             arguments(recipe, role, recipe.seed, self.root)
         self.state = process_state()
         self.say = say if self.state.is_main_process else lambda line: None
-        with self.state.main_process_first():
+        with self.state.main_process_first(), refusing("the recipe cannot be prepared"):
             self.examples: Examples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
-            self.processor = load_processor(recipe, self.models.paths.get(TEACHER))
+            self.processor = load_processor(
+                recipe, self.models.paths.get(TEACHER), self.models.commits.get(TEACHER)
+            )
             self.data = prepared(self.examples, recipe, self.processor)
         self.models.batches = self._batches
         self.robustness: Robustness | None = None
@@ -181,7 +183,8 @@ class Plan:
                 kinds.setdefault((lesson.role, TEACHER if above is None else above.role), lesson)
         for (role, by), lesson in kinds.items():
             try:
-                self._check(lesson, by)
+                with refusing("the training cannot begin"):
+                    self._check(lesson, by)
             except RecipeError as error:
                 if role == "student" and by == TEACHER:
                     raise
@@ -228,6 +231,10 @@ class Plan:
         """
         self.models.light = True
         self.check()
+        with refusing("the run cannot be estimated"):
+            return self._plan()
+
+    def _plan(self) -> str:
         lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
         needs: dict[str, Memory] = {}
         for role in (TEACHER, *self.recipe.assistant_roles, "student"):

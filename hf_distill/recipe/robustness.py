@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_distill.objectives import FreeLB, Introspection, OnPerturbed, Smoothness
-from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import EVALUATION, TEACHER, objectives
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.examples import Examples, load_source
 from hf_distill.recipe.schema import CONTROL, Recipe, RobustnessSection
 from hf_distill.recipe.sections import Data

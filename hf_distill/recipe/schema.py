@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_distill.hub.check import card_problems
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection
+from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.plan import Plan as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
@@ -27,6 +26,10 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
 }
 """Training arguments of a recipe that says nothing else."""
+SEEDS = 2**32
+"""Seeds are below this."""
+MOST_TRAININGS = 1_000
+"""How many trainings one recipe may ask for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TeacherSection:
     """A model to fine-tune first, one per seed, or one that is ready (``fine_tuned: true``)."""
 
     model: str | None = None
+    revision: str | None = None
     config: dict[str, Any] | None = None
     fine_tuned: bool = False
     max_train_examples: int | None = None
@@ -54,6 +58,7 @@ class StudentSection:
     hidden_size: int | None = None
     importance: int | None = None
     model: str | None = None
+    revision: str | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None
     dtype: Dtype = "float32"
@@ -120,7 +125,7 @@ class CardSection:
 
     def __post_init__(self) -> None:
         stated = {key: value for key in ("license", "language") if (value := getattr(self, key))}
-        problems = card_problems(f"---\n{yaml.safe_dump(stated)}---\n")
+        problems = card_problems(f"---\n{to_yaml(stated)}---\n")
         if problems:  # else the card is refused after the last training
             raise RecipeError(f"`card`: {'; '.join(problems)}")
 
@@ -160,11 +165,9 @@ class Recipe:
             )
         if not self.output_dir:
             object.__setattr__(self, "output_dir", f"runs/{self.name}")
+        check_folder(self.output_dir, "output_dir")
         _check_models(self)
-        _check_seeds(self.seeds, "seeds")
-        _check_seeds(self.teacher.seeds, "teacher.seeds")
-        if self.generations < 1:
-            raise RecipeError(f"`generations`: expected at least 1, got {self.generations}.")
+        _check_seeds(self)
         for name, section in (("data", self.data), ("teacher", self.teacher)):
             for key, count in vars(section).items():
                 if key.startswith("max_") and count is not None and count < 1:
@@ -206,7 +209,7 @@ class Recipe:
         """The recipe with all overrides applied, as a recipe file; defaults are left out."""
         values = _changed(self)
         values["training"] = {**DEFAULTS, **self.training}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return to_yaml(values)
 
 
 def _changed(section: Any) -> dict[str, Any]:
@@ -257,7 +260,11 @@ def _check_models(recipe: Recipe) -> None:
                 f"`{name}.hidden_size` cuts the width of `{name}.from_teacher_layers`, got none. "
                 f"Give the layers, or set the width in `{name}.config`."
             )
+        if section.revision is not None and section.model is None:
+            raise RecipeError(f"`{name}.revision` is for `{name}.model` of the Hub, got none.")
         _check_importance(section, name)
+    if recipe.teacher.cache is not None and recipe.teacher.cache.path is not None:
+        check_folder(recipe.teacher.cache.path, "teacher.cache.path")
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
     for key in ("seeds", "max_train_examples"):
@@ -285,6 +292,39 @@ def _check_importance(section: Any, name: str) -> None:
         )
 
 
-def _check_seeds(seeds: list[int] | None, key: str) -> None:
-    if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
-        raise RecipeError(f"`{key}`: expected different whole numbers, got {seeds}.")
+def _check_seeds(recipe: Recipe) -> None:
+    """See that the seeds are some, and that the trainings are not without number."""
+    teachers = recipe.teacher.seeds
+    for key, seeds in (("seeds", recipe.seeds), ("teacher.seeds", teachers)):
+        if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
+            raise RecipeError(f"`{key}`: expected different whole numbers, got {shown(seeds)}.")
+    for seed in (recipe.seed, *recipe.student_seeds, *(teachers or ())):
+        if not 0 <= seed < SEEDS:
+            raise RecipeError(
+                f"a seed: expected a whole number from 0 to below 2**32, got {seed}: NumPy takes "
+                "no other."
+            )
+    if recipe.generations < 1:
+        raise RecipeError(f"`generations`: expected at least 1, got {recipe.generations}.")
+    trainings = len(recipe.student_seeds) * (1 + recipe.generations) + len(teachers or ())
+    if trainings > MOST_TRAININGS:
+        raise RecipeError(
+            f"`seeds` and `generations`: expected at most {MOST_TRAININGS:,} trainings of one "
+            f"recipe, got {trainings:,}. Split the seeds over several recipes."
+        )
+
+
+def check_folder(path: str, key: str) -> None:
+    """Refuse as a folder what is an address, or what no folder can be called.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    if address := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise RecipeError(
+            f"`{key}`: expected a folder on this machine, got the address {path}: "
+            f"{address.group()}/ would become folders of that name. Give a path; to publish, set "
+            "`push_to_hub` and `hub_model_id`, or run hf-distill push."
+        )
+    if "\0" in path:
+        raise RecipeError(f"`{key}`: expected a folder, got a name with a NUL in it.")

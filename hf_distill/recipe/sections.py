@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.robustness.perturbations import perturbation
 
 Dtype = Literal["float32", "bfloat16", "float16"]

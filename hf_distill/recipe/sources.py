@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import pickle
 import sys
+import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hf_distill.recipe.casting import RecipeError, cast, unknown
+from huggingface_hub import hf_hub_download
+from transformers.utils import CONFIG_NAME
+
+from hf_distill.recipe.casting import cast
+from hf_distill.recipe.errors import RecipeError, refusing, shown, told, unknown
 
 
 def is_function(source: str) -> bool:
@@ -33,12 +40,24 @@ def call(source: str, folder: Path, arguments: Mapping[str, Any], key: str) -> A
         RecipeError: no such file, function or argument, or the function failed.
     """
     function = _function(source, folder, key)
+    with refusing(f"`{key}`: {source} cannot be called"):
+        checked = _checked(function, arguments, f"{key.split('.')[0]}.arguments.")
+    with _own_code(f"`{key}`: {source} failed", _file_of(source, folder, key)):
+        return function(**checked)
+
+
+@contextmanager
+def _own_code(what: str, file: Path) -> Iterator[None]:
+    """Turn what a recipe's own code raises into a `RecipeError` that names its last line there."""
     try:
-        return function(**_checked(function, arguments, f"{key.split('.')[0]}.arguments."))
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"`{key}`: {source} failed: {error}") from error
+        yield
+    except RecipeError:
+        raise
+    except (Exception, SystemExit) as error:  # an exit in there is no success of the run
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise RecipeError(f"{what}: {told(error)}{where}") from error
 
 
 def facts(source: str, folder: Path, key: str) -> dict[str, Any]:
@@ -46,8 +65,9 @@ def facts(source: str, folder: Path, key: str) -> dict[str, Any]:
     if not is_function(source):
         return {}
     function = _function(source, folder, key)
-    cards = getattr(sys.modules[function.__module__], "CARDS", {})
-    return dict(cards.get(function.__name__, {}))
+    with refusing(f"`{key}`: the table CARDS beside {source} cannot be read"):
+        cards = getattr(sys.modules[function.__module__], "CARDS", {})
+        return dict(cards.get(function.__name__, {}))
 
 
 def locate(source: str, folder: Path, key: str) -> str:
@@ -57,9 +77,15 @@ def locate(source: str, folder: Path, key: str) -> str:
         RecipeError: see :func:`call`.
     """
     if is_function(source):
-        return str(call(source, folder, {}, key))
+        given = call(source, folder, {}, key)
+        if not isinstance(given, (str, Path)):
+            raise RecipeError(
+                f"`{key}`: expected {source} to give a folder or Hub id, got {shown(given)}."
+            )
+        return str(given)
     if source.startswith("."):
-        path = (folder / source).resolve()
+        with refusing(f"`{key}`: {shown(source)} is no path"):
+            path = (folder / source).resolve()
         if not path.is_dir():
             raise RecipeError(
                 f"`{key}`: there is no folder {path}. A name that begins with a dot is read from "
@@ -83,20 +109,76 @@ def identity(model: str) -> dict[str, str]:
     return {"files": digest.hexdigest()}
 
 
+def commit(model: str, revision: str | None, key: str) -> str | None:
+    """The commit of the Hub that a revision of a model stands for now; None: a folder.
+
+    Without network, and offline, it is the one that was downloaded last.
+
+    Args:
+        model: The folder or Hub id.
+        revision: A branch, tag or commit; None: the main branch.
+        key: The recipe's section, for messages.
+
+    Raises:
+        RecipeError: there is none, or a revision of a folder is asked for.
+    """
+    if Path(model).is_dir():
+        if revision is not None:
+            raise RecipeError(
+                f"`{key}.revision` is for models of the Hub, and {model} is a folder. Leave it out."
+            )
+        return None
+    at = "" if revision is None else f" at {revision}"
+    with refusing(f"`{key}.model`: {model}{at} cannot be loaded from the Hub"):
+        return Path(hf_hub_download(model, CONFIG_NAME, revision=revision)).parent.name
+
+
+@contextmanager
+def unread_weights(what: str) -> Iterator[None]:
+    """Turn what transformers and torch say of a model that they cannot load into a `RecipeError`.
+
+    Args:
+        what: What cannot be done; the message begins with it.
+    """
+    try:
+        with refusing(what):
+            yield
+    except RecipeError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError | EOFError):
+            raise RecipeError(
+                f"{what}: its weights are a pickle that is damaged or would run code. Get them as "
+                "safetensors: whoever trusts the file loads it in a script and calls "
+                "model.save_pretrained(folder), and the recipe names that folder."
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise RecipeError(
+                f"{what}: its config names code of its own (auto_map), which a recipe does not "
+                "run. Name a model of an architecture that transformers has; or load it in a "
+                "script, with from_pretrained(…, trust_remote_code=True) if you trust its author, "
+                "and give the model to DistillationTrainer."
+            ) from error
+        raise
+
+
 def _function(source: str, folder: Path, key: str) -> Callable[..., Any]:
-    file, _, name = source.rpartition(":")
-    path = (folder / file).resolve()
-    if not path.is_file():
-        raise RecipeError(
-            f"`{key}`: there is no file {path}, which {source!r} names. Expected "
-            "file.py:function, with a path relative to the recipe."
-        )
+    path, name = _file_of(source, folder, key), source.rpartition(":")[2]
     module = _module(path, key)
     function = getattr(module, name, None)
     if not callable(function):
         own = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
         raise RecipeError(f"`{key}`: {unknown(name, own, f'{path.name}:')}")
     return typing.cast(Callable[..., Any], function)
+
+
+def _file_of(source: str, folder: Path, key: str) -> Path:
+    with refusing(f"`{key}`: {shown(source)} is no path"):
+        path = (folder / source.rpartition(":")[0]).resolve()
+        if path.is_file():
+            return path
+    raise RecipeError(
+        f"`{key}`: there is no file {path}, which {shown(source)} names. Expected "
+        "file.py:function, with a path relative to the recipe."
+    )
 
 
 def _module(path: Path, key: str) -> ModuleType:
@@ -110,10 +192,11 @@ def _module(path: Path, key: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
+        with _own_code(f"`{key}`: {path} cannot be imported", path):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[name]
-        raise RecipeError(f"`{key}`: {path} cannot be imported: {error}") from error
+        raise
     return module
 
 
@@ -124,9 +207,10 @@ def _checked(
     hints = typing.get_type_hints(function)
     for name in arguments:
         if name not in parameters:
-            raise unknown(str(name), parameters, prefix)
+            raise unknown(name, parameters, prefix)
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in arguments:
+        starred = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not starred and name not in arguments:
             raise RecipeError(f"`{prefix}{name}` is missing: {function.__name__} needs it.")
     return {
         name: cast(value, hints.get(name, Any), prefix + name) for name, value in arguments.items()

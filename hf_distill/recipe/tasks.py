@@ -25,7 +25,7 @@ from hf_distill.directions import lower_is_better
 from hf_distill.language import LanguageCollator
 from hf_distill.metrics import load as load_metric
 from hf_distill.recipe import language, sources
-from hf_distill.recipe.casting import RecipeError, unknown
+from hf_distill.recipe.errors import RecipeError, refusing, unknown
 from hf_distill.recipe.noise import with_noise
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
@@ -145,8 +145,13 @@ def recipe_task(recipe: Recipe) -> RecipeTask:
     return RECIPE_TASKS[recipe.task]
 
 
-def load_processor(recipe: Recipe, model: str | None) -> Any:
+def load_processor(recipe: Recipe, model: str | None, commit: str | None = None) -> Any:
     """The tokenizer or image processor that the recipe names; by default the teacher's.
+
+    Args:
+        recipe: The recipe.
+        model: The teacher's folder or Hub id.
+        commit: Of a teacher of the Hub.
 
     Raises:
         RecipeError: there is none.
@@ -161,13 +166,12 @@ def load_processor(recipe: Recipe, model: str | None) -> Any:
             "Give a folder or Hub id that has one"
             + (", or its settings." if kind == "AutoImageProcessor" else ".")
         )
-    name = model if wanted is None else sources.locate(wanted, recipe.file.parent, "data.processor")
-    try:
-        return auto.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(
-            f"`data.processor`: {kind} cannot be loaded from {name}: {error}"
-        ) from error
+    if wanted is None:
+        name, revision = model, commit or "main"
+    else:
+        name, revision = sources.locate(wanted, recipe.file.parent, "data.processor"), "main"
+    with sources.unread_weights(f"`data.processor`: {kind} cannot be loaded from {name}"):
+        return auto.from_pretrained(name, revision=revision)
 
 
 def _configured(settings: Mapping[str, Any], kind: str) -> Any:
@@ -180,10 +184,8 @@ def _configured(settings: Mapping[str, Any], kind: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "preprocessor_config.json"
         path.write_text(json.dumps(dict(settings)), encoding="utf-8")
-        try:
+        with refusing("`data.processor`"):
             processor: Any = AutoImageProcessor.from_pretrained(folder)
-        except (OSError, ValueError, ImportError, TypeError) as error:
-            raise RecipeError(f"`data.processor`: {error}") from error
     known = {*processor.valid_kwargs.__annotations__, "image_processor_type"}
     for key in settings:
         if key not in known:

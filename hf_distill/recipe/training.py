@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     EarlyStoppingCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    get_scheduler,
 )
 
 from hf_distill.card_facts import SPEED
@@ -22,13 +25,15 @@ from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.idle import no_steps
 from hf_distill.on_policy import OnPolicyConfig
 from hf_distill.processes import has_accelerator
-from hf_distill.recipe.casting import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
 from hf_distill.tracking import check_trackers
 from hf_distill.trainer import DistillationTrainer
 
 PATIENCE = "early_stopping_patience"
+MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
+"""How the names of optimizers begin that are made of a model alone."""
 
 
 def arguments(
@@ -40,6 +45,9 @@ def arguments(
         RecipeError: they do not go together.
     """
     options, task = recipe.training_of(role), recipe_task(recipe)
+    patience = options.get(PATIENCE)
+    if patience is not None and patience < 1:
+        raise RecipeError(f"`{PATIENCE}`: expected at least 1, or null, got {patience}.")
     kind: type[DistillationConfig] = DistillationConfig
     if recipe.on_policy is not None and writes(recipe, role):
         kind, options = OnPolicyConfig, options | recipe.on_policy
@@ -51,7 +59,7 @@ def arguments(
             raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
     if not has_accelerator():
         options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
-    try:
+    with refusing(f"the training arguments of the {role} do not work"):
         args = kind(
             output_dir=str(folder),
             seed=seed,
@@ -59,11 +67,31 @@ def arguments(
             **{**options, **changes},
         )
         check_trackers(args)
-    except (ValueError, ImportError) as error:
-        raise RecipeError(f"the training arguments of the {role} do not work: {error}") from error
+        _try_out(args)
     if (reason := no_steps(args)) is not None:  # an untrained model would be published as trained
         raise RecipeError(f"the training arguments of the {role} train nothing: {reason}.")
     return args
+
+
+def _try_out(args: TrainingArguments) -> None:
+    """Make what a training makes of its arguments when it begins, hours after the recipe was read.
+
+    Raises:
+        Exception: whatever transformers and torch raise of them.
+    """
+    args.get_process_log_level()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    if not args.optim.startswith(MODEL_OPTIMIZERS):
+        made, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        if made.__module__.startswith("torch.optim"):  # others may want a device that comes later
+            made([parameter], **options)
+    get_scheduler(
+        args.lr_scheduler_type,
+        torch.optim.SGD([parameter]),
+        args.get_warmup_steps(10),
+        10,
+        args.lr_scheduler_kwargs,
+    )
 
 
 def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:

@@ -1,0 +1,56 @@
+"""What is said of a recipe that cannot be run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LONGEST = 200
+"""How many characters of a value a message shows."""
+
+
+class RecipeError(ValueError):
+    """A recipe, or an override of it, that cannot be run; the message says what to change."""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """``\\`a\\`, \\`b\\```."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, at most `LONGEST` characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def unknown(key: Any, known: Iterable[str], prefix: str = "") -> RecipeError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    names, key = sorted(known), str(key)
+    near = difflib.get_close_matches(key[:LONGEST], names, n=1, cutoff=0.5)
+    hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {quoted(names)}."
+    return RecipeError(f"unknown key `{prefix}{key[:LONGEST]}`; {hint}")
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what other people's code raises over a value of a recipe into a `RecipeError`.
+
+    Args:
+        what: The key, and perhaps what could not be done with it: the message begins with it.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RecipeError(f"{what}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """What an error says, with its kind where its text alone says little, and no line breaks."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, (OSError, RuntimeError, ValueError)) and " " in text
+    return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")
