@@ -18,9 +18,9 @@ from transformers.utils import PushInProgress
 from hf_distill.card_facts import CardFacts
 from hf_distill.checkpoint_files import LIST, write_list
 from hf_distill.hub import published_files, push_folder
-from hf_distill.hub.files import STALE
+from hf_distill.hub.files import STALE, listed_files
 from hf_distill.hub.push import push_checkpoint
-from hf_distill.hub.secrets import scrub
+from hf_distill.leaks import copy_inside, lies_inside, scrub
 from hf_distill.portable import STATES, STRUCTURE, TENSORS, pack_states, unpack_states
 
 logger = logging.getLogger(__name__)
@@ -99,10 +99,15 @@ class Publishing(CardFacts):
             path_in_repo = checkpoint.name
         staging = Path(str(self.args.output_dir)) / PUSHING / checkpoint.name
         shutil.rmtree(staging, ignore_errors=True)
-        self._stage_student(checkpoint, staging / "student")
-        if path_in_repo is not None:
-            self._stage_checkpoint(checkpoint, staging / "checkpoint")
         message = f"Training in progress, step {self.state.global_step}"
+        try:
+            self._stage_student(checkpoint, staging / "student")
+            if path_in_repo is not None:
+                self._stage_checkpoint(checkpoint, staging / "checkpoint")
+        except (OSError, ValueError) as error:
+            logger.warning("%s: this push was left out: %s", message, error)
+            shutil.rmtree(staging, ignore_errors=True)
+            return
         job = self._one_by_one().run_as_future(self._push_staged, staging, path_in_repo, message)
         running: Any = PushInProgress()
         running.jobs = [*(busy.jobs if busy else []), job]
@@ -134,18 +139,18 @@ class Publishing(CardFacts):
     def _stage_student(self, checkpoint: Path, student: Path) -> None:
         """The checkpoint's student, with the card, pictures and papers of the output folder."""
         out = Path(str(self.args.output_dir))
-        for name in published_files(out):
+        for name in listed_files(out):
             if not any(fnmatchcase(name, pattern) for pattern in STALE):
-                _put(out / name, student / name)
-        for name in published_files(checkpoint):
-            _put(checkpoint / name, student / name)
+                _put(out, name, student / name)
+        for name in listed_files(checkpoint):
+            _put(checkpoint, name, student / name)
 
     def _stage_checkpoint(self, checkpoint: Path, staged: Path) -> None:
         states = [path.name for pattern in STATES for path in checkpoint.glob(pattern)]
-        names = [*published_files(checkpoint), *states]
+        names = [*listed_files(checkpoint), *states]
         names += [name for name in RESUMING if (checkpoint / name).is_file()]
         for name in names:
-            _put(checkpoint / name, staged / name)
+            _put(checkpoint, name, staged / name)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         if state.get("best_model_checkpoint"):
             state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
@@ -175,13 +180,17 @@ class Publishing(CardFacts):
         super()._load_optimizer_and_scheduler(checkpoint)
 
 
-def _put(source: Path, target: Path) -> None:
-    """Weights as a second name of the same file, which costs nothing; small files copied."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix in (".safetensors", ".pt"):
+def _put(root: Path, name: str, target: Path) -> None:
+    """Weights as a second name of the same file, which costs nothing; small files copied.
+
+    Raises:
+        OutsideError: the file is a link, or none.
+    """
+    if name.endswith((".safetensors", ".pt")) and lies_inside(root, name):
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(source, target)
+            os.link(root / name, target, follow_symlinks=False)
             return
-        except OSError:  # another file system, or one without links
+        except (OSError, NotImplementedError):  # another file system, or one without links
             pass
-    shutil.copy2(source, target)
+    copy_inside(root, name, target)

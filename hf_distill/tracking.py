@@ -19,7 +19,7 @@ from hf_distill.balance import Balance
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.heads import Head, describe_model
-from hf_distill.hub.secrets import scrub
+from hf_distill.leaks import scrub
 from hf_distill.schedules import Progress, Schedule
 from hf_distill.teachers import Teacher
 from hf_distill.temperature import LearnedTemperature

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     "losses ascent axes directions forward sharding places modules outputs streams processes "
-    "portable | language special_tokens | "
+    "portable leaks | language special_tokens commits | "
     "signals | batch_checks capture reading projection | tasks crossing | states | "
     "heads layers schedules | "
     "spaces problems | pair | matching alignment balance initialise temperature views noisy "
@@ -27,7 +27,9 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in l
 ALONE = {
     "losses": set(),
     "metrics": {"losses", "directions"},
-    "hub": {"directions"},
+    "hub": {"directions", "leaks", "commits"},
+    "leaks": set(),
+    "commits": {"leaks"},
     "forward": set(),
     "directions": set(),
 }

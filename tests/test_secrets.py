@@ -15,7 +15,7 @@ import yaml
 from hub_server import HubServer
 from recipe_zoo import recipe
 
-from hf_distill.hub.secrets import leaks, leaks_of_bytes, scrub
+from hf_distill.leaks import leaks, leaks_of_bytes, scrub
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "QwErTy12345" * 3

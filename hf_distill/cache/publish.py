@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+import os
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    snapshot_download,
-)
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
 
 from hf_distill.cache.facts import check_facts
 from hf_distill.cache.records import arrow_path, record_path, records, verify
 from hf_distill.cache.sealed import MANIFEST, read_manifest
+from hf_distill.commits import Push
+from hf_distill.leaks import check_files
 
 FILES = (MANIFEST, "vocabulary.json.gz", "views.jsonl", "README.md")
 SHARDS = ("data/*.arrow", "data/*.json")
@@ -33,7 +29,7 @@ def cache_files(path: str | Path) -> list[str]:
     check_facts(path, facts)
     missing = next((i for i in range(facts["shards"]) if i not in known), None)
     verify(path, [*known, *([] if missing is None else [missing])], facts, known)
-    names = [name for name in FILES if (Path(path) / name).is_file()]
+    names = [name for name in FILES if os.path.lexists(Path(path) / name)]
     shards = [where("", index).as_posix() for index in known for where in (arrow_path, record_path)]
     return [*names, *shards]
 
@@ -59,33 +55,23 @@ def push_cache(
         revision: Branch to push to, created when missing.
 
     Raises:
-        ValueError: the cache is unfinished or damaged, or holds shards of another one; the
-            repository holds a data set that is no cache.
+        ValueError: the cache is unfinished or damaged, or holds shards of another one, a file of
+            it is a link, or holds a token or a local path; the repository holds a data set that
+            is no cache.
+        PermissionError: not logged in, or the Hub refuses the token.
+        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
     """
-    names = cache_files(path)
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-    found = api.dataset_info(repo_id, revision=revision)
-    there = {file.rfilename for file in found.siblings or []}
-    earlier = {name for name in there if any(fnmatchcase(name, pattern) for pattern in OURS)}
-    if MANIFEST not in there and (others := sorted(earlier - {"README.md"})):
-        raise ValueError(
-            f"Expected a new repository or a cache at {repo_id}, got a data set that is none: it "
-            f"has {others[0]} and no {MANIFEST}. Its files would be replaced: push to another "
-            "repository, or empty this one first."
-        )
-    stale = [CommitOperationDelete(name) for name in sorted(earlier - set(names))]
-    adding = [CommitOperationAdd(name, Path(path) / name) for name in names]
-    return api.create_commit(
-        repo_id,
-        [*stale, *adding],
-        commit_message="Upload a teacher's outputs",
-        repo_type="dataset",
+    files, problems = check_files(Path(path), cache_files(path))
+    if problems:
+        raise ValueError(f"The cache {path} cannot be published:\n- " + "\n- ".join(problems))
+    push = Push(
+        *(HfApi(token=token), repo_id, "Upload a teacher's outputs", OURS),
+        private=private,
         revision=revision,
-        parent_commit=found.sha,
+        repo_type="dataset",
+        sign=MANIFEST,
     )
+    return push.send(lambda _: files)
 
 
 def local_cache(path: str | Path) -> Path:

@@ -15,11 +15,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
+from hf_distill.leaks import read_text, scrub
+
 from .check import hub_id, is_local, validate
 from .files import replace_text
 from .metadata import KEYS, TAGS, eval_entries, metadata
 from .prose import body
-from .secrets import scrub
 
 __all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "replace_text", "with_repo_id", "write"]
 
@@ -172,7 +173,7 @@ def join(text: str, path: Path) -> str | None:
     Raises:
         ValueError: what stands there has broken markers or front matter, or is no text.
     """
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    old = read_text(str(path), path.read_bytes()) if path.exists() else ""
     if BEGIN in old or END in old:
         return _merge(text, old, path)
     return text if not old or _is_stock(old) else None

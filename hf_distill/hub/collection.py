@@ -9,7 +9,9 @@ from functools import partial
 from huggingface_hub import Collection, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from .push import check_request, explained, insist
+from hf_distill.commits import explained, insist
+
+from .push import check_request
 
 LONGEST_NOTE, LONGEST_DESCRIPTION = 500, 150  # the Hub's limits, in characters
 

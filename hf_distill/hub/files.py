@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from hf_distill.leaks import Checked, check_files, lies_inside, read_text
 
 from .check import card_problems, is_local
-from .secrets import leaks, leaks_of_bytes
 
 # Everything a student's folder may publish, by name: no pickle, optimizer, event file or note can
 # match. A `*` stands for no slash, and nothing whose name begins with a dot or `_` is published.
@@ -39,10 +37,7 @@ STALE = (
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_*"),
     *("onnx/*", "quantized/*"),
 )
-_TEXTS = (
-    *("*config.json", "chat_template.*", "report.json", "recipe.yaml", "README.md", "LICENSE*"),
-    *("NOTICE*", ".eval_results/*.yaml", "onnx/*.json", "quantized/*.json"),
-)
+_CARD = "README.md holds "
 _LIBRARY = re.compile(r"\A---\n(?:(?!---\n).*\n)*?library_name: pytorch\n")
 """In the card of a module that no library can load by its config."""
 _FENCED = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1", re.MULTILINE | re.DOTALL)
@@ -59,41 +54,49 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def published_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The files of ``folder`` that may be published, as sorted relative POSIX paths."""
+    """The files of ``folder`` that may be published, as sorted relative POSIX paths; no links."""
     root = Path(folder)
-    found = {path for pattern in PUBLISHED for path in root.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(root).as_posix() for path in found if path.name[0] not in "._")
+    return [name for name in listed_files(root) if lies_inside(root, name)]
 
 
 def missing_files(folder: str | os.PathLike[str]) -> list[str]:
     """List what transformers or PEFT would miss in ``folder``, and the card; of a module whose
     card says ``library_name: pytorch`` the weights are enough."""
     root = Path(folder)
-    return [name for name in (*_model_files(root), "README.md") if not (root / name).is_file()]
+    return [name for name in (*_model_files(root), "README.md") if not os.path.lexists(root / name)]
 
 
 def folder_problems(folder: str | os.PathLike[str]) -> list[str]:
     """What speaks against publishing ``folder`` as a student, one line each; asks no network.
 
-    Missing files, weights that are cut short, all that `card_problems` finds in README.md, pictures
-    it shows that are not published, and in any published file a local path, a token, a password.
+    Missing files, links, weights that are cut short, all that `card_problems` finds in README.md,
+    pictures it shows that are not published, and in any published file a local path, a token, a
+    password, or text that is not UTF-8.
     """
+    return examine(folder)[1]
+
+
+def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
+    """The files of a student that are to be published, and `folder_problems`."""
     root = Path(folder)
     if missing := missing_files(root):
-        return [
+        return [], [
             f"expected a finished student in {root} (config.json and model.safetensors, or "
             f"adapter_config.json and adapter_model.safetensors) and README.md; missing: "
             f"{', '.join(missing)}. Save it with trainer.save_model() and write its card with "
             "hf_distill.hub.write(card, folder) first."
         ]
-    names = published_files(root)
-    problems = [problem for name in names for problem in _file_problems(root, name)]
-    if {"model.safetensors", "model.safetensors.index.json"} <= set(names):
+    files, problems = check_files(root, listed_files(root))
+    held = {file.name: file.content for file in files}
+    card = list(_card_problems(held))  # with the lines of what the check of texts finds too
+    told = {f"{_CARD}{problem.partition(': ')[2].partition(': ')[2]}" for problem in card}
+    problems = [problem for problem in problems if problem not in told] + card
+    if {"model.safetensors", "model.safetensors.index.json"} <= set(held):
         problems.append(
             "model.safetensors lies beside model.safetensors.index.json, and transformers reads "
             "only the first: delete the older of the two"
         )
-    return problems + list(_adapter_problems(root))
+    return files, problems + list(_adapter_problems(held))
 
 
 def pictures_of(card: str) -> list[str]:
@@ -102,50 +105,66 @@ def pictures_of(card: str) -> list[str]:
     return [markdown or html for markdown, html in found]
 
 
+def listed_files(root: Path) -> list[str]:
+    """What has a name that may be published, whatever it is; for a folder that is a link, or none,
+    that folder's own name."""
+    found = set()
+    for pattern in PUBLISHED:
+        folder, _, name = pattern.rpartition("/")
+        if folder and (root / folder).is_symlink():
+            found.add(folder)
+        elif (root / folder).is_dir():
+            held = [held for held in os.listdir(root / folder) if fnmatchcase(held, name)]
+            found |= {
+                f"{folder}/{held}" if folder else held for held in held if held[0] not in "._"
+            }
+    return sorted(found)
+
+
 def _model_files(root: Path) -> list[str]:
-    if (root / "adapter_config.json").is_file():
+    if os.path.lexists(root / "adapter_config.json"):
         return ["adapter_config.json", "adapter_model.safetensors"]
     index = root / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # said by the check of its content
+            shards = set()
         return ["config.json", *sorted(shards)]
-    module = (root / "model.safetensors").is_file() and _LIBRARY.search(_card(root)) is not None
+    weights = os.path.lexists(root / "model.safetensors")
+    module = weights and _LIBRARY.search(_card(root)) is not None
     return ["model.safetensors"] if module else ["config.json", "model.safetensors"]
 
 
 def _card(root: Path) -> str:
     path = root / "README.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
 
 
-def _file_problems(root: Path, name: str) -> Iterator[str]:
-    path = root / name
-    if name == "README.md":
-        text = path.read_text(encoding="utf-8")
-        yield from (f"README.md: {problem}" for problem in card_problems(text))
-        for picture in set(pictures_of(text)) - set(published_files(root)):
-            yield f"README.md shows {picture}, which is not among the published files"
-    elif name.endswith(".safetensors"):
-        try:
-            with safe_open(path, framework="np") as file:  # checks the header and the length
-                notes = json.dumps(file.metadata() or {}, ensure_ascii=False)
-        except SafetensorError as error:
-            yield f"{name} is cut short ({error}): save it again"
-        else:
-            yield from (f"{name} holds in its metadata {leak}" for leak in leaks(notes))
-    elif any(fnmatchcase(name, pattern) for pattern in _TEXTS):
-        yield from (f"{name} holds {leak}" for leak in leaks(path.read_text(encoding="utf-8")))
-    elif path.stat().st_size:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield from (f"{name} holds {leak}" for leak in leaks_of_bytes(data))
-
-
-def _adapter_problems(root: Path) -> Iterator[str]:
-    path = root / "adapter_config.json"
-    if not path.is_file():
+def _card_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:
+    if "README.md" not in held:
         return
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or is_local(base):
+    try:
+        text = read_text("README.md", bytes(held["README.md"]))
+    except ValueError:
+        return  # said by the check of its content
+    yield from (f"README.md: {problem}" for problem in card_problems(text))
+    for picture in sorted(set(pictures_of(text)) - set(held)):
+        yield f"README.md shows {picture}, which is not among the published files"
+
+
+def _adapter_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:
+    try:
+        settings = json.loads(held.get("adapter_config.json", b"{}"))
+    except ValueError:
+        return  # said by the check of its content
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if "adapter_config.json" in held and (not base or is_local(str(base))):
         yield (
             f"adapter_config.json names the base model {base!r}, which nobody else can load: "
             "publish the base and set base_model_name_or_path to its Hub id, or merge the "

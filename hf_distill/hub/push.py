@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import replace_text, with_repo_id
-from .files import STALE, folder_problems, missing_files, published_files
+from hf_distill.commits import Push
+from hf_distill.leaks import Checked, check_files
 
-T = TypeVar("T")
-ATTEMPTS = 4
-# The client itself sends again what it uploads and asks; of the other calls (creating, committing)
-# one answer of these is enough for it to give up. 412: somebody else has pushed meanwhile.
-_PASSING = (408, 412, 500, 502, 503, 504)
-# errors of the connection have no other public name: httpx in huggingface_hub 1, httpx2 in 2
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+from .card import replace_text, with_repo_id
+from .files import STALE, examine, missing_files
 
 
 def push_folder(
@@ -64,21 +54,25 @@ def push_folder(
     """
     root = Path(folder)
     check_request(repo_id, revision, create_pr)
-    problems = folder_problems(root)
+    files, problems = examine(root)
     if problems and missing_files(root):
         raise FileNotFoundError(problems[0])
-    if problems:
-        raise ValueError(f"{root} cannot be published:\n- " + "\n- ".join(problems))
+    _refuse(root, problems)
 
-    def operations(repo_id: str) -> list[CommitOperationAdd]:
-        card = root / "README.md"
-        text = card.read_text(encoding="utf-8")
+    def named(file: Checked, repo_id: str) -> Checked:
+        """The card of ours, with the name of the repository in its quick start."""
+        if file.name != "README.md":
+            return file
+        text = bytes(file.content).decode("utf-8")
         if with_repo_id(text, repo_id) != text:
-            replace_text(card, with_repo_id(text, repo_id))
-        return [CommitOperationAdd(name, root / name) for name in published_files(root)]
+            text = with_repo_id(text, repo_id)
+            replace_text(root / "README.md", text)
+        return replace(file, content=text.encode("utf-8"))
 
-    push = _Push(HfApi(token=token), repo_id, private, revision, create_pr, commit_message, STALE)
-    return push.send(operations)
+    push = Push(
+        HfApi(token=token), repo_id, commit_message, STALE, private, revision, create_pr=create_pr
+    )
+    return push.send(lambda repo_id: [named(file, repo_id) for file in files])
 
 
 def push_checkpoint(
@@ -94,16 +88,21 @@ def push_checkpoint(
     """Publish ``files`` of a checkpoint under ``path_in_repo``, in place of what lies there.
 
     Raises:
+        ValueError: a file is a link, or holds a token, a local path, …: see `check_files`.
         PermissionError, ConnectionError: as of `push_folder`.
     """
     root = Path(folder)
-
-    def operations(_: str) -> list[CommitOperationAdd]:
-        return [CommitOperationAdd(f"{path_in_repo}/{name}", root / name) for name in files]
-
+    checked, problems = check_files(root, files)
+    _refuse(root, problems)
+    checked = [replace(file, name=f"{path_in_repo}/{file.name}") for file in checked]
     stale = (f"{path_in_repo}/*",)
-    push = _Push(HfApi(token=token), repo_id, None, revision, False, commit_message, stale)
-    return push.send(operations)
+    push = Push(HfApi(token=token), repo_id, commit_message, stale, revision=revision)
+    return push.send(lambda _: checked)
+
+
+def _refuse(root: Path, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"{root} cannot be published:\n- " + "\n- ".join(problems))
 
 
 def check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
@@ -120,125 +119,3 @@ def check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
             "a pull request is opened against main, got create_pr=True with "
             f"revision={revision!r}: give one of the two"
         )
-
-
-class _Push:
-    """One push: the requests that it is made of, asked again where that is safe."""
-
-    def __init__(
-        self,
-        api: HfApi,
-        repo_id: str,
-        private: bool | None,
-        revision: str | None,
-        create_pr: bool,
-        message: str,
-        stale: tuple[str, ...],
-    ) -> None:
-        self.api, self.repo_id, self.private, self.revision = api, repo_id, private, revision
-        self.create_pr, self.message, self.stale = create_pr, message, stale
-
-    def send(self, files: Callable[[str], list[CommitOperationAdd]]) -> CommitInfo:
-        if self.api.token is None and get_token() is None:
-            raise PermissionError(
-                "Publishing needs a Hub token with write access, and none was found: run "
-                "`hf auth login`, set HF_TOKEN, or pass token=."
-            )
-        with explained(self.repo_id):
-            if self.create_pr:  # a request whose answer was lost would be opened twice
-                parent, operations = insist(self._upload, files)
-                return self._commit(parent, operations)
-            return insist(lambda: self._commit(*self._upload(files)))
-
-    def _upload(
-        self, files: Callable[[str], list[CommitOperationAdd]]
-    ) -> tuple[str | None, list[CommitOperationAdd | CommitOperationDelete]]:
-        """All but the commit: the repository, the branch, the large files.
-
-        Returns:
-            The commit that was found, and what is to be done to it.
-        """
-        self.repo_id = self.api.create_repo(
-            self.repo_id, private=self.private, exist_ok=True
-        ).repo_id
-        if self.revision not in (None, "main"):
-            self.api.create_branch(self.repo_id, branch=str(self.revision), exist_ok=True)
-        adding = files(self.repo_id)
-        found = self.api.model_info(self.repo_id, revision=self.revision)
-        names = {file.path_in_repo for file in adding}
-        deleting = [
-            CommitOperationDelete(file.rfilename)
-            for file in found.siblings or []
-            if file.rfilename not in names
-            and any(fnmatchcase(file.rfilename, pattern) for pattern in self.stale)
-        ]
-        self.api.preupload_lfs_files(
-            self.repo_id,
-            adding,
-            revision=self.revision,
-            create_pr=self.create_pr,
-            free_memory=False,
-        )
-        return found.sha, [*deleting, *adding]
-
-    def _commit(
-        self, parent: str | None, operations: list[CommitOperationAdd | CommitOperationDelete]
-    ) -> CommitInfo:
-        return self.api.create_commit(
-            self.repo_id,
-            operations,
-            commit_message=self.message,
-            revision=self.revision,
-            create_pr=self.create_pr,
-            parent_commit=parent,
-        )
-
-
-def insist(ask: Callable[..., T], *arguments: Any) -> T:
-    """Ask until the Hub answers; give up after ``ATTEMPTS``, or when it refuses."""
-    for attempt in range(ATTEMPTS - 1):
-        try:
-            return ask(*arguments)
-        except (_HTTP_ERROR, json.JSONDecodeError) as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING:
-                raise
-        time.sleep(2.0**attempt)
-    return ask(*arguments)
-
-
-@contextmanager
-def explained(repo_id: str) -> Iterator[None]:
-    """Errors of the client in words that say what to do.
-
-    Raises:
-        PermissionError: the Hub refuses the token.
-        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
-    """
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise PermissionError(
-                f"The Hub refused to publish to {repo_id} ({status}). The token needs write access "
-                "to that namespace: check the id, log in with `hf auth login` (or HF_TOKEN, "
-                "token=), and for a gated repository ask its owner for access on its page. "
-                f"The Hub said: {error.server_message or error}"
-            ) from error
-        if status not in _PASSING:
-            raise
-        raise _unreached(repo_id, f"answered {status} again and again") from error
-    except (_HTTP_ERROR, json.JSONDecodeError) as error:
-        raise _unreached(repo_id, f"did not answer ({type(error).__name__}: {error})") from error
-    except RuntimeError as error:  # the client has given up a large file
-        if not isinstance(error.__cause__, _HTTP_ERROR):
-            raise
-        raise _unreached(repo_id, f"did not take a file ({error} {error.__cause__})") from error
-
-
-def _unreached(repo_id: str, what: str) -> ConnectionError:
-    return ConnectionError(
-        f"The Hub {what}; nothing was committed to {repo_id}. Run the same push again: large files "
-        "that have arrived are not sent again. https://status.huggingface.co says whether the Hub "
-        "is in trouble."
-    )

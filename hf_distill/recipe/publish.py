@@ -14,8 +14,8 @@ from hf_distill.config import DistillationConfig
 from hf_distill.hub.card import StudentCard
 from hf_distill.hub.card import write as write_card
 from hf_distill.hub.inherit import local_card
-from hf_distill.hub.secrets import scrub
 from hf_distill.hub.values import inherited
+from hf_distill.leaks import scrub
 from hf_distill.recipe import evidence, sources
 from hf_distill.recipe.examples import Examples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict

@@ -1,0 +1,102 @@
+"""The one check of all that is published: students, checkpoints, caches."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .contents import file_leaks, head
+from .links import OutsideError, open_inside
+
+_IN_PLACE = (".safetensors", ".arrow", ".onnx", ".onnx_data", ".data")
+"""Too large to be held; a change between the check and the upload is noticed."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file of a folder, as it was when it was checked.
+
+    ``content`` is what is to be published: the very bytes that were checked, or of large files the
+    path, which `verify` compares with what was checked.
+    """
+
+    name: str
+    content: bytes | str
+    seen: tuple[int, ...] = ()
+
+    def verify(self) -> None:
+        """Raise OutsideError if a large file was replaced or changed since it was checked."""
+        if isinstance(self.content, str) and _identity(os.lstat(self.content)) != self.seen:
+            raise OutsideError(f"{self.name} changed while it was published: publish it again")
+
+
+def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[str]]:
+    """Check files of a folder before they are published.
+
+    Args:
+        root: The folder.
+        names: Relative, with slashes.
+
+    Returns:
+        The files, and a line for each thing that speaks against publishing one of them: a link,
+        what is no regular file, a token, a local path, text in another encoding, …
+    """
+    files, problems = [], []
+    for name in names:
+        try:
+            file, found = _check(root, name)
+        except OutsideError as error:
+            problems.append(str(error))
+        else:
+            files.append(file)
+            problems += [f"{name} {leak}" for leak in found]
+    return files, problems
+
+
+def copy_inside(root: Path, name: str, target: Path) -> None:
+    """Copy a file of a folder, following no link: see `links.open_inside`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_inside(root, name) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _check(root: Path, name: str) -> tuple[Checked, list[str]]:
+    with open_inside(root, name) as file:
+        if not name.endswith(_IN_PLACE):
+            data = file.read()
+            return Checked(name, data), file_leaks(name, data)
+        found = os.fstat(file.fileno())
+        path = os.path.realpath(root / name)
+        if name.endswith((".safetensors", ".arrow")):
+            problems = _weights(name, path) + file_leaks(name, head(name, file))
+        elif found.st_size:
+            with (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+                memoryview(data) as view,
+            ):
+                problems = file_leaks(name, view)
+        else:
+            problems = file_leaks(name, b"")
+        return Checked(name, path, _identity(found)), problems
+
+
+def _weights(name: str, path: str) -> list[str]:
+    """Weights whose header and length do not agree; safetensors judges that."""
+    if name.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return [f"is cut short ({error}): save it again"]
+    return []
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,217 @@
+"""Secrets and private places in text: tokens, keys, passwords, local paths, addresses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_NAME = r"[^\s/\\\"'`()\[\]|,;<>]+"
+# Two names after a slash that opens a word: the slashes of URLs, `and/or`, `</tag>` open none.
+LOCAL_PATH = re.compile(
+    rf"file://\S+"
+    rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_NAME}(?:[\\/]+{_NAME})*"
+    rf"|(?:^|(?<=[\s\"'`(\[{{=,:;|>~_*!?+&]))(?:~/{_NAME}|/{_NAME}/{_NAME})(?:/{_NAME})*/?",
+    re.MULTILINE,
+)
+HOME = re.compile(
+    r"(?:/home|/Users|/var/folders|/root)/[A-Za-z][\w.-]+|[A-Za-z]:\\{1,2}Users\\{1,2}[A-Za-z][\w.-]+"
+)
+"""A user's folder, so certain that even a vocabulary is searched for it."""
+
+# What opens the tokens of the services that give them a form of their own -> what follows. The
+# opening is searched first: regular expressions alone take seconds for a large tokenizer.json.
+_TOKENS: dict[str, str] = {
+    "hf_": r"[A-Za-z0-9]{20,}",
+    "api_org_": r"[A-Za-z0-9]{20,}",
+    **dict.fromkeys(("ghp_", "gho_", "ghs_", "ghu_", "ghr_"), r"[A-Za-z0-9_]{20,}"),
+    "github_pat_": r"[A-Za-z0-9_]{20,}",
+    **dict.fromkeys(("glpat-", "gldt-", "glrt-", "gloas-", "glsa_"), r"[\w-]{20,}"),
+    **dict.fromkeys(("AKIA", "ASIA"), r"[A-Z0-9]{16}"),
+    "AIza": r"[\w-]{30,}",
+    "GOCSPX-": r"[\w-]{20,}",
+    "ya29.": r"[\w-]{20,}",
+    "sk-": r"[\w-]{20,}",
+    **dict.fromkeys(("xoxa-", "xoxb-", "xoxe-", "xoxp-", "xoxr-", "xoxs-", "xapp-"), r"[\w-]{10,}"),
+    "hooks.slack.com/services/": r"[\w/-]{20,}",
+    "discord.com/api/webhooks/": r"[\w/-]{20,}",
+    "pypi-": r"(?![a-z]+(?:-[a-z]+){2})[\w-]{30,}",
+    "npm_": r"[A-Za-z0-9]{20,}",
+    **dict.fromkeys(("sk_live_", "rk_live_", "sk_test_", "whsec_"), r"[A-Za-z0-9]{16,}"),
+    "SG.": r"[\w-]{16,}\.[\w-]{16,}",
+    "dop_v1_": r"[0-9a-f]{40,}",
+    "dapi": r"[0-9a-f]{32}",
+    "dckr_pat_": r"[\w-]{20,}",
+    "shpat_": r"[0-9a-f]{32}",
+    "hvs.": r"[\w-]{20,}",
+    "wandb_v1_": r"\w{20,}",
+    "nvapi-": r"[\w-]{20,}",
+    **dict.fromkeys(("gsk_", "r8_", "tgp_v1_", "pcsk_"), r"[\w-]{30,}"),
+    **dict.fromkeys(("lsv2_pt_", "lsv2_sk_"), r"\w{20,}"),
+    "AGE-SECRET-KEY-1": r"[A-Z0-9]{20,}",
+    "eyJ": r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",  # a JSON Web Token
+    "PuTTY-User-Key-File-": r"\d",
+    "-----BEGIN ": r"[A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
+}
+_ENDS_WORDS = frozenset({"dapi", "SG.", "r8_", "sk-"})  # as in task-
+_BY_OPENING = {
+    opening: re.compile((r"(?<!\w)" if opening in _ENDS_WORDS else "") + re.escape(opening) + rest)
+    for opening, rest in _TOKENS.items()
+}
+TOKEN = re.compile("|".join(form.pattern for form in _BY_OPENING.values()))
+"""By the prefixes that the services give their tokens, so that no ordinary word is one."""
+_AZURE = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{86}==(?![A-Za-z0-9+/=])")
+_SECRET_NAME = r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)"
+# NAME_TOKEN=value. In small letters only the names of arguments that hold a secret: `pad_token`
+# and the like are no secrets.
+_ASSIGNED = re.compile(
+    rf"\b((?:[A-Z0-9]+_)*{_SECRET_NAME}(?:_[A-Z0-9]+)*|AccountKey|SharedAccessKey|AuthToken"
+    r"|(?:[a-z0-9]+_)*(?:(?:hub|hf|access|auth|api|bearer|refresh)_token|password|passwd|api_?key"
+    r"|(?:secret|access|private|account)_key|client_secret))"
+    r"(\"?'?\s*[=:]\s*[\"']?)(?![<\[{*])([^\s\"'<>\[\]{},;|`*]{6,})"
+)
+_QUERY = re.compile(
+    r"([?&](?:[\w-]*(?:token|secret|passw(?:or)?d|signature|api_?key|credential)|sig|auth)=)"
+    r"(?![<\[{*])([^\s&#\"'`<>|)*]{6,})",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r"(\b[Bb]earer |\b[Bb]asic )(?=\S*\d)([A-Za-z0-9._~+/-]{20,}=*)")
+_LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/:@\"']*:[^\s/@\"']+@")
+_VARIABLE = re.compile(rf"(?:^|_){_SECRET_NAME}(?:_ID)?$")
+_NONE = frozenset({"null", "none", "false"})
+
+_ADDRESSES: dict[str, re.Pattern[str]] = {
+    "the network path": re.compile(
+        r"(?:^|(?<=[\s\"'=(:,]))\\{2,4}[A-Za-z0-9][\w.-]+\\{1,2}[\w$.-]{2,}", re.M
+    ),
+    "the storage address": re.compile(
+        r"\b(?:s3a?|s3n|gs|gcs|az|abfss?|wasbs?|adl|oss|cos|hdfs|swift|b2|r2)://[^\s\"'<>]+"
+    ),
+    "the address of a private network": re.compile(
+        r"\b(?:[a-z][a-z0-9+.-]*://(?:[^\s/@\"']+@)?)"
+        r"(?:10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
+        r"|169\.254(?:\.\d{1,3}){2}|[\w.-]+\.(?:internal|intranet|corp|lan|local|localdomain))"
+        r"(?![\w.])[^\s\"'<>]*"
+    ),
+    "the e-mail address": re.compile(
+        r"(?<![\w.+@-])[A-Za-z0-9][\w.+-]*@(?!(?:[\w-]+\.)*example\.(?:com|org|net)\b)"
+        r"(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}(?![\w-])"
+    ),
+    "the SSH address": re.compile(r"(?<![\w.+-])(?:ssh://|git@)[\w.-]+[:/][^\s\"'<>]+"),
+}
+"""What settings that a program wrote have no business with; in prose they may be meant."""
+_HEX40 = re.compile(
+    r"(?<![\w/@.-])(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])(?:[0-9a-f]{40}|[0-9A-F]{40})(?![\w-])"
+)
+_HASHED = re.compile(
+    r"commit|revision|sha|hash|checksum|digest|fingerprint|etag|oid|version|\bref|uuid|\bid$|_id$",
+    re.IGNORECASE,
+)
+
+
+def secret_values() -> list[str]:
+    """The values of this process's environment variables that are secrets by their names."""
+    return [
+        value
+        for name, value in os.environ.items()
+        if _VARIABLE.search(name.upper()) and len(value) >= 10 and not re.search(r"[\s/]", value)
+    ]
+
+
+def own_folders() -> list[str]:
+    """Folders that tell of this machine: the user's, the present one and Python's own."""
+    folders = {str(Path.home()), os.getcwd(), sys.prefix, sys.base_prefix}
+    return sorted(folder + os.sep for folder in folders if len(folder) > 1)
+
+
+def scrub(text: str) -> str:
+    """``text`` with every local path cut to its last name and every token and password masked."""
+
+    def last_name(match: re.Match[str]) -> str:
+        return re.split(r"[\\/]", match.group().rstrip("\\/"))[-1]
+
+    def masked(match: re.Match[str]) -> str:
+        known = match[3].lower() in _NONE
+        return match[0] if known else f"{match[1]}{match[2]}***"
+
+    text = _LOGIN.sub(r"\1***@", text)
+    for value in secret_values():
+        text = text.replace(value, "***")
+    text = TOKEN.sub(lambda match: "hf_***" if match[0].startswith("hf_") else "***", text)
+    text = _AZURE.sub(lambda match: "***" if _is_random(match[0]) else match[0], text)
+    text = _BEARER.sub(r"\1***", _QUERY.sub(r"\1***", text))
+    return LOCAL_PATH.sub(last_name, _ASSIGNED.sub(masked, text))
+
+
+def leaks(text: str) -> list[str]:
+    """What of ``text`` must not be published, a phrase each, never with the secret itself."""
+    return [f"the local path {path}" for path in LOCAL_PATH.findall(text)] + secrets_in(text)
+
+
+def leaks_of_settings(text: str) -> list[str]:
+    """The same of lines ``key: value`` that a program wrote: also addresses that tell of a
+    person or of a private network, and 40 hexadecimal digits that no key calls a hash."""
+    found = leaks(text)
+    for what, address in _ADDRESSES.items():
+        found += [f"{what} {match[0]}" for match in address.finditer(text)]
+    for match in _HEX40.finditer(text):
+        key = text[max(text.rfind("\n", 0, match.start()) + 1, match.start() - 80) : match.start()]
+        key = key.rstrip(" :=\"'")
+        if not _HASHED.search(key):
+            found.append(
+                f"40 hexadecimal digits, as an access key has them, in {key[-40:]!r}: revoke it, "
+                "and take it out"
+            )
+    return list(dict.fromkeys(found))
+
+
+def leaks_of_vocabulary(text: str) -> list[str]:
+    """The same of pieces of words, or of what is legible in a binary file: no addresses there, and
+    of the local paths only users' folders and those of this machine."""
+    found = [f"the local folder {match[0]}" for match in HOME.finditer(text)]
+    found += [f"the local folder {name}" for name in own_folders() if name in text and _deep(name)]
+    return list(dict.fromkeys(found)) + secrets_in(text)
+
+
+def _deep(folder: str) -> bool:
+    """Whether a folder is no single name, which may be a piece of words."""
+    return len(Path(folder).parts) > 2 or Path(folder) == Path.home()
+
+
+def secrets_in(text: str) -> list[str]:
+    """The tokens, keys and passwords in ``text``, a phrase each, without the secret."""
+    found = []
+    if any(_has_token(text)):
+        found.append("an access token: revoke it, and take it out")
+    found += [
+        f"a secret, {match[1]}: revoke it, and take it out"
+        for match in _ASSIGNED.finditer(text)
+        if match[3].lower() not in _NONE
+    ]
+    if "://" in text and _LOGIN.search(text):
+        found.append("a URL with a password: change it, and take it out")
+    if "=" in text and (query := _QUERY.search(text)):
+        found.append(f"a URL with a secret, {query[1]}: revoke it, and take it out")
+    return found
+
+
+def _has_token(text: str) -> Iterator[bool]:
+    yield from (
+        form.search(text) is not None for start, form in _BY_OPENING.items() if start in text
+    )
+    yield any(value in text for value in secret_values())
+    yield "==" in text and any(_is_random(match[0]) for match in _AZURE.finditer(text))
+    yield _BEARER.search(text) is not None
+
+
+def _is_random(encoded: str) -> bool:
+    """Whether 64 bytes in base64 are a key: those of a token of some vocabulary are text."""
+    try:
+        base64.b64decode(encoded).decode("utf-8")
+    except (UnicodeDecodeError, binascii.Error):
+        return True
+    return False
