@@ -1,4 +1,4 @@
-"""One commit on the Hub, of files that were checked: created, uploaded, asked again where needed."""
+"""One commit on the Hub of files that were checked: uploaded first, asked again where needed."""
 
 from __future__ import annotations
 

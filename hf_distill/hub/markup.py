@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|$])")
-_CODE_OR_HTML = re.compile(r"((?<!`)(`+)(?!`).*?(?<!`)\2(?!`))|!(?=\[)|<")
-_BLOCK = re.compile(r"^(\d*)(#|>|[-+*.)](?=\s|$)|[-_]{3}|[~`]{3})")  # what opens a block
+# In the order in which Markdown reads a line: escapes, code spans, what is left.
+_INLINE = re.compile(
+    r"(?P<escape>\\[!-/:-@\[-`{-~])|(?P<run>`+)(?!`)(?P<code>.*?)(?<!`)(?P=run)(?!`)|`+|!(?=\[)|<"
+)
+_BLOCK = re.compile(r"^(\d*)(#|>|[-+*.)](?=\s|$)|[-_]{3}|~{3})")  # what opens a block
 
 
 def cell(value: Any) -> str:
@@ -18,8 +21,18 @@ def cell(value: Any) -> str:
 
 def sentence(markdown: str) -> str:
     """Markdown of one paragraph: links and emphasis, but no HTML, picture, heading or list."""
-    text = _CODE_OR_HTML.sub(lambda match: match[1] or f"\\{match[0]}", " ".join(markdown.split()))
+    text = _INLINE.sub(_harmless, " ".join(markdown.split()))
     return _BLOCK.sub(r"\1\\\2", text)
+
+
+def _harmless(match: re.Match[str]) -> str:
+    """A part of a paragraph; backticks that open no code span here could open one further on."""
+    if match["escape"]:
+        return match[0]
+    if match["run"] is None:
+        return "".join(f"\\{sign}" for sign in match[0])
+    # three backticks at the beginning of a line open a block
+    return match[0] if len(match["run"]) < 3 else code(match["code"])
 
 
 def show(value: Any) -> str:
@@ -36,8 +49,9 @@ def show(value: Any) -> str:
 
 
 def code(value: Any) -> str:
-    """A code span."""
-    return f"`{' '.join(str(value).split()).replace('`', chr(39))}`"
+    """A code span; plain text where there is a pipe, which would end the cell of a table."""
+    text = " ".join(str(value).split()).replace("`", chr(39))
+    return f"`{text}`" if text and "|" not in text else cell(value)
 
 
 def fenced(text: str, language: str) -> str:
@@ -53,7 +67,7 @@ def linked(source: Mapping[str, Any]) -> str:
     address = str(source.get("url", ""))
     if source.get("id"):
         text = f"[{cell(name)}](https://huggingface.co/{kind}{source['id']})"
-    elif re.fullmatch(r"https?://[^\s()<>]+", address):
+    elif re.fullmatch(r"https?://[^\s()<>|`\\]+", address):
         text = f"[{cell(name)}]({address})"
     else:
         text = cell(name) if kind else code(name)
