@@ -37,6 +37,8 @@ class Push:
         revision: Branch to push to, created when missing; default: main.
         create_pr: Open a pull request against main instead.
         repo_type: "model" or "dataset".
+        sign: A file that is there wherever an earlier push of ours was; where it is not, but other
+            files of ``stale`` are, nothing is replaced.
     """
 
     api: HfApi
@@ -47,6 +49,7 @@ class Push:
     revision: str | None = None
     create_pr: bool = False
     repo_type: str = "model"
+    sign: str | None = None
 
     def send(self, files: Callable[[str], list[Checked]]) -> CommitInfo:
         """Commit the files that ``files`` gives for the full id of the repository.
@@ -54,7 +57,8 @@ class Push:
         Raises:
             PermissionError: not logged in, or the Hub refuses the token (401, 403, gated).
             ConnectionError: the Hub was not reached, or went on answering with errors of its own.
-            OutsideError: a file was changed since it was checked.
+            ValueError: a file was changed since it was checked, or the repository holds something
+                else (see ``sign``).
         """
         if self.api.token is None and get_token() is None:
             raise PermissionError(
@@ -85,13 +89,17 @@ class Push:
         checked = files(self.repo_id)
         adding = [CommitOperationAdd(file.name, file.content) for file in checked]
         found = self.api.repo_info(self.repo_id, revision=self.revision, repo_type=self.repo_type)
+        there = {file.rfilename for file in found.siblings or []}
+        earlier = {n for n in there if any(fnmatchcase(n, pattern) for pattern in self.stale)}
+        others = sorted(earlier - {"README.md"})
+        if self.sign is not None and self.sign not in there and others:
+            raise ValueError(
+                f"Expected a new repository or a cache at {self.repo_id}, got a data set that is "
+                f"none: it has {others[0]} and no {self.sign}. Its files would be replaced: push "
+                "to another repository, or empty this one first."
+            )
         names = {file.path_in_repo for file in adding}
-        deleting = [
-            CommitOperationDelete(file.rfilename)
-            for file in found.siblings or []
-            if file.rfilename not in names
-            and any(fnmatchcase(file.rfilename, pattern) for pattern in self.stale)
-        ]
+        deleting = [CommitOperationDelete(name) for name in sorted(earlier - names)]
         self.api.preupload_lfs_files(
             self.repo_id,
             adding,
