@@ -25,7 +25,10 @@ from hf_distill.portable import STATES, STRUCTURE, TENSORS, pack_states, unpack_
 
 logger = logging.getLogger(__name__)
 
-RESUMING = ("trainer_state.json", "distillation.safetensors", STRUCTURE, TENSORS)
+RESUMING = (
+    *("trainer_state.json", "distillation.safetensors", "log-*.safetensors"),
+    *(STRUCTURE, TENSORS),
+)
 """What a published checkpoint holds besides the student: all that resuming needs, no pickle."""
 PUSHING = "_pushing"
 """Where in the output folder that lies which is on its way to the Hub."""
@@ -124,7 +127,7 @@ class Publishing(CardFacts):
                 states = {path.name for pattern in STATES for path in folder.glob(pattern)}
                 self._tell_left_out(states - set(pack_states(folder)), folder)
                 files = published_files(folder)
-                files += [name for name in RESUMING if (folder / name).is_file()]
+                files += _resuming(folder)
                 write_list(folder, files)
                 files.append(LIST)
                 message += ", checkpoint"
@@ -148,7 +151,7 @@ class Publishing(CardFacts):
     def _stage_checkpoint(self, checkpoint: Path, staged: Path) -> None:
         states = [path.name for pattern in STATES for path in checkpoint.glob(pattern)]
         names = [*listed_files(checkpoint), *states]
-        names += [name for name in RESUMING if (checkpoint / name).is_file()]
+        names += _resuming(checkpoint)
         for name in names:
             _put(checkpoint, name, staged / name)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -178,6 +181,10 @@ class Publishing(CardFacts):
         if checkpoint is not None:
             unpack_states(checkpoint)  # of a checkpoint that comes from the Hub
         super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def _resuming(checkpoint: Path) -> list[str]:
+    return sorted(path.name for pattern in RESUMING for path in checkpoint.glob(pattern))
 
 
 def _put(root: Path, name: str, target: Path) -> None:

@@ -7,9 +7,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -28,6 +30,8 @@ from hf_distill.weights import Share
 
 CONFIG = "distillation"
 """Under this name the facts of a run stand in the configuration that a tracker shows."""
+SUMS = "log-{:05d}.safetensors"
+"""In a checkpoint, for each process: what was added up for the next log entry, and for all."""
 _TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
@@ -49,6 +53,8 @@ class Tracking(Trainer):
         self._components_from = 0
         self._gradients: dict[str, Tensor] = {}
         self._moving: dict[str, float | Tensor] = {}
+        self._sums_from: str | None = None
+        self._knows_all_losses = False
         super().__init__(*positional, **options)
         stay_local(self.args)
         self.add_callback(RunFacts(self.run_facts, self.callback_handler))
@@ -111,15 +117,69 @@ class Tracking(Trainer):
             logs.update(self._mean_components())
             logs.update({n: float(v) for n, v in (self._gradients | self._moving).items()})
             self._components, self._gradients = {}, {}
+        if "train_loss" in logs and self._knows_all_losses:  # `Trainer` has those since the resume
+            total: Any = self._total_loss_scalar
+            logs["train_loss"] = total / self.state.global_step
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._mean_components()  # never let broken weights take the place of a good checkpoint
         super()._save_checkpoint(model, trial)
 
+    # ---- what a checkpoint keeps of it -------------------------------------------------------
+
+    def _sums(self) -> dict[str, Tensor]:
+        """What was added up since the last log entry, and the losses of the whole run."""
+        steps: Any = self
+        counts = {
+            "total": steps._total_loss_scalar,
+            "last_logged": steps._globalstep_last_logged,
+            "components_from": self._components_from,
+            "processes": self.accelerator.num_processes,
+        }
+        sums = {name: torch.tensor(n, dtype=torch.float64) for name, n in counts.items()}
+        components = {f"component.{name}": value for name, value in self._components.items()}
+        return {"loss": steps._tr_loss, **sums, **components}
+
+    def _take_up(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on from `_sums`."""
+        steps: Any = self
+        steps._tr_loss += sums["loss"].to(steps._tr_loss.device)
+        steps._total_loss_scalar = sums["total"].item()
+        steps._globalstep_last_logged = int(sums["last_logged"])
+        self._components_from = int(sums["components_from"])
+        named = {k.removeprefix("component."): v for k, v in sums.items() if k.startswith("comp")}
+        named.pop("components_from")
+        self._components = {name: value.to(self.args.device) for name, value in named.items()}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        held = {name: value.detach().cpu().contiguous() for name, value in self._sums().items()}
+        save_file(held, Path(output_dir) / SUMS.format(self.args.process_index))
+
+    def _resume_sums(self) -> None:
+        folder, self._sums_from = self._sums_from, None
+        if folder is not None:
+            path = Path(folder) / SUMS.format(self.args.process_index)
+            sums = load_file(path) if path.is_file() else {}
+            if int(sums.get("processes", 0)) == self.accelerator.num_processes:
+                self._take_up(sums)
+                self._knows_all_losses = True
+
+    def _run_epoch(self, *args: Any, **options: Any) -> Any:
+        self._resume_sums()
+        return super()._run_epoch(*args, **options)
+
+    def _finalize_training(self, *args: Any, **options: Any) -> Any:
+        self._resume_sums()  # of a run that was at its end
+        return super()._finalize_training(*args, **options)
+
     def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
+        self._sums_from = options.get("resume_from_checkpoint")
+        self._knows_all_losses = False
         try:
-            return super()._inner_training_loop(*args, **options)
+            output = super()._inner_training_loop(*args, **options)
+            return output._replace(training_loss=output.metrics["train_loss"])
         except BaseException:  # an interrupt, too: what was logged until then is of use
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, CurvesCallback):

@@ -286,6 +286,15 @@ def stop_and_resume(folder: str, *stops: str) -> None:
         resumed.train(resume_from_checkpoint=str(whole / f"checkpoint-{step}"))
 
 
+def test_figures_go_on_within_an_interval(tmp_path: Path) -> None:
+    """The share of own text, and all else in the first entry, would be of a part of its steps."""
+    whole = run_for_resume(tmp_path / "whole", logging_steps=5)
+    whole.train()
+    resumed = run_for_resume(tmp_path / "resumed", logging_steps=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert steps(resumed) == steps(whole)
+
+
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_exact(tmp_path: Path, count: int) -> None:
     """A run that was stopped would go on with other windows, other texts, or an empty buffer."""

@@ -138,6 +138,22 @@ def test_resume_is_exact(tmp_path: Path, processes: int) -> None:
         same(tmp_path / f"from_{step}" / last.name, last)
 
 
+@pytest.mark.parametrize("logging_steps", [1, 4])
+def test_figures_go_on_within_an_interval(tmp_path: Path, logging_steps: int) -> None:
+    """The first entry after a resume would be the mean of a part of its steps, and `train_loss`
+    that of the steps since then: 0 after the last one."""
+    options: dict[str, Any] = {"logging_steps": logging_steps}
+    whole = trainer_for(tmp_path / "whole", **options)
+    expected = whole.train()
+    for step in (1, 3, 6):
+        ours = trainer_for(tmp_path / str(step), seed=step, **options)
+        found = ours.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert found.training_loss == expected.training_loss
+        assert found.metrics["train_loss"] == expected.metrics["train_loss"]
+        entries, wanted = ours.state.log_history[:-1], whole.state.log_history[:-1]
+        assert [{**e, "grad_norm": 0} for e in entries] == [{**e, "grad_norm": 0} for e in wanted]
+
+
 # ---- kill -9 ---------------------------------------------------------------------------------
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir")

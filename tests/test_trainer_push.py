@@ -21,8 +21,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ["README.md", "config.json", "model.safetensors"]
 CHECKPOINT = [
+    "checksums.json",
     "config.json",
     "distillation.safetensors",
+    "log-00000.safetensors",
     "model.safetensors",
     "trainer_state.json",
     "training_state.json",

@@ -43,6 +43,10 @@ class Tally:
         self.finished += sum(bool(c) and c[-1] in ends for c in completions)
         self.shown = [*self.shown, *pairs][-show:] if show else []
 
+    def counts(self) -> dict[str, int]:
+        """The counts, by their names."""
+        return {name: n for name, n in vars(self).items() if name != "shown"}
+
     def figures(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
         """For the log.
 

@@ -275,6 +275,16 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         if self.args.replay_capacity:
             self._buffer.save(self._replay_path(output_dir))
 
+    def _sums(self) -> dict[str, Tensor]:
+        counted = {name: torch.tensor(n) for name, n in self._tally.counts().items()}
+        return {**super()._sums(), **{f"tally.{name}": n for name, n in counted.items()}}
+
+    def _take_up(self, sums: Mapping[str, Tensor]) -> None:
+        super()._take_up(sums)
+        for name in self._tally.counts():
+            if (count := sums.get(f"tally.{name}")) is not None:
+                setattr(self._tally, name, int(count))
+
     # ---- what it tells ------------------------------------------------------------------------
 
     def run_facts(self) -> dict[str, Any]:
