@@ -54,6 +54,10 @@ READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
 """What the best model is loaded without."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is not as it was written; the message names the files, and a remedy."""
+
+
 def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
     """List the files of a checkpoint in `LIST`, at once or not at all.
 
@@ -95,11 +99,11 @@ def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> i
         The optimizer steps that it has done.
 
     Raises:
-        ValueError: naming the files, and what to do.
+        CheckpointError: naming the files, and what to do.
     """
     problems = dict(_problems(folder, states, anew))
     if problems:
-        raise ValueError(_complaint(folder, problems))
+        raise CheckpointError(_complaint(folder, problems))
     if states and (absent := _absent(folder, packed(folder))):
         both = "optimizer and learning-rate schedule, which are loaded together, begin anew"
         what = "the random states begin anew" if absent == ["rng_state.pth"] else both

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from hf_distill.checkpoint_files import (
     SAVING,
     STATE,
+    CheckpointError,
     check_checkpoint,
     clear_staging,
     make_way,
@@ -253,8 +254,9 @@ class Checkpoints(Trainer):
         """As in `transformers.Trainer`; a checkpoint is compared with the list of its files first.
 
         Raises:
-            ValueError: a file of the checkpoint is missing or was changed, saying which and what to
-                do. Optimizer, schedule and random states may be missing with ``save_only_model``.
+            CheckpointError: a file of the checkpoint is missing or was changed, saying which and
+                what to do. Optimizer, schedule and random states may be missing with
+                ``save_only_model``.
         """
         found: Any = resume_from_checkpoint
         if found is True:
@@ -270,19 +272,19 @@ class Checkpoints(Trainer):
         if self.accelerator.is_local_main_process:
             try:
                 step = check_checkpoint(folder, states, anew=self.args.save_only_model)
-            except ValueError as error:
+            except CheckpointError as error:
                 found = str(error)
         results = [(found, step)]
         if self.accelerator.num_processes > 1:
             results = gather_object(results)
         if problems := [problem for problem, _ in results if problem]:
-            raise ValueError(problems[0])
+            raise CheckpointError(problems[0])
         return max(step for _, step in results)
 
     def _init_training_state(self, *args: Any, **options: Any) -> Any:
         begun = super()._init_training_state(*args, **options)
         if self._resumed_step not in (None, self.state.global_step):
-            raise ValueError(
+            raise CheckpointError(
                 f"Expected to go on from step {self._resumed_step}, got step "
                 f"{self.state.global_step}: the checkpoint was changed or removed while it was "
                 "read, by another run in this folder. Let that one end, then start this one again."

@@ -71,8 +71,15 @@ def unpack_states(folder: str | os.PathLike[str]) -> None:
         if Path(name).name != name:
             raise ValueError(f"expected in {root / STRUCTURE} the names of files, got {name!r}")
         if not (root / name).exists():
+            try:
+                decoded = _decode(state, tensors)
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                raise ValueError(
+                    f"expected in {root / STRUCTURE} the states that {TENSORS} belongs to, got "
+                    f"another {name} ({type(error).__name__}: {error}); download both again"
+                ) from error
             temporary = root / f".{name}.{os.getpid()}"
-            torch.save(_decode(state, tensors), temporary)
+            torch.save(decoded, temporary)
             os.replace(temporary, root / name)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_distill.checkpoint_files import CheckpointError
 from hf_distill.heads import describe_model
 from hf_distill.hub.push import push_folder
 from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
 from hf_distill.recipe.caching import CACHE, CacheStage, write
+from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
 from hf_distill.recipe.evidence import BATCH, measured, samples_stage, speed_stage, written
 from hf_distill.recipe.judging import (
@@ -206,7 +208,10 @@ class Run(Plan):
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")
-        trainer.train(resume_from_checkpoint=last)
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except CheckpointError as error:
+            raise RecipeError(f"{stage.name}: {error}") from error
         seconds = trainer.state.log_history[-1]["seconds"]
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them

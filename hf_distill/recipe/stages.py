@@ -144,6 +144,8 @@ def run_stage(
     if state.num_processes > 1:
         broadcast_object_list(done)
     if done[0] is not None:
+        if state.is_main_process:  # left by a kill between the record and their removal
+            shutil.rmtree(stage.checkpoints, ignore_errors=True)
         say(f"{stage.name}: done before, nothing it depends on has changed")
         return done[0]
     if state.is_main_process:

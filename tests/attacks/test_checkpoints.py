@@ -17,13 +17,16 @@ import test_joint
 import test_on_policy
 import torch
 from peft import LoraConfig, TaskType
+from recipe_zoo import recipe
 from small import same, trainer, weights
 from tally import Tally
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
 from hf_distill.cache.sealed import sealed
 from hf_distill.checkpoint_files import LIST, check_checkpoint, write_list
+from hf_distill.cli import main
 from hf_distill.portable import STRUCTURE, TENSORS, pack_states
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed
@@ -294,6 +297,35 @@ def test_packed_states(whole: Path, tmp_path: Path) -> None:
                     shutil.copytree(packed, place)
                     damage(place / name)
                     refused(place, name, resumed)
+
+
+def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A traceback, and a folder full of checkpoints of stages that are done."""
+    path = recipe(tmp_path / "project")
+    stage = tmp_path / "project/out/teacher"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Tally("checkpoints: recipes") as attacks:
+        with monkeypatch.context() as patched, attacks.attack("killed at its end"):
+            patched.setattr(Trainer, "_finalize_training", killed)
+            assert main(["cache", str(path)]) == 130
+        (checkpoint,) = (stage / "checkpoints").glob("checkpoint-*")
+        with attacks.attack("damaged"):
+            flip(checkpoint / "optimizer.pt")
+            assert main(["cache", str(path)]) == 2
+            assert f"{checkpoint} as it was written" in (said := capsys.readouterr().err)
+            assert "optimizer.pt (its content was changed)" in said
+            assert "(of a recipe: delete the folder)" in said
+        with attacks.attack("the remedy"):
+            shutil.rmtree(checkpoint)
+            assert main(["cache", str(path)]) == 0
+            assert not (stage / "checkpoints").exists()
+        with attacks.attack("killed after the record"):
+            (stage / "checkpoints" / checkpoint.name).mkdir(parents=True)
+            assert main(["cache", str(path)]) == 0
+            assert not (stage / "checkpoints").exists()
 
 
 # ---- code --------------------------------------------------------------------------------------
