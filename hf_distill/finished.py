@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from hf_distill.folders import refuse_foreign_files
 from hf_distill.hub.comparison import weight
 from hf_distill.robustness import Examples, Subject
 from hf_distill.robustness.report import aligned
@@ -208,8 +209,22 @@ def _folder(subject: Subject) -> Path:
     return Path(snapshot_download(source, local_files_only=True))
 
 
+def check(folder: str | Path) -> None:
+    """Refuse a folder with an ``eval.json`` or ``eval.md`` that was not written here.
+
+    Raises:
+        FolderError: there is one; nothing was touched.
+    """
+    refuse_foreign_files(Path(folder), ["eval.md"], "eval.json", {"models", "examples", "notes"})
+
+
 def write(facts: Mapping[str, Any], folder: str | Path) -> None:
-    """Write ``eval.json`` and ``eval.md``."""
+    """Write ``eval.json`` and ``eval.md``.
+
+    Raises:
+        FolderError: see `check`.
+    """
+    check(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_text(Path(folder) / "eval.json", json.dumps(facts, indent=1) + "\n")
     write_text(Path(folder) / "eval.md", markdown(facts) + "\n")

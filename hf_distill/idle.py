@@ -81,7 +81,7 @@ def no_steps(args: Any) -> str | None:
     """Explain why these arguments give no step that changes a weight; None: they give some."""
     if args.max_steps == 0:
         return "max_steps=0. Give a number above 0, or -1 (then num_train_epochs counts)"
-    if args.max_steps < 0 and args.num_train_epochs <= 0:
+    if args.max_steps < 0 and not args.num_train_epochs > 0:  # NaN, too
         return f"num_train_epochs={args.num_train_epochs:g}. Give a number above 0"
     return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.axes import AXES
+from hf_distill.folders import refuse_foreign_files
 from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
 from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.robustness.tables import table
@@ -46,9 +47,12 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
     """Write ``compare.json``, ``compare.md`` and ``compare.png``.
 
     Raises:
+        FolderError: one of them is there that was not written here.
         ImportError: matplotlib is missing.
     """
     root = Path(folder)
+    files = ["compare.md", "compare.png"]
+    refuse_foreign_files(root, files, "compare.json", {"runs", "against"})
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / "compare.json", facts)
     write_text(

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    "losses ascent axes directions forward sharding places modules outputs streams processes "
-    "portable leaks | language special_tokens commits | "
+    "losses ascent axes directions folders forward interrupts sharding places modules outputs "
+    "streams processes portable leaks | language special_tokens commits | "
     "signals | batch_checks capture reading projection | tasks crossing | states | "
     "heads layers schedules | "
     "spaces problems | pair | matching alignment balance initialise temperature views noisy "

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-EXIT_CODES = """exit codes: 0 done; 1 training, publishing or writing failed; 2 something is
-wrong with the command line, the recipe or what was given; 3 a requirement on robustness is not
-met; 130 interrupted (the same command again resumes).
+from hf_distill.folders import trouble
+
+EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with
+the command line, the recipe, what was given, or the disk and folder that are written; 3 a
+requirement on robustness is not met; 130 interrupted (the same command again resumes).
 """
 Say = Callable[[str], None]
 
@@ -86,3 +88,14 @@ def complain(message: str) -> None:
     """Say on stderr what is wrong; once, not by every process of a launch."""
     if os.environ.get("RANK", "0") == "0":
         print(f"hf-distill: {message}", file=sys.stderr, flush=True)
+
+
+def failed(error: Exception) -> int:
+    """Say on stderr what went wrong.
+
+    Returns:
+        The exit code: 2 where it is for the user to change, the disk included; else 1.
+    """
+    told = trouble(error)
+    complain(told or str(error))
+    return 2 if told or isinstance(error, (ValueError, ImportError)) else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
 from hf_distill.cli.train import with_recipe
 
 EPILOG = f"""examples:
@@ -45,5 +45,4 @@ def run(args: argparse.Namespace, say: Say) -> int:
     try:
         return with_recipe(args, say, work)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        complain(str(error))
-        return 1
+        return failed(error)

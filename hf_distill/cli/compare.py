@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
 
 EPILOG = f"""examples:
   hf-distill compare runs/kl runs/kl_and_features
@@ -39,17 +39,15 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, say: Say) -> int:
     """Compare the runs, print the tables and write the files."""
     from hf_distill.comparison import compare, read_runs
+    from hf_distill.folders import held
     from hf_distill.side_by_side import markdown, write
 
     try:
         facts = compare(read_runs(args.runs))
-        write(facts, args.output)
-    except (ValueError, ImportError) as error:
-        complain(str(error))
-        return 2
-    except OSError as error:
-        complain(str(error))
-        return 1
+        with held(Path(args.output)):
+            write(facts, args.output)
+    except (ValueError, ImportError, OSError) as error:
+        return failed(error)
     say(markdown(facts))
     say(f"\nreport: {Path(args.output) / 'compare.md'}, with compare.png and compare.json")
     return 0

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain, nearest
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed, nearest
 
 EPILOG = f"""examples:
   hf-distill eval runs/movie-reviews/final --dataset org/reviews --split test
@@ -58,17 +58,16 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Measure the models, print the table and write the files."""
-    from hf_distill.finished import markdown, write
+    from hf_distill.finished import check, markdown, write
+    from hf_distill.folders import held
 
     try:
-        facts = _facts(args, say)
-        write(facts, args.output)
-    except (ValueError, ImportError) as error:
-        complain(str(error))
-        return 2
-    except OSError as error:
-        complain(str(error))
-        return 1
+        with held(Path(args.output)):
+            check(args.output)
+            facts = _facts(args, say)
+            write(facts, args.output)
+    except (ValueError, ImportError, OSError) as error:
+        return failed(error)
     say(f"\n{markdown(facts)}\n")
     say(f"report: {Path(args.output) / 'eval.md'}, and eval.json beside it")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
 
 EPILOG = f"""examples:
   hf-distill export runs/movie-reviews/final
@@ -67,12 +67,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
                 )
             )
         add_exports(args.folder, read_exports(args.folder))
-    except (ValueError, ImportError) as error:
-        complain(str(error))
-        return 2
-    except (OSError, ExportError) as error:
-        complain(str(error))
-        return 1
+    except (ValueError, ImportError, OSError, ExportError) as error:
+        return failed(error)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
 
 EPILOG = f"""examples:
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
@@ -63,6 +63,5 @@ def run(args: argparse.Namespace, say: Say) -> int:
             importance=args.importance,
         )
     except (OSError, ValueError) as error:
-        complain(str(error))
-        return 2 if isinstance(error, ValueError) else 1
+        return failed(error)
     return 0

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from hf_distill import __version__
-from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain
+from hf_distill import __version__, interrupts
+from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain, failed
 from hf_distill.cli.overrides import split_overrides
 from hf_distill.cli.terminal import lines
+from hf_distill.folders import FolderError, trouble
 
 COMMANDS = {
     "train": "train",
@@ -75,15 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] in (["train"], ["cache"]):
             words, overrides = split_overrides(words)
         args = parser().parse_args(words, argparse.Namespace(overrides=overrides))
-        with lines() as say:
+        with interrupts.heard(), lines() as say:
             code: int = module_of(args.command).run(args, say)
+            if args.command != "serve-teacher":  # which Ctrl-C ends as it should
+                interrupts.check()
         return code
-    except UsageError as error:
+    except (UsageError, FolderError) as error:
         complain(str(error))
         return 2
     except BrokenPipeError:  # `hf-distill … | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if trouble(error) is None:
+            raise
+        return failed(error)
     except KeyboardInterrupt:
         complain("interrupted; the same command again resumes from the last checkpoint")
         return 130

@@ -59,6 +59,8 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
     Returns:
         The exit code.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     from hf_distill.recipe import RecipeError, Run, load_recipe
     from hf_distill.robustness import RequirementError
 
@@ -76,7 +78,7 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
     except RequirementError as error:
         complain(str(error))
         return 3
-    except FloatingPointError as error:
+    except (FloatingPointError, HfHubHTTPError, ConnectionError) as error:
         complain(str(error))
         return 1
     return 0

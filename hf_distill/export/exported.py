@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_distill.folders import held, refuse_foreign_files
+
 ONNX, INT8 = "ONNX", "ONNX int8"
 FILES = {ONNX: "onnx/model.onnx", INT8: "onnx/model_int8.onnx"}
 """Format -> its file below the student's folder; weights above `SINGLE_FILE` lie in FILE.data."""
@@ -23,7 +25,8 @@ FACTS = "onnx/export.json"
 SINGLE_FILE = 1_800_000_000
 """Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_STAGING = ".onnx-"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
+_STAGING = ".hf_distill-onnx-"
 
 
 class ExportError(RuntimeError):
@@ -121,11 +124,29 @@ def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A folder beside ``onnx/`` that vanishes; also what a killed export has left there."""
-    for old in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(old)
-    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as staged:
-        yield Path(staged)
+    """A folder beside ``onnx/`` that vanishes; also what a killed export has left there.
+
+    Raises:
+        FolderError: another export is at work, or see `check_exports`.
+    """
+    with held(folder):
+        check_exports(folder)
+        for old in folder.glob(f"{_STAGING}*"):
+            shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as staged:
+            yield Path(staged)
+
+
+def check_exports(folder: Path) -> None:
+    """Refuse to replace ONNX files that were not exported here.
+
+    Raises:
+        FolderError: there are some; nothing was touched.
+    """
+    files = [Path(name).name for name in FILES.values()]
+    names = [*files, *(f"{name}.data" for name in files)]
+    record = folder / FACTS
+    refuse_foreign_files(record.parent, names, record.name, {"weights", "exports"})
 
 
 def keep(folder: Path, staged: Path, row: Exported) -> None:
@@ -152,8 +173,9 @@ def keep(folder: Path, staged: Path, row: Exported) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, str]:
-    """The student's files of weights -> hash."""
-    return {path.name: sha256(path) for path in sorted(folder.glob("model*.safetensors"))}
+    """The student's files of weights -> hash, in any format that they are loaded from."""
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return {path.name: sha256(path) for path in sorted(found)}
 
 
 def parts(path: Path) -> list[Path]:

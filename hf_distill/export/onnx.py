@@ -19,6 +19,7 @@ from hf_distill.export.exported import (
     SINGLE_FILE,
     Exported,
     ExportError,
+    check_exports,
     check_packages,
     keep,
     parts,
@@ -65,6 +66,7 @@ def export_onnx(
     if opset < _LEAST_OPSET:
         raise ValueError(f"Expected an opset of at least {_LEAST_OPSET}, got {opset}.")
     root = Path(folder)
+    check_exports(root)
     student = read_student(root, examples)
     with staging(root) as staged:
         path = staged / Path(FILES[ONNX]).name

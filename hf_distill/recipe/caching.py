@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from hf_distill.cache import formats, write_cache
-from hf_distill.cache.sealed import bindings, read_manifest
+from hf_distill.cache.manifest import CARD, VOCABULARY, refuse_other_card
+from hf_distill.cache.sealed import MANIFEST, bindings, read_manifest
 from hf_distill.config import DistillationConfig
+from hf_distill.folders import contents, refuse_foreign
 from hf_distill.heads import Head
 from hf_distill.objectives import HardLabels
 from hf_distill.processes import make_accelerator
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.sections import CacheSection
+from hf_distill.recipe.sections import CacheSection, path_of
 from hf_distill.recipe.stages import Stage
 from hf_distill.signals import Needs
 from hf_distill.teachers import CachedTeacher, Teacher
@@ -35,12 +37,31 @@ class CacheStage(Stage):
         section: What the recipe says of it. Its ``path`` is no input: it is where, not what.
     """
 
+    made: ClassVar[tuple[str, ...]] = (
+        *Stage.made,
+        *(MANIFEST, VOCABULARY, CARD, "views.jsonl", "data", ".*.partial"),
+    )
+
     section: CacheSection
 
     @property
     def path(self) -> Path:
         """The folder of the cache."""
-        return self.folder if self.section.path is None else Path(self.section.path)
+        own = self.section.path
+        return self.folder if own is None else path_of(own)
+
+    def check(self) -> None:
+        """See, as of every stage, that its folder may be written; and of another path, that a cache
+        or nothing is there.
+
+        Raises:
+            ValueError: it is not so; nothing was touched.
+        """
+        super().check()
+        if self.section.path is not None and not (self.path / MANIFEST).exists():
+            begun = (CARD, VOCABULARY, ".*.partial")  # what is written before the manifest
+            refuse_foreign(self.path, contents(self.path, begun), f"with a {MANIFEST}")
+            refuse_other_card(self.path)
 
     def results(self) -> dict[str, Any] | None:
         """The results, if the cache is finished and still there: the one that this stage wrote,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hf_distill.objectives import HardLabels, objective_from
@@ -73,7 +72,7 @@ def objectives(recipe: Recipe) -> dict[str, Sum]:
                 )
     for role in (*recipe.assistant_roles, "student"):
         rows = getattr(recipe.section(role), "objective", None) or recipe.objective
-        args = arguments(recipe, role, recipe.seed, Path(recipe.output_dir))
+        args = arguments(recipe, role, recipe.seed, recipe.root)
         found[role] = args.objective() if rows is None else objective_from(rows)
     return found
 
@@ -135,7 +134,7 @@ def make_stages(
         test: The hash of the test split.
         of_teacher: The hash of what the teacher trains on.
     """
-    root, stages = Path(recipe.output_dir), dict[str, Stage]()
+    root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
     for lesson in first:
         own = {**common, "data": {**common["data"], "train": of_teacher}}
@@ -168,7 +167,7 @@ def cache_stage(recipe: Recipe, plan: Sequence[Lesson], inputs: Mapping[str, Any
     training = recipe.training_of(learners[0].role)
     precision = next((name for name in ("bf16", "fp16") if training.get(name)), "no")
     inputs = {**inputs, "kept": kept, "precision": precision}
-    return CacheStage(CACHE, Path(recipe.output_dir) / CACHE, inputs, section)
+    return CacheStage(CACHE, recipe.root / CACHE, inputs, section)
 
 
 def _teacher(
@@ -189,7 +188,7 @@ def _stage(recipe: Recipe, lesson: Lesson, inputs: Mapping[str, Any]) -> Stage:
     if recipe.on_policy is not None and lesson.teacher is not None:
         training |= recipe.on_policy
     inputs = {**inputs, "training": training, "seed": lesson.seed}
-    return Stage(lesson.key, Path(recipe.output_dir) / lesson.key, inputs)
+    return Stage(lesson.key, recipe.root / lesson.key, inputs)
 
 
 def _described(lesson: Lesson) -> Any:

@@ -31,6 +31,7 @@ from hf_distill.recipe.estimate import (
     steps,
     together_of,
 )
+from hf_distill.recipe.evidence import SAMPLES, SPEED
 from hf_distill.recipe.examples import (
     OF_TEACHER,
     Examples,
@@ -39,6 +40,7 @@ from hf_distill.recipe.examples import (
     prepared,
 )
 from hf_distill.recipe.judging import Compute, together
+from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.language import adapter
 from hf_distill.recipe.models import Models
 from hf_distill.recipe.noise import OneVersion
@@ -46,7 +48,7 @@ from hf_distill.recipe.robustness import Robustness, stage_of
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
-from hf_distill.recipe.training import arguments
+from hf_distill.recipe.training import Heard, arguments
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.terms import Sum
 from hf_distill.trainer import DistillationTrainer
@@ -68,7 +70,7 @@ class Plan:
 
     def __init__(self, recipe: Recipe, say: Callable[[str], None] = print):
         self.recipe, self.task = recipe, recipe_task(recipe)
-        self.root = Path(recipe.output_dir)
+        self.root = recipe.root
         for role in recipe.roles:  # wrong ones are told now, not in an hour
             arguments(recipe, role, recipe.seed, self.root)
         self.state = process_state()
@@ -158,7 +160,7 @@ class Plan:
                 processing_class=self.processor,
                 data_collator=OneVersion(self.task.collator(self.processor)),
                 compute_metrics=compute or compute_metrics(self.task),
-                callbacks=list(callbacks),
+                callbacks=[Heard(), *callbacks],
                 peft_config=peft,
             )
         except ValueError as error:
@@ -171,8 +173,11 @@ class Plan:
         """Put the trainer of every kind of learner together once, before a teacher takes its hours.
 
         Raises:
-            RecipeError: an objective, layer map or model that does not fit.
+            RecipeError: an objective, layer map or model that does not fit, or a place in the
+                output folder that is somebody else's.
         """
+        more = [SPEED] if self.task.prompt is None else [SPEED, SAMPLES]
+        on_main(lambda: check_folders(self.recipe, self.stages.values(), more))
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage) and stage.results() is None:
             self.check_cache(stage)

@@ -18,14 +18,23 @@ from hf_distill.hub.values import inherited
 from hf_distill.leaks import scrub
 from hf_distill.recipe import evidence, sources
 from hf_distill.recipe.examples import Examples
+from hf_distill.recipe.kept import (
+    EXPORTS,
+    FINAL,
+    RECIPE,
+    REPLACED,
+    REPORT,
+    STAGED,
+    check_places,
+    is_file_of,
+    keep_additions,
+)
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.stages import write_json, write_text
+from hf_distill.recipe.stages import RECORD, remove, write_json, write_text
 from hf_distill.recipe.tasks import RecipeTask
 from hf_distill.run_facts import ALWAYS, describe_processor, exports_of, plain, told
-
-FINAL, EXPORTS = "final", "onnx"
 
 
 def publish(
@@ -50,19 +59,25 @@ def publish(
     Returns:
         The folder ``final``.
     """
-    final, staging, old = root / FINAL, root / f".{FINAL}.tmp", root / f".{FINAL}.old"
-    shutil.rmtree(staging, ignore_errors=True)
+    final, staging, old = root / FINAL, root / STAGED, root / REPLACED
+    check_places(root, recipe.file)
     if old.exists() and not final.exists():  # a kill came between the renames below
         old.replace(final)
-    shutil.copytree(root / f"student/seed-{facts['published_seed']}" / "model", staging)
+    if staging.exists():
+        remove(staging)
+    staging.mkdir()
+    write_json(staging / RECORD, {})  # the sign that we made it, if a kill leaves it there
+    model = root / f"student/seed-{facts['published_seed']}" / "model"
+    shutil.copytree(model, staging, dirs_exist_ok=True)
     if (final / "README.md").is_file():  # what a person wrote into the card is kept
         shutil.copy2(final / "README.md", staging / "README.md")
     pictures = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
-    for name in ("report.json", "curves.png", *pictures):
+    for name in (REPORT, "curves.png", *pictures):
         shutil.copy2(root / name, staging / name)
     resolved = scrub(recipe.to_yaml())
-    write_text(staging / "recipe.yaml", resolved)
-    write_text(root / "recipe.yaml", recipe.to_yaml())
+    write_text(staging / RECIPE, resolved)
+    if not is_file_of(root / RECIPE, recipe.file):
+        write_text(root / RECIPE, recipe.to_yaml())
     card = student_card(recipe, task, examples, facts, resolved)
     log = evidence.training_log(facts, root)
     card.components, card.history = log["components"], log["history"]
@@ -75,11 +90,15 @@ def publish(
     card.teacher |= {"quote": quote} if quote else {}
     write_json(root / "card.json", vars(card))
     write_card(card, staging, eval_results=recipe.card.eval_results)
-    shutil.rmtree(old, ignore_errors=True)
+    keep_additions(final, staging)
+    (staging / RECORD).unlink()
+    if old.exists():
+        remove(old)
     if final.exists():
         final.replace(old)
     staging.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        remove(old)
     return final
 
 

@@ -114,7 +114,7 @@ class Robustness:
             },
             "versions": versions(),
         }
-        return Stage(ROBUSTNESS, Path(self.recipe.output_dir) / ROBUSTNESS, inputs)
+        return Stage(ROBUSTNESS, self.recipe.root / ROBUSTNESS, inputs)
 
     def measure(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.checkpoint_files import CheckpointError
+from hf_distill.folders import held
 from hf_distill.heads import describe_model
 from hf_distill.hub.push import push_folder
 from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
 from hf_distill.recipe.caching import CACHE, CacheStage, write
-from hf_distill.recipe.casting import RecipeError
 from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
+from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.evidence import BATCH, measured, samples_stage, speed_stage, written
 from hf_distill.recipe.judging import (
     Compute,
@@ -27,15 +29,17 @@ from hf_distill.recipe.judging import (
     together,
     with_nll_and_ece,
 )
+from hf_distill.recipe.kept import FINAL, on_main
 from hf_distill.recipe.language import SAMPLES, merge
 from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.planning import Plan
-from hf_distill.recipe.publish import FINAL, publish
+from hf_distill.recipe.publish import publish
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import compute_metrics
 from hf_distill.recipe.training import (
+    Progress,
     arguments,
     callbacks,
     evaluation_arguments,
@@ -64,8 +68,22 @@ class Run(Plan):
 
         Returns:
             The folder of the finished student, ready to be pushed.
+
+        Raises:
+            RecipeError: another run works in the output folder, or as `check`.
         """
-        self.check()
+        with self._alone():
+            self.check()
+            return self._run()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the output folder on the main process; the others go with it."""
+        with contextlib.ExitStack() as lock:
+            on_main(lambda: lock.enter_context(held(self.root)))
+            yield
+
+    def _run(self) -> Path:
         results = {}
         for key, stage in self.stages.items():
             if key == EVALUATION:
@@ -97,11 +115,17 @@ class Run(Plan):
         Returns:
             The folder of the cache.
         """
+        with self._alone():
+            return self._write_cache()
+
+    def _write_cache(self) -> Path:
         stage = self.stages.get(CACHE)
         if not isinstance(stage, CacheStage):
             section = dataclasses.replace(self.recipe.teacher, cache=CacheSection())
             stage = self.stages_of(dataclasses.replace(self.recipe, teacher=section))[CACHE]
         assert isinstance(stage, CacheStage)
+        before = [*(self.stages[key] for key in self.teacher_keys), stage]
+        on_main(lambda: [one.check() for one in before])
         self.check_cache(stage)
         for key in self.teacher_keys:
             run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
@@ -176,7 +200,10 @@ class Run(Plan):
             args = arguments(self.recipe, learner.role, learner.seed, stage.folder)
             data = [self.data["train"], self.data["validation"]]
             collator = OneVersion(self.task.collator(self.processor))
-            return write(stage, teacher, first, data, collator, self.processor, args, self.say)
+            with contextlib.ExitStack() as lock:
+                if stage.path != stage.folder:  # where other runs may write as well
+                    on_main(lambda: lock.enter_context(held(stage.path)))
+                return write(stage, teacher, first, data, collator, self.processor, args, self.say)
 
         return work
 
@@ -200,18 +227,20 @@ class Run(Plan):
     ) -> dict[str, Any]:
         stage, role = self.stages[lesson.key], lesson.role
         args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
-        called = callbacks(self.recipe, role, stage.folder)
+        last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
+        watch = Progress(last)
+        called = [watch, *callbacks(self.recipe, role, stage.folder)]
         peft = self.adapter(lesson)
         trainer = self.make_trainer(
             model, args, lesson.objective, teacher, called, role=role, peft=peft
         )
-        last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         if last is not None:
             self.say(f"{stage.name}: resumes from {Path(last).name}")
         try:
             trainer.train(resume_from_checkpoint=last)
         except CheckpointError as error:
             raise RecipeError(f"{stage.name}: {error}") from error
+        watch.check(stage.name)
         seconds = trainer.state.log_history[-1]["seconds"]
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them

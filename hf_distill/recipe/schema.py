@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_distill.hub.check import card_problems
 from hf_distill.recipe.errors import RecipeError, shown
-from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection
+from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection, path_of
 from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.plan import Plan as RobustnessPlan
 
@@ -179,6 +179,11 @@ class Recipe:
             )
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id: namespace/name`, got none.")
+
+    @property
+    def root(self) -> Path:
+        """The output folder."""
+        return path_of(self.output_dir)
 
     @property
     def student_seeds(self) -> list[int]:

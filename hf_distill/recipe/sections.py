@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.robustness.perturbations import perturbation
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def path_of(text: str) -> Path:
+    """The folder that a recipe names; ``~`` is the user's home."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,15 @@ from transformers.utils import CONFIG_NAME
 from hf_distill.recipe.casting import cast
 from hf_distill.recipe.errors import RecipeError, refusing, shown, told, unknown
 
+_LOADED = (
+    *(".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
+    *(".gguf", ".model", ".txt", ".jinja", ".py", ".spm", ".bpe", ".codes", ".vocab", ".tokenizer"),
+    *(".tiktoken", ".npz"),
+)
+"""Suffixes of what `from_pretrained` loads."""
+_BESIDE = ("runs", "logs", "onnx")
+_RESUMING = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
+
 
 def is_function(source: str) -> bool:
     """Whether a source is written ``path/of/file.py:function``."""
@@ -96,14 +105,25 @@ def locate(source: str, folder: Path, key: str) -> str:
 
 
 def identity(model: str) -> dict[str, str]:
-    """What a model is, for fingerprints: the content of a folder's files, or the Hub id."""
+    """What a model is, for fingerprints: the content of a folder's files, or the Hub id.
+
+    Counted is what `from_pretrained` of any library may load: weights and their indexes in each
+    format, adapters, tokenizers, code, also in folders below. What a training leaves beside it
+    (checkpoints, optimizer, logs) does not count.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return {"hub": model}
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
+    digest, found = hashlib.sha256(), dict(_loaded(folder, folder, set()))
+    plain = [
+        name
+        for suffix in (".json", ".safetensors")  # in the order of fingerprints that there are
+        for name in sorted(found)
+        if len(name.parts) == 1 and name.suffix == suffix
+    ]
+    for name in [*plain, *sorted(found.keys() - set(plain))]:
+        digest.update(name.as_posix().encode())
+        with found[name].open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return {"files": digest.hexdigest()}
@@ -158,6 +178,21 @@ def unread_weights(what: str) -> Iterator[None]:
                 "and give the model to DistillationTrainer."
             ) from error
         raise
+
+
+def _loaded(folder: Path, root: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
+    """The files of a model's folder that count, by their names; links are followed, as in
+    loading."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    for path in folder.iterdir():
+        name = path.name
+        if path.is_dir():
+            if not name.startswith((".", "_", "checkpoint-")) and name not in _BESIDE:
+                yield from _loaded(path, root, seen)
+        elif path.is_file() and path.suffix in _LOADED and not name.startswith((".", *_RESUMING)):
+            yield path.relative_to(root), path
 
 
 def _function(source: str, folder: Path, key: str) -> Callable[..., Any]:

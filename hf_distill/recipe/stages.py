@@ -10,12 +10,15 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate.utils import broadcast_object_list
 
+from hf_distill import interrupts
+from hf_distill.folders import FolderError, contents, json_object, refuse_foreign
 from hf_distill.processes import process_state
 
 RECORD = "stage.json"
@@ -57,13 +60,20 @@ class Stage:
     """One step of a recipe, with a folder of its own.
 
     ``stage.json`` in the folder holds the inputs and, once it is finished, the results; it is
-    written last, so what it says is there is there.
+    written last, so what it says is there is there. Of a folder without it, or of other files than
+    `made`, nothing is ever removed.
 
     Args:
         name: What is printed.
-        folder: Where its files lie; nothing else may write there.
+        folder: Where its files lie.
         inputs: Plain values: everything the results depend on, and nothing else.
     """
+
+    made: ClassVar[tuple[str, ...]] = (
+        *(CHECKPOINTS, MODEL, "curves.png", "curves.html", "parts"),
+        *(f".{RECORD}.tmp", ".curves.png.tmp", ".curves.html.tmp"),
+    )
+    """Patterns of the names that a stage makes in its folder, besides its record."""
 
     name: str
     folder: Path
@@ -82,12 +92,12 @@ class Stage:
         return self.folder / CHECKPOINTS
 
     def record(self) -> dict[str, Any]:
-        """What ``stage.json`` says; empty where there is none."""
-        try:
-            record: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return record
+        """What ``stage.json`` says; empty where there is none.
+
+        Raises:
+            FolderError: the file is damaged.
+        """
+        return read_record(self.folder)
 
     def results(self) -> dict[str, Any] | None:
         """The results, if the stage is finished with these very inputs."""
@@ -108,21 +118,90 @@ class Stage:
             if before.get(key) != now.get(key)
         ]
 
+    def check(self) -> None:
+        """See that the folder may be written: it is absent, empty, or made by a stage.
+
+        Raises:
+            FolderError: it is not; nothing was touched.
+        """
+        check_folder(self.folder)
+        if self.folder.is_symlink() and self.changes():
+            raise FolderError(
+                f"Expected {self.folder} to be a folder, got a link to {self.folder.resolve()}, "
+                "where a stage with other inputs was done. What lies behind a link is not "
+                "removed: remove the link."
+            )
+
     def begin(self) -> None:
-        """Make the folder ready: what other inputs left there goes, a checkpoint of ours stays."""
-        if self.record().get("fingerprint") != self.fingerprint:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Make the folder ready: what other inputs left there goes, a checkpoint of ours stays.
+
+        Raises:
+            FolderError: see `check`.
+        """
+        self.check()
+        record = self.record()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if record and record["fingerprint"] != self.fingerprint:
+            # first, so that what a kill leaves is taken neither for these inputs nor for the old
+            write_json(self.folder / RECORD, {**record, "finished": False, "fingerprint": ""})
+            for name in contents(self.folder):
+                if any(fnmatchcase(name, pattern) for pattern in self.made):
+                    remove(self.folder / name)
         self._write(finished=False)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Record the results; the checkpoints are of no more use."""
+        """Record the results; the checkpoints are of no more use, a tracker's logs stay."""
         self._write(finished=True, results=dict(results))
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for path in self.checkpoints.glob("*"):
+            if path.name == "_saving" or path.name.startswith("checkpoint-"):
+                remove(path)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
 
     def _write(self, **facts: Any) -> None:
         record = {"name": self.name, "fingerprint": self.fingerprint, **facts}
         write_json(self.folder / RECORD, {**record, "inputs": _json(self.inputs)})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a stage's folder; empty where there is none.
+
+    Raises:
+        FolderError: the file is damaged.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return {}
+    record = json_object(path)
+    kinds = {"fingerprint": str, "finished": bool, "inputs": dict}
+    if record is not None and record.get("finished"):
+        kinds["results"] = dict
+    if record is None or not all(isinstance(record.get(k), kind) for k, kind in kinds.items()):
+        raise FolderError(
+            f"Expected {path} as a stage wrote it, got a damaged or foreign file. Move the folder "
+            f"{folder} away, and run the same command again: this stage is done anew."
+        )
+    return record
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with content in which no stage has left its record.
+
+    Raises:
+        FolderError: it is one; a file or a dangling link is there; or the record is damaged.
+    """
+    names = contents(folder, (f".{RECORD}.tmp",))
+    if names and not read_record(folder):  # `teacher/seed-0` of a run with other seeds may be there
+        others = [name for name in names if not read_record(folder / name)]
+        refuse_foreign(folder, others, f"with a {RECORD}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def run_stage(
@@ -139,6 +218,7 @@ def run_stage(
         say: Prints a line, on the main process only.
         again: Do it even if it is done: the work itself knows what is left.
     """
+    interrupts.check()
     state = process_state()
     done = [stage.results() if state.is_main_process and not again else None]
     if state.num_processes > 1:

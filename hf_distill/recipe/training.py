@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
+from accelerate.utils import gather_object
+from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -19,7 +22,9 @@ from transformers import (
     get_scheduler,
 )
 
+from hf_distill import interrupts
 from hf_distill.card_facts import SPEED
+from hf_distill.checkpoints import ATTACHED
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.idle import no_steps
@@ -28,6 +33,7 @@ from hf_distill.processes import has_accelerator
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.sharding import local_part
 from hf_distill.tracking import check_trackers
 from hf_distill.trainer import DistillationTrainer
 
@@ -68,7 +74,10 @@ def arguments(
         )
         check_trackers(args)
         _try_out(args)
-    if (reason := no_steps(args)) is not None:  # an untrained model would be published as trained
+    reason = no_steps(args)
+    if not args.learning_rate > 0:
+        reason = f"learning_rate={args.learning_rate:g}. Give a number above 0"
+    if reason is not None:  # an untrained model would be published as trained
         raise RecipeError(f"the training arguments of the {role} train nothing: {reason}.")
     return args
 
@@ -128,6 +137,73 @@ class Clock(TrainerCallback):
     ) -> None:
         if state.log_history and hasattr(self, "_start"):
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self._start, 3)
+
+
+class Heard(TrainerCallback):
+    """Stops at the next step, or the next batch of an evaluation, where Ctrl-C was dropped."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        interrupts.check()
+
+    on_substep_end = on_prediction_step = on_step_begin
+
+
+class Progress(TrainerCallback):
+    """Sees that a training goes on where its checkpoint is, and that it changes weights.
+
+    Args:
+        checkpoint: The folder of the checkpoint that is resumed; None: it begins.
+    """
+
+    def __init__(self, checkpoint: str | None):
+        self._checkpoint = checkpoint
+        self._before: str | None = None
+        self._moved = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._checkpoint is None:
+            self._before = weights_of(kwargs["model"])
+            return
+        step = int(self._checkpoint.rpartition("-")[2])
+        if state.global_step != step:  # trained weights would be trained once more
+            raise RecipeError(
+                f"expected to go on at step {step} of {self._checkpoint}, got step "
+                f"{state.global_step}: its trainer_state.json is another one's, or gone. Remove "
+                "this checkpoint, and run the same command again."
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._before is not None:
+            self._moved = weights_of(kwargs["model"]) != self._before
+
+    def check(self, name: str) -> None:
+        """Refuse a model with the weights that it began with; every process calls this.
+
+        Raises:
+            RecipeError: on none of them a weight has changed.
+        """
+        if not any(gather_object([self._moved])):
+            raise RecipeError(
+                f"{name} has learned nothing: after its training it has the weights it began with, "
+                "and is not published as trained. Look at its learning rate, and at whether "
+                "anything in the data counts for its objective."
+            )
+
+
+def weights_of(model: nn.Module) -> str:
+    """A hash of the weights that are trained, as far as this process holds them."""
+    digest = xxhash.xxh3_128()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and f"{ATTACHED}." not in name:  # projections are no student's
+            held = local_part(parameter).contiguous().cpu()
+            digest.update(held.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def validated(trainer: DistillationTrainer, metric: str) -> dict[str, float]:

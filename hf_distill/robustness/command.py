@@ -11,10 +11,11 @@ from typing import Any
 
 from datasets import Dataset
 
+from hf_distill.folders import held, trouble
 from hf_distill.robustness.comparing import check_requirements
 from hf_distill.robustness.examples import Examples
 from hf_distill.robustness.plan import Plan
-from hf_distill.robustness.report import Report, evaluate_robustness
+from hf_distill.robustness.report import Report, check_report, evaluate_robustness
 from hf_distill.robustness.subject import Subject
 from hf_distill.robustness.tables import sentences, verdict_table
 
@@ -33,15 +34,15 @@ def run(args: argparse.Namespace, split_of: Split, say: Callable[[str], None]) -
         The exit code: 0; 2 for a wrong command line; 3 where a requirement is not met.
     """
     try:
-        report = _report(args, split_of, say)
-        failures = report.require(args.require)
-    except (ValueError, ImportError) as error:
-        _complain(str(error))
-        return 2
-    except OSError as error:
-        _complain(str(error))
-        return 1
-    report.write(args.output, f"Robustness of {_name(args.model)}")
+        with held(Path(args.output)):
+            check_report(Path(args.output))
+            report = _report(args, split_of, say)
+            failures = report.require(args.require)
+            report.write(args.output, f"Robustness of {_name(args.model)}")
+    except (ValueError, ImportError, OSError) as error:
+        told = trouble(error)
+        _complain(told or str(error))
+        return 1 if told is None and isinstance(error, OSError) else 2
     for other, verdicts in report.facts["verdicts"].items():
         level = report.facts["plan"]["level"]
         say(f"\n{verdict_table(verdicts, other, level)}\n\n{sentences(verdicts, other)}")

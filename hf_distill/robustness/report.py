@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from hf_distill.folders import refuse_foreign_files
 from hf_distill.robustness import figures as measured
 from hf_distill.robustness import plots, tables
 from hf_distill.robustness.attacking import settings_of
@@ -81,9 +82,21 @@ class Report:
         """Write ``robustness.json``, ``robustness.md``, ``severity.png``, ``reliability.png``.
 
         Raises:
+            FolderError: one of them is there that was not written here.
             ImportError: matplotlib is missing.
         """
+        check_report(Path(folder))
         write_report(self.facts, Path(folder), title)
+
+
+def check_report(folder: Path) -> None:
+    """Refuse a folder with a file of a report's names that is of no report of ours.
+
+    Raises:
+        FolderError: there is one; nothing was touched.
+    """
+    files = ["robustness.md", "severity.png", "reliability.png"]
+    refuse_foreign_files(folder, files, "robustness.json", {"roles", "verdicts", "plan"})
 
 
 def write_report(facts: Mapping[str, Any], folder: Path, title: str = "Robustness") -> None:

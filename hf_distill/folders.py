@@ -1,0 +1,234 @@
+"""Folders that are written: nothing in them that somebody else made is replaced, one process works
+in them at a time, and what the disk refuses is a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".hf_distill.lock"
+"""The file on which the process that works in a folder holds its lock."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+_FULL_WORDS = ("No space left", "os error 28", "quota exceeded", "PytorchStreamWriter failed")
+"""What libraries write that keep no `errno`: safetensors and torch."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_held: set[int] = set()
+
+
+class FolderError(ValueError):
+    """A place that is somebody else's, in use, or not to be written; the message has the remedy."""
+
+
+# ---- what others made ----------------------------------------------------------------------------
+
+
+def contents(folder: Path, but: Sequence[str] = ()) -> list[str]:
+    """The sorted names in a folder, or none where there is no folder.
+
+    Args:
+        folder: The folder.
+        but: Patterns of names that do not count.
+
+    Raises:
+        FolderError: something that is no folder has its name, a dangling link for example; or it
+            cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise FolderError(
+                f"Expected {folder} to be a folder, or absent, got a link to what does not exist "
+                f"({os.readlink(folder)}). Remove the link, or make what it names."
+            ) from None
+        return []
+    except NotADirectoryError:
+        raise FolderError(
+            f"Expected {folder} to be a folder, or absent, got a file there or above. It is left "
+            "as it is: move it away, or write to another folder."
+        ) from None
+    except OSError as error:
+        raise FolderError(
+            f"{folder} cannot be read: {error.strerror}. Write to another folder."
+        ) from None
+    return [name for name in names if not any(fnmatchcase(name, one) for one in (*but, LOCK))]
+
+
+def refuse_foreign(folder: Path, names: Collection[str], mark: str) -> None:
+    """Refuse a folder that has content and no sign that we made it.
+
+    Args:
+        folder: The folder.
+        names: What lies in it that is not ours; none: nothing is refused.
+        mark: What would be the sign.
+
+    Raises:
+        FolderError: there are names.
+    """
+    if names:
+        shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+        raise FolderError(
+            f"Expected a new or empty folder {folder}, or one that this command made ({mark}), got "
+            f"one with {shown}. Nothing in it is touched: move it away, or write to another folder."
+        )
+
+
+def refuse_foreign_files(folder: Path, names: Sequence[str], record: str, keys: set[str]) -> None:
+    """Refuse to replace files of a report that are not of an earlier report of ours.
+
+    Args:
+        folder: Where they would be written.
+        names: What is written, patterns included.
+        record: The one of them that tells whose they are: a JSON object.
+        keys: What an object of ours has.
+
+    Raises:
+        FolderError: one of them is there, and no such record.
+    """
+    there = [n for n in contents(folder) if any(fnmatchcase(n, one) for one in (*names, record))]
+    if there and not keys <= set(json_object(folder / record) or ()):
+        raise FolderError(
+            f"Expected no {' or '.join(there)} in {folder}, or those of an earlier run (with a "
+            f"{record} of ours), got others. They are not replaced: move them away, or write "
+            "to another folder."
+        )
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file, or something else in it."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+# ---- one at a time -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the one process that works in a folder, which is made if need be.
+
+    The lock is a `flock`, which ends with the process, however it ends; a link to the folder is the
+    folder. Where there is none (Windows, some network disks), two runs are not told of each other.
+
+    Args:
+        folder: The folder; one that was made here and stays empty is removed at the end.
+
+    Raises:
+        FolderError: another process works in it, or it cannot be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(path)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+    except OSError as error:
+        raise FolderError(trouble(error) or _not_written(folder, error)) from error
+    process = os.getpid()
+    _held.add(handle)
+    try:
+        yield
+    finally:
+        if os.getpid() == process:  # not in a fork
+            with contextlib.suppress(OSError):
+                path.unlink()
+            _held.discard(handle)
+            os.close(handle)
+            with contextlib.suppress(OSError):  # with content
+                for one in made:
+                    one.rmdir()
+
+
+def _locked(path: Path) -> int:
+    """An open file with the lock on it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            raise FolderError(
+                f"{path.parent} is in use: {holder} works in it. Wait until that has ended or stop "
+                "it, or write to another folder."
+            ) from None
+        except FileNotFoundError:  # whoever held it has just ended and removed it
+            pass
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _myself() -> dict[str, Any]:
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def _holder(handle: int) -> str:
+    try:
+        told = json.loads(os.pread(handle, 1000, 0))
+        return f"process {told['pid']} on {told['host']}, since {told['since']},"
+    except (OSError, ValueError, KeyError, TypeError):  # it is about to write it
+        return "another process"
+
+
+def _let_go() -> None:
+    """Close what a fork inherits: a worker that outlives its parent must not hold the lock."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+# ---- what the disk refuses -----------------------------------------------------------------------
+
+
+def trouble(error: BaseException | None) -> str | None:
+    """The sentence for an error that the disk or a path caused; None for all others."""
+    told = True  # what is raised from an error is of it; what is raised after it may be another
+    while error is not None:
+        if told and isinstance(error, OSError) and error.errno in _REFUSED:
+            return _not_written(Path(os.fsdecode(error.filename or "the folder")), error)
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or any(words in str(error) for words in _FULL_WORDS):
+            return (
+                f"no space, or no room for another file, is left on the disk: {error}. What is "
+                "finished is kept: free some space, and run the same command again."
+            )
+        told = error.__cause__ is not None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    return f"{path} cannot be written: {error.strerror or error}. Write to another folder."
