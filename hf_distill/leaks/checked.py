@@ -53,6 +53,8 @@ def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[s
             file, found = _check(root, name)
         except OutsideError as error:
             problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error.strerror})")
         else:
             files.append(file)
             problems += [f"{name} {leak}" for leak in found]

@@ -97,9 +97,10 @@ def _real(root: Path, name: str) -> Path:
 
 def _blob(root: Path, link: Path) -> Path | None:
     """The blob that a link of a snapshot in the Hub's cache leads to; None: it is no such link."""
-    repo, real = root.parent.parent, Path(os.path.realpath(link))
+    repo = root.parent.parent
     if root.parent.name != "snapshots" or not _REPO.fullmatch(repo.name):
         return None
+    real = Path(os.path.realpath(link))
     # huggingface_hub 2 keeps what several repositories share once, beside them
     shared = real.parent == repo.parent / "blobs" / real.name[:2]
     if not (shared or real.parent == repo / "blobs") or not _HASH.fullmatch(real.name):
@@ -108,10 +109,13 @@ def _blob(root: Path, link: Path) -> Path | None:
 
 
 def _link(root: Path, path: Path) -> str:
-    what = "folder" if path.is_dir() else "file"
+    try:
+        target, what = os.readlink(path), "folder" if path.is_dir() else "file"
+    except OSError:  # it is none any more
+        return f"{path.relative_to(root).as_posix()} changed while it was looked at: try again"
     return (
-        f"{path.relative_to(root).as_posix()} is a link to {os.readlink(path)}, and no link is "
-        f"followed: it might lead to anything on this machine. Put the {what} itself in its place "
+        f"{path.relative_to(root).as_posix()} is a link to {target}, and no link is followed: it "
+        f"might lead to anything on this machine. Put the {what} itself in its place "
         f"({_copy(path)}), or remove it"
     )
 

@@ -72,7 +72,7 @@ _ASSIGNED = re.compile(
     rf"\b((?:[A-Z0-9]+_)*{_SECRET_NAME}(?:_[A-Z0-9]+)*|AccountKey|SharedAccessKey|AuthToken"
     r"|(?:[a-z0-9]+_)*(?:(?:hub|hf|access|auth|api|bearer|refresh)_token|password|passwd|api_?key"
     r"|(?:secret|access|private|account)_key|client_secret))"
-    r"(\"?'?\s*[=:]\s*[\"']?)(?![<\[{*])([^\s\"'<>\[\]{},;|`*]{6,})"
+    r"(\"?'?[^\S\n]*[=:][^\S\n]*[\"']?)(?![<\[{*])([^\s\"'<>\[\]{},;|`*]{6,})"
 )
 _QUERY = re.compile(
     r"([?&](?:[\w-]*(?:token|secret|passw(?:or)?d|signature|api_?key|credential)|sig|auth)=)"
