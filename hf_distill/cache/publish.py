@@ -63,7 +63,11 @@ def push_cache(
     """
     files, problems = check_files(Path(path), cache_files(path))
     if problems:
-        raise ValueError(f"The cache {path} cannot be published:\n- " + "\n- ".join(problems))
+        raise ValueError(
+            f"The cache {path} cannot be published:\n- " + "\n- ".join(problems) + f"\n{MANIFEST} "
+            "repeats the teacher's configuration: take a secret out there, delete the manifest, "
+            "and write the cache again; its shards are kept."
+        )
     push = Push(
         *(HfApi(token=token), repo_id, "Upload a teacher's outputs", OURS),
         private=private,
