@@ -19,9 +19,23 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 
+EVERY = 40
+"""Tests after which what is alive is left out of garbage collection."""
+_finished = 0
+
+
 def pytest_collection_finish() -> None:
     """Trainer collects garbage at each start: leave what the imports made out of that."""
     gc.freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """The modules that transformers imports on the way are what each collection looks through."""
+    global _finished
+    _finished += 1
+    if _finished % EVERY == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
