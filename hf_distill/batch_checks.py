@@ -201,10 +201,10 @@ def _strange(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> str | Non
     if isinstance(kinds, Tensor) and known is not None and kinds.numel():
         lowest, highest = int(kinds.min()), int(kinds.max())
         if lowest < 0 or highest >= known:
-            wrong = lowest if lowest < 0 else highest
+            strange = lowest if lowest < 0 else highest
             return (
                 f"Expected token_type_ids from 0 to {known - 1}, as many as {who} has, got "
-                f"{wrong}. Leave them out: tokenizer(…, return_token_type_ids=False)."
+                f"{strange}. Leave them out: tokenizer(…, return_token_type_ids=False)."
             )
     return None
 

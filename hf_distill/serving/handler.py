@@ -82,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     disable_nagle_algorithm = True
     server: HTTPServer
+    rfile: Any
 
     def setup(self) -> None:
         super().setup()

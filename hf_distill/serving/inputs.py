@@ -171,8 +171,6 @@ def _judged(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str,
     if name in ("attention_mask", "decoder_attention_mask"):
         _check_mask(name, value, ids)
         return True
-    if value.is_floating_point() or value.dtype == torch.bool:
-        return True
     if POSITIONS.fullmatch(name):
         table = token_table(teacher.head.model, TABLES, name.startswith("decoder_") or None)
         limit = None if table is None else _rows(table)
@@ -182,7 +180,7 @@ def _judged(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str,
     elif name == "lengths" and ids is not None:
         limit = int(ids.shape[-1]) + 1
     else:
-        return False
+        return value.is_floating_point() or value.dtype == torch.bool
     if value.dtype not in INDEX:
         raise Refused(400, f"Expected {name} as int64, got {value.dtype}.")
     if ids is not None and name != "lengths":

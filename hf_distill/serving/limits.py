@@ -40,7 +40,7 @@ class Limits:
     max_bytes: int = 1 << 30
     max_tokens: int = 1 << 17
     max_elements: int = 1 << 29
-    max_prompts: int = 1024
+    max_prompts: int = 256
 
     def __post_init__(self) -> None:
         for field in fields(self):

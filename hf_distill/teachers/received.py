@@ -33,6 +33,7 @@ class Facts(NamedTuple):
     Attributes:
         classes: Of the logits; None: as many as a batch has rows.
         entries: Of the model's vocabulary, if it has one.
+        numbers: All whole numbers of its config, of which the width of its states is one.
     """
 
     describe: dict[str, Any]
@@ -43,6 +44,7 @@ class Facts(NamedTuple):
     provides: Needs
     classes: int | None
     entries: int | None
+    numbers: frozenset[int]
 
 
 def facts_from(found: Mapping[str, Any], url: str) -> Facts:
@@ -85,6 +87,7 @@ def facts_from(found: Mapping[str, Any], url: str) -> Facts:
         config,
         provides,
         *_classes(found.get("task"), config),
+        frozenset() if config is None else _numbers(config.to_dict()),
     )
 
 
@@ -135,6 +138,11 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             left.extend(part.values())
         elif isinstance(part, list):
             left.extend(part)
+
+
+def _numbers(values: Any) -> frozenset[int]:
+    known = (v for part in _mappings(values) for v in part.values())
+    return frozenset(v for v in known if type(v) is int and v > 1)
 
 
 def _classes(task: Any, config: Any) -> tuple[int | None, int | None]:
@@ -298,7 +306,7 @@ def _check_states(signal: Signal, facts: Facts, items: Items, needs: Needs) -> N
     for path, value in signal.modules.items():
         _floating(value, path)
     for group, layers in signal.hidden_states.items():
-        _check_widths([_floating(v, f"{group} states", (2, 3, 4, 5)) for v in layers], facts.config)
+        _check_widths([_floating(v, f"{group} states", (2, 3, 4, 5)) for v in layers], facts)
         mask = items.masks.get(group)
         if mask is not None and any(v.shape[0] != mask.shape[0] for v in layers):
             raise ValueError(f"Expected {group} states of {mask.shape[0]} rows, got others.")
@@ -317,15 +325,13 @@ def _is_tuple(value: Any) -> bool:
     return isinstance(value, tuple)
 
 
-def _check_widths(layers: list[Tensor], config: Any) -> None:
+def _check_widths(layers: list[Tensor], facts: Facts) -> None:
     """Refuse states of a width that no config of such a model has: a projection would be made."""
     widths = {int(value.shape[-1]) for value in layers if value.dim() == 3}
     if len(widths) != 1:  # feature maps, or stages that grow
         return
     width = widths.pop()
-    values = config.to_dict() if config is not None else {}
-    known = {v for part in _mappings(values) for v in part.values() if type(v) is int and v > 1}
-    if width < 2 or (known and width not in known):
+    if width < 2 or (facts.numbers and width not in facts.numbers):
         raise ValueError(
             f"Expected states as wide as the teacher's config says, got {width} numbers in shape "
             f"{tuple(layers[0].shape)}."
