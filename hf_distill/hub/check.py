@@ -230,9 +230,10 @@ def _name(result: EvalResult) -> str | None:
 
 
 def _line_problems(text: str, body_from: int) -> Iterator[str]:
-    fenced = False
+    fenced, leaking = False, bool(leaks(text))
     for number, line in enumerate(text.splitlines(), start=1):
-        yield from (f"line {number}: {leak}" for leak in leaks(line))
+        if leaking:
+            yield from (f"line {number}: {leak}" for leak in leaks(line))
         if line.lstrip().startswith("```"):
             fenced = not fenced
         if fenced or number <= body_from:

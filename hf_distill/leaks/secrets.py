@@ -115,11 +115,8 @@ _HASHED = re.compile(
 
 def secret_values() -> list[str]:
     """The values of this process's environment variables that are secrets by their names."""
-    return [
-        value
-        for name, value in os.environ.items()
-        if _VARIABLE.search(name.upper()) and len(value) >= 10 and not re.search(r"[\s/]", value)
-    ]
+    named = [os.environ.get(name, "") for name in os.environ if _VARIABLE.search(name.upper())]
+    return [value for value in named if len(value) >= 10 and not re.search(r"[\s/]", value)]
 
 
 def own_folders() -> list[str]:

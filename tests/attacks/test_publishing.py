@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_trainer_push as training
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from leaking import BODY, FORMS, HOMES, PLACES, TOKENS, loopback, png, push, put, refused, student
@@ -501,3 +502,20 @@ def test_what_is_unpacked_is_bounded(
     (folder / "vocabulary.json.gz").write_bytes(gzip.compress(bytes(2**21)))
     _, problems = check_files(folder, ["vocabulary.json.gz"])
     assert "unpacks to more than" in problems[0]
+
+
+@pytest.mark.slow
+def test_a_training_pushes_nothing_through_a_link(tmp_path: Path) -> None:
+    """A push in the background must neither follow a link, nor end the training, nor be silent."""
+    out, name = tmp_path / "out", "LICENSE"
+    out.mkdir()
+    (tmp_path / "secret").write_text(KEY)
+    (out / name).symlink_to(tmp_path / "secret")
+    with HubServer() as hub:
+        done = training.train(out, hub, "checkpoint", "no")
+        files = hub.files("tester/student")
+        assert not [body for body in hub.bodies if BODY.encode() in body]
+    assert name not in files
+    assert f"this push was left out: {name} is a link" in done.stderr
+    assert (out / "checkpoint-4/model.safetensors").is_file()
+    assert (out / name).is_symlink()
