@@ -111,6 +111,8 @@ def _config(values: Any, url: str) -> Any:
         return None
     if not isinstance(values, dict):
         raise _wrong(url, "config", "a mapping", values)
+    if not isinstance(values.get("model_type"), str | None):
+        raise _wrong(url, "config: model_type", "a name", values["model_type"])
     for part in _mappings(values):
         names = part.get("id2label")
         labels = len(names) if isinstance(names, dict) else 0

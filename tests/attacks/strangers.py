@@ -1,0 +1,38 @@
+"""What the attacks on a `TeacherServer` share: a counted teacher, and the bytes of requests."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from hf_distill.signals import Items, Needs, Signal
+from hf_distill.teachers import ModelTeacher
+from hf_distill.teachers.wire import to_bytes
+
+OWN = "Host: localhost\r\n"
+GOOD = f"GET /health HTTP/1.1\r\n{OWN}\r\n".encode()
+IDS = torch.full((2, 5), 7)
+
+
+class Counted(ModelTeacher):
+    """Counts its calls; takes its time where that is asked."""
+
+    calls, seconds = 0, 0.0
+
+    def __call__(self, batch: Any, needs: Needs, items: Items) -> Signal:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return super().__call__(batch, needs, items)
+
+
+def posted(fields: str, body: str = "xx", version: str = "1.1") -> bytes:
+    return f"POST /signal HTTP/{version}\r\n{OWN}{fields}\r\n{body}".encode("latin-1")
+
+
+def signal_body(batch: dict[str, Any], **changes: Any) -> bytes:
+    rows = 2
+    items = {"masks": {"samples": torch.ones(rows, dtype=torch.bool)}, "labels": None}
+    needs = {"logits": True}
+    return to_bytes({"batch": batch, "items": items, "needs": needs, "top_k": None, **changes})
