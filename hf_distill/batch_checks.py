@@ -102,6 +102,27 @@ def check_labels(
     )
 
 
+def check_weights(items: Items, wait: bool = False) -> None:
+    """Refuse weights of tokens by which a mean would be infinite, or be turned around; on a GPU
+    only where it may wait for it.
+
+    Raises:
+        ValueError: a weight below 0, NaN or infinite.
+    """
+    weights, mask = items.weights, items.masks.get("items")
+    if weights is None or not (wait or readable(weights)):
+        return
+    if mask is not None and mask.shape == weights.shape:
+        weights = weights.where(mask, 0.0)
+    wrong = ~((weights >= 0) & weights.isfinite())
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"Expected weights (token_weights) of 0 or more, got {weights[tuple(place)].item():g} "
+            f"in row {place[0]} of the batch. What is not to be learned has the weight 0."
+        )
+
+
 # ---- inputs --------------------------------------------------------------------------------------
 
 
@@ -135,7 +156,7 @@ def explained(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator
         if "out of memory" in str(error).lower():
             raise
         texts = [v for k, v in inputs.items() if k.endswith("input_ids") and isinstance(v, Tensor)]
-        told = _empty(who, inputs)
+        told = _empty(who, inputs) or _masked(who, inputs)
         if told is None and all(map(readable, texts)):
             told = _strange(who, model, inputs)
         told = told or _long(who, model, inputs, False)
@@ -146,14 +167,15 @@ def explained(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator
 
 @contextlib.contextmanager
 def collated(examples: Sequence[Any]) -> Iterator[None]:
-    """Say which example made a data collator fail, where it is an empty text.
+    """Say which example made a data collator fail: an empty text, or a value that is no number.
 
     Raises:
-        ValueError: one of the examples has no tokens.
+        ValueError: one of the examples has no tokens, no value, or text in a column; or the
+            collator fails for another reason, with what it was given.
     """
     try:
         yield
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         for index, example in enumerate(examples):
             ids = example.get("input_ids") if isinstance(example, Mapping) else None
             if ids is not None and len(ids) == 0:
@@ -161,7 +183,32 @@ def collated(examples: Sequence[Any]) -> Iterator[None]:
                     f"Expected texts with tokens, got an empty one (example {index}), which the "
                     f"data collator cannot pad ({type(error).__name__}: {error}). {LEAVE_OUT}"
                 ) from error
-        raise
+        if isinstance(error, ValueError) and str(error).startswith("Expected"):
+            raise
+        raise ValueError(
+            f"Expected examples of which the data collator makes a batch, got "
+            f"{_foreign(examples)} ({type(error).__name__}: {error}). Look at train_dataset[0]: "
+            "it needs columns of numbers (tokenize texts, leave rows without a value out), of one "
+            "kind and number in all rows unless the collator pads them."
+        ) from error
+
+
+def _foreign(examples: Sequence[Any]) -> str:
+    """Describe the first thing among examples that no tensor can be made of, or their columns."""
+    for index, example in enumerate(examples):
+        if not isinstance(example, Mapping):
+            return f"a {type(example).__name__} as example {index}, and not columns by name"
+        for name, value in example.items():
+            while isinstance(value, list | tuple) and value:
+                value = value[0]
+            if value is None or isinstance(value, str | bytes):
+                return f"{value!r:.40} in {name!r} of example {index}"
+    sizes: dict[str, set[int]] = {}
+    for example in examples:
+        for name, value in example.items():
+            sizes.setdefault(str(name), set()).add(len(value) if hasattr(value, "__len__") else 1)
+    shapes = {name: sorted(found) for name, found in sizes.items()}
+    return f"{len(examples)} examples with these numbers of values: {shapes}"
 
 
 def _texts(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -176,6 +223,21 @@ def _empty(who: str, inputs: Mapping[str, Any]) -> str | None:
                 f"Expected texts with tokens for {who}, got {name} of shape {tuple(ids.shape)}: "
                 f"all texts of the batch are empty. {LEAVE_OUT}"
             )
+    return None
+
+
+def _masked(who: str, inputs: Mapping[str, Any]) -> str | None:
+    """Describe a mask or another column that is not of its text's size; None if there is none."""
+    for name, ids in _texts(inputs).items():
+        prefix = name.removesuffix("input_ids")
+        for column in ("attention_mask", "token_type_ids", "position_ids"):
+            values = inputs.get(f"{prefix}{column}")
+            if isinstance(values, Tensor) and values.dim() == 2 and values.shape != ids.shape:
+                return (
+                    f"Expected {prefix}{column} of the shape of {name} for {who}, "
+                    f"{tuple(ids.shape)}, got {tuple(values.shape)}. Make them of the same texts, "
+                    "in one call of the tokenizer, and cut them together."
+                )
     return None
 
 

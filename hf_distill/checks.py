@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_distill.batch_checks import check_inputs, check_labels, readable
+from hf_distill.batch_checks import check_inputs, check_labels, check_weights, readable
 from hf_distill.evaluation import FIGURES
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
@@ -263,8 +263,10 @@ def check_batch(
     """
     if sample is None:
         return
+    items = head.items(sample)
+    check_weights(items, wait=True)
     if labels:
-        check_labels_of(sample, head.items(sample), head, wait=True)
+        check_labels_of(sample, items, head, wait=True)
     check_inputs(head.who, head.model, sample)
     if isinstance(teacher, ModelTeacher) and type(teacher).__call__ is ModelTeacher.__call__:
         check_inputs(teacher.head.who, teacher.head.model, sample)

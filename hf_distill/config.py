@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -89,6 +89,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.direction_given = self.greater_is_better is not None
+        self._check_numbers()
         if not self.deepspeed and launched_on_cpus():
             self.use_cpu = True  # or each process would train alone
         super().__post_init__()
@@ -135,6 +136,14 @@ class DistillationConfig(TrainingArguments):
             self.greater_is_better = by_name if known is None else known
         self._direction = self.greater_is_better
         return self.direction_given or known is not None
+
+    def _check_numbers(self) -> None:
+        """Refuse NaN in any argument of `transformers`, which compares it with something and goes
+        on (no clipping), or ends in an error without the argument's name."""
+        for part in fields(TrainingArguments):
+            value = getattr(self, part.name, None)
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"Expected {part.name} to be a number, got nan.")
 
     def _check_sizes(self) -> None:
         sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")

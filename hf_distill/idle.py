@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.trainer_utils import has_length
 
 from hf_distill.heads import Head
 from hf_distill.reading import WEIGHTS, batch_size
@@ -84,6 +85,23 @@ def no_steps(args: Any) -> str | None:
     if args.max_steps < 0 and not args.num_train_epochs > 0:  # NaN, too
         return f"num_train_epochs={args.num_train_epochs:g}. Give a number above 0"
     return None
+
+
+def check_batches(args: Any, dataset: Any) -> None:
+    """Refuse data of which ``dataloader_drop_last`` leaves no batch.
+
+    Raises:
+        ValueError: there are fewer examples than in one batch of all processes.
+    """
+    if not args.dataloader_drop_last or not has_length(dataset):
+        return
+    needed = args.train_batch_size * args.world_size
+    if len(dataset) < needed:
+        raise ValueError(
+            f"Expected at least {needed} training examples, one batch for each process, as "
+            f"dataloader_drop_last=True leaves out what is not a whole batch; got {len(dataset)}. "
+            "Set it to False, or lower per_device_train_batch_size."
+        )
 
 
 def warn_of_no_steps(args: Any) -> None:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import set_seed
 
-from hf_distill.batch_checks import check_said
+from hf_distill.batch_checks import check_said, check_weights
 from hf_distill.binding import Binding
 from hf_distill.checkpoints import Checkpoints
 from hf_distill.checks import (
@@ -30,7 +30,12 @@ from hf_distill.checks import (
 from hf_distill.config import DistillationConfig
 from hf_distill.forward import inside_forward
 from hf_distill.heads import Head
-from hf_distill.idle import check_trainable, warn_if_nothing_counted, warn_of_no_steps
+from hf_distill.idle import (
+    check_batches,
+    check_trainable,
+    warn_if_nothing_counted,
+    warn_of_no_steps,
+)
 from hf_distill.matching import ordered
 from hf_distill.measuring import Measuring
 from hf_distill.modules import ANY, opened, unwrapped
@@ -167,6 +172,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
         items = self._head.items(batch, self._real_rows(batch))
         if self._learns_labels:
             check_labels_of(batch, items, self._head)
+        check_weights(items)
         training = self._student.training  # DeepSpeed's wrapper says True always
         self._objective_ran = self._objective_ran or training
         window, parts = self._counted(num_items_in_batch, training)
@@ -329,8 +335,9 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
         if options.get("resume_from_checkpoint") is not None:
             self._load_extras(options["resume_from_checkpoint"])
         self._components = {}
-        self._objective_ran, self._so_far = False, {}
+        self._objective_ran, self._stepped, self._so_far = False, False, {}
         check_trainable(self._student, self._learned())
+        check_batches(self.args, self.train_dataset)
         warn_of_no_steps(self.args)
         with self._attached():
             output = super()._inner_training_loop(*args, **options)
@@ -338,7 +345,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
         return output
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
-        if not self._objective_ran:  # after a step, and told once
+        if self._stepped and not self._objective_ran:  # told once
             self._objective_ran = self._own_loss = True
             warn_of_own_loss(type(self).__name__, self.goal, self.teacher)
         super()._maybe_log_save_evaluate(*args, **options)

@@ -27,6 +27,7 @@ class Windows(Trainer):
     _window: Counts | None = None
     _so_far: Mapping[str, Tensor] = MappingProxyType({})
     _in_step = False
+    _stepped = False
     _scaled: bool | None = None
 
     def _get_num_items_in_batch(  # type: ignore[override]
@@ -64,7 +65,7 @@ class Windows(Trainer):
         So `compute_loss` is given the counts of the window divided by that number, and what a
         subclass adds to its loss may be a mean over the batch or a sum over these counts.
         """
-        self._in_step = True
+        self._in_step = self._stepped = True
         try:
             if num_items_in_batch is not None and not self.loss_is_scaled_for_ga:
                 parts = self.current_gradient_accumulation_steps
