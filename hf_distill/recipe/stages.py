@@ -152,6 +152,10 @@ class Stage:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Record the results; the checkpoints are of no more use, a tracker's logs stay."""
         self._write(finished=True, results=dict(results))
+        self.remove_checkpoints()
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints; what a tracker wrote beside them stays."""
         for path in self.checkpoints.glob("*"):
             if path.name == "_saving" or path.name.startswith("checkpoint-"):
                 remove(path)
@@ -225,7 +229,7 @@ def run_stage(
         broadcast_object_list(done)
     if done[0] is not None:
         if state.is_main_process:  # left by a kill between the record and their removal
-            shutil.rmtree(stage.checkpoints, ignore_errors=True)
+            stage.remove_checkpoints()
         say(f"{stage.name}: done before, nothing it depends on has changed")
         return done[0]
     if state.is_main_process:
