@@ -26,8 +26,11 @@ _REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
-_FULL_WORDS = ("No space left", "os error 28", "quota exceeded", "PytorchStreamWriter failed")
-"""What libraries write that keep no `errno`: safetensors and torch."""
+_FULL_WORDS = (
+    *("No space left", "os error 28", "quota exceeded"),
+    *("PytorchStreamWriter failed", "inline_container"),
+)
+"""What libraries write that keep no `errno`: safetensors, and torch of its archives."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held: set[int] = set()
 

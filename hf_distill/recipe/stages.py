@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill import interrupts
+from hf_distill.checkpoint_files import SAVING
 from hf_distill.folders import FolderError, contents, json_object, refuse_foreign
 from hf_distill.processes import process_state
 
@@ -150,14 +152,14 @@ class Stage:
         self._write(finished=False)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Record the results; the checkpoints are of no more use, a tracker's logs stay."""
+        """Record the results."""
         self._write(finished=True, results=dict(results))
         self.remove_checkpoints()
 
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints; what a tracker wrote beside them stays."""
         for path in self.checkpoints.glob("*"):
-            if path.name == "_saving" or path.name.startswith("checkpoint-"):
+            if path.name == SAVING or path.name.startswith(PREFIX_CHECKPOINT_DIR):
                 remove(path)
         if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
             self.checkpoints.rmdir()

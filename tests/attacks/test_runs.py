@@ -42,7 +42,7 @@ CHAINED: dict[str, Any] = {
     "assistants": [{"from_teacher_layers": [0, 1]}],
     "generations": 2,
     "control": {"objective": [{"name": "hard_labels"}]},
-    "robustness": {"perturbations": ["typo_swap"], "attacks": [], "invariance": []},
+    "robustness": {"perturbations": ["character_swaps"], "attacks": [], "invariance": []},
 }
 
 
@@ -257,7 +257,7 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # a file may still be mapped
 
 
 def test_places_that_cannot_be_written(
@@ -468,9 +468,9 @@ def test_kills_at_random_moments(finished: Path, tmp_path: Path) -> None:
     """What a kill leaves would be taken for finished, or the run go on elsewhere than it was."""
     path, chance = recipe(tmp_path, training=SHORT), random.Random(5)
     out = tmp_path / "out"
-    marks = ("teacher/stage.json", "student/seed-0/stage.json", "evaluation/stage.json")
+    marks = ("teacher/stage.json", "student/seed-0/stage.json")
     with Tally("runs: kills at random moments") as attacks:
-        for how, mark in zip((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), marks, strict=True):
+        for how, mark in zip((signal.SIGKILL, signal.SIGTERM), marks, strict=True):
             run = spawn(path)
             deadline = time.monotonic() + 120
             while not (out / mark).exists() and run.poll() is None and time.monotonic() < deadline:
@@ -479,7 +479,7 @@ def test_kills_at_random_moments(finished: Path, tmp_path: Path) -> None:
             run.send_signal(how)
             told = run.communicate(timeout=60)[1]
             with attacks.attack(f"{how.name} in {mark}"):
-                assert run.returncode in (-how, 130, 0), told
+                assert run.returncode == -how, told
                 assert "Traceback" not in told
         with attacks.attack("the run that is left alone at last"):
             assert train(path) == 0
