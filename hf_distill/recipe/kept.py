@@ -23,8 +23,10 @@ from hf_distill.recipe.stages import RECORD, Stage, check_folder
 FINAL, EXPORTS = "final", "onnx"
 STAGED, REPLACED = f".{FINAL}.tmp", f".{FINAL}.old"
 RECIPE, REPORT = "recipe.yaml", "report.json"
-REPORTS = (RECIPE, REPORT, "report.md", "card.json", "curves.png", "robustness.json")
-REPORTS += ("robustness.md", *PICTURES)
+REPORTS = (
+    *(RECIPE, REPORT, "report.md", "card.json", "curves.png"),
+    *("robustness.json", "robustness.md", *PICTURES),
+)
 """What a run writes into its output folder, besides the stages' folders and `FINAL`."""
 _MADE = (RECIPE, REPORT, "curves.png", *PICTURES)
 _BY_OTHERS = ("LICENSE*", "NOTICE*", "*.png", f"{EXPORTS}/*", "quantized/*")
@@ -50,6 +52,12 @@ def on_main(do: Callable[[], object]) -> None:
         raise RecipeError(refusal[0])
 
 
+def check_stages(stages: Iterable[Stage]) -> None:
+    """See that the folders of stages may be written: `Stage.check` of each."""
+    for stage in stages:
+        stage.check()
+
+
 def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) -> None:
     """See that nothing in the output folder would be replaced that others made.
 
@@ -62,8 +70,7 @@ def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) 
         FolderError: something would be; nothing was touched.
     """
     check_places(recipe.root, recipe.file)
-    for stage in stages:
-        stage.check()
+    check_stages(stages)
     for name in more:
         check_folder(recipe.root / name)
 

@@ -29,7 +29,7 @@ from hf_distill.recipe.judging import (
     together,
     with_nll_and_ece,
 )
-from hf_distill.recipe.kept import FINAL, on_main
+from hf_distill.recipe.kept import FINAL, check_stages, on_main
 from hf_distill.recipe.language import SAMPLES, merge
 from hf_distill.recipe.noise import OneVersion
 from hf_distill.recipe.planning import Plan
@@ -125,7 +125,7 @@ class Run(Plan):
             stage = self.stages_of(dataclasses.replace(self.recipe, teacher=section))[CACHE]
         assert isinstance(stage, CacheStage)
         before = [*(self.stages[key] for key in self.teacher_keys), stage]
-        on_main(lambda: [one.check() for one in before])
+        on_main(lambda: check_stages(before))
         self.check_cache(stage)
         for key in self.teacher_keys:
             run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
