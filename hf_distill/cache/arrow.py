@@ -7,8 +7,8 @@ its checksum can be made anew by anybody.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,30 +37,30 @@ def read_batches(path: Path, features: Features | None = None) -> list[pa.Record
             lengths or offsets beyond its buffers, keys of another width.
         OSError: it cannot be read.
     """
-    messages = pa.ipc.MessageReader.open_stream(pa.memory_map(str(path)))
-    schema, found = None, []
-    for message in _all(messages):
-        if schema is None:
-            schema = pa.ipc.read_schema(message)
-            _check_schema(schema, features)
-        elif message.type != "record batch":
-            raise ValueError(f"a message of type {message.type} among the record batches")
-        elif _is_compressed(message.metadata):
-            raise ValueError("a compressed column, which may unpack to any size")
-        else:
-            found.append(pa.ipc.read_record_batch(message, schema))
-            _check_batch(found[-1])
-    if schema is None:
-        raise ValueError("no columns in it")
+    source = pa.memory_map(str(path))
+    _check_messages(source)
+    source.seek(0)
+    with pa.ipc.open_stream(source) as reader:
+        _check_schema(reader.schema, features)
+        found = []
+        for batch in reader:
+            _check_batch(batch)
+            found.append(batch)
     return found
 
 
-def _all(messages: pa.ipc.MessageReader) -> Iterator[pa.ipc.Message]:
-    while True:
-        try:
-            yield messages.read_next_message()
-        except StopIteration:
-            return
+def _check_messages(source: pa.MemoryMappedFile) -> None:
+    """See that a schema comes first, and then nothing but batches that are not compressed."""
+    messages = pa.ipc.MessageReader.open_stream(source)
+    wanted = "schema"
+    with contextlib.suppress(StopIteration):
+        while True:
+            message = messages.read_next_message()
+            if message.type != wanted:
+                raise ValueError(f"a message of type {message.type} in place of a {wanted}")
+            if wanted == "record batch" and _is_compressed(message.metadata):
+                raise ValueError("a compressed column, which may unpack to any size")
+            wanted = "record batch"
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:

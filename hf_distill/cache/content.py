@@ -297,11 +297,18 @@ def _check_values(values: Mapping[str, Any]) -> None:
             f"Expected layers by group, hidden.<group> or attention.<group>, 0 to {MOST_LAYERS:,} "
             f"each, got {layers!s:.200}."
         )
-    for name, wanted in (("logits", LogitFormat), ("states", States)):
-        held = values[name]
-        known = held is None or isinstance(formats.from_json(held), wanted)
-        if not known:
-            raise ValueError(f"Expected a format of {name}, got {held!s:.200}.")
+    logits, states = (
+        None if values[name] is None else formats.from_json(values[name])
+        for name in ("logits", "states")
+    )
+    if isinstance(logits, States) or not isinstance(states, (States, type(None))):
+        raise ValueError("Expected a format of logits and one of states, got them exchanged.")
+    if logits is not None and (logits.width is None) != (axis == 1):
+        raise ValueError(f"Expected a number of classes unless they are places, got {logits}.")
+    for name in states.shapes if states is not None else ():
+        group, _, index = name.rpartition(".")
+        if not index.isdecimal() or int(index) >= layers.get(group, 0):
+            raise ValueError(f"Expected states of the layers {dict(layers)}, got {name}.")
 
 
 def _is_wanted(wanted: Wanted, group: str, index: int, layers: Mapping[str, int]) -> bool:

@@ -95,6 +95,8 @@ class Full:
         flat = unpack("logits", self.dtype, rows)
         widths = [int(row["logits.width"]) if self.width is None else self.width for row in rows]
         sizes = [split_evenly("logits", row, w) for row, w in zip(rows, widths, strict=True)]
+        if self.dtype == "int8" and sizes != [len(row["logits.scale"]) for row in rows]:
+            raise ValueError("Expected a scale for each item of logits.")
         if len(set(widths)) == 1:
             return Dense(flat.view(-1, widths[0]), sizes)
         per_item = torch.tensor(np.repeat(widths, sizes))

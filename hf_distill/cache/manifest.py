@@ -15,7 +15,7 @@ import transformers
 from transformers import PretrainedConfig
 
 from hf_distill.cache.keys import model_fingerprint, text_fingerprint
-from hf_distill.cache.sealed import PARTS, refuse_folder, replacing
+from hf_distill.cache.sealed import PARTS, refuse_no_file, replacing
 
 VOCABULARY = "vocabulary.json.gz"
 CARD = "README.md"
@@ -209,7 +209,7 @@ def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | 
         ValueError: it is missing, or not the one of the manifest: tokens would be matched wrongly.
     """
     path = folder / VOCABULARY
-    refuse_folder(path)
+    refuse_no_file(path)
     there, tokens = path.is_file(), None
     if there:
         with open(path, "rb") as file:
@@ -273,7 +273,7 @@ def refuse_other_card(folder: Path) -> None:
         ValueError: there is a README.md that no cache's card begins like.
     """
     path = folder / CARD
-    refuse_folder(path)
+    refuse_no_file(path)
     if path.is_file() and not path.read_bytes().startswith(
         README[: README.index("configs")].encode()
     ):

@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         ValueError: a folder has this name, or a file that of its folder.
     """
     unfinished = partial_name(path)
-    refuse_folder(path)
+    refuse_no_file(path)
     try:
         make_folder(path.parent)
         with _claimed(unfinished) as file:
@@ -92,11 +92,12 @@ def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
     )
 
 
-def refuse_folder(path: Path) -> None:
-    """Raise ValueError if a folder lies where a file belongs."""
-    if path.is_dir():
+def refuse_no_file(path: Path) -> None:
+    """Raise ValueError if a folder, or a pipe that one would wait at, lies where a file belongs."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or device"
         raise ValueError(
-            f"Expected a file (or nothing yet) at {path}, got a folder. Move it away, and run the "
+            f"Expected a file (or nothing yet) at {path}, got {what}. Move it away, and run the "
             "same command again."
         )
 
@@ -177,7 +178,7 @@ def remove_partial(folders: Iterable[Path]) -> list[str]:
     removed = []
     for path in (path for folder in folders for path in folder.glob(f".*.{PARTIAL}")):
         with contextlib.suppress(FileNotFoundError):
-            if not path.is_dir() and _is_dead(path):
+            if path.is_file() and _is_dead(path):
                 path.unlink()
                 removed.append(path.name)
     return sorted(removed)
@@ -227,10 +228,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The values that `write_sealed` wrote.
 
     Raises:
-        ValueError: any byte differs, or a folder lies there.
+        ValueError: any byte differs, or it is no file.
         OSError: the file cannot be read.
     """
-    refuse_folder(path)
+    refuse_no_file(path)
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)
     try:
@@ -282,7 +283,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: there is none, a byte of it differs, or the layout is another one.
     """
     path = Path(directory) / MANIFEST
-    refuse_folder(path)
+    refuse_no_file(path)
     if not path.is_file():
         raise ValueError(
             f"Expected a cache in {directory}, found no {MANIFEST} there. `hf-distill cache "

@@ -38,7 +38,7 @@ from hf_distill.cache.records import (
 from hf_distill.cache.sealed import (
     alone_in,
     bindings,
-    refuse_folder,
+    refuse_no_file,
     remove_partial,
     replacing,
     sync_folder,
@@ -99,7 +99,7 @@ def write_shard(
     columns = {name: value for name, value in features.items() if name != KEY}
     features = Features({KEY: Value("binary"), **columns})
     record, keys, count = record_path(directory, index), xxhash.xxh3_128(), 0
-    refuse_folder(record)
+    refuse_no_file(record)
     with contextlib.ExitStack() as pair:
         with replacing(arrow_path(directory, index)) as file:
             hashed = _Hashed(file)

@@ -106,7 +106,9 @@ class States:
             parts = unpack(name, self.dtype, rows).split([len(row[name]) for row in rows])
             shapes = self._shapes(name, rows)
             for row, sizes in zip(rows, shapes, strict=True):
-                if prod(sizes) != len(row[name]) or min(sizes) < 0:
+                lines = prod(sizes[:-1]) if len(row[name]) else 0
+                fits = prod(sizes) == len(row[name]) and min(sizes) >= 0
+                if not fits or (self.dtype == "int8" and len(row[f"{name}.scale"]) != lines):
                     raise ValueError(
                         f"Expected {name} of shape {self.shapes[name]} (None: any), got "
                         f"{len(row[name])} numbers."
