@@ -172,7 +172,7 @@ def test_stages_depend_on_adapter_and_own_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["first_fit", "wrapped"])
 def test_packing_changes_no_figure(tmp_path: Path, strategy: str) -> None:
     """Packed texts that see one another, or lose tokens, would shift every figure a little."""
-    at_rest = {"training": {"learning_rate": 0.0, "max_steps": 1}}
+    at_rest = {"training": {"learning_rate": 1e-8, "max_steps": 1}}
     run(language(tmp_path / "alone", data={"max_length": 40}, **at_rest))
     packed = language(tmp_path / "packed", data={"max_length": 40, "packing": strategy}, **at_rest)
     run(packed)
