@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
@@ -19,7 +19,8 @@ EPILOG = f"""examples:
 
 --key value sets a key of the recipe; nested keys have dots, values are YAML:
   --seed 1 --training.learning_rate 2e-5 --data.max_train_examples null
-recipes/README.md explains every key.
+recipes/README.md explains every key. A recipe is a program: it runs the functions that it names
+(file.py:function), with --dry-run too. Read one of a stranger before you give it to a command.
 
 {EXIT_CODES}"""
 
@@ -73,7 +74,7 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
         else:
             work(Run(recipe, say))
     except RecipeError as error:
-        complain(f"{error}{'' if Path(args.recipe).exists() else shipped_hint(args.recipe)}")
+        complain(f"{error}{'' if os.path.exists(args.recipe) else shipped_hint(args.recipe)}")
         return 2
     except RequirementError as error:
         complain(str(error))

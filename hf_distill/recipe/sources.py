@@ -164,7 +164,8 @@ def unread_weights(what: str) -> Iterator[None]:
         with refusing(what):
             yield
     except RecipeError as error:
-        if isinstance(error.__cause__, pickle.UnpicklingError | EOFError):
+        damaged = "PytorchStreamReader" in str(error)  # torch's word for an archive that is cut
+        if damaged or isinstance(error.__cause__, pickle.UnpicklingError | EOFError):
             raise RecipeError(
                 f"{what}: its weights are a pickle that is damaged or would run code. Get them as "
                 "safetensors: whoever trusts the file loads it in a script and calls "
