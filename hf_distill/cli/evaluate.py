@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
     add("--teacher", metavar="DIR", help="its teacher, a folder or Hub id")
     add("--baseline", metavar="DIR", help="the same student, trained without a teacher")
     source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", metavar="ID", help="of the Hub, or file.py:function")
+    source.add_argument(
+        "--dataset", metavar="ID", help="of the Hub, or file.py:function, which is run"
+    )
     source.add_argument("--data", metavar="FILE", help="a .txt or .jsonl file on this machine")
     add("--config", help="of the data set")
     add("--split", help="of the data set; default: test")

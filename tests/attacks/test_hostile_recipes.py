@@ -91,7 +91,7 @@ NAMED: list[tuple[str, str, str]] = [
     ("teacher.config.num_attention_heads", "0", "teacher.config"),
     ("teacher.config.num_hidden_layers", "1000000000", "layers"),
     ("teacher.config.vocab_size", "1000000000000", "teacher.config"),
-    ("teacher.config.vocab_size", "3", "vocab"),
+    ("teacher.config.vocab_size", "3", "input_ids from 0 to 2"),
     ("teacher.config.hidden_act", "x", "teacher.config"),
     ("teacher.config.model_type", "[]", "teacher.config.model_type"),
     ("teacher.config.model_type", "{}", "teacher.config.model_type"),
