@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_distill.signals import Items, Signal
@@ -390,6 +391,27 @@ def check_said(signal: Any, items: Items, who: str) -> Signal:
             "a row does not count may hold anything."
         )
     return signal
+
+
+def finite_mark(signal: Signal) -> Tensor | None:
+    """Mark whether what a teacher says of a batch is finite, without waiting for its device.
+
+    Args:
+        signal: What it said.
+
+    Returns:
+        A number in float32 at least: 0, or NaN if there is NaN or infinity in its logits, its
+        likeliest classes (whose unused slots are -inf), its last layers or modules; None if it said
+        nothing of these.
+    """
+    values = [*signal.modules.values()]
+    values += [own[-1] for own in (*signal.hidden_states.values(), *signal.attentions.values())]
+    values += [] if signal.logits is None else [signal.logits]
+    values += [] if signal.linear is None else [*signal.linear.hidden]
+    if signal.sparse is not None:
+        values.append(signal.sparse.log_probs.nan_to_num(nan=torch.nan, neginf=0.0))
+    sums = [v.sum(dtype=torch.promote_types(v.dtype, torch.float32)) * 0 for v in values]
+    return torch.stack([each.float() for each in sums]).sum() if sums else None
 
 
 def _plain(layers: Any) -> Iterator[Any]:

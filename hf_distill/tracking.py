@@ -18,11 +18,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import CallbackHandler
 
 from hf_distill.balance import Balance
+from hf_distill.batch_checks import finite_mark
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.heads import Head, describe_model
 from hf_distill.leaks import scrub
 from hf_distill.schedules import Progress, Schedule
+from hf_distill.signals import Signal
 from hf_distill.teachers import Teacher
 from hf_distill.temperature import LearnedTemperature
 from hf_distill.terms import BALANCE, Sum
@@ -51,6 +53,7 @@ class Tracking(Trainer):
     def __init__(self, *positional: Any, **options: Any):
         self._components: dict[str, Tensor] = {}
         self._components_from = 0
+        self._taught: Tensor | None = None  # NaN: the teacher said something that is not finite
         self._gradients: dict[str, Tensor] = {}
         self._moving: dict[str, float | Tensor] = {}
         self._sums_from: str | None = None
@@ -78,7 +81,12 @@ class Tracking(Trainer):
 
     # ---- the log -----------------------------------------------------------------------------
 
-    def _keep_components(self, components: Mapping[str, Tensor]) -> None:
+    def _keep_components(
+        self, components: Mapping[str, Tensor], teacher: Signal | None = None
+    ) -> None:
+        mark = None if teacher is None else finite_mark(teacher)
+        if mark is not None:
+            self._taught = mark if self._taught is None else self._taught + mark
         if not self._components:
             self._components_from = self.state.global_step
         elif self.state.global_step == 1:  # what is broken from the start is told at once
@@ -97,16 +105,27 @@ class Tracking(Trainer):
             return {}
         names = sorted(self._components)
         steps = max(1, self.state.global_step - self._components_from)
-        values = torch.stack([self._components[name].double() for name in names]) / steps
+        kept = [self._components[name].double() for name in names]
+        mark = kept[0].new_zeros(()) if self._taught is None else self._taught.to(kept[0])
+        values = torch.stack([*kept, mark]) / steps
         summed = self.args.average_tokens_across_devices
         values = self.accelerator.reduce(values, "sum" if summed else "mean")
-        means = dict(zip(names, values.tolist(), strict=True))
+        *found, taught = values.tolist()
+        means = dict(zip(names, found, strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad and not math.isfinite(taught):
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.state.global_step}: {bad} of {means}. The "
+                f"teacher ({type(self.teacher).__name__}) gave NaN or infinity since the last log. "
+                "The last checkpoint is from before. Load the teacher in float32 or bfloat16 "
+                "(teacher_model_init_kwargs={'dtype': 'float32'}), and look at its weights and at "
+                "the batches' inputs; of one on a server, at its log."
+            )
         if bad:
             raise FloatingPointError(
                 f"The loss is not finite at step {self.state.global_step}: {bad} of {means}. The "
                 "last checkpoint is from before. Lower the learning rate or raise warmup_steps, "
-                "use bf16 instead of fp16, and look for NaN in inputs and the teacher's outputs; "
+                "use bf16 instead of fp16, and look for NaN in the inputs; "
                 "a CTC target with too few frames is left out with "
                 "student.config.ctc_zero_infinity = True."
             )
@@ -116,7 +135,7 @@ class Tracking(Trainer):
         if "loss" in logs:
             logs.update(self._mean_components())
             logs.update({n: float(v) for n, v in (self._gradients | self._moving).items()})
-            self._components, self._gradients = {}, {}
+            self._components, self._gradients, self._taught = {}, {}, None
         if "train_loss" in logs and self._knows_all_losses:  # `Trainer` has those since the resume
             total: Any = self._total_loss_scalar
             logs["train_loss"] = total / self.state.global_step

@@ -210,7 +210,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
         wrapped = model is not self.model and not _is_compiled(model)
         loss, components, outputs = inside_forward(model, self._student, run) if wrapped else run()
         if training:
-            self._keep_components(components)
+            self._keep_components(components, teacher)
         else:  # in training a teacher's logits need not outlive their step
             self._step_teacher, self._step_loss = teacher, loss.detach()
         return (loss, outputs) if return_outputs else loss
@@ -334,7 +334,7 @@ class DistillationTrainer(Tracking, Binding, Checkpoints, Windows, Measuring, Pu
             self.teacher.place(self.accelerator)
         if options.get("resume_from_checkpoint") is not None:
             self._load_extras(options["resume_from_checkpoint"])
-        self._components = {}
+        self._components, self._taught = {}, None
         self._objective_ran, self._stepped, self._so_far = False, False, {}
         check_trainable(self._student, self._learned())
         check_batches(self.args, self.train_dataset)

@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ from hf_distill import (
     HiddenStates,
     JointTrainer,
     LearnedTemperature,
+    LogitMSE,
+    ModelTeacher,
     Schedule,
     Share,
 )
 from hf_distill.recipe import RecipeError, load_recipe
 from hf_distill.recipe.training import arguments
+from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tracking import check_trackers, stay_local
 
 SECRET = "hf_" + "abcdefghij" * 3
@@ -337,3 +341,49 @@ def test_a_tracker_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_trackers(config(tmp_path, report_to=["wandb"]))
     with pytest.raises(RecipeError, match="names wandb, which is not installed"):
         arguments(load_recipe(recipe(tmp_path)), "teacher", 0, tmp_path, report_to="wandb")
+
+
+class Breaking(ModelTeacher):
+    """Is broken from its fourth answer on: the first are for the constructor and the first step."""
+
+    calls, value, where = 0, math.nan, "logits"
+
+    def __call__(self, batch: Any, needs: Needs, items: Items) -> Signal:
+        signal = super().__call__(batch, needs, items)
+        self.calls += 1
+        if self.calls < 4:
+            return signal
+        if self.where == "logits":
+            assert signal.logits is not None
+            logits = signal.logits.clone()
+            logits[0, 0] = self.value
+            return replace(signal, logits=logits)
+        states = {g: tuple(s * self.value for s in own) for g, own in signal.hidden_states.items()}
+        return replace(signal, hidden_states=states)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "goal"),
+    [
+        ("logits", math.nan, ForwardKL()),
+        ("logits", math.inf, ForwardKL()),
+        ("logits", -math.inf, LogitMSE()),
+        ("hidden_states", math.nan, HiddenStates()),
+    ],
+)
+def test_a_broken_teacher_is_named(tmp_path: Path, where: str, value: float, goal: Any) -> None:
+    """'Lower the learning rate' sends its reader to look for days in the wrong place."""
+    teacher = Breaking(models()[1])
+    teacher.where, teacher.value = where, value
+    run = trainer(tmp_path, teacher_model=teacher, objective=goal, max_steps=5)
+    with pytest.raises(FloatingPointError, match=r"The teacher \(Breaking\) gave NaN") as told:
+        run.train()
+    assert "learning rate" not in str(told.value)
+
+
+def test_a_broken_student_is_not_blamed_on_the_teacher(tmp_path: Path) -> None:
+    """The teacher is named only where it is the cause."""
+    run = trainer(tmp_path, objective=ForwardKL(), learning_rate=1e30, max_steps=8)
+    with pytest.raises(FloatingPointError) as told:
+        run.train()
+    assert "teacher" not in str(told.value)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import small
+import torch
 from raw_http import get, opened, post
 from strangers import GOOD, IDS, OWN, Counted, posted, signal_body
 from tally import Tally
@@ -142,3 +147,106 @@ def test_bodies_share_a_budget(teacher: Counted) -> None:
         with attacks.attack("bodies that are only announced"), crowd(server.url, 12, announced):
             assert post(server.url, "/signal", signal_body({"input_ids": IDS}))[0] == 200
             assert server.bodies.held == 0
+
+
+CHILD = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch, transformers
+torch.set_num_threads(1)
+from test_server_teacher import tokenizer
+from hf_distill.serving import TeacherServer
+from hf_distill.teachers import ModelTeacher
+sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+config = transformers.LlamaConfig(vocab_size=40, max_position_embeddings=64, **sizes)
+teacher = ModelTeacher(transformers.LlamaForCausalLM(config))
+server = TeacherServer(teacher, tokenizer=tokenizer(), name="tiny")
+print(server.url, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[tuple[str, Path]]:
+    """A server in a process of its own: its url, and where Linux tells of its memory."""
+    folders = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *folders], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), Path(f"/proc/{process.pid}")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def told(folder: Path, name: str) -> int:
+    """A number of Linux's status file: VmHWM, the peak of the memory, is in kB."""
+    lines = (folder / "status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+def test_memory_and_patience_of_a_real_process(child: tuple[str, Path]) -> None:
+    """9.6 GB for 96 kB of tokens, 4.1 GB for 24 bodies, 24 s of waiting behind 4,000 prompts, 4,003
+    threads: the figures of the attack report, again."""
+    url, folder = child
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, most), most))
+    assert get(url, "/health")[0] == 200
+    before = told(folder, "VmHWM")
+    with Tally("server: memory and patience, in a process") as attacks:
+        ids = torch.full((1, 12_000), 7)
+        for name, batch in {
+            "12,000 tokens": {"input_ids": ids},
+            "12,000 tokens at position 0": {"input_ids": ids, "position_ids": ids * 0},
+        }.items():
+            needs = {"attentions": True, "hidden_states": True, "logits": True}
+            with attacks.attack(name):
+                assert post(url, "/signal", signal_body(batch, needs=needs))[0] == 400
+                assert told(folder, "VmHWM") - before < 60_000
+        many = {"model": "tiny", "prompt": [[5, 6, 7, 8] * 4] * 4000, "max_tokens": 1}
+        for number in (4000, 256):
+            with attacks.attack(f"others beside {number} prompts"):
+                request = many | {"prompt": many["prompt"][:number], "prompt_logprobs": 3}
+                thread = threading.Thread(target=post, args=(url, "/v1/completions", request))
+                thread.start()
+                waited = []
+                while thread.is_alive() or len(waited) < 3:
+                    began = time.monotonic()
+                    one = many | {"prompt": [5, 6], "prompt_logprobs": 3}
+                    assert post(url, "/v1/completions", one)[0] == 200
+                    waited.append(time.monotonic() - began)
+                assert sorted(waited)[len(waited) // 2] < 0.5
+                assert max(waited) < 1.0
+        before = told(folder, "VmHWM")
+        body = posted(f"Content-Length: {150 << 20}\r\n", "") + bytes(149 << 20)
+        with attacks.attack("24 bodies of 150 MB held open"), contextlib.ExitStack() as stack:
+            threads = [
+                threading.Thread(target=held, args=(stack.enter_context(opened(url)), body))
+                for _ in range(24)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert get(url, "/health")[0] == 200
+            assert told(folder, "VmHWM") - before < 1_300_000  # kB: max_bytes is 1 GiB
+        with attacks.attack("4,000 connections"), crowd(url, 4000, GOOD[:20]):
+            began = time.monotonic()
+            assert get(url, "/health")[0] == 200
+            assert time.monotonic() - began < 1.0
+            assert told(folder, "Threads") < 600
+        with attacks.attack("and all of them closed at once"):
+            began = time.monotonic()
+            assert get(url, "/health")[0] == 200
+            assert time.monotonic() - began < 1.0
+
+
+def held(sock: socket.socket, body: bytes) -> None:
+    """Send what the server takes, and keep the connection."""
+    sock.settimeout(20)
+    with contextlib.suppress(OSError):
+        sock.sendall(body)
