@@ -76,9 +76,23 @@ class Records:
         return int(self._order[found])
 
     def parameters(self, place: int) -> list[list[Parameters]]:
-        """For each recorded view of an example what was drawn, one set for each of ``views``."""
+        """For each recorded view of an example what was drawn, one set for each of ``views``.
+
+        Raises:
+            ValueError: the line of the example holds something else.
+        """
         line = self._body[self._ends[place] + 1 : self._ends[place + 1]].tobytes()
-        return json.loads(line)["views"]
+        try:
+            found = json.loads(line)["views"]
+            fits = len(found) == self.count and {len(drawn) for drawn in found} == {len(self.views)}
+        except (KeyError, TypeError, ValueError, RecursionError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"Expected {self.count} recorded views of example {place} in {FILE}, got "
+                f"{line[:80]!r}. Record the views again."
+            )
+        return found
 
     def save(self, folder: str | Path) -> Path:
         """Write ``views.jsonl`` into a folder, whole or not at all."""
@@ -116,7 +130,13 @@ class Records:
                 f"{path} is truncated or damaged: its checksum is not that of its content. "
                 "Record the views again with the same data and seed: they will be the same."
             )
-        return cls(body)
+        try:
+            return cls(body)
+        except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"Expected recorded views in {path}, got lines that are none "
+                f"({type(error).__name__}: {error}). Record the views again."
+            ) from error
 
 
 def _checksum(body: np.ndarray) -> bytes:

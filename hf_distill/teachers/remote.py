@@ -98,7 +98,7 @@ class RemoteTeacher:
     @property
     def fingerprint(self) -> str:
         """The server's hash of its weights."""
-        return str(self._facts["fingerprint"])
+        return self._facts.fingerprint
 
     def columns(self) -> set[str]:
         return set(self._facts.columns)
