@@ -103,7 +103,7 @@ def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> i
     """
     problems = dict(_problems(folder, states, anew))
     if problems:
-        raise CheckpointError(_complaint(folder, problems))
+        raise CheckpointError(_complaint(folder, problems, states))
     if states and (absent := _absent(folder, packed(folder))):
         both = "optimizer and learning-rate schedule, which are loaded together, begin anew"
         what = "the random states begin anew" if absent == ["rng_state.pth"] else both
@@ -210,24 +210,24 @@ def _no_state(path: Path) -> str:
     return "" if isinstance(step, int) and step >= 0 else f"damaged (global_step is {step!r})"
 
 
-def _complaint(folder: Path, problems: Mapping[str, str]) -> str:
+def _complaint(folder: Path, problems: Mapping[str, str], states: bool) -> str:
     shown = [f"{name} ({why})" for name, why in list(problems.items())[:6]]
     more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
-    said = [
-        f"Expected the checkpoint {folder} as it was written, but of its files differ: "
-        f"{', '.join(shown)}{more}."
-    ]
-    if (before := _sound_before(folder)) is not None:
+    said = [f"Expected the checkpoint {folder} as it was written, got {', '.join(shown)}{more}."]
+    before = _sound_before(folder)
+    if before is not None and states:
         said.append(
             f"Resume from {before}, which is whole: name it as resume_from_checkpoint, or delete "
             "the damaged folder, and recipes and resume_from_checkpoint=True go on from there."
         )
+    elif before is not None:
+        said.append(f"Take {before}, which is whole, or resume from it to make this one again.")
     else:
         said.append(
             "No whole checkpoint from before it lies beside it: start anew, without "
             "resume_from_checkpoint (of a recipe: delete the folder)."
         )
-    if any(map(_is_state, problems)):
+    if states and any(map(_is_state, problems)):
         said.append(
             "To go on with a new optimizer, schedule and random state on purpose, delete what is "
             "left of them and pass save_only_model=True."

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_distill.batch_checks import check_inputs, check_labels, check_weights, readable
+from hf_distill.checkpoint_files import LIST, check_checkpoint
 from hf_distill.evaluation import FIGURES
 from hf_distill.heads import Head
 from hf_distill.language.checks import check_context, check_packing
@@ -91,6 +92,8 @@ def without_smoothing(args: Any, model: Any) -> Iterator[None]:
 def find_teacher(teacher: Any, student: Head, init_kwargs: Any) -> Teacher | None:
     """Make a `Teacher` of whatever was given: an id, a folder, a model, a teacher, or None."""
     if isinstance(teacher, (str, Path)):
+        if (Path(teacher) / LIST).is_file():  # a checkpoint of ours
+            check_checkpoint(Path(teacher), states=False)
         return ModelTeacher.load(teacher, student.task, dict(init_kwargs or {}))
     if init_kwargs:
         raise ValueError(

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 OBJECTIVE = 0.5 * HardLabels() + 0.5 * ForwardKL(2.0) + HiddenStates()
 PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 UNREAD = ("training_args.bin",)
+LOG = "log-00000.safetensors"
 STEPS, FROM = 4, 3
 
 
@@ -116,8 +117,8 @@ def damage_each(whole: Path, place: Path, attacks: Tally, resume: Callable[[Path
                 damage(checkpoint / name)
                 if name in UNREAD or (name, damage) == (LIST, remove):
                     assert check_checkpoint(checkpoint) == step
-                else:
-                    refused(checkpoint, name, resume)
+                else:  # a whole trainer for each is a matter of time
+                    refused(checkpoint, name, resume if damage is flip else check_checkpoint)
                 shutil.rmtree(checkpoint)
 
 
@@ -125,7 +126,7 @@ def test_damage(whole: Path, tmp_path: Path) -> None:
     """One bit of the weights, or a schedule that begins anew, silently ends in another student."""
     with Tally("checkpoints: damage") as attacks:
         damage_each(whole / f"checkpoint-{FROM}", tmp_path, attacks, resumed)
-        assert attacks.tried == 27
+        assert attacks.tried == 30
         for name in (*UNREAD, LIST):
             with attacks.attack(f"{name} is not read"):
                 checkpoint = copied(whole, tmp_path / name)
@@ -142,12 +143,14 @@ def test_damage_without_a_list(whole: Path, tmp_path: Path) -> None:
                     checkpoint = copied(whole, tmp_path / f"{name} {damage.__name__}")
                     remove(checkpoint / LIST)
                     damage(checkpoint / name)
-                    if (name, damage) == ("config.json", remove):  # only its version is looked at
+                    if name in ("config.json", LOG) and damage is remove:  # a version; figures
                         goes_on_equally(whole, checkpoint)
                     else:
-                        named = "safetensors" if name == "distillation.safetensors" else name
-                        with pytest.raises(ValueError, match=named):
-                            resumed(checkpoint)
+                        own = (
+                            name == "distillation.safetensors"
+                        )  # the trainer knows that it must be
+                        with pytest.raises(ValueError, match=name):
+                            (resumed if own else check_checkpoint)(checkpoint)
 
 
 def flips(whole: Path, place: Path, seeds: range) -> None:
@@ -228,6 +231,19 @@ def test_the_best_checkpoint(tmp_path: Path) -> None:
                 named = "no such folder" if damage is None else "model.safetensors"
                 with pytest.raises(ValueError, match=named):
                     ours.train()
+
+
+def test_a_checkpoint_as_the_teacher(whole: Path, tmp_path: Path) -> None:
+    """One bit of its weights, and the student silently learns from another teacher."""
+    with Tally("checkpoints: as a teacher") as attacks:
+        for damage in DAMAGES:
+            with attacks.attack(damage.__name__):
+                checkpoint = copied(whole, tmp_path / damage.__name__)
+                remove(checkpoint / "optimizer.pt")  # which no teacher needs
+                trainer(tmp_path / "out", teacher_model=str(checkpoint))
+                damage(checkpoint / "model.safetensors")
+                with pytest.raises(ValueError, match=r"model\.safetensors \("):
+                    trainer(tmp_path / "out", teacher_model=checkpoint)
 
 
 # ---- remedies ----------------------------------------------------------------------------------
