@@ -39,10 +39,15 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Check a card."""
     from hf_distill.hub.check import card_problems
     from hf_distill.hub.files import folder_problems, pictures_of
+    from hf_distill.leaks import read_text
 
     path = Path(args.path)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = read_text(args.path, path.read_bytes())
+        except ValueError as error:
+            complain(str(error))
+            return 2
         lacking = [name for name in pictures_of(text) if not (path.parent / name).is_file()]
         problems = [
             *card_problems(text),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_distill.leaks import read_text
+
 from .card import BEGIN, END, replace_text
 from .check import validate
 from .prose import templates
@@ -28,10 +30,10 @@ def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
         The card's path; None where there is no card of ours.
 
     Raises:
-        ValueError: the card would not be valid.
+        ValueError: the card is not in UTF-8, or would not be valid.
     """
     path = Path(folder) / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_text(str(path), path.read_bytes()) if path.is_file() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         return None
     head, rest = text.split(BEGIN)

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+import shlex
 import struct
 import zlib
 from collections.abc import Iterator
@@ -85,9 +86,10 @@ def read_text(name: str, data: bytes) -> str:
     except UnicodeDecodeError as error:
         what = f"not in UTF-8 (byte {data[error.start]:#04x} at {error.start}), perhaps in Latin-1"
         encoding = "ISO-8859-1"
+    old, new = shlex.quote(name), shlex.quote(f"{name}.utf8")
     raise ValueError(
         f"{name} is text {what}, and what is published is read as UTF-8. Convert it: iconv -f "
-        f"{encoding} -t UTF-8 {name} > {name}.utf8 && mv {name}.utf8 {name}"
+        f"{encoding} -t UTF-8 {old} > {new} && mv {new} {old}"
     )
 
 

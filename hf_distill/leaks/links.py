@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -122,8 +123,7 @@ def _link(root: Path, path: Path) -> str:
 
 def _copy(path: Path) -> str:
     """A command that puts a copy in place of a link."""
-    quoted = "'" + str(path).replace("'", "'\\''") + "'"
-    copy = "'" + str(path).replace("'", "'\\''") + ".copy'"
+    quoted, copy = shlex.quote(str(path)), shlex.quote(f"{path}.copy")
     return f"cp -RL {quoted} {copy} && rm {quoted} && mv {copy} {quoted}"
 
 

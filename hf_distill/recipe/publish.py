@@ -68,7 +68,7 @@ def publish(
     staging.mkdir()
     write_json(staging / RECORD, {})  # the sign that we made it, if a kill leaves it there
     model = root / f"student/seed-{facts['published_seed']}" / "model"
-    shutil.copytree(model, staging, dirs_exist_ok=True)
+    shutil.copytree(model, staging, symlinks=True, dirs_exist_ok=True)
     if (final / "README.md").is_file():  # what a person wrote into the card is kept
         shutil.copy2(final / "README.md", staging / "README.md")
     pictures = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
@@ -172,7 +172,7 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
 def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
     """What was exported from these very weights earlier stays beside them."""
     if (final / EXPORTS).is_dir():
-        shutil.copytree(final / EXPORTS, staging / EXPORTS)
+        shutil.copytree(final / EXPORTS, staging / EXPORTS, symlinks=True)
         if rows := exports_of(staging):
             return rows
         shutil.rmtree(staging / EXPORTS)

@@ -34,6 +34,7 @@ from hf_distill.hub import PUBLISHED, folder_problems, published_files
 from hf_distill.hub.push import push_checkpoint
 from hf_distill.leaks import OutsideError, check_files, leaks, scrub
 from hf_distill.publishing import Publishing
+from hf_distill.recipe import publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 KEY = "-----BEGIN " + "OPENSSH PRIVATE KEY-----\n" + BODY
@@ -157,7 +158,8 @@ def test_the_remedy_for_a_link_works(hub: HubServer, made: Callable[[], Path]) -
     (folder / "plots").symlink_to(outside / "plots")
     os.link(folder / "vocab.txt", outside / "vocab.txt")
     problems = folder_problems(folder)
-    commands = [found[0] for p in problems if (found := re.findall(r"cp -RL .* && mv .*'", p))]
+    said = "\n".join(problems)
+    commands = re.findall(r"(cp -RL .*?)(?:\), or remove it)?$", said, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         subprocess.run(command, shell=True, check=True)
@@ -519,3 +521,17 @@ def test_a_training_pushes_nothing_through_a_link(tmp_path: Path) -> None:
     assert f"this push was left out: {name} is a link" in done.stderr
     assert (out / "checkpoint-4/model.safetensors").is_file()
     assert (out / name).is_symlink()
+
+
+def test_links_in_a_finished_folder_stay_links(tmp_path: Path) -> None:
+    """A recipe that copies the earlier exports must not make a file of what a link leads to."""
+    final, staging = tmp_path / "final", tmp_path / "staging"
+    (final / "onnx").mkdir(parents=True)
+    staging.mkdir()
+    (tmp_path / "secret").write_text(KEY)
+    (final / "onnx/model.onnx").symlink_to(tmp_path / "secret")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_distill.recipe.publish.exports_of", lambda folder: [{"file": "x"}])
+        assert publish._exports(final, staging)
+    assert (staging / "onnx/model.onnx").is_symlink()
+    assert published_files(staging) == []
