@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.checkpoint_files import (
     SAVING,
     STATE,
-    CheckpointError,
-    check_checkpoint,
     clear_staging,
     make_way,
     remove_whole,
@@ -30,6 +27,7 @@ from hf_distill.checkpoint_files import (
     write_list,
 )
 from hf_distill.modules import doubles_of
+from hf_distill.resuming import Resuming
 from hf_distill.sharding import copy_whole, gathered, local_part, shardable, whole
 from hf_distill.teachers import Teacher
 
@@ -39,7 +37,7 @@ ATTACHED = "distillation"
 """Name under which the projections hang on the student while it trains."""
 
 
-class Checkpoints(Trainer):
+class Checkpoints(Resuming):
     """The saving part of the trainer.
 
     The projections are part of the student only while it trains, so that the optimizer, gradient
@@ -51,7 +49,6 @@ class Checkpoints(Trainer):
     _initial: dict[str, Tensor]
     _saving: str | None = None
     _loading: str = ""
-    _resumed_step: int | None = None
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
@@ -245,51 +242,6 @@ class Checkpoints(Trainer):
             )
         for name in held:
             copy_whole(tensors[name], saved[name])
-
-    # ---- going on from one --------------------------------------------------------------------
-
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any
-    ) -> Any:
-        """As in `transformers.Trainer`; a checkpoint is compared with the list of its files first.
-
-        Raises:
-            CheckpointError: a file of the checkpoint is missing or was changed, saying which and
-                what to do. Optimizer, schedule and random states may be missing with
-                ``save_only_model``.
-        """
-        found: Any = resume_from_checkpoint
-        if found is True:
-            found = get_last_checkpoint(str(self.args.output_dir))
-        self._resumed_step = None
-        if isinstance(found, str | os.PathLike):
-            self._resumed_step = self._check_files(Path(found))
-        return super().train(resume_from_checkpoint, *args, **options)
-
-    def _check_files(self, folder: Path, states: bool = True) -> int:
-        """`check_checkpoint` on one process of each machine; all raise what one has found."""
-        found, step = "", 0
-        if self.accelerator.is_local_main_process:
-            try:
-                step = check_checkpoint(folder, states, anew=self.args.save_only_model)
-            except CheckpointError as error:
-                found = str(error)
-        results = [(found, step)]
-        if self.accelerator.num_processes > 1:
-            results = gather_object(results)
-        if problems := [problem for problem, _ in results if problem]:
-            raise CheckpointError(problems[0])
-        return max(step for _, step in results)
-
-    def _init_training_state(self, *args: Any, **options: Any) -> Any:
-        begun = super()._init_training_state(*args, **options)
-        if self._resumed_step not in (None, self.state.global_step):
-            raise CheckpointError(
-                f"Expected to go on from step {self._resumed_step}, got step "
-                f"{self.state.global_step}: the checkpoint was changed or removed while it was "
-                "read, by another run in this folder. Let that one end, then start this one again."
-            )
-        return begun
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._loading = resume_from_checkpoint

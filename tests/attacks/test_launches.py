@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from small import config, data, models, trainer, weights
 from tally import Tally
+from transformers import TrainerCallback
 from zoo import CASES, collate
 
 from hf_distill import CachedTeacher, ModelTeacher, write_cache
@@ -214,6 +215,41 @@ def test_processes_train_one_student(tmp_path: Path) -> None:
         for name, value in whole.items():
             assert torch.equal(found[0][name], found[1][name]), name
             torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-6)
+
+
+class Waiting(TrainerCallback):
+    """Tells that the first step is done, and holds the run there."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def on_step_end(self, *args: Any, **options: Any) -> None:
+        self.mark.touch()
+        time.sleep(120)
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    """Two runs write one checkpoint together, of one's weights and the other's optimizer."""
+    saving = {"save_strategy": "steps", "save_steps": 1}
+
+    def hold() -> None:
+        trainer(tmp_path / "out", callbacks=[Waiting(tmp_path / "mark")], **saving).train()
+
+    first = multiprocessing.get_context("fork").Process(target=hold)
+    with Tally("processes: two runs in one folder") as attacks:
+        first.start()
+        while not (tmp_path / "mark").exists():
+            assert first.is_alive()
+            time.sleep(0.02)
+        with attacks.attack("at once"):
+            with pytest.raises(ValueError, match=rf"out is in use: .*{first.pid}"):
+                trainer(tmp_path / "out", **saving).train()
+            trainer(tmp_path / "out").train()  # which writes no checkpoint
+        first.kill()
+        first.join(30)
+        with attacks.attack("after a kill"):
+            trainer(tmp_path / "out", **saving).train()
+            assert not list((tmp_path / "out").glob(".*"))
 
 
 def texts(rank: int, folder: Path) -> None:
