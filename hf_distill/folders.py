@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".hf_distill.lock"
 """The file on which the process that works in a folder holds its lock."""
@@ -131,7 +134,7 @@ def held(folder: Path) -> Iterator[None]:
     """Be the one process that works in a folder, which is made if need be.
 
     The lock is a `flock`, which ends with the process, however it ends; a link to the folder is the
-    folder. Where there is none (Windows, some network disks), two runs are not told of each other.
+    folder. Where there is none (Windows, some network disks), a warning says so.
 
     Args:
         folder: The folder; one that was made here and stays empty is removed at the end.
@@ -145,7 +148,7 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(path)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+        os.write(handle, json.dumps(_myself()).encode())
     except OSError as error:
         raise FolderError(trouble(error) or _not_written(folder, error)) from error
     process = os.getpid()
@@ -154,10 +157,12 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == process:  # not in a fork
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # before it is closed, or it might be another's
                 path.unlink()
             _held.discard(handle)
             os.close(handle)
+            if fcntl is None:  # where an open file cannot be removed
+                path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # with content
                 for one in made:
                     one.rmdir()
@@ -168,8 +173,9 @@ def _locked(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "no flock")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:
@@ -183,6 +189,11 @@ def _locked(path: Path) -> int:
             pass
         except OSError as error:
             if error.errno in _NO_LOCKS:
+                logger.warning(
+                    "%s cannot be locked on this system or disk: start no second run in it while "
+                    "this one works.",
+                    path.parent,
+                )
                 return handle
             os.close(handle)
             raise
@@ -196,7 +207,7 @@ def _myself() -> dict[str, Any]:
 
 def _holder(handle: int) -> str:
     try:
-        told = json.loads(os.pread(handle, 1000, 0))
+        told = json.loads(os.read(handle, 1000))
         return f"process {told['pid']} on {told['host']}, since {told['since']},"
     except (OSError, ValueError, KeyError, TypeError):  # it is about to write it
         return "another process"

@@ -43,6 +43,16 @@ _MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
 _MARKERS = {"teacher": "D", "baseline": "s", "control": "^", "student": "o"}
 
 
+def check(folder: str | Path) -> None:
+    """Refuse a folder with files of a comparison's names that are of none of ours.
+
+    Raises:
+        FolderError: there are some; nothing was touched.
+    """
+    files = ["compare.md", "compare.png"]
+    refuse_foreign_files(Path(folder), files, "compare.json", {"runs", "against"})
+
+
 def write(facts: Mapping[str, Any], folder: str | Path) -> None:
     """Write ``compare.json``, ``compare.md`` and ``compare.png``.
 
@@ -50,9 +60,8 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
         FolderError: one of them is there that was not written here.
         ImportError: matplotlib is missing.
     """
+    check(folder)
     root = Path(folder)
-    files = ["compare.md", "compare.png"]
-    refuse_foreign_files(root, files, "compare.json", {"runs", "against"})
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / "compare.json", facts)
     write_text(

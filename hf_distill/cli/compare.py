@@ -40,11 +40,12 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Compare the runs, print the tables and write the files."""
     from hf_distill.comparison import compare, read_runs
     from hf_distill.folders import held
-    from hf_distill.side_by_side import markdown, write
+    from hf_distill.side_by_side import check, markdown, write
 
     try:
-        facts = compare(read_runs(args.runs))
         with held(Path(args.output)):
+            check(args.output)
+            facts = compare(read_runs(args.runs))
             write(facts, args.output)
     except (ValueError, ImportError, OSError) as error:
         return failed(error)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hf_distill.folders import held, refuse_foreign_files
+from hf_distill.folders import contents, held, refuse_foreign_files
 
 ONNX, INT8 = "ONNX", "ONNX int8"
 FILES = {ONNX: "onnx/model.onnx", INT8: "onnx/model_int8.onnx"}
@@ -26,7 +26,7 @@ SINGLE_FILE = 1_800_000_000
 """Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
-_STAGING = ".hf_distill-onnx-"
+_STAGING = ".onnx-"
 
 
 class ExportError(RuntimeError):
@@ -132,7 +132,8 @@ def staging(folder: Path) -> Iterator[Path]:
     with held(folder):
         check_exports(folder)
         for old in folder.glob(f"{_STAGING}*"):
-            shutil.rmtree(old)
+            if not contents(old, ("*.onnx", "*.onnx.data", "*.json")):  # else it is no export's
+                shutil.rmtree(old)
         with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as staged:
             yield Path(staged)
 

@@ -99,12 +99,17 @@ class Run(Plan):
             self._report(results)
             self._require(results)
             if self.recipe.push_to_hub:
-                commit = push_folder(
-                    final, str(self.recipe.hub_model_id), private=self.recipe.hub_private_repo
-                )
-                self.say(f"pushed: {commit.commit_url}")
+                self._push(final)
         self.state.wait_for_everyone()
         return final
+
+    def _push(self, final: Path) -> None:
+        recipe = self.recipe
+        try:
+            commit = push_folder(final, str(recipe.hub_model_id), private=recipe.hub_private_repo)
+        except ValueError as error:  # something speaks against publishing it
+            raise RecipeError(f"{final} is not pushed: {error}") from error
+        self.say(f"pushed: {commit.commit_url}")
 
     def write_cache(self) -> Path:
         """Train the teacher if that is left to do, write its outputs to disk, and stop there.

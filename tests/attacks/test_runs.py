@@ -1,5 +1,5 @@
-"""Attacks on runs and their folders: what others made, what a kill leaves, two runs at once, disks
-and paths that cannot be written, Ctrl-C where Python drops it.
+"""Attacks on runs: damaged records, two at once, kills, disks and paths that cannot be written,
+Ctrl-C where Python drops it, trainings that train nothing.
 
 The judges are the operating system (what lies in a folder before and after, exit codes, signals,
 `flock`) and the weights of a run that was left alone.
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import ENVIRONMENT
-from recipe_zoo import language, recipe
+from recipe_zoo import recipe
 from tally import Tally
+from tiny_runs import ROOT, SHORT, refused, spawn, train, tree, weights
 from transformers import TrainerCallback
 
 from hf_distill import interrupts
@@ -33,48 +33,6 @@ from hf_distill.cli import main
 from hf_distill.folders import LOCK, FolderError, held
 from hf_distill.recipe.sources import identity
 from hf_distill.trainer import DistillationTrainer
-
-ROOT = Path(__file__).resolve().parents[2]
-BEGIN = "<!-- hf_distill:begin -->"
-SHORT = {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 2}
-CHAINED: dict[str, Any] = {
-    "teacher": {"seeds": [0, 1], "cache": {}},
-    "assistants": [{"from_teacher_layers": [0, 1]}],
-    "generations": 2,
-    "control": {"objective": [{"name": "hard_labels"}]},
-    "robustness": {"perturbations": ["character_swaps"], "attacks": [], "invariance": []},
-}
-
-
-def tree(folder: Path) -> dict[str, bytes | str]:
-    """All files, links and folders below a folder, with their content."""
-    found: dict[str, bytes | str] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
-        else:
-            found[name] = path.read_bytes() if path.is_file() else "folder"
-    return found
-
-
-def train(path: Path, *words: str) -> int:
-    return main(["train", str(path), *words])
-
-
-def weights(out: Path) -> bytes:
-    return (out / "final/model.safetensors").read_bytes()
-
-
-def spawn(path: Path, *words: str) -> subprocess.Popen[str]:
-    """`hf-distill train` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "hf_distill", "train", str(path), *words],
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,130 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-# ---- what others made ----------------------------------------------------------------------------
-
-
-def strangers(folder: Path, kind: str) -> None:
-    """Something of the user's with the name of a folder or file that a run writes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "file":
-        folder.write_text("mine")
-    elif kind == "dangling link":
-        folder.symlink_to("nowhere")
-    elif kind == "link to a folder":
-        (folder.parent / "elsewhere").mkdir()
-        (folder.parent / "elsewhere/precious.txt").write_text("mine")
-        folder.symlink_to("elsewhere")
-    else:
-        names = {"hidden": ".git/config", "below": "thesis/1/draft.md", "own": "stage.json"}
-        inside = folder / names.get(kind, "precious.txt")
-        inside.parent.mkdir(parents=True)
-        inside.write_text('{"mine": true}')
-
-
-KINDS = ("content", "hidden", "below", "own", "file", "dangling link", "link to a folder")
-FOLDERS = ("teacher", "baseline/seed-0", "student/seed-0", "evaluation", "speed", "final")
-FILES = ("report.json", "report.md", "curves.png", "card.json", "recipe.yaml", "severity.png")
-MORE = ("teacher/seed-1", "assistant-1", "generation-1/seed-0", "control/seed-0", "robustness")
-
-
-def refused(path: Path, out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run ends with 2 and the name of what is not ours; nothing is touched, nothing begins."""
-    before = tree(out)
-    capsys.readouterr()
-    assert train(path, "--output_dir", str(out)) == 2
-    shown = capsys.readouterr()
-    assert name in shown.err, shown.err
-    assert "begins" not in shown.out
-    assert tree(out) == before
-
-
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_what_others_made_is_never_replaced(
-    long: bool, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A user's folder `teacher/` in a project would be gone after a run in it, without a word."""
-    cases = [(name, kind) for name in (*FOLDERS, ".final.old", ".final.tmp") for kind in KINDS]
-    cases = [case for case in cases if case != (".final.tmp", "own")]  # our sign in it
-    every = [("teacher", "content"), ("final", "content"), ("speed", "hidden")]
-    sample = every + random.Random(0).sample(cases, 5)
-    with Tally("runs: folders and files of others") as attacks:
-        for name, kind in cases if long else sample:
-            out = tmp_path / f"{name}-{kind}".replace("/", "-")
-            strangers(out / name, kind)
-            with attacks.attack(f"{name}, {kind}"):
-                refused(project, out, name.rpartition("/")[2], capsys)
-        for name in FILES if long else FILES[1::3]:
-            out = tmp_path / f"file-{name}"
-            strangers(out / name, "file")
-            with attacks.attack(name):
-                refused(project, out, name, capsys)
-
-
-@pytest.mark.slow
-def test_folders_of_chains_and_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The members of a chain, the cache and the samples have folders of other names."""
-    chain = recipe(tmp_path / "chain", training=SHORT, **CHAINED)
-    prose = language(tmp_path / "prose")
-    with Tally("runs: folders and files of others") as attacks:
-        for path, name in [*((chain, name) for name in (*MORE, "cache")), (prose, "samples")]:
-            out = tmp_path / f"out-{name}".replace("/", "-")
-            strangers(out / name, "content")
-            with attacks.attack(name):
-                refused(path, out, name.rpartition("/")[2], capsys)
-        for content in ("data/rows.csv", "README.md", "notes.txt"):
-            elsewhere = tmp_path / f"elsewhere-{content[:4]}"
-            (elsewhere / content).parent.mkdir(parents=True)
-            (elsewhere / content).write_text("mine")
-            before = tree(elsewhere)
-            for command in ("train", "cache"):
-                with attacks.attack(f"teacher.cache.path with {content}, {command}"):
-                    words = ["--output_dir", str(tmp_path / "fresh")]
-                    words += ["--teacher.cache.path", str(elsewhere)]
-                    assert main([command, str(chain), *words]) == 2
-                    assert elsewhere.name in capsys.readouterr().err
-                    assert tree(elsewhere) == before
-                    assert not (tmp_path / "fresh").exists()
-
-
-def test_what_is_not_in_the_way_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Notes beside the stages, a folder whose stage the recipe lacks, the recipe itself in the
-    output folder, what a person added to `final`: refused for nothing, or lost."""
-    path = recipe(tmp_path, training=SHORT)
-    own = {name: f"{name}, mine" for name in ("baseline/notes.txt", "cache/x.bin", "samples/1")}
-    for name, text in own.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    given = path.read_text()
-    with Tally("runs: folders and files of others") as attacks:
-        with attacks.attack("the first run"):
-            assert train(path, "--output_dir", str(tmp_path)) == 0
-        added = {
-            "LICENSE": "a licence",
-            "shown.png": "a picture",
-            "onnx/model.onnx": "made by another tool",
-            ".git/HEAD": "ref",
-        }
-        for name, text in added.items():
-            (tmp_path / "final" / name).parent.mkdir(exist_ok=True)
-            (tmp_path / "final" / name).write_text(text)
-        (tmp_path / "student/seed-0/thoughts.md").write_text("on this seed")
-        with attacks.attack("a second run with another learning rate"):
-            words = ["--student.training.learning_rate", "5e-4", "--baseline.training.seed", "0"]
-            with pytest.warns(UserWarning, match=r"onnx/model\.onnx .* are of earlier ones"):
-                assert train(path, "--output_dir", str(tmp_path), *words[:2]) == 0
-        for name, text in (own | {f"final/{k}": v for k, v in added.items()}).items():
-            with attacks.attack(name):
-                assert (tmp_path / name).read_text() == text
-        with attacks.attack("a note in a stage's folder"):
-            assert (tmp_path / "student/seed-0/thoughts.md").read_text() == "on this seed"
-        with attacks.attack("the recipe"):
-            assert path.read_text() == given
-        with attacks.attack("nothing is left behind"):
-            assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
-
+# ---- records -------------------------------------------------------------------------------------
 
 DAMAGED = ("", "{", "[]", "null", '{"finished": true}', '{"fingerprint": 1}', "\x00" * 9)
 
@@ -436,28 +271,43 @@ def killed_at(number: int, path: Path, patch: pytest.MonkeyPatch) -> bool:
     return count > number
 
 
+def renames(path: Path, patch: pytest.MonkeyPatch) -> int:
+    """How many renames a finished recipe takes once more."""
+    replace, count = os.replace, 0
+
+    def counted(*args: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        replace(*args, **options)
+
+    with patch.context() as patched:
+        patched.setattr(os, "replace", counted)
+        assert train(path) == 0
+    return count
+
+
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_kill_at_each_rename_keeps_the_words_of_a_person(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+    long: bool, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two renames the old card is aside: the next run would write one without the words,
     and delete the old."""
     path, readme = finished.parent / "recipe.yaml", finished / "final/README.md"
     with Tally("runs: kills at each rename of `final`") as attacks:
-        number = 0
-        while number < 40:
+        last = renames(path, monkeypatch)  # one before it, `final` is aside
+        for number in range(last) if long else (0, last - 2, last - 1):
             words = f"Words of a person, before kill {number}."
             text = readme.read_text().partition("\nWords of a person")[0]
             readme.write_text(f"{text}\n{words}\n")
-            if not killed_at(number, path, monkeypatch):
-                break
-            number += 1
-            kept = [one.read_text() for one in finished.glob("**/README.md")]
-            with attacks.attack(f"before rename {number}"):
+            with attacks.attack(f"before rename {number + 1}"):
+                assert killed_at(number, path, monkeypatch)
+                kept = [one.read_text() for one in finished.glob("**/README.md")]
                 assert any(words in one for one in kept)
+                assert readme.exists() == (number != last - 1)
                 if not readme.exists():
                     assert train(path) == 0
                 assert words in readme.read_text()
-        assert number > 5, "renames were not counted"
+        assert last > 5, "renames were not counted"
         assert train(path) == 0
         assert words in readme.read_text()
         assert not [one for one in finished.iterdir() if one.name.startswith(".")]
