@@ -390,6 +390,17 @@ def test_other_refusals(served: TeacherServer) -> None:
         assert b"400" in broken.recv(200)
 
 
+def test_a_batch_that_is_too_large_is_told(served: TeacherServer) -> None:
+    """The connection is closed while the batch is still being sent: repeated five times, that ends
+    in a broken pipe, and nobody knows that fewer examples would do."""
+    batch = {"input_ids": torch.full((4, 1_000_000), 7)}
+    items = Items({"samples": torch.ones(4, dtype=torch.bool)})
+    remote = RemoteTeacher(served.url, retries=0)
+    with pytest.raises(ValueError, match=r"(?s)413.*at most 100000 bytes.*fewer or shorter"):
+        remote(batch, Needs(logits=True), items)
+    remote.close()
+
+
 def test_failures_are_told_and_logged(
     slow: Slow, served: TeacherServer, caplog: pytest.LogCaptureFixture
 ) -> None:

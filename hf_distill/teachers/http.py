@@ -244,8 +244,7 @@ class Client:
     ) -> Answer:
         connection.sock.deadline = deadline
         try:
-            connection.request(method, self._path + path, body, headers)
-            with connection.getresponse() as response:
+            with _asked(connection, method, self._path + path, body, headers) as response:
                 whole = _whole(response, most)
         except BaseException:
             connection.close()
@@ -257,6 +256,19 @@ class Client:
             with self._lock:
                 self._idle.append(connection)
         return Answer(response.status, found, whole)
+
+
+def _asked(connection: Any, *request: Any) -> http.client.HTTPResponse:
+    """Send a request, and read the head of its answer: also of one that comes before all of the
+    request was taken, because it is too large."""
+    try:
+        connection.request(*request)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        try:
+            return connection.getresponse()  # type: ignore[no-any-return]
+        except (OSError, http.client.HTTPException):
+            raise error from None
+    return connection.getresponse()  # type: ignore[no-any-return]
 
 
 def _whole(response: http.client.HTTPResponse, most: int) -> bytes:
