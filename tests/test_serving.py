@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from zoo import CASES, VOCAB, collate
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
+from hf_distill.cache.manifest import teacher_fingerprint
 from hf_distill.cli.serve_teacher import add_parser
 from hf_distill.heads import Head
 from hf_distill.serving import TeacherServer, run
@@ -245,6 +246,7 @@ def test_another_teacher_behind_the_url() -> None:
     port = urlsplit(first.url).port
     remote = RemoteTeacher(first.url, backoff=0.01)
     want = remote(batch, needs, items).logits
+    assert remote.fingerprint == teacher_fingerprint(ModelTeacher(model))
     first.close()
     with TeacherServer(ModelTeacher(copy.deepcopy(model)), port=port or 0):
         assert torch.equal(remote(batch, needs, items).logits, want)

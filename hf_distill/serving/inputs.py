@@ -138,9 +138,10 @@ def _check_lengths(teacher: ModelTeacher, batch: Mapping[str, Tensor], limits: L
         if name not in batch or getattr(config, "relative_attention", False):
             continue
         positions = batch.get(name.replace("input", "position"))
-        packed = positions is not None and positions.numel() > 0
         length = int(batch[name].shape[-1])
-        check_context(config, int(positions.max()) + 1 if packed else length, teacher.head.who)
+        if positions is not None and positions.numel():  # several texts in a row
+            length = int(positions.max()) + 1
+        check_context(config, length, teacher.head.who)
     heads = largest(config, HEADS, 16)
     for name in TEXTS:
         length = int(batch[name].shape[-1]) if name in batch else 0
@@ -202,9 +203,8 @@ def _rows(table: nn.Embedding) -> int:
 
 def _check_places(name: str, value: Tensor, ids: Tensor) -> None:
     """One number (or four: a box) for each token, in each row or in the same way in all."""
-    shape = value.shape[:-1] if value.dim() > ids.dim() and name in ("bbox", *LOOKED_UP) else None
-    shape = tuple(value.shape if shape is None else shape)
-    rows = tuple(ids.shape)
+    several = value.dim() > ids.dim() and name in LOOKED_UP
+    shape, rows = tuple(value.shape[:-1] if several else value.shape), tuple(ids.shape)
     if shape[-len(rows) :] not in (rows, (1, *rows[1:])) and shape != rows[-1:]:
         raise Refused(
             400, f"Expected {name} of shape {rows} like the tokens, got {tuple(value.shape)}."

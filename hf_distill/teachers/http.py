@@ -261,14 +261,16 @@ class Client:
 def _asked(connection: Any, *request: Any) -> http.client.HTTPResponse:
     """Send a request, and read the head of its answer: also of one that comes before all of the
     request was taken, because it is too large."""
+    failed = None
     try:
         connection.request(*request)
     except (BrokenPipeError, ConnectionResetError) as error:
-        try:
-            return connection.getresponse()  # type: ignore[no-any-return]
-        except (OSError, http.client.HTTPException):
-            raise error from None
-    return connection.getresponse()  # type: ignore[no-any-return]
+        failed = error
+    try:
+        response: http.client.HTTPResponse = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        raise failed or error from None
+    return response
 
 
 def _whole(response: http.client.HTTPResponse, most: int) -> bytes:

@@ -121,8 +121,8 @@ def _config(values: Any, url: str) -> Any:
             if value is not None and not (type(value) is int and 0 <= value <= most):
                 raise _wrong(url, f"config: {key}", f"a number from 0 to {most}", value)
     try:
-        kind = values.get("model_type")
-        known = isinstance(kind, str) and kind in CONFIG_MAPPING  # its get() finds none
+        kind = str(values.get("model_type"))
+        known = kind in CONFIG_MAPPING  # its get() finds none
         made: Any = CONFIG_MAPPING[kind] if known else PretrainedConfig
         return made.from_dict(dict(values))
     except Exception as error:  # whatever a config of strange values makes its class raise

@@ -160,12 +160,12 @@ class ServerTeacher:
             )
         found = []
         for prompt, choice in zip(prompts, _ordered(choices, url), strict=True):
-            entries = choice.get("prompt_logprobs")
+            entries: Any = choice.get("prompt_logprobs")
             try:
-                answer_of = read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
+                said = read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
             except ValueError as error:
                 raise ValueError(f"The answer of {url} cannot be read: {error}") from error
-            found.append(answer_of)
+            found.append(said)
             if not self._compared and self._tokenizer is not None:
                 check_decoded(entries, self._tokenizer, url)
                 self._compared = True

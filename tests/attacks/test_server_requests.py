@@ -304,6 +304,11 @@ def test_wrong_completions(texts: str) -> None:
         for body in bodies:
             with attacks.attack(f"{len(body)} bytes: {body[:12]!r}"):
                 assert post(texts, "/v1/completions", body)[0] == 400
+        for what, more in {"": {}, ", packed": {"position_ids": torch.arange(33)[None]}}.items():
+            with attacks.attack(f"a signal for 33 tokens of 32{what}"):
+                batch = {"input_ids": torch.full((1, 33), 7), **more}
+                status, told = post(texts, "/signal", signal_body(batch))
+                assert (status, "at most 32 tokens" in told["error"]["message"]) == (400, True)
         with attacks.attack("JSON of 17 MB"):
             head = f"POST /v1/completions HTTP/1.1\r\n{OWN}Content-Length: {17 << 20}\r\n\r\n"
             assert [status for status, _ in answers(texts, head.encode())] == [413]
