@@ -81,7 +81,8 @@ class RemoteTeacher:
             "needs": needs_to_json(needs),
             "top_k": self._top_k,
         }
-        most = most_bytes(elements(facts.config, facts.classes, kept, items, needs, UTMOST))
+        classes = facts.classes if self._top_k is None else 3 * self._top_k + 3  # ids are int64
+        most = most_bytes(elements(facts.config, classes, kept, items, needs, UTMOST))
         answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE, most=most)
         try:
             found = from_bytes(b"" if answer is None else answer.body)

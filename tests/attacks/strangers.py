@@ -17,14 +17,19 @@ IDS = torch.full((2, 5), 7)
 
 
 class Counted(ModelTeacher):
-    """Counts its calls; takes its time where that is asked."""
+    """Counts its calls, and how many are under way at once; takes its time where that is asked."""
 
-    calls, seconds = 0, 0.0
+    calls, under_way, most, seconds = 0, 0, 0, 0.0
 
     def __call__(self, batch: Any, needs: Needs, items: Items) -> Signal:
         self.calls += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
         time.sleep(self.seconds)
-        return super().__call__(batch, needs, items)
+        try:
+            return super().__call__(batch, needs, items)
+        finally:
+            self.under_way -= 1
 
 
 def posted(fields: str, body: str = "xx", version: str = "1.1") -> bytes:

@@ -60,6 +60,7 @@ def test_a_long_request_lets_others_go_between(texts: str, writer: Counted) -> N
                     assert writer.calls - before <= 6  # its own, and few of the others
             with attacks.attack("before the long one is done"):
                 assert not done
+                assert writer.most == 1  # and they do take turns
         finally:
             thread.join()
             writer.seconds = 0.0

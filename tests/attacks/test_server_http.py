@@ -93,6 +93,14 @@ def test_malformed_http(url: str, teacher: Counted, caplog: pytest.LogCaptureFix
             with attacks.attack(what):
                 found = answers(url, request)
                 assert [status for status, _ in found] == [expected], found
+        with attacks.attack("a body that waits to be asked for"), opened(url) as sock:
+            sock.sendall(posted("Content-Length: 2\r\nExpect: 100-continue\r\n", ""))
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+            sock.sendall(b"xx")
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+        with attacks.attack("a body that would wait, and is too large"), opened(url) as sock:
+            sock.sendall(posted(f"Content-Length: {1 << 21}\r\nExpect: 100-continue\r\n", ""))
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
         with attacks.attack("51 requests at once"):
             assert [status for status, _ in answers(url, GOOD * 51)] == [200] * 51
         with attacks.attack("a body that looks like a request"):
