@@ -35,6 +35,7 @@ def launched_on_cpus() -> bool:
         if size > 1:  # accelerate reads the variables
             os.environ.setdefault("WORLD_SIZE", str(size))
             os.environ.setdefault("RANK", str(distributed.get_rank()))
+            os.environ.setdefault("MASTER_ADDR", "localhost")  # they have met already
         return size > 1 and not has_accelerator()
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size <= 1 or has_accelerator():

@@ -34,11 +34,11 @@ class Resuming(Trainer):
                 ``save_only_model``.
         """
         found: Any = resume_from_checkpoint
-        if found is True:
-            found = get_last_checkpoint(str(self.args.output_dir))
         trial = options.get("trial", args[0] if args else None)
         self._resumed_step = None
         with self._alone(saves=self.args.save_strategy != "no" and trial is None):
+            if found is True and os.path.isdir(str(self.args.output_dir)):
+                found = get_last_checkpoint(str(self.args.output_dir))
             if isinstance(found, str | os.PathLike):
                 self._resumed_step = self._check_files(Path(found))
             return super().train(resume_from_checkpoint, *args, **options)

@@ -36,6 +36,7 @@ NAME = "sequence_classification"
 SHARED = {
     "torchrun": {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
     "a Ray worker": {"WORLD_SIZE": "2"},
+    "a process group": {},
     "no launch": {},
 }
 
@@ -60,6 +61,9 @@ def pair(work: Callable[..., None], *arguments: Any, launch: str = "torchrun") -
         os.environ.pop("ACCELERATE_USE_CPU", None)
         if SHARED[launch]:
             os.environ.update({**SHARED[launch], **place, "RANK": str(rank)})
+        if launch == "a process group":
+            address = f"tcp://127.0.0.1:{port}"
+            torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
         if launch == "torchrun":
             os.environ["LOCAL_RANK"] = str(rank)
         work(rank, *arguments)
@@ -112,7 +116,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     """Each process would ask the teacher everything, and they would rename each other's files."""
     write(0, tmp_path / "alone" / "cache")
     with Tally("processes: one cache") as attacks:
-        for launch in ("torchrun", "a Ray worker"):
+        for launch in ("torchrun", "a Ray worker", "a process group"):
             with attacks.attack(launch):
                 own = tmp_path / launch
                 pair(write, own / "cache", launch=launch)
@@ -215,6 +219,29 @@ def test_processes_train_one_student(tmp_path: Path) -> None:
         for name, value in whole.items():
             assert torch.equal(found[0][name], found[1][name]), name
             torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-6)
+
+
+def resume(rank: int, folder: Path) -> None:
+    """Resume from a checkpoint of one process; then from one of two, of which a file is damaged."""
+    options = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
+    ours = trainer(folder / "two", max_steps=3, **options)
+    ours.train(resume_from_checkpoint=str(folder / "one" / "checkpoint-1"))
+    last = folder / "two" / "checkpoint-3"
+    if rank == 0:
+        (last / "rng_state_1.pth").write_bytes(b"torn")
+    ours.accelerator.wait_for_everyone()
+    with pytest.raises(ValueError, match=r"rng_state_1\.pth .*Resume from .*checkpoint-2") as error:
+        trainer(folder / "two", max_steps=4, **options).train(resume_from_checkpoint=str(last))
+    (folder / f"{rank}.txt").write_text(str(error.value))
+
+
+def test_processes_agree_about_a_checkpoint(tmp_path: Path) -> None:
+    """One process would go on alone, and wait for the others for ever."""
+    trainer(tmp_path / "one", max_steps=1, save_strategy="steps", save_steps=1).train()
+    with Tally("processes: one checkpoint") as attacks, attacks.attack("a damaged random state"):
+        pair(resume, tmp_path)
+        told = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+        assert told[0] == told[1]
 
 
 class Waiting(TrainerCallback):
