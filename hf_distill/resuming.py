@@ -41,7 +41,9 @@ class Resuming(Trainer):
                 found = get_last_checkpoint(str(self.args.output_dir))
             if isinstance(found, str | os.PathLike):
                 self._resumed_step = self._check_files(Path(found))
-            return super().train(resume_from_checkpoint, *args, **options)
+            return super().train(
+                resume_from_checkpoint if found is None else found, *args, **options
+            )
 
     @contextlib.contextmanager
     def _alone(self, saves: bool) -> Iterator[None]:
