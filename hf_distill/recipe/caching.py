@@ -58,10 +58,14 @@ class CacheStage(Stage):
             ValueError: it is not so; nothing was touched.
         """
         super().check()
-        if self.section.path is not None and not (self.path / MANIFEST).exists():
+        if self.section.path is None:
+            return
+        if not (self.path / MANIFEST).exists():
             begun = (CARD, VOCABULARY, ".*.partial")  # what is written before the manifest
             refuse_foreign(self.path, contents(self.path, begun), f"with a {MANIFEST}")
             refuse_other_card(self.path)
+        elif super().results() is None:
+            read_manifest(self.path)  # of a cache, and whole
 
     def results(self) -> dict[str, Any] | None:
         """The results, if the cache is finished and still there: the one that this stage wrote,

@@ -4,16 +4,21 @@ write. The judge is the operating system: what lies there before and after, and 
 
 from __future__ import annotations
 
+import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
+from launch import launch
 from recipe_zoo import language, recipe
 from tally import Tally
 from tiny_runs import SHORT, refused, train, tree
 
 from hf_distill.cli import main
+from hf_distill.folders import held
 from hf_distill.recipe import stages
 from hf_distill.recipe.stages import Stage
 
@@ -71,11 +76,37 @@ def test_what_others_made_is_never_replaced(
             strangers(out / name, kind)
             with attacks.attack(f"{name}, {kind}"):
                 refused(project, out, name.rpartition("/")[2], capsys)
+        with attacks.attack("teacher, --dry-run"):
+            strangers(tmp_path / "dry/teacher", "content")
+            assert train(project, "--output_dir", str(tmp_path / "dry"), "--dry-run") == 2
+            assert "/dry/teacher" in capsys.readouterr().err
         for name in FILES if long else FILES[1::3]:
             out = tmp_path / f"file-{name}"
             strangers(out / name, "file")
             with attacks.attack(name):
                 refused(project, out, name, capsys)
+
+
+def _refused_by_all(path: str, out: str) -> None:
+    assert train(Path(path), "--output_dir", out) == 2
+    with held(Path(out).parent / "held") if os.environ["RANK"] == "0" else nullcontext():
+        PartialState().wait_for_everyone()
+        held_by_first = str(Path(out).parent / "held")
+        assert train(Path(path), "--output_dir", held_by_first) == 2
+        PartialState().wait_for_everyone()
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_launch_refuse(project: Path, tmp_path: Path) -> None:
+    """One process would leave, and the others wait for it until a timeout."""
+    strangers(tmp_path / "out/student/seed-0", "content")
+    before = tree(tmp_path)
+    with Tally("runs: folders and files of others") as attacks, attacks.attack("two processes"):
+        own = {"PYTHONPATH": str(Path(__file__).parent)}
+        told = launch(_refused_by_all, project, tmp_path / "out", processes=2, environment=own)
+        assert told.count("hf-distill: ") == 2, told
+        assert "is in use: process" in told
+        assert tree(tmp_path) == before
 
 
 @pytest.mark.slow
@@ -89,7 +120,7 @@ def test_folders_of_chains_and_caches(tmp_path: Path, capsys: pytest.CaptureFixt
             strangers(out / name, "content")
             with attacks.attack(name):
                 refused(path, out, name.rpartition("/")[2], capsys)
-        for content in ("data/rows.csv", "README.md", "notes.txt"):
+        for content in ("data/rows.csv", "README.md", "notes.txt", "cache.json"):
             elsewhere = tmp_path / f"elsewhere-{content[:4]}"
             (elsewhere / content).parent.mkdir(parents=True)
             (elsewhere / content).write_text("mine")
