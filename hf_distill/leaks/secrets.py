@@ -79,7 +79,9 @@ _QUERY = re.compile(
     r"(?![<\[{*])([^\s&#\"'`<>|)*]{6,})",
     re.IGNORECASE,
 )
-_BEARER = re.compile(r"(\b[Bb]earer |\b[Bb]asic )(?=\S*\d)([A-Za-z0-9._~+/-]{20,}=*)")
+_BEARER = re.compile(
+    r"(\bBearer |\bAuthorization[\"']?: ?[\"']?(?:Basic|Token) )(?=\S*\d)([A-Za-z0-9._~+/-]{20,}=*)"
+)
 _LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/:@\"']*:[^\s/@\"']+@")
 _VARIABLE = re.compile(rf"(?:^|_){_SECRET_NAME}(?:_ID)?$")
 _NONE = frozenset({"null", "none", "false"})

@@ -47,6 +47,7 @@ TOKENS = {
     "?token=": "https://example.org/data.tsv?" + "token=" + BODY[:20],
     "signed URL": "https://x.blob.core.windows.net/d?sv=2022&" + "sig=" + BODY[:43] + "%3D",
     "bearer": "Authorization: " + "Bearer " + BODY[:40],
+    "basic": "Authorization: " + "Basic " + BODY[:40] + "=",
 }
 HOMES = {
     "Linux home": "/home/agent47/films",

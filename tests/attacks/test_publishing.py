@@ -256,6 +256,23 @@ def test_a_file_that_flickers(made: Callable[[], Path]) -> None:
             thread.join()
 
 
+def test_a_link_on_the_way_is_refused(made: Callable[[], Path]) -> None:
+    """Of a name with folders in it, each of them may be the link; and `..` leads out as well."""
+    folder = made()
+    (folder / "real").mkdir()
+    shutil.move(folder / "plots", folder / "real/plots")
+    (folder / "plots").symlink_to("real/plots")
+    (folder / "inner").symlink_to(".")
+    names = ["plots/curves.png", "inner/vocab.txt", f"../{folder.name}/vocab.txt", "/etc/passwd"]
+    names += ["vocab.txt/x", "real/../vocab.txt"]
+    with Tally("publishing: links on the way") as attacks:
+        for name in names:
+            with attacks.attack(name):
+                files, problems = check_files(folder, [name])
+                assert len(problems) == 1
+                assert not files
+
+
 # ---- secrets -------------------------------------------------------------------------------------
 
 
@@ -346,7 +363,8 @@ def _spellings(text: str) -> dict[str, str]:
         "in a sentence": json.dumps(f"see {text} there"),
         "escaped": '"' + "".join(f"\\u{ord(letter):04x}" for letter in text) + '"',
         "one escaped": json.dumps(text).replace("_", "\\u005f").replace("/", "\\u002f"),
-        "JSON in JSON": json.dumps(json.dumps({"x": text})),
+        "slashes escaped": json.dumps(text).replace("/", "\\/"),
+        "JSON in JSON": json.dumps(json.dumps({"x": text}).replace("_", "\\u005f")),
     }
 
 
@@ -389,6 +407,22 @@ def test_prose_may_name_addresses(hub: HubServer, made: Callable[[], Path]) -> N
     settings |= {"id2label": {"0": "task-oriented-dialogue-systems"}, "url": "https://x.org/a?b=c"}
     (folder / "config.json").write_text(json.dumps(settings))
     assert folder_problems(folder) == []
+
+
+def test_no_spelling_of_a_token_goes_up(hub: HubServer, made: Callable[[], Path]) -> None:
+    """What a reader of YAML, Markdown, HTML or an address sees is not what the bytes are."""
+    folder, token = made(), TOKENS["Hub token"]
+    card = (folder / "README.md").read_text()
+    with Tally("publishing: spellings of a token") as attacks:
+        for sign in ("\\u005f", "\\x5f", "\\_", "&#95;", "&#x5F;", "&lowbar;", "%5F", "%5f"):
+            for name, text in (
+                ("README.md", card),
+                ("LICENSE", "mine\n"),
+                ("recipe.yaml", "a: 1\n"),
+            ):
+                with attacks.attack(f"{sign} in {name}"):
+                    content = f'{text}\nb: "{token.replace("_", sign)}"\n'.encode()
+                    _carried(hub, folder, name, content, "token")
 
 
 def _vocabulary(size: int) -> dict[str, int]:

@@ -119,6 +119,13 @@ def test_no_link_of_a_cache_is_followed(hub: HubServer, whole: Path, tmp_path: P
     names = [path.relative_to(whole).as_posix() for path in sorted(whole.rglob("*"))]
     assert "data" in names
     with Tally("publishing: links in a cache") as attacks:
+        (tmp_path / "vocabulary.json.gz").symlink_to("nothing is there")
+        with attacks.attack("a dangling link"):
+            folder = shutil.copytree(whole, tmp_path / "cache")
+            (folder / "vocabulary.json.gz").unlink()
+            shutil.move(tmp_path / "vocabulary.json.gz", folder)
+            with refused(hub, r"vocabulary\.json\.gz is a link"):
+                push(folder)
         for number, name in enumerate([*names, "views.jsonl"]):
             with attacks.attack(name):
                 folder = shutil.copytree(whole, tmp_path / f"cache-{number}")
