@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from datasets import Features
 
 KEY = "key"
 KEY_BYTES = 16
@@ -25,42 +24,38 @@ NUMBERS = (
 """The types of numbers that a shard holds, alone or in lists."""
 
 
-def read_batches(path: Path, features: Features | None = None) -> list[pa.RecordBatch]:
+def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordBatch]:
     """The record batches of a shard: mapped, not copied, and each buffer within its file.
 
     Args:
         path: The shard.
-        features: The columns that it must have besides `KEY`; None: any that `NUMBERS` allow.
+        wanted: The columns that it must have; None: keys, and any that `NUMBERS` allow.
 
     Raises:
         ValueError: it is no such file: other columns or types, compressed columns, missing values,
             lengths or offsets beyond its buffers, keys of another width.
         OSError: it cannot be read.
     """
-    source = pa.memory_map(str(path))
-    _check_messages(source)
-    source.seek(0)
-    with pa.ipc.open_stream(source) as reader:
-        _check_schema(reader.schema, features)
-        found = []
-        for batch in reader:
-            _check_batch(batch)
-            found.append(batch)
+    messages = pa.ipc.MessageReader.open_stream(pa.memory_map(str(path)))
+    schema = pa.ipc.read_schema(_next(messages, "schema"))
+    _check_schema(schema, wanted)
+    found = []
+    with contextlib.suppress(StopIteration):
+        while True:
+            message = _next(messages, "record batch")
+            if _is_compressed(message.metadata):
+                raise ValueError("a compressed column, which may unpack to any size")
+            found.append(pa.ipc.read_record_batch(message, schema))
+            _check_batch(found[-1])
     return found
 
 
-def _check_messages(source: pa.MemoryMappedFile) -> None:
-    """See that a schema comes first, and then nothing but batches that are not compressed."""
-    messages = pa.ipc.MessageReader.open_stream(source)
-    wanted = "schema"
-    with contextlib.suppress(StopIteration):
-        while True:
-            message = messages.read_next_message()
-            if message.type != wanted:
-                raise ValueError(f"a message of type {message.type} in place of a {wanted}")
-            if wanted == "record batch" and _is_compressed(message.metadata):
-                raise ValueError("a compressed column, which may unpack to any size")
-            wanted = "record batch"
+def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
+    """The next message; of another kind, pyarrow would take its header for what it is not."""
+    message = messages.read_next_message()
+    if message.type != kind:
+        raise ValueError(f"a message of type {message.type} in place of a {kind}")
+    return message
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
@@ -87,18 +82,20 @@ def _is_compressed(metadata: pa.Buffer) -> bool:
         raise ValueError(f"a header that is none ({error})") from error
 
 
-def _check_schema(schema: pa.Schema, features: Features | None) -> None:
+def _check_schema(schema: pa.Schema, wanted: pa.Schema | None) -> None:
+    if wanted is not None and schema.equals(wanted):
+        return
     found = {field.name: field.type for field in schema}
-    if features is None:
+    if wanted is None:
         others = [kind for name, kind in found.items() if name != KEY]
         inner = [kind.value_type if pa.types.is_list(kind) else kind for kind in others]
         fits = found.get(KEY) == pa.binary() and all(kind in NUMBERS for kind in inner)
-        wanted = "keys, numbers and lists of numbers"
+        expected = "keys, numbers and lists of numbers"
     else:
-        columns = {field.name: field.type for field in features.arrow_schema if field.name != KEY}
-        fits, wanted = found == {KEY: pa.binary(), **columns}, str({KEY: "binary", **columns})
+        columns = {field.name: field.type for field in wanted}
+        fits, expected = found == columns, str(columns)
     if not fits or len(found) != len(schema):
-        raise ValueError(f"columns of {wanted:.300} expected, got {found!s:.300}")
+        raise ValueError(f"columns of {expected:.300} expected, got {found!s:.300}")
 
 
 def _check_batch(batch: pa.RecordBatch) -> None:

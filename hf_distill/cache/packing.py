@@ -132,7 +132,7 @@ def unpack(name: str, dtype: str, rows: Sequence[Row]) -> Tensor:
 
 def check_read(name: str, values: Tensor) -> Tensor:
     """The values themselves. Raises ValueError for NaN or +inf among them."""
-    if values.numel() and not values.aminmax()[1].item() < torch.inf:  # NaN if there is one
+    if values.numel() and not values.amax().item() < torch.inf:  # NaN if there is one
         count = int((~(values < torch.inf)).sum())
         raise ValueError(f"Expected no NaN or +inf in {name}, got {count} of {values.numel()}.")
     return values

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,22 @@ class ForeignShardsError(ValueError):
 
 def arrow_path(directory: str | os.PathLike[str], index: int) -> Path:
     """Where a shard is."""
-    return Path(directory) / DATA / f"shard-{index:05d}.arrow"
+    return Path(directory, f"{DATA}/shard-{index:05d}.arrow")
 
 
 def record_path(directory: str | os.PathLike[str], index: int) -> Path:
     """Where the record of a shard is."""
-    return Path(directory) / DATA / f"shard-{index:05d}.json"
+    return Path(directory, f"{DATA}/shard-{index:05d}.json")
 
 
 def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
     """For each shard with a record: the record, or None where it is damaged."""
     found: dict[int, Record | None] = {}
     folder = Path(directory) / DATA
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := re.fullmatch(r"shard-(\d{5,18})\.json", path.name):
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        if match := re.fullmatch(r"shard-(\d{5,18})\.json", name):
             try:
-                found[int(match[1])] = _as_record(read_sealed(path))
+                found[int(match[1])] = _as_record(read_sealed(folder / name))
             except ValueError:
                 found[int(match[1])] = None
             except FileNotFoundError:  # a writer replaces this shard at the moment
@@ -94,7 +95,7 @@ def _as_record(values: Mapping[str, Any]) -> Record:
     """Raise ValueError for what is no record; one of an earlier version has no ``of``."""
     kinds = {"rows": int, "bytes": int, "file": str, "keys": str}
     fits = all(type(values.get(name)) is kind for name, kind in kinds.items())
-    if not fits or not isinstance(values.get("of", {}), dict):
+    if not fits or not isinstance(values.get("of", ""), str):
         raise ValueError("other fields")
     return dict(values)
 
@@ -122,11 +123,12 @@ def foreign(
     return {i: _difference(own, record) for i, record in whole.items() if record.get("of") != own}
 
 
-def _difference(own: Mapping[str, str], record: Record) -> str:
+def _difference(own: str, record: Record) -> str:
     held = record.get("of")
     if held is None:
         return "by an earlier version, which did not write whose they are"
-    parts = [name for part, name in PARTS.items() if held.get(part) != own[part]]
+    there, here = (dict(pair.partition(":")[::2] for pair in of.split()) for of in (held, own))
+    parts = [name for part, name in PARTS.items() if there.get(part) != here[part]]
     return "of other things: " + ", ".join(parts) if parts else "by another version"
 
 
@@ -143,12 +145,19 @@ def finished(
     others = foreign(directory, manifest, known)
     found = set()
     for index, record in known.items():
-        path = arrow_path(directory, index)
-        if record is None or index in others or not path.is_file():
-            continue
-        if path.stat().st_size == record["bytes"]:
+        own = record is not None and index not in others
+        if own and record is not None and _size(arrow_path(directory, index)) == record["bytes"]:
             found.add(index)
     return found
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a file; None: there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def damaged(
@@ -180,9 +189,9 @@ def damaged(
 def _wrong(path: Path, record: Record | None) -> str:
     if record is None:
         return "its record was changed"
-    if not path.is_file():
+    size = _size(path)
+    if size is None:
         return "missing"
-    size = path.stat().st_size
     if size != record["bytes"]:
         word = "truncated" if size < record["bytes"] else "too long"
         return f"{word}: {size:,} bytes instead of {record['bytes']:,}"

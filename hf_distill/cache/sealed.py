@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,8 +95,12 @@ def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
 
 def refuse_no_file(path: Path) -> None:
     """Raise ValueError if a folder, or a pipe that one would wait at, lies where a file belongs."""
-    if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "a pipe or device"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # there is nothing yet
+        return
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise ValueError(
             f"Expected a file (or nothing yet) at {path}, got {what}. Move it away, and run the "
             "same command again."
@@ -237,9 +242,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     try:
         if len(content) > LARGEST:
             raise ValueError("too large")
-        values = json.loads(content)
+        values = json.loads(content.decode())
         seal = values.pop(SEAL)
-        whole = seal == _checksum(values) and content == _rendered({**values, SEAL: seal})
+        line = f'\n  "{SEAL}": "{seal}",'.encode()  # without it the bytes are those of the others
+        if content.count(line) == 1:
+            whole = seal == xxhash.xxh3_128_hexdigest(content.replace(line, b""))
+        else:
+            whole = seal == _checksum(values) and content == _rendered({**values, SEAL: seal})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
@@ -271,9 +280,11 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any
     write_sealed(Path(directory) / MANIFEST, values)
 
 
-def bindings(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each of the `PARTS` of a manifest, for the records of the shards."""
-    return {part: _checksum({part: manifest.get(part)}) for part in PARTS}
+def bindings(manifest: Mapping[str, Any]) -> str:
+    """``part:hash`` of each of the `PARTS` of a manifest, for the records of the shards."""
+    values = (json.dumps(manifest.get(part), sort_keys=True).encode() for part in PARTS)
+    hashed = zip(PARTS, map(xxhash.xxh3_64_hexdigest, values), strict=True)
+    return " ".join(map(":".join, hashed))
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:

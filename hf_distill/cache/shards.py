@@ -58,6 +58,7 @@ __all__ = [
     "records",
     "refuse_foreign",
     "remove_stale",
+    "schema_of",
     "usable",
     "verify",
     "write_shard",
@@ -96,8 +97,7 @@ def write_shard(
         ValueError: rows that do not fit the features; a folder lies where a file belongs.
         DiskFullError: no space is left; finished shards stay, nothing unfinished does.
     """
-    columns = {name: value for name, value in features.items() if name != KEY}
-    features = Features({KEY: Value("binary"), **columns})
+    features = _with_key(features)
     record, keys, count = record_path(directory, index), xxhash.xxh3_128(), 0
     refuse_no_file(record)
     with contextlib.ExitStack() as pair:
@@ -122,6 +122,16 @@ def write_shard(
         }
         write_sealed(record, values)
     return values
+
+
+def _with_key(features: Features) -> Features:
+    columns = {name: value for name, value in features.items() if name != KEY}
+    return Features({KEY: Value("binary"), **columns})
+
+
+def schema_of(features: Features) -> pa.Schema:
+    """The columns of a shard as Arrow has them."""
+    return _with_key(features).arrow_schema
 
 
 class _Hashed:
@@ -206,15 +216,23 @@ def open_shard(
     directory: str | os.PathLike[str],
     index: int,
     record: Record | None,
-    features: Features | None = None,
+    schema: pa.Schema | None = None,
 ) -> list[pa.RecordBatch]:
     """The record batches of a shard, see `read_batches`.
+
+    Args:
+        directory: The cache.
+        index: Of the shard.
+        record: Its record.
+        schema: The columns that it must have, see `schema_of`.
 
     Raises:
         DamagedCacheError: it cannot be read, or is not as the record says.
     """
     try:
-        found = read_batches(arrow_path(directory, index), features)
+        found = read_batches(arrow_path(directory, index), schema)
+    except StopIteration:
+        raise DamagedCacheError(directory, {index: "nothing is in it"}) from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedCacheError(directory, {index: f"it cannot be read: {error}"}) from error
     if record is None or sum(len(batch) for batch in found) != record["rows"]:
@@ -249,14 +267,15 @@ def usable(
     known = records(directory)
     found = finished(directory, manifest, known)
     found -= set(damaged(directory, found, manifest, known))
-    return {index for index in found if _opens(directory, index, known[index], features)}
+    schema = schema_of(features)
+    return {index for index in found if _opens(directory, index, known[index], schema)}
 
 
 def _opens(
-    directory: str | os.PathLike[str], index: int, record: Record | None, features: Features
+    directory: str | os.PathLike[str], index: int, record: Record | None, schema: pa.Schema
 ) -> bool:
     try:
-        open_shard(directory, index, record, features)
+        open_shard(directory, index, record, schema)
     except DamagedCacheError:
         return False
     return True

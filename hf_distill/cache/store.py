@@ -14,7 +14,7 @@ from datasets import Features
 from hf_distill.cache.arrow import KEY, KEY_BYTES, key_bytes
 from hf_distill.cache.records import arrow_path, finished, records, refuse_foreign, verify
 from hf_distill.cache.sealed import bindings, read_manifest
-from hf_distill.cache.shards import Row, open_shard
+from hf_distill.cache.shards import Row, open_shard, schema_of
 
 Column = Callable[[int], Any]
 
@@ -54,6 +54,7 @@ class Store:
     ) -> None:
         self.directory = Path(directory)
         self.partial, self.features = partial, features
+        self._schema = None if features is None else schema_of(features)
         self._verify = verify
         self.manifest: dict[str, Any] = {}
         self._opened: set[int] = set()
@@ -80,9 +81,10 @@ class Store:
         self._check_complete(manifest.get("shards"), self._opened.union(new))
         batches, sizes = list(self._batches), list(self._sizes)
         for index in new:
-            found = open_shard(self.directory, index, known[index], self.features)
+            record: Any = known[index]
+            found = open_shard(self.directory, index, record, self._schema)
             batches += [_Batch(index, batch) for batch in found]
-            sizes.append(arrow_path(self.directory, index).stat().st_size)
+            sizes.append(record["bytes"])
         self.manifest, self._batches, self._sizes = manifest, batches, sizes
         self._opened.update(new)
         self._build_index()

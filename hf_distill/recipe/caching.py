@@ -87,7 +87,7 @@ class CacheStage(Stage):
             raise RecipeError(f"`teacher.cache`: {error}") from error
 
 
-def _held(path: Path) -> dict[str, str] | None:
+def _held(path: Path) -> str | None:
     """What the cache in a folder is of; None: there is none, or its manifest is damaged."""
     try:
         return bindings(read_manifest(path))

@@ -162,7 +162,7 @@ class CachedTeacher(TrainerCallback):
     @property
     def fingerprint(self) -> str:
         """A hash of what the cache is of."""
-        return text_fingerprint([f"{part} {own}" for part, own in bindings(self._facts).items()])
+        return text_fingerprint([bindings(self._facts)])
 
     def columns(self) -> set[str]:
         return set(self.inputs)
