@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distill.checkpoint_files import CheckpointError, check_checkpoint
+from hf_distill.checkpoint_files import CheckpointError, check_checkpoint, steps_of
 from hf_distill.folders import FolderError, held
+
+logger = logging.getLogger(__name__)
 
 
 class Resuming(Trainer):
@@ -36,11 +39,14 @@ class Resuming(Trainer):
         found: Any = resume_from_checkpoint
         trial = options.get("trial", args[0] if args else None)
         self._resumed_step = None
-        with self._alone(saves=self.args.save_strategy != "no" and trial is None):
+        saves = self.args.save_strategy != "no" and trial is None
+        with self._alone(saves):
             if found is True and os.path.isdir(str(self.args.output_dir)):
                 found = get_last_checkpoint(str(self.args.output_dir))
             if isinstance(found, str | os.PathLike):
                 self._resumed_step = self._check_files(Path(found))
+            if saves and self.is_world_process_zero():
+                tell_of_others(Path(str(self.args.output_dir)), self._resumed_step or 0)
             return super().train(
                 resume_from_checkpoint if found is None else found, *args, **options
             )
@@ -86,3 +92,16 @@ class Resuming(Trainer):
                 "read, by another run in this folder. Let that one end, then start this one again."
             )
         return begun
+
+
+def tell_of_others(run: Path, step: int) -> None:
+    """Warn of checkpoints of more steps than a run begins with, for which they could be taken."""
+    if later := sorted(other for other in steps_of(run) if other > step):
+        logger.warning(
+            "%s holds checkpoints of other steps, up to %d, and this run begins at %d: until it is "
+            "there, resume_from_checkpoint=True would go on from those. Move them, or choose "
+            "another output_dir.",
+            run,
+            later[-1],
+            step,
+        )

@@ -453,7 +453,9 @@ def test_rotation_keeps_the_best_and_what_is_not_ours(tmp_path: Path) -> None:
                 assert kept == sorted({*theirs[:3], "checkpoint-3.kept-1"})
 
 
-def test_going_back_to_an_earlier_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_going_back_to_an_earlier_checkpoint(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """By step alone, the checkpoints of the abandoned steps would outlive each new one."""
     with Tally("checkpoints: rotation") as attacks:
         with attacks.attack("resumed from the second of four"):
@@ -463,11 +465,13 @@ def test_going_back_to_an_earlier_checkpoint(whole: Path, tmp_path: Path) -> Non
             ours = run(out, save_total_limit=1, max_steps=3)
             ours.train(resume_from_checkpoint=str(out / "checkpoint-2"))
             assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-3"]
+            assert "checkpoints of other steps, up to 4, and this run begins at 2" in caplog.text
         with attacks.attack("an earlier run's checkpoints"):
             other = tmp_path / "other"
             shutil.copytree(whole / "checkpoint-4", other / "checkpoint-400")
             run(other, save_total_limit=1, max_steps=2).train()
             assert [path.name for path in other.glob("checkpoint-*")] == ["checkpoint-2"]
+            assert "up to 400, and this run begins at 0" in caplog.text
 
 
 def test_a_folder_of_the_name_in_which_checkpoints_are_written(tmp_path: Path) -> None:
