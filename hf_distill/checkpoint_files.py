@@ -50,6 +50,8 @@ PARTS = {
     "rng_state.pth": ("rng_state*.pth",),
 }
 """What a run goes on with besides weights and `STATE`, each with the patterns it may lie under."""
+DISPENSABLE = ("replay-*",)
+"""Files without which a trainer begins anew with a warning of its own."""
 READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
 """What the best model is loaded without."""
 
@@ -138,7 +140,8 @@ def _problems(folder: Path, states: bool, anew: bool) -> Iterator[tuple[str, str
         found[STATE] = found.get(STATE) or _no_state(folder / STATE)
         found |= dict.fromkeys(_absent(folder, held), MISSING)
     for name, why in found.items():
-        if why and not (why == MISSING and _is_state(name) and (anew or name in held)):
+        allowed = (_is_state(name) and (anew or name in held)) or _matching([name], DISPENSABLE)
+        if why and not (why == MISSING and allowed):
             yield name, why
 
 

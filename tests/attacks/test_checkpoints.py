@@ -176,7 +176,7 @@ def test_many_random_bits(whole: Path, tmp_path: Path) -> None:
     flips(whole, tmp_path, range(10, 300))
 
 
-def test_what_other_trainers_keep(tmp_path: Path) -> None:
+def test_what_other_trainers_keep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Peers and a replay buffer are part of a run as the optimizer is; adapters are its weights."""
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_dropout=0.0)
     saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -200,7 +200,11 @@ def test_what_other_trainers_keep(tmp_path: Path) -> None:
                     copy = tmp_path / f"{kind} {damage.__name__}" / "checkpoint-1"
                     shutil.copytree(checkpoint, copy)
                     damage(copy / name)
-                    refused(copy, name, resume)
+                    if (kind, damage) == ("on-policy", remove):
+                        resume(copy)
+                        assert "the replay buffer starts empty" in caplog.text
+                    else:
+                        refused(copy, name, resume)
 
 
 def test_the_best_checkpoint(tmp_path: Path) -> None:
