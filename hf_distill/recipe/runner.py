@@ -39,12 +39,14 @@ from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import compute_metrics
 from hf_distill.recipe.training import (
-    Progress,
+    Resumed,
     arguments,
     callbacks,
+    check_learned,
     evaluation_arguments,
     figures,
     validated,
+    weights_of,
 )
 from hf_distill.robustness.report import RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
@@ -233,19 +235,21 @@ class Run(Plan):
         stage, role = self.stages[lesson.key], lesson.role
         args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
-        watch = Progress(last)
-        called = [watch, *callbacks(self.recipe, role, stage.folder)]
+        called = callbacks(self.recipe, role, stage.folder)
         peft = self.adapter(lesson)
         trainer = self.make_trainer(
             model, args, lesson.objective, teacher, called, role=role, peft=peft
         )
+        began: Any = trainer.model
+        before = weights_of(began)  # also of a run that is resumed: they are drawn anew
         if last is not None:
+            trainer.add_callback(Resumed(last))
             self.say(f"{stage.name}: resumes from {Path(last).name}")
         try:
             trainer.train(resume_from_checkpoint=last)
         except CheckpointError as error:
             raise RecipeError(f"{stage.name}: {error}") from error
-        watch.check(stage.name)
+        check_learned(before, began, stage.name)
         seconds = trainer.state.log_history[-1]["seconds"]
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them

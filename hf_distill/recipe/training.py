@@ -24,7 +24,6 @@ from transformers import (
 
 from hf_distill import interrupts
 from hf_distill.card_facts import SPEED
-from hf_distill.checkpoints import ATTACHED
 from hf_distill.config import DistillationConfig
 from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.idle import no_steps
@@ -150,24 +149,19 @@ class Heard(TrainerCallback):
     on_substep_end = on_prediction_step = on_step_begin
 
 
-class Progress(TrainerCallback):
-    """Sees that a training goes on where its checkpoint is, and that it changes weights.
+class Resumed(TrainerCallback):
+    """Sees that a training goes on at the step of its checkpoint.
 
     Args:
-        checkpoint: The folder of the checkpoint that is resumed; None: it begins.
+        checkpoint: The folder that is resumed from.
     """
 
-    def __init__(self, checkpoint: str | None):
+    def __init__(self, checkpoint: str):
         self._checkpoint = checkpoint
-        self._before: str | None = None
-        self._moved = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._checkpoint is None:
-            self._before = weights_of(kwargs["model"])
-            return
         step = int(self._checkpoint.rpartition("-")[2])
         if state.global_step != step:  # trained weights would be trained once more
             raise RecipeError(
@@ -176,34 +170,34 @@ class Progress(TrainerCallback):
                 "this checkpoint, and run the same command again."
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._before is not None:
-            self._moved = weights_of(kwargs["model"]) != self._before
-
-    def check(self, name: str) -> None:
-        """Refuse a model with the weights that it began with; every process calls this.
-
-        Raises:
-            RecipeError: on none of them a weight has changed.
-        """
-        if not any(gather_object([self._moved])):
-            raise RecipeError(
-                f"{name} has learned nothing: after its training it has the weights it began with, "
-                "and is not published as trained. Look at its learning rate, and at whether "
-                "anything in the data counts for its objective."
-            )
-
 
 def weights_of(model: nn.Module) -> str:
     """A hash of the weights that are trained, as far as this process holds them."""
     digest = xxhash.xxh3_128()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and f"{ATTACHED}." not in name:  # projections are no student's
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             held = local_part(parameter).contiguous().cpu()
             digest.update(held.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_learned(before: str, model: nn.Module, name: str) -> None:
+    """Refuse a model with the weights that it began with; every process calls this.
+
+    Args:
+        before: Their `weights_of` before the training, or before the first of several.
+        model: The trained model. One in shards has other parts than before, and passes.
+        name: The stage.
+
+    Raises:
+        RecipeError: on no process a weight has changed.
+    """
+    if not any(gather_object([weights_of(model) != before])):
+        raise RecipeError(
+            f"{name} has learned nothing: after its training it has the weights it began with, and "
+            "is not published as trained. Look at its learning rate, and at whether anything in "
+            "the data counts for its objective."
+        )
 
 
 def validated(trainer: DistillationTrainer, metric: str) -> dict[str, float]:
