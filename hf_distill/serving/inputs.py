@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from hf_distill.batch_checks import TABLES, check_inputs, token_table
 from hf_distill.heads import vocabulary_size
 from hf_distill.language.checks import check_context
+from hf_distill.modules import ANY
 from hf_distill.serving.limits import Limits, Refused
 from hf_distill.signals import Items, Needs
 from hf_distill.teachers import ModelTeacher
@@ -115,10 +116,11 @@ def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
 def _tensors(teacher: ModelTeacher, batch: Any) -> dict[str, Tensor]:
     if not isinstance(batch, dict) or not any(isinstance(v, Tensor) for v in batch.values()):
         raise Refused(400, "Expected a batch with tensors.")
-    read = {name for name in teacher.columns() if not CONTROLS.fullmatch(name)}
-    unknown = sorted(set(batch) - read)
-    if unknown and "*" not in read:
-        raise Refused(400, f"Expected a batch of {sorted(read)} at most, got {unknown} too.")
+    columns = teacher.columns()
+    unknown = [n for n in batch if CONTROLS.fullmatch(n) or not (n in columns or ANY in columns)]
+    if unknown:
+        read = sorted(name for name in columns if not CONTROLS.fullmatch(name))
+        raise Refused(400, f"Expected a batch of {read} at most, got {sorted(unknown)} too.")
     for name, value in batch.items():
         if not isinstance(value, Tensor) or value.dtype not in DTYPES:
             got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -142,10 +144,12 @@ def _check_lengths(teacher: ModelTeacher, batch: Mapping[str, Tensor], limits: L
         if positions is not None and positions.numel():  # several texts in a row
             length = int(positions.max()) + 1
         check_context(config, length, teacher.head.who)
+    if _context(config) is not None:
+        return
     heads = largest(config, HEADS, 16)
     for name in TEXTS:
         length = int(batch[name].shape[-1]) if name in batch else 0
-        if _context(config) is None and heads * length**2 > limits.max_elements:
+        if heads * length**2 > limits.max_elements:
             raise ValueError(
                 f"Expected texts with at most {limits.max_elements} pairs of tokens in {heads} "
                 f"heads of {teacher.head.who}, got {length} tokens. Cut the texts, or serve with "
