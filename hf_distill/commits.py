@@ -88,7 +88,9 @@ class Push:
             )
         checked = files(self.repo_id)
         adding = [CommitOperationAdd(file.name, file.content) for file in checked]
-        found = self.api.repo_info(self.repo_id, revision=self.revision, repo_type=self.repo_type)
+        found: Any = self.api.repo_info(
+            self.repo_id, revision=self.revision, repo_type=self.repo_type
+        )
         there = {file.rfilename for file in found.siblings or []}
         earlier = {n for n in there if any(fnmatchcase(n, pattern) for pattern in self.stale)}
         others = sorted(earlier - {"README.md"})

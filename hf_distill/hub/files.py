@@ -147,10 +147,11 @@ def _card(root: Path) -> str:
 
 
 def _card_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:
-    if "README.md" not in held:
+    content = held.get("README.md")
+    if not isinstance(content, bytes):
         return
     try:
-        text = read_text("README.md", bytes(held["README.md"]))
+        text = read_text("README.md", content)
     except ValueError:
         return  # said by the check of its content
     yield from (f"README.md: {problem}" for problem in card_problems(text))

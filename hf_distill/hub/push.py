@@ -61,9 +61,9 @@ def push_folder(
 
     def named(file: Checked, repo_id: str) -> Checked:
         """The card of ours, with the name of the repository in its quick start."""
-        if file.name != "README.md":
+        if file.name != "README.md" or isinstance(file.content, str):
             return file
-        text = bytes(file.content).decode("utf-8")
+        text = file.content.decode("utf-8")
         if with_repo_id(text, repo_id) != text:
             text = with_repo_id(text, repo_id)
             replace_text(root / "README.md", text)

@@ -79,8 +79,8 @@ def _check(root: Path, name: str) -> tuple[Checked, list[str]]:
             problems = _weights(name, path) + file_leaks(name, head(name, file))
         elif found.st_size:
             with (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-                memoryview(data) as view,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+                memoryview(mapped) as view,
             ):
                 problems = file_leaks(name, view)
         else:

@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
@@ -64,7 +64,7 @@ def file_leaks(name: str, data: bytes | memoryview) -> list[str]:
     return [f"holds {leak}" for leak in leaks_of_bytes(data)]
 
 
-def head(name: str, file: io.BufferedIOBase) -> bytes:
+def head(name: str, file: BinaryIO) -> bytes:
     """As much of weights or of a shard as `file_leaks` looks at."""
     if name.endswith(".safetensors"):
         start = file.read(8)
