@@ -9,6 +9,7 @@ import logging
 import random
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -43,8 +44,10 @@ def path_of(request: bytes) -> str:
 
 
 def _endless(sock: socket.socket, content: bytes) -> None:
-    while True:
+    began = time.monotonic()
+    while time.monotonic() - began < 4:  # an end, for a client that has none
         sock.sendall(content)
+    sock.shutdown(socket.SHUT_RDWR)
 
 
 def _close(sock: socket.socket, content: bytes) -> None:
@@ -116,6 +119,26 @@ def test_hostile_transport() -> None:
                 assert url in str(told.value)
                 assert time.monotonic() - began < 6 * SECONDS
                 client.close()
+
+
+def test_answers_are_bounded() -> None:
+    """6 GB were kept where some kB were asked for."""
+    endless = (
+        "6 GB that are announced",
+        "a body without a length or end",
+        "a length of 10,000 digits",
+    )
+    with Tally("clients: transport") as attacks:
+        for what in endless:
+            send = lambda sock, _, s=SERVERS[what]: s(sock)  # noqa: E731
+            with attacks.attack(f"{what}, with time"), serving(send) as url:
+                tracemalloc.start()
+                try:
+                    with pytest.raises(ValueError, match="at most 1048576 bytes"):
+                        Client(url, timeout=20, retries=0).json("GET", "/teacher", most=1 << 20)
+                    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+                finally:
+                    tracemalloc.stop()
 
 
 def test_messages_of_strangers_are_printable(caplog: pytest.LogCaptureFixture) -> None:
@@ -281,8 +304,13 @@ def test_hostile_vocabularies(honest: Any) -> None:
             began = time.monotonic()
             with attacks.attack(what), served(facts, body) as url:
                 teacher = RemoteTeacher(url, timeout=5, retries=0)
-                with pytest.raises(ValueError, match="Expected") as told:
-                    teacher.tokens()
+                tracemalloc.start()
+                try:
+                    with pytest.raises(ValueError, match="Expected") as told:
+                        teacher.tokens()
+                    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+                finally:
+                    tracemalloc.stop()
                 assert url in str(told.value)
                 assert time.monotonic() - began < 3
         with attacks.attack("the honest one"), served(facts, right) as url:
