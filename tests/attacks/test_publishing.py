@@ -5,6 +5,7 @@ The judge is the Hub on the loopback: nothing at all was asked of it, or nothing
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -433,6 +434,7 @@ def _vocabulary(size: int) -> dict[str, int]:
         *("/home", "/Users", "/tmp", "hf_", "sk-", "npm_", "AKIA", "eyJ", "password", "token=")
     ]
     known += ["=" * 64, "-" * 64, " " * 80, "0" * 40, "<|endoftext|>", "://", "C:\\", "@gmail.com"]
+    known.append(base64.b64encode(b" " * 64).decode())  # as tiktoken writes its pieces
     found = {piece: index for index, piece in enumerate(known)}
     while len(found) < size:
         piece = "".join(draw.choice(letters) for _ in range(draw.randint(1, 12)))
