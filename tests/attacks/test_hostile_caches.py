@@ -130,12 +130,13 @@ def test_bytes_of_a_shard_sealed_anew(
 def test_every_byte_of_a_shard_sealed_anew(
     folder: Path, asking: dict[str, Asking], tmp_path: Path, name: str
 ) -> None:
-    """Each byte in turn, at two other values: no single one may kill the process."""
-    content = arrow(folder / name, 0).read_bytes()
-    cases = []
-    for place in range(len(content)):
-        for value in {127, 255 - content[place]} - {content[place]}:
-            cases.append((0, content[:place] + bytes([value]) + content[place + 1 :]))
+    """Each byte in turn, at another value: no single one may kill the process. (Of a file that is
+    mostly numbers every third.)"""
+    content, chance = arrow(folder / name, 0).read_bytes(), random.Random(0)
+    cases: list[tuple[int, bytes]] = []
+    for place in range(0, len(content), 1 if len(content) < 2000 else 3):
+        value = chance.choice([v for v in (127, 255 - content[place]) if v != content[place]])
+        cases.append((0, content[:place] + bytes([value]) + content[place + 1 :]))
     area = "caches: bytes of shards, sealed anew"
     attacked(area, asking[name], folder / name, tmp_path / "own", cases)
 
