@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,22 @@ def test_a_teachers_texts_are_written_once(tmp_path: Path, monkeypatch: pytest.M
     other.lm_head.weight.data.mul_(2)
     with pytest.raises(ValueError, match="something else: teacher"):
         generate_dataset(other, rows(), None, killed, **options)
+    monkeypatch.undo()
+    foreign = tmp_path / "foreign"
+    generate_dataset(other, rows(), None, foreign, **options)
+    shards = [folder / "data" / "shard-00001.arrow" for folder in (killed, foreign, tmp_path)]
+    for source, to in ((1, 0), (0, 1)):  # another teacher's texts in the place of its own
+        content = shards[to].read_bytes()
+        shutil.copy(shards[source], shards[to])
+        with pytest.raises(ValueError, match=r"those of others.*Move it away") as raised:
+            generate_dataset((teacher, other)[to], rows(), None, shards[to].parents[1], **options)
+        assert str(shards[to]) in str(raised.value)
+        shards[to].unlink()
+        generate_dataset((teacher, other)[to], rows(), None, shards[to].parents[1], **options)
+        assert shards[to].read_bytes() == content
+    shutil.copy(shards[0].with_name("shard-00000.arrow"), shards[0])  # other rows of its own
+    with pytest.raises(ValueError, match=r"those of others"):
+        generate_dataset(teacher, rows(), None, killed, **options)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("the only copy")
     with pytest.raises(ValueError, match="other files"):

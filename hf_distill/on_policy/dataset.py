@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import xxhash
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from hf_distill.cache import manifest
+from hf_distill.cache.keys import text_fingerprint
 from hf_distill.cache.sealed import read_sealed, replacing, write_sealed
 from hf_distill.cache.shards import remove_stale
 from hf_distill.heads import Head
@@ -61,7 +64,8 @@ def generate_dataset(
         which `write_cache` takes too.
 
     Raises:
-        ValueError: the folder holds a data set of another teacher, tokenizer, prompts or settings;
+        ValueError: the folder holds a data set of another teacher, tokenizer, prompts or settings,
+            or shards of one;
             the data has no length or no ``input_ids``.
     """
     if batch_size < 1 or shard_size < 1:
@@ -88,10 +92,14 @@ def generate_dataset(
         _begin(root, facts)
     state.wait_for_everyone()
     shards = range((len(dataset) + shard_size - 1) // shard_size)
+    of = text_fingerprint([json.dumps(facts, sort_keys=True)])
+    there = {shard for shard in shards if _path(root, shard).exists()}
+    _refuse_foreign(root, sorted(there), of)
     for shard in shards[state.process_index :: state.num_processes]:
-        if not _path(root, shard).exists():
+        if shard not in there:
             rows = range(shard * shard_size, min(len(dataset), (shard + 1) * shard_size))
-            _write(_path(root, shard), list(_prompts(prompts, dataset, rows)), generator, seed)
+            asked = list(_prompts(prompts, dataset, rows))
+            _write(_path(root, shard), asked, generator, seed, f"{of}-{shard}")
     state.wait_for_everyone()
     return concatenate_datasets([Dataset.from_file(str(_path(root, shard))) for shard in shards])
 
@@ -165,17 +173,36 @@ def _begin(folder: Path, facts: dict[str, Any]) -> None:
         )
 
 
+def _refuse_foreign(folder: Path, shards: Sequence[int], of: str) -> None:
+    """Raise ValueError for shards that were written for another data set, or other rows of it."""
+    for shard in shards:
+        path = _path(folder, shard)
+        try:
+            with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+                notes = json.loads((reader.schema.metadata or {}).get(b"huggingface", b"{}"))
+        except (OSError, ValueError, pa.ArrowException):
+            notes = {}
+        if notes.get("fingerprint") != f"{of}-{shard}":
+            raise ValueError(
+                f"Expected texts of this teacher, prompts and settings in {path}, got those of "
+                "others, of an earlier version, or a damaged file. Move it away, and run the same "
+                "command again: it makes these texts anew."
+            )
+
+
 def _path(folder: Path, shard: int) -> Path:
     return folder / "data" / f"shard-{shard:05d}.arrow"
 
 
-def _write(path: Path, prompts: list[Tokens], generator: ModelGenerator, seed: int) -> None:
+def _write(
+    path: Path, prompts: list[Tokens], generator: ModelGenerator, seed: int, fingerprint: str
+) -> None:
     number = int(path.stem.rpartition("-")[2])
     own_seed = int(np.random.default_rng((seed, number)).integers(2**63))
     completions = generator(prompts, own_seed)
     decoder_only = not Head(generator.model).config.is_encoder_decoder
     with replacing(path) as file:
-        writer = ArrowWriter(features=FEATURES, stream=file)
+        writer = ArrowWriter(features=FEATURES, stream=file, fingerprint=fingerprint)
         for prompt, completion in zip(prompts, completions, strict=True):
             if decoder_only:
                 labels = [IGNORE] * len(prompt) + completion
