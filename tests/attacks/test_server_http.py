@@ -159,7 +159,7 @@ def test_other_names_and_origins(teacher: Counted) -> None:
 def test_tokens(teacher: Counted) -> None:
     """A server for other machines without a token is open to all of them."""
     with Tally("server: names and tokens") as attacks:
-        for host in ["0.0.0.0", "", "::", "192.0.2.1", "no-such-host.invalid"]:
+        for host in ["0.0.0.0", "", "::", "192.0.2.1"]:
             refused = pytest.raises(ValueError, match="Give one")
             with attacks.attack(f"{host!r} without a token"), refused:
                 TeacherServer(teacher, host)
