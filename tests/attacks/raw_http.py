@@ -112,7 +112,11 @@ def reply(sock: socket.socket, body: bytes, status: str = "200 OK", fields: str 
 
 
 def drip(sock: socket.socket, content: bytes, pause: float = 0.02) -> None:
-    """Send byte by byte; ends when the other side has gone."""
+    """Send byte by byte, until the other side has gone or for 4 seconds."""
+    began = time.monotonic()
     for byte in content:
+        if time.monotonic() - began > 4:
+            break
         sock.sendall(bytes([byte]))
         time.sleep(pause)
+    sock.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import socket
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -139,6 +140,29 @@ def test_answers_are_bounded() -> None:
                     assert tracemalloc.get_traced_memory()[1] < 8 << 20
                 finally:
                     tracemalloc.stop()
+
+
+def test_a_refusal_before_the_end_of_a_request_is_read() -> None:
+    """Most servers close at once where a request is too large: a broken pipe, tried five times,
+    does not tell to send fewer examples."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(1000)
+                reply(sock, b"too large", "413 Too Large", "Connection: close\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            Tally("clients: transport") as attacks,
+            attacks.attack("a refusal in the middle"),
+            pytest.raises(ValueError, match=r"(?s)413: too large.*fewer or shorter"),
+        ):
+            Client(url, timeout=10, retries=0).request("POST", "/signal", bytes(50_000_000))
+        thread.join()
 
 
 def test_messages_of_strangers_are_printable(caplog: pytest.LogCaptureFixture) -> None:
