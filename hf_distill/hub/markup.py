@@ -9,7 +9,7 @@ from typing import Any
 _SPECIAL = re.compile(r"([\\`*\[\]<>|$])")
 # In the order in which Markdown reads a line: escapes, code spans, what is left.
 _INLINE = re.compile(
-    r"(?P<escape>\\[!-/:-@\[-`{-~])|(?P<run>`+)(?!`)(?P<code>.*?)(?<!`)(?P=run)(?!`)|`+|!(?=\[)|<"
+    r"(?P<escape>\\[!-/:-@\[-`{-~])|(?P<run>`+)(?!`).*?(?<!`)(?P=run)(?!`)|`+|!(?=\[)|<"
 )
 _BLOCK = re.compile(r"^(\d*)(#|>|[-+*.)](?=\s|$)|[-_]{3}|~{3})")  # what opens a block
 
@@ -27,12 +27,9 @@ def sentence(markdown: str) -> str:
 
 def _harmless(match: re.Match[str]) -> str:
     """A part of a paragraph; backticks that open no code span here could open one further on."""
-    if match["escape"]:
+    if match["escape"] or match["run"]:
         return match[0]
-    if match["run"] is None:
-        return "".join(f"\\{sign}" for sign in match[0])
-    # three backticks at the beginning of a line open a block
-    return match[0] if len(match["run"]) < 3 else code(match["code"])
+    return "".join(f"\\{sign}" for sign in match[0])
 
 
 def show(value: Any) -> str:

@@ -246,8 +246,7 @@ def test_a_file_that_flickers(made: Callable[[], Path]) -> None:
         thread = threading.Thread(target=flicker)
         thread.start()
         try:
-            end = time.monotonic() + 1
-            while time.monotonic() < end:
+            for _ in range(500):
                 with attacks.attack("vocab.txt"):
                     files, problems = check_files(folder, ["vocab.txt"])
                     assert bool(files) != bool(problems)
@@ -340,7 +339,7 @@ def test_homes_of_others_are_found(hub: HubServer, made: Callable[[], Path]) -> 
     folder, homes = made(), list(HOMES.values())
     (folder / "adapter_model.safetensors").write_bytes(_weights({}))
     with Tally("publishing: places of a home folder") as attacks:
-        for number, (name, wrap) in enumerate(_places()):
+        for number, (name, wrap) in enumerate(dict(_places()).items()):
             with attacks.attack(f"{name}: {homes[number % 3]}"):
                 _carried(hub, folder, name, wrap(homes[number % 3]), "local")
 
