@@ -225,8 +225,11 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """Values as JSON with a checksum."""
-    return _rendered({**values, SEAL: _checksum(values)})
+    """Values as JSON with a checksum. Raises ValueError for more than `LARGEST` bytes."""
+    content = _rendered({**values, SEAL: _checksum(values)})
+    if len(content) > LARGEST:
+        raise ValueError(f"Expected at most {LARGEST:,} bytes of JSON, got {len(content):,}.")
+    return content
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hf_distill.cache.content import Content, Wanted, content_of
 from hf_distill.cache.facts import check_facts
 from hf_distill.cache.keys import Piece, pieces
 from hf_distill.cache.packing import Row
-from hf_distill.cache.records import refuse_foreign
+from hf_distill.cache.records import records, refuse_foreign
 from hf_distill.cache.sealed import MANIFEST, make_folder, read_manifest, write_manifest
 from hf_distill.cache.shards import read_keys, remove_stale, usable, write_shard
 from hf_distill.heads import Head
@@ -309,6 +309,7 @@ def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | N
         facts = json.loads(json.dumps(facts))  # as they are read
         refuse_foreign(folder, facts)
         manifest.refuse_other_card(folder)
-        manifest.complete(folder, facts, tokens, anew=True)
+        # with shards of its own there, only its manifest was lost
+        manifest.complete(folder, facts, tokens, anew=not records(folder))
         write_manifest(folder, dict(facts))  # last: a cache that has it has the others
     remove_stale(folder)

@@ -316,8 +316,11 @@ def test_a_deleted_manifest_does_not_hand_over_the_shards(folder: Path, tmp_path
                 assert stored(own) == before
                 assert not (own / "cache.json").exists()
             with attacks.attack(f"{name}: the same teacher"):
+                card = (own / "README.md").read_text() + "\nWhat a person wrote.\n"
+                (own / "README.md").write_text(card)
                 write(own, **options)
                 assert stored(own) == before
+                assert (own / "README.md").read_text() == card
             with attacks.attack(f"{name}: the remedy"):
                 (own / "cache.json").unlink()
                 (own / "data").rename(tmp_path / f"away {name}")

@@ -119,10 +119,25 @@ def test_bytes_of_a_shard_sealed_anew(
     folder: Path, asking: dict[str, Asking], tmp_path: Path, name: str
 ) -> None:
     """pyarrow takes offsets in a mapped file as they are: one byte killed the process."""
-    cases = edits(folder, name, 60)
+    cases = edits(folder, name, 40)
     area = "caches: bytes of shards, sealed anew"
     found = attacked(area, asking[name], folder / name, tmp_path / "own", cases)
     assert found.count("refused") > len(cases) / 5, "the edits hit nothing"
+
+
+def test_headers_of_a_batch_sealed_anew(
+    folder: Path, asking: dict[str, Asking], tmp_path: Path
+) -> None:
+    """Each byte of the lengths and offsets of the columns: one of them is what crashed."""
+    content = arrow(folder / "float32", 0).read_bytes()
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(content))
+    start = messages.read_next_message().serialize().size
+    size = messages.read_next_message().metadata.size
+    places = range(start, start + 8 + size)
+    cases = [(0, content[:i] + b"\x7f" + content[i + 1 :]) for i in places]
+    area = "caches: bytes of shards, sealed anew"
+    found = attacked(area, asking["float32"], folder / "float32", tmp_path / "own", cases)
+    assert found.count("refused") > len(cases) / 2, "the edits hit nothing"
 
 
 @pytest.mark.slow
