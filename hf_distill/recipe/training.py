@@ -89,6 +89,7 @@ def _try_out(args: TrainingArguments) -> None:
     """
     args.get_process_log_level()
     parameter = torch.nn.Parameter(torch.zeros(1))
+    scheduling: Any = args.lr_scheduler_kwargs
     if not args.optim.startswith(MODEL_OPTIMIZERS):
         made, options = Trainer.get_optimizer_cls_and_kwargs(args)
         if made.__module__.startswith("torch.optim"):  # others may want a device that comes later
@@ -98,7 +99,7 @@ def _try_out(args: TrainingArguments) -> None:
         torch.optim.SGD([parameter]),
         args.get_warmup_steps(10),
         10,
-        args.lr_scheduler_kwargs,
+        scheduling,
     )
 
 

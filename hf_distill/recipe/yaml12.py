@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (as in the base class)
-    yaml_constructors: dict[Any, Any] = {}  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -166,9 +166,8 @@ for _name, (_pattern, _) in _CORE.items():
     _Loader.add_constructor(_TAG + _name, _Loader._core)
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), None)
 _Loader.add_constructor(f"{_TAG}str", _Loader._text)
-_Loader.add_constructor(f"{_TAG}seq", _Loader.construct_yaml_seq)
-_Loader.add_constructor(f"{_TAG}map", _Loader.construct_yaml_map)
-_Loader.add_constructor(None, _Loader.construct_undefined)
+for _other in (f"{_TAG}seq", f"{_TAG}map", None):
+    _Loader.yaml_constructors[_other] = yaml.SafeLoader.yaml_constructors[_other]
 
 
 class _Dumper(yaml.SafeDumper):

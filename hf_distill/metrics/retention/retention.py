@@ -47,7 +47,7 @@ class Retention(evaluate.Metric):
         if not references or not all(0 < value < math.inf for value in references):
             raise ValueError(
                 "retention divides by the teacher's results, so each must be a positive finite "
-                f"number, got {references}. Leave the others out."
+                f"number, got {list(references)}. Leave the others out."
             )
         shares = [ours / theirs for ours, theirs in zip(predictions, references, strict=True)]
         return {"retention": sum(shares) / len(shares)}
