@@ -140,6 +140,22 @@ def test_headers_of_a_batch_sealed_anew(
     assert found.count("refused") > len(cases) / 2, "the edits hit nothing"
 
 
+def test_messages_of_a_shard_in_another_order(
+    folder: Path, asking: dict[str, Asking], tmp_path: Path
+) -> None:
+    """pyarrow reads whatever comes first as a schema."""
+    content = arrow(folder / "float32", 0).read_bytes()
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(content))
+    schema, batch = (bytes(messages.read_next_message().serialize()) for _ in range(2))
+    end = b"\xff" * 4 + bytes(4)
+    orders = [batch + end, batch + schema + end, schema + schema + batch + end, end, schema + end]
+    orders += [b"", schema + batch + schema + end, schema + batch + batch + end]
+    area = "caches: bytes of shards, sealed anew"
+    cases = [(0, order) for order in orders]
+    found = attacked(area, asking["float32"], folder / "float32", tmp_path / "own", cases)
+    assert found == ["refused"] * len(orders)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_byte_of_a_shard_sealed_anew(
