@@ -29,7 +29,7 @@ from hf_distill.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.idle import no_steps
 from hf_distill.on_policy import OnPolicyConfig
 from hf_distill.processes import has_accelerator
-from hf_distill.recipe.errors import RecipeError, refusing
+from hf_distill.recipe.errors import RecipeError, refusing, shown
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
 from hf_distill.sharding import local_part
@@ -88,6 +88,11 @@ def _try_out(args: TrainingArguments) -> None:
         Exception: whatever transformers and torch raise of them.
     """
     args.get_process_log_level()
+    if args.parallelism_config is not None:
+        raise RecipeError(
+            "`parallelism_config`: expected nothing, as it is an object of accelerate, got "
+            f"{shown(args.parallelism_config)}. Make it in a script with a DistillationTrainer."
+        )
     parameter = torch.nn.Parameter(torch.zeros(1))
     scheduling: Any = args.lr_scheduler_kwargs
     if not args.optim.startswith(MODEL_OPTIMIZERS):

@@ -108,6 +108,8 @@ NAMED: list[tuple[str, str, str]] = [
     ("training.optim_args", "x", "training arguments"),
     ("training.lr_scheduler_kwargs", "{x: 1}", "training arguments"),
     ("training.learning_rate", "-1", "training arguments"),
+    ("training.parallelism_config", "{}", "parallelism_config"),
+    ("training.parallelism_config", "{tp_size: 2}", "parallelism_config"),
     ("training.per_device_train_batch_size", "1e308", "64 bits"),
     ("training.per_device_train_batch_size", "0", "batch"),
     ("training.gradient_accumulation_steps", "0", "accumulation"),
