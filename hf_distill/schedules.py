@@ -94,5 +94,5 @@ def finite(value: Any, of: str) -> float:
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"Expected a number for {of}, got {value!r}.")
+        raise ValueError(f"Expected a finite number for {of}, got {value!r}.")
     return number

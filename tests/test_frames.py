@@ -457,6 +457,7 @@ def test_pictures_in_front_of_a_text_are_refused(
     with pytest.raises(ValueError, match=message):
         logged(tmp_path, student, teacher, rows, ForwardKL(1.0))
     monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
+    monkeypatch.setattr("hf_distill.tasks.TASKS", dict(TASKS))
     row = dataclasses.replace(  # as the message writes it
         TASKS["causal_lm"], name="behind", read=lambda outputs, batch: outputs.logits[:, 5:]
     )
