@@ -79,7 +79,8 @@ def test_trains_resumes_and_saves_clean(tmp_path: Path, name: str, model: str) -
         for folder in ("whole/checkpoint-2", "plain")
     )
     assert saved == plain
-
+    if model != EVERY[name].models[0]:  # what is resumed is the objective's, with any model
+        return
     resumed = run(tmp_path / "resumed", name, model)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for (n, p), (_, q) in zip(
