@@ -196,10 +196,10 @@ def test_strange_runs_give_valid_cards_or_clear_errors() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_strange_runs() -> None:
+def test_hundreds_of_strange_runs() -> None:
     """What only one run of hundreds has: control characters, our markers, bits of YAML, HTML."""
-    counts = fuzzed(1000)
-    assert counts["valid"] > 200, counts
+    counts = fuzzed(600)
+    assert counts["valid"] > 120, counts
 
 
 @pytest.mark.parametrize("text", HOSTILE)

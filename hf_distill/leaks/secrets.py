@@ -15,7 +15,8 @@ _NAME = r"[^\s/\\\"'`()\[\]|,;<>]+"
 LOCAL_PATH = re.compile(
     rf"file://\S+"
     rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_NAME}(?:[\\/]+{_NAME})*"
-    rf"|(?:^|(?<=[\s\"'`(\[{{=,:;|>~_*!?+&]))(?:~/{_NAME}|/{_NAME}/{_NAME})(?:/{_NAME})*/?",
+    rf"|(?:^|(?<=[\s\"'`(\[{{=,:;|>~_*!?+&]))(?:~/{_NAME}|/{_NAME}/{_NAME})(?:/{_NAME})*/?"
+    rf"|(?<![\w.\\/-])/(?:home|Users)/{_NAME}(?:/{_NAME})*/?",  # whatever it stands behind
     re.MULTILINE,
 )
 HOME = re.compile(
