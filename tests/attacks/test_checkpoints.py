@@ -173,7 +173,7 @@ def test_random_bits(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_random_bits(whole: Path, tmp_path: Path) -> None:
     """As above, at more places."""
-    flips(whole, tmp_path, range(4, 100))
+    flips(whole, tmp_path, range(4, 50))
 
 
 def test_what_other_trainers_keep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -278,9 +278,9 @@ def test_any_value_of_any_key(path: Path, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 def test_any_value_of_any_key_at_length(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The same, more of it."""
-    cases = hostile.overrides(hostile.keys(), 120, seed=1)
-    cases += hostile.overrides(hostile.training_keys(), 100, seed=1)
-    cases += hostile.objectives(120, seed=1)
+    cases = hostile.overrides(hostile.keys(), 70, seed=1)
+    cases += hostile.overrides(hostile.training_keys(), 60, seed=1)
+    cases += hostile.objectives(70, seed=1)
     _try(cases, path, capfd, "recipes: any value of any key, at length")
 
 
