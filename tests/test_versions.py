@@ -21,7 +21,7 @@ from versions import LOWEST, NEWEST, ROOT, declared, lowest, wanted
 BY_WAY_OF = {"pyarrow": "datasets", "tokenizers": "transformers", "tqdm": "transformers"}
 """Packages that the library imports without declaring them, and who brings them in a version of
 its own choice."""
-AS_HERE = ("torch=", "numpy", "matplotlib", "scikit-learn", "pillow", "pytest")
+AS_HERE = ("torch=", "numpy", "matplotlib", "scikit-learn", "pillow", "pytest", "tensorboard")
 """What the short form does not install: gigabytes, and what others here are compiled against."""
 SMOKE = {
     "test_recipes.py": "report_tells_what",

@@ -19,9 +19,9 @@ import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("recipes", "dev")
-"""Of the optional dependencies these; of ``dev`` what the core tests import."""
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "markdown-it-py", "ruamel.yaml")
+EXTRAS = ("recipes", "trackers", "dev")
+"""Of the optional dependencies these; of the last two what the core tests import."""
+TOOLS = ("tensorboard", "pytest", "pytest-xdist", "hypothesis", "markdown-it-py", "ruamel.yaml")
 CORE = (
     "test_cached_teacher.py",
     "test_features.py",
@@ -49,7 +49,7 @@ def declared() -> dict[str, Requirement]:
     found = [Requirement(line) for line in project["dependencies"]]
     for extra in EXTRAS:
         more = [Requirement(line) for line in project["optional-dependencies"][extra]]
-        found += [one for one in more if extra != "dev" or one.name in TOOLS]
+        found += [one for one in more if extra == "recipes" or one.name in TOOLS]
     return {one.name: one for one in found}
 
 
