@@ -31,7 +31,7 @@ from hf_distill.portable import STATES, packed
 logger = logging.getLogger(__name__)
 
 SAVING, REPLACED = "_saving", "replaced"
-"""Where in the output folder a checkpoint is until it is whole, or while it is removed."""
+"""The place in the output folder of a checkpoint until it is whole, or while it is removed."""
 LIST = "checksums.json"
 """The name of the list: ``files``, each with its ``bytes`` and ``xxh3_128``."""
 STATE = "trainer_state.json"
@@ -49,11 +49,11 @@ PARTS = {
     "scheduler.pt": ("scheduler.pt", "global_step*"),
     "rng_state.pth": ("rng_state*.pth",),
 }
-"""What a run goes on with besides weights and `STATE`, each with the patterns it may lie under."""
+"""The parts a run goes on with besides weights and `STATE`, each with the patterns of its files."""
 DISPENSABLE = ("replay-*",)
 """Files without which a trainer begins anew with a warning of its own."""
 READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
-"""What the best model is loaded without."""
+"""Patterns of files that the best model is loaded without."""
 
 
 class CheckpointError(ValueError):
@@ -160,7 +160,7 @@ def _is_state(name: str) -> bool:
 
 
 def _difference(path: Path, record: Mapping[str, Any]) -> str:
-    """What a file differs in from its record; empty if it does not."""
+    """The difference of a file from its record; empty if there is none."""
     if not path.is_file():
         return MISSING
     size, wanted = path.stat().st_size, record["bytes"]

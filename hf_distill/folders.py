@@ -33,8 +33,7 @@ _FULL_WORDS = (
     *("No space left", "os error 28", "quota exceeded"),
     *("PytorchStreamWriter failed", "inline_container"),
 )
-"""What libraries write that keep no `errno`: safetensors, and torch of its archives."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Words of libraries that keep no `errno`: safetensors, and torch of its archives."""
 _held: set[int] = set()
 
 
@@ -168,14 +167,39 @@ def held(folder: Path) -> Iterator[None]:
                     one.rmdir()
 
 
+def lock(handle: int, wait: bool = True) -> bool:
+    """Lock an open file or folder until it is closed; False where there are no locks.
+
+    Args:
+        handle: Its descriptor.
+        wait: Until another process lets go of it.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # some network disks
+        return False
+    return True
+
+
 def _locked(path: Path) -> int:
     """An open file with the lock on it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, "no flock")
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(handle, wait=False):
+                logger.warning(
+                    "%s cannot be locked on this system or disk: start no second run in it while "
+                    "this one works.",
+                    path.parent,
+                )
+                return handle
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:
@@ -187,16 +211,6 @@ def _locked(path: Path) -> int:
             ) from None
         except FileNotFoundError:  # whoever held it has just ended and removed it
             pass
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                logger.warning(
-                    "%s cannot be locked on this system or disk: start no second run in it while "
-                    "this one works.",
-                    path.parent,
-                )
-                return handle
-            os.close(handle)
-            raise
         os.close(handle)
 
 

@@ -148,7 +148,7 @@ class Tracking(Trainer):
     # ---- what a checkpoint keeps of it -------------------------------------------------------
 
     def _sums(self) -> dict[str, Tensor]:
-        """What was added up since the last log entry, and the losses of the whole run."""
+        """The sums since the last log entry, and the losses of the whole run."""
         steps: Any = self
         counts = {
             "total": steps._total_loss_scalar,

@@ -59,7 +59,7 @@ def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Whether the field ``compression`` of a ``RecordBatch`` is there.
+    """Tell whether a ``RecordBatch`` has the field ``compression``.
 
     pyarrow does not tell. ``metadata`` is a FlatBuffer that pyarrow has verified: a table begins
     with the distance to its vtable, two bytes of whose size, two of the table's, and then for each

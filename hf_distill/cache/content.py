@@ -30,9 +30,9 @@ from hf_distill.signals import Items, Needs, Signal, Sparse
 
 LogitFormat = Full | TopK | Sampled
 KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
-"""How logits may be read, see `Signal`."""
+"""The ways to read logits, see `Signal`."""
 MOST_LAYERS = 2**14
-"""How many layers a group may have."""
+"""The most layers of a group."""
 Wanted = bool | Mapping[str, Sequence[int] | bool]
 """Which hidden states: all, none, or by group all or the layers with these indices."""
 
@@ -89,7 +89,7 @@ class Content:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Content:
-        """What `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: missing or additional fields, or fields of other types.

@@ -20,9 +20,9 @@ from hf_distill.cache.sealed import PARTS, refuse_no_file, replacing
 VOCABULARY = "vocabulary.json.gz"
 CARD = "README.md"
 MOST_TEXT = 2**26
-"""How many bytes of JSON a vocabulary may have; the largest that are known have some 2^25."""
+"""The most bytes of JSON of a vocabulary; the largest that are known have some 2^25."""
 MOST_LISTED = 2**17
-"""How many labels, layers, … a configuration may name without listing them."""
+"""The most labels, layers, … that a configuration may name without listing them."""
 _COUNTS = re.compile("^n_|num_|layer|block|stage|depth")
 
 
@@ -171,29 +171,29 @@ def write_vocabulary(folder: Path, tokens: Mapping[str, int]) -> None:
         file.write(gzip.compress(text, mtime=0))
 
 
-def unpack_vocabulary(file: BinaryIO, source: str) -> dict[str, int]:
-    """Token -> id from JSON that is packed with gzip; at most `MOST_TEXT` bytes are unpacked.
+def unpack_vocabulary(file: BinaryIO, source: str, most: int = MOST_TEXT) -> dict[str, int]:
+    """Token -> id from JSON that is packed with gzip.
 
     Args:
         file: With the packed bytes.
         source: Where it is from, for messages.
+        most: The bytes that are unpacked at most.
 
     Raises:
         ValueError: it is not packed, cut short, damaged, too large, or no such mapping.
     """
     try:
         with gzip.GzipFile(fileobj=file) as packed:
-            text = packed.read(MOST_TEXT + 1)
-        if len(text) > MOST_TEXT:
-            raise ValueError(f"more than {MOST_TEXT:,} bytes when unpacked")
+            text = packed.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"more than {most:,} bytes when unpacked")
         tokens = json.loads(text)
         if not isinstance(tokens, dict) or not all(type(i) is int for i in tokens.values()):
             raise ValueError("no mapping from tokens to ids")
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ValueError(
             f"Expected a vocabulary, JSON packed with gzip, in {source}, got something else "
-            f"({type(error).__name__}: {error!s:.200}). If a cache is yours, delete this file, and "
-            "run the command that wrote the cache again: finished shards stay."
+            f"({type(error).__name__}: {error!s:.200})."
         ) from error
     return tokens
 
@@ -212,8 +212,14 @@ def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | 
     refuse_no_file(path)
     there, tokens = path.is_file(), None
     if there:
-        with open(path, "rb") as file:
-            tokens = unpack_vocabulary(file, str(path))
+        try:
+            with open(path, "rb") as file:
+                tokens = unpack_vocabulary(file, str(path))
+        except ValueError as error:
+            raise ValueError(
+                f"{error} If the cache is yours, delete this file, and run the command that wrote "
+                "the cache again: finished shards stay."
+            ) from error
     if tokenizer_fingerprint(tokens) != facts["tokenizer"]:
         raise ValueError(
             f"Expected {path} as it was written, {'it is another one' if there else 'it is gone'}. "

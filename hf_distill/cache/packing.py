@@ -139,7 +139,7 @@ def check_read(name: str, values: Tensor) -> Tensor:
 
 
 def split_evenly(name: str, row: Row, width: int) -> int:
-    """How many items of ``width`` numbers a column has. Raises ValueError for a remainder."""
+    """Count the items of ``width`` numbers in a column. Raises ValueError for a remainder."""
     length = len(row[name])
     if width < 1 or length % width:
         raise ValueError(f"Expected items of {width} numbers in {name}, got {length} numbers.")

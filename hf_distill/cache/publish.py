@@ -16,7 +16,7 @@ from hf_distill.leaks import check_files
 FILES = (MANIFEST, "vocabulary.json.gz", "views.jsonl", "README.md")
 SHARDS = ("data/*.arrow", "data/*.json")
 OURS = (*FILES, "data/*")
-"""What an earlier push may have left on the Hub."""
+"""Files that an earlier push may have left on the Hub."""
 
 
 def cache_files(path: str | Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is known of the shards of a cache without reading their rows: their records.
+"""Records of the shards of a cache: all that is known without reading their rows.
 
 A shard with a valid record is whole, and one without is unfinished. A record also holds hashes of
 the parts of the manifest that the shard was written for: the same file beside another manifest
@@ -19,7 +19,7 @@ import xxhash
 from hf_distill.cache.sealed import PARTS, bindings, read_manifest, read_sealed
 
 Record = dict[str, Any]
-"""What a shard holds: ``rows``, ``bytes``, the hashes ``file`` and ``keys``, and ``of``: those of
+"""Fields of a record: ``rows``, ``bytes``, the hashes ``file`` and ``keys``, and ``of``: those of
 the parts of its manifest, see `bindings`."""
 
 
@@ -67,12 +67,12 @@ class ForeignShardsError(ValueError):
 
 
 def arrow_path(directory: str | os.PathLike[str], index: int) -> Path:
-    """Where a shard is."""
+    """The path of a shard."""
     return Path(directory, f"{DATA}/shard-{index:05d}.arrow")
 
 
 def record_path(directory: str | os.PathLike[str], index: int) -> Path:
-    """Where the record of a shard is."""
+    """The path of the record of a shard."""
     return Path(directory, f"{DATA}/shard-{index:05d}.json")
 
 
@@ -166,7 +166,7 @@ def damaged(
     manifest: Mapping[str, Any] | None = None,
     known: Mapping[int, Record | None] | None = None,
 ) -> dict[int, str]:
-    """What is wrong with the shards that have a record: each is read and its bytes compared.
+    """Faults of the shards that have a record: each is read and its bytes compared.
 
     A shard without a record is unfinished, not damaged; one in `indexes` counts as missing.
 

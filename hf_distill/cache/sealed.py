@@ -18,10 +18,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from hf_distill.folders import lock
 
 FORMAT_VERSION = 2
 """Of the layout of a cache; another one is refused. 2: the records of the shards are bound to the
@@ -33,7 +30,7 @@ PARTIAL = "partial"
 ABANDONED = 24 * 3600.0
 """Seconds without a change after which the unfinished file of another machine is a dead one's."""
 LARGEST = 2**26
-"""How many bytes a sealed file may have."""
+"""The most bytes of a sealed file."""
 PARTS = {
     "teacher": "the teacher's weights",
     "task": "the task",
@@ -134,28 +131,11 @@ def _claimed(path: Path) -> BinaryIO:
     """A new file that is locked while it is open, at most until its process ends."""
     while True:
         file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
-        _lock(file.fileno())
+        lock(file.fileno())
         with contextlib.suppress(FileNotFoundError):  # removed between the two calls
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
-
-
-def _lock(handle: int, wait: bool = True) -> bool:
-    """Lock an open file or folder; False where the file system has no locks.
-
-    Raises:
-        BlockingIOError: somebody else holds it, and ``wait`` is False.
-    """
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -167,7 +147,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(handle)
+        lock(handle)
         yield
     finally:
         os.close(handle)
@@ -194,7 +174,7 @@ def _is_dead(path: Path) -> bool:
     if match is None or match[1] == _host():
         handle = os.open(path, os.O_RDONLY)
         try:
-            if _lock(handle, wait=False):
+            if lock(handle, wait=False):
                 return True
         except BlockingIOError:
             return False

@@ -16,7 +16,7 @@ from hf_distill.cache.packing import Row, check_dtype, number_columns, pack, unp
 Shape = tuple[int | None, ...]
 PREFIXES = ("hidden.", "attention.")
 MOST_NUMBERS = 2**28
-"""How many numbers the known sizes of a tensor of one example may make up."""
+"""The most numbers that the known sizes of a tensor of one example may make up."""
 
 
 @dataclass(frozen=True)

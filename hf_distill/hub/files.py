@@ -106,7 +106,7 @@ def pictures_of(card: str) -> list[str]:
 
 
 def listed_files(root: Path) -> list[str]:
-    """What has a name that may be published, whatever it is; for a folder that is a link, or none,
+    """Files with names that may be published, whatever it is; for a folder that is a link, or none,
     that folder's own name."""
     found = set()
     for pattern in PUBLISHED:

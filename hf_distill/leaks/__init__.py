@@ -1,4 +1,4 @@
-"""What must not leave this machine: files outside of a folder, secrets, local paths.
+"""Checks for what must not leave this machine: files outside of a folder, secrets, local paths.
 
 One check for all that is published: see `check_files`.
 """

@@ -100,5 +100,5 @@ def _weights(name: str, path: str) -> list[str]:
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is replaced or written to."""
+    """The facts that change when a file is replaced or written to."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

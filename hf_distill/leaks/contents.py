@@ -1,5 +1,5 @@
-"""What a file must not hold when it is published, looked for in what it means: the values of
-JSON, the metadata of weights and pictures, what is legible in a binary file."""
+"""Leaks in a file that is to be published, looked for in what it means: the values of JSON, the
+metadata of weights and pictures, what is legible in a binary file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOCABULARIES = (
 PROSE = ("*.md", "*.jinja", "LICENSE*", "NOTICE*", "recipe.yaml")
 """Written by a person, for persons: an address is meant."""
 TEXTS = (*PROSE, "*.json", "*.jsonl", "*.yaml", "*.txt", "*.csv", "*.py", "bpe.codes")
-"""What must be UTF-8; of other files only what is legible is searched."""
+"""Files that must be UTF-8; of others only what is legible is searched."""
 _LARGEST = 2**28
 """Bytes that what is compressed may unpack to."""
 _BLOCK, _OVERLAP, _SHORTEST = 2**24, 2**12, 7
@@ -41,7 +41,7 @@ _PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"fdAT", b"fcT
 
 
 def file_leaks(name: str, data: bytes | memoryview) -> list[str]:
-    """What speaks against publishing a file, one phrase each that follows its name.
+    """Reasons against publishing a file, one phrase each that follows its name.
 
     Args:
         name: Relative, with slashes; tells what kind of file it is.
@@ -94,7 +94,7 @@ def read_text(name: str, data: bytes) -> str:
 
 
 def leaks_of_bytes(data: bytes | memoryview) -> list[str]:
-    """What must not be published of what is legible among bytes that are no text."""
+    """Leaks in what is legible among bytes that are no text."""
     found = [leak for text in _legible(data) for leak in leaks_of_vocabulary(text)]
     if len(data) < _BLOCK and (wide := bytes(data).replace(b"\0", b"")) != data:  # UTF-16
         found += [leak for text in _legible(wide) for leak in leaks_of_vocabulary(text)]
@@ -175,7 +175,7 @@ def _strings(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _header(data: bytes | memoryview) -> str:
-    """What the header of a safetensors file says in words; its form is safetensors' to check."""
+    """The words in the header of a safetensors file; its form is safetensors' to check."""
     length = struct.unpack("<Q", bytes(data[:8]))[0] if len(data) >= 8 else 0
     try:
         value = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_Pairs)

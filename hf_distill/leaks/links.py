@@ -21,7 +21,7 @@ class OutsideError(ValueError):
 
 
 def lies_inside(root: Path, name: str) -> bool:
-    """Whether ``name`` is a regular file of the folder ``root`` itself: see `open_inside`."""
+    """Tell whether ``name`` is a regular file of the folder ``root`` itself: see `open_inside`."""
     try:
         _real(root, name)
     except OutsideError:
@@ -66,7 +66,7 @@ def open_inside(root: Path, name: str) -> BinaryIO:
 
 
 def _real(root: Path, name: str) -> Path:
-    """Where the bytes of ``name`` lie: in ``root``, or among the blobs of the Hub's cache.
+    """The path of the bytes of ``name``: in ``root``, or among the blobs of the Hub's cache.
 
     Raises:
         OutsideError: elsewhere, or they are no regular file.

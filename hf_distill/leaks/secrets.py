@@ -106,7 +106,7 @@ _ADDRESSES: dict[str, re.Pattern[str]] = {
     ),
     "the SSH address": re.compile(r"(?<![\w.+-])(?:ssh://|git@)[\w.-]+[:/][^\s\"'<>]+"),
 }
-"""What settings that a program wrote have no business with; in prose they may be meant."""
+"""Addresses that are no settings; in prose they may be meant."""
 _HEX40 = re.compile(
     r"(?<![\w/@.-])(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])(?:[0-9a-f]{40}|[0-9A-F]{40})(?![\w-])"
 )
@@ -148,7 +148,7 @@ def scrub(text: str) -> str:
 
 
 def leaks(text: str) -> list[str]:
-    """What of ``text`` must not be published, a phrase each, never with the secret itself."""
+    """Parts of ``text`` that must not be published, a phrase each, never with the secret itself."""
     return [f"the local path {path}" for path in LOCAL_PATH.findall(text)] + secrets_in(text)
 
 
@@ -178,7 +178,7 @@ def leaks_of_vocabulary(text: str) -> list[str]:
 
 
 def _deep(folder: str) -> bool:
-    """Whether a folder is no single name, which may be a piece of words."""
+    """Tell whether a folder is no single name, which may be a piece of words."""
     return len(Path(folder).parts) > 2 or Path(folder) == Path.home()
 
 
@@ -209,7 +209,7 @@ def _has_token(text: str) -> Iterator[bool]:
 
 
 def _is_random(encoded: str) -> bool:
-    """Whether 64 bytes in base64 are a key: those of a token of some vocabulary are text."""
+    """Tell whether 64 bytes in base64 are a key: those of a token of some vocabulary are text."""
     try:
         base64.b64decode(encoded).decode("utf-8")
     except (UnicodeDecodeError, binascii.Error):

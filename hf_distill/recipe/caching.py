@@ -88,7 +88,7 @@ class CacheStage(Stage):
 
 
 def _held(path: Path) -> str | None:
-    """What the cache in a folder is of; None: there is none, or its manifest is damaged."""
+    """The bindings of the cache in a folder; None: there is none, or its manifest is damaged."""
     try:
         return bindings(read_manifest(path))
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What is said of a recipe that cannot be run."""
+"""Errors of recipes that cannot be run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 200
-"""How many characters of a value a message shows."""
+"""The most characters of a value that a message shows."""
 
 
 class RecipeError(ValueError):
@@ -50,7 +50,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """What an error says, with its kind where its text alone says little, and no line breaks."""
+    """The text of an error, with its kind where its text alone says little, and no line breaks."""
     text = " ".join(str(error).split())
     plain = isinstance(error, (OSError, RuntimeError, ValueError)) and " " in text
     return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""What a run replaces in its output folder, besides stages; what others have put there is kept."""
+"""Files that a run replaces in its output folder, besides stages; those of others are kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORTS = (
     *(RECIPE, REPORT, "report.md", "card.json", "curves.png"),
     *("robustness.json", "robustness.md", *PICTURES),
 )
-"""What a run writes into its output folder, besides the stages' folders and `FINAL`."""
+"""Files that a run writes into its output folder, besides the stages' folders and `FINAL`."""
 _MADE = (RECIPE, REPORT, "curves.png", *PICTURES)
 _BY_OTHERS = ("LICENSE*", "NOTICE*", "*.png", f"{EXPORTS}/*", "quantized/*")
 """Of what a student's folder may publish, that which a person may add to it."""

@@ -236,7 +236,7 @@ def _classes(hint: Any) -> list[type]:
 
 
 def _is_plan(value: Any, hint: Any) -> bool:
-    """Whether `objective_from` reads a setting: a schedule, an objective within this one, …"""
+    """Tell whether `objective_from` reads a setting: a schedule, an objective within this one, …"""
     structured = any(dataclasses.is_dataclass(option) for option in _classes(hint))
     return structured and isinstance(value, (Mapping, list, tuple))
 

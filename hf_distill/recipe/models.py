@@ -30,7 +30,7 @@ from hf_distill.recipe.tasks import recipe_task
 from hf_distill.sharding import loaded_whole
 
 MOST_LAYERS = 10_000
-"""How many layers a new model may have."""
+"""The most layers of a new model."""
 
 
 class Models:

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 SEEDS = 2**32
 """Seeds are below this."""
 MOST_TRAININGS = 1_000
-"""How many trainings one recipe may ask for."""
+"""The most trainings of one recipe."""
 
 
 @dataclass(frozen=True)

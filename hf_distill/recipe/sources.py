@@ -105,7 +105,7 @@ def locate(source: str, folder: Path, key: str) -> str:
 
 
 def identity(model: str) -> dict[str, str]:
-    """What a model is, for fingerprints: the content of a folder's files, or the Hub id.
+    """The identity of a model, for fingerprints: the content of a folder's files, or the Hub id.
 
     Counted is what `from_pretrained` of any library may load: weights and their indexes in each
     format, adapters, tokenizers, code, also in folders below. What a training leaves beside it

@@ -94,7 +94,7 @@ class Stage:
         return self.folder / CHECKPOINTS
 
     def record(self) -> dict[str, Any]:
-        """What ``stage.json`` says; empty where there is none.
+        """The content of ``stage.json``; empty where there is none.
 
         Raises:
             FolderError: the file is damaged.

@@ -38,7 +38,7 @@ from hf_distill.trainer import DistillationTrainer
 
 PATIENCE = "early_stopping_patience"
 MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
-"""How the names of optimizers begin that are made of a model alone."""
+"""Prefixes of optimizers that are made of a model alone."""
 
 
 def arguments(

@@ -12,9 +12,9 @@ import yaml
 from hf_distill.recipe.errors import RecipeError, quoted, shown
 
 DEEPEST = 40
-"""How many sections and lists may stand within one another."""
+"""The most sections and lists within one another."""
 MOST_VALUES = 10_000
-"""How many values a text may have, those that it repeats through ``*aliases`` counted each time."""
+"""The most values of a text, those that it repeats through ``*aliases`` counted each time."""
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")

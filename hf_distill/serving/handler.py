@@ -31,7 +31,7 @@ LINGER = 2.0
 
 
 class Route(NamedTuple):
-    """What serves a path.
+    """A path that is served.
 
     Attributes:
         method: GET or POST.
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(400, "Expected one Host field.")
 
     def send_error(self, code: int, message: str | None = None, explain: Any = None) -> None:
-        """What the standard library refuses; it goes on as if nothing had been, if this returns."""
+        """Refuse what the standard library refuses; it would go on as if nothing had been."""
         raise Refused(int(code), message or "This is not served.")
 
     def handle_expect_100(self) -> bool:
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(refused)
 
     def _route(self, method: str, length: int) -> Route:
-        """What serves this request, before any of its body is kept.
+        """Find what serves this request, before any of its body is kept.
 
         Raises:
             Refused: nothing does, not for this client, not as much, or not now.

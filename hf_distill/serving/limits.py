@@ -1,4 +1,4 @@
-"""What a server refuses, and the limits of what it holds and computes at once."""
+"""Refusals of a server, and the limits of what it holds and computes at once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """What one request holds: call it with each number of bytes more.
+        """The share of one request: call it with each number of bytes more.
 
         Raises:
             Refused: they would be too many (from the call).

@@ -20,7 +20,7 @@ from hf_distill.teachers.wire import CONTENT_TYPE
 JSON_BYTES = 16 << 20
 """The largest request in JSON, which takes up to 20 times as much once it is parsed."""
 REPLIES = 4
-"""How many times `Limits.max_bytes` may be waiting to be taken by clients."""
+"""The multiple of `Limits.max_bytes` that may be waiting to be taken by clients."""
 
 
 class TeacherServer:
@@ -125,13 +125,13 @@ class TeacherServer:
         return self._token is None or hmac.compare_digest(given, self._token)
 
     def knows(self, host: str | None, origin: str | None) -> bool:
-        """Whether a request on the loopback is for this machine, and not a page's of another."""
+        """Tell whether a request on the loopback is for this machine, not from another's page."""
         if self._names is None:
             return True
         return all(is_own_name(name, self._names) for name in (host, origin) if name is not None)
 
     def find(self, method: str, path: str) -> Route:
-        """What serves a path.
+        """Find what serves a path.
 
         Raises:
             Refused: nothing does, or nothing any more.
@@ -146,7 +146,7 @@ class TeacherServer:
         return route
 
     def failed(self, error: BaseException) -> Refused:
-        """What is told of an error that is not the request's; after that of a device nothing is
+        """The refusal for an error that is not the request's; after that of a device nothing is
         served any more."""
         if is_device_failure(error):
             self._lost = f"The device is lost, restart the server: {error}"[:500]

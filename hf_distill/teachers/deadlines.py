@@ -103,7 +103,7 @@ class Timed:
         self.sock, self.deadline = sock, deadline
 
     def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
-        """What is received, as a file."""
+        """The received bytes, as a file."""
         return reader(self.sock, self.deadline)
 
     def sendall(self, content: bytes) -> None:

@@ -1,24 +1,23 @@
-"""What a teacher's server sends, judged before it is believed: facts, vocabularies and signals."""
+"""Answers of a teacher's server, judged before use: facts, vocabularies and signals."""
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from hf_distill.cache.content import KINDS
+from hf_distill.cache.manifest import config_from, unpack_vocabulary
 from hf_distill.signals import Items, Needs, Signal
 from hf_distill.tasks import TASKS
 from hf_distill.teachers.http import printable
 from hf_distill.teachers.sizes import CLASSES
 from hf_distill.teachers.wire import needs_from_json, signal_from_tree
 
-KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
 LABELS = 1 << 16
 """The most labels that are believed without their names."""
 ABOVE_ONE = 1e-3
@@ -28,7 +27,7 @@ PER_TOKEN = 512
 
 
 class Facts(NamedTuple):
-    """What a server tells before the first batch.
+    """The facts of a server before the first batch.
 
     Attributes:
         classes: Of the logits; None: as many as a batch has rows.
@@ -105,6 +104,15 @@ def _wrong(url: str, what: str, expected: str, got: Any) -> ValueError:
     )
 
 
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Errors that repeat what a stranger sent, without the escapes of a terminal."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(printable(str(error))) from error
+
+
 def _config(values: Any, url: str) -> Any:
     """The configuration of the served model, without its weights; None if it has none."""
     if values is None:
@@ -120,14 +128,8 @@ def _config(values: Any, url: str) -> Any:
             value = part.get(key)
             if value is not None and not (type(value) is int and 0 <= value <= most):
                 raise _wrong(url, f"config: {key}", f"a number from 0 to {most}", value)
-    try:
-        kind = str(values.get("model_type"))
-        known = kind in CONFIG_MAPPING  # its get() finds none
-        made: Any = CONFIG_MAPPING[kind] if known else PretrainedConfig
-        return made.from_dict(dict(values))
-    except Exception as error:  # whatever a config of strange values makes its class raise
-        cause = f"{type(error).__name__}: {error}"
-        raise _wrong(url, "config", "a configuration of transformers", cause) from error
+    with _printable():
+        return config_from(values, url)
 
 
 def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -173,20 +175,8 @@ def vocabulary_from(body: bytes, entries: int | None, url: str) -> dict[str, int
     Raises:
         ValueError: it is no vocabulary, or one that is too large.
     """
-    most = vocabulary_bytes(entries)
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
-            text = file.read(most + 1)
-        found = json.loads(text) if len(text) <= most else None
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise _wrong(url, "vocabulary", "compressed JSON", cause) from error
-    if len(text) > most:
-        got = "more (the beginning is shown)" + repr(text[:80])
-        raise _wrong(url, "vocabulary", f"at most {most} bytes of JSON", got)
-    if not isinstance(found, dict) or not all(type(v) is int for v in found.values()):
-        raise _wrong(url, "vocabulary", "a mapping of tokens to numbers", found)
-    return found
+    with _printable():
+        return unpack_vocabulary(io.BytesIO(body), url, vocabulary_bytes(entries))
 
 
 # ---- signals -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ ENTRIES = 1 << 20
 PER_ENTRY = 512
 """Bytes of JSON for one of them: a number, a rank and the token's text, escaped; and some more."""
 PHANTOMS = 1024
-"""How many classes without a token a vocabulary is believed, and as many again as it has tokens."""
+"""The most classes without a token that are believed, besides as many as there are tokens."""
 LONGEST = 1 << 31
 """The longest text, in tokens, that a server is believed to read."""
 PROBE = 'Tokens: naïve 東京 🙂\n\tdef f(x): return x**2 - 1_000  # "same"?\r\n'

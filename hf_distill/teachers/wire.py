@@ -29,7 +29,7 @@ UNREADABLE = (
     RuntimeError,
     OverflowError,
 )
-"""What reading the bytes of a stranger may raise."""
+"""Errors that reading the bytes of a stranger may raise."""
 NOT_SENT = ("traced",)
 """What of a signal has a graph, and stays where it is."""
 

@@ -32,7 +32,10 @@ from zoo import collate
 from hf_distill import CachedTeacher, write_cache
 from hf_distill.cache.sealed import read_sealed, write_sealed
 
-pytestmark = pytest.mark.xdist_group("attacked_caches")  # fixtures that are expensive are made once
+pytestmark = [
+    pytest.mark.xdist_group("attacked_caches"),  # fixtures that are expensive are made once
+    pytest.mark.usefixtures("no_waiting_for_disks"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = {"shard_size": 2, "say": quiet}
     write_cache(base / "data", teacher(), data("sequence_classification", 24)[12:], collate, **kept)
     return base
-
-
-@pytest.fixture(scope="module")
-def asking(folder: Path) -> dict[str, Asking]:
-    return {name: Asking(folder / name) for name in FORMATS}
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def quiet(line: str) -> None:

@@ -6,7 +6,6 @@ What may kill a process or its memory runs in forked ones, see `caches.outcomes`
 from __future__ import annotations
 
 import gzip
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +32,10 @@ from tally import Tally
 from hf_distill import CachedTeacher
 from hf_distill.cache.sealed import bindings, read_manifest
 
-pytestmark = pytest.mark.xdist_group("hostile_caches")  # fixtures that are expensive are made once
+pytestmark = [
+    pytest.mark.xdist_group("hostile_caches"),  # fixtures that are expensive are made once
+    pytest.mark.usefixtures("no_waiting_for_disks"),
+]
 
 MEGABYTE = 2**20
 
@@ -44,16 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in FORMATS.items():
         write(base / name, **options)
     return base
-
-
-@pytest.fixture(scope="module")
-def asking(folder: Path) -> dict[str, Asking]:
-    return {name: Asking(folder / name) for name in FORMATS}
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def bound(folder: Path) -> None:

@@ -14,30 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from raw_http import get, opened, post
 from strangers import GOOD, IDS, OWN, Counted, posted, signal_body
 from tally import Tally
-from test_server_teacher import tokenizer
 
 from hf_distill.serving import TeacherServer, connections, handler
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Counted:
-    return Counted(small.models()[1])
-
-
-@pytest.fixture(scope="module")
-def writer() -> Counted:
-    return Counted(small.models("causal_lm")[1])
-
-
-@pytest.fixture(scope="module")
-def texts(writer: Counted) -> Iterator[str]:
-    with TeacherServer(writer, tokenizer=tokenizer(), name="tiny") as server:
-        yield server.url
 
 
 def test_a_long_request_lets_others_go_between(texts: str, writer: Counted) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
-import small
 from raw_http import answers, get, opened, post
 from strangers import GOOD, OWN, Counted, posted
 from tally import Tally
@@ -14,17 +12,6 @@ from tally import Tally
 from hf_distill.serving import TeacherServer
 
 TOKEN = "t0ken-of-16-chars"
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Counted:
-    return Counted(small.models()[1])
-
-
-@pytest.fixture(scope="module")
-def url(teacher: Counted) -> Iterator[str]:
-    with TeacherServer(teacher, max_bytes=1 << 20, max_tokens=256, max_elements=50_000) as server:
-        yield server.url
 
 
 MALFORMED: list[tuple[str, bytes, int]] = [

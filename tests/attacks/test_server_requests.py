@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import transformers
 from raw_http import answers, get, post
 from strangers import IDS, OWN, Counted, signal_body
 from tally import Tally
-from test_server_teacher import tokenizer
 from zoo import VOCAB
 
 from hf_distill.serving import TeacherServer
@@ -20,28 +18,6 @@ from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.wire import from_bytes
 
 tf: Any = transformers
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Counted:
-    return Counted(small.models()[1])
-
-
-@pytest.fixture(scope="module")
-def url(teacher: Counted) -> Iterator[str]:
-    with TeacherServer(teacher, max_bytes=1 << 20, max_tokens=256, max_elements=50_000) as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def writer() -> Counted:
-    return Counted(small.models("causal_lm")[1])
-
-
-@pytest.fixture(scope="module")
-def texts(writer: Counted) -> Iterator[str]:
-    with TeacherServer(writer, tokenizer=tokenizer(), name="tiny") as server:
-        yield server.url
 
 
 # ---- requests for signals ------------------------------------------------------------------------
