@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -104,15 +103,6 @@ def _wrong(url: str, what: str, expected: str, got: Any) -> ValueError:
     )
 
 
-@contextlib.contextmanager
-def _printable() -> Iterator[None]:
-    """Errors that repeat what a stranger sent, without the escapes of a terminal."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(printable(str(error))) from error
-
-
 def _config(values: Any, url: str) -> Any:
     """The configuration of the served model, without its weights; None if it has none."""
     if values is None:
@@ -128,8 +118,10 @@ def _config(values: Any, url: str) -> Any:
             value = part.get(key)
             if value is not None and not (type(value) is int and 0 <= value <= most):
                 raise _wrong(url, f"config: {key}", f"a number from 0 to {most}", value)
-    with _printable():
+    try:
         return config_from(values, url)
+    except ValueError as error:  # it may repeat what the server sent
+        raise ValueError(printable(str(error))) from error
 
 
 def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -175,8 +167,7 @@ def vocabulary_from(body: bytes, entries: int | None, url: str) -> dict[str, int
     Raises:
         ValueError: it is no vocabulary, or one that is too large.
     """
-    with _printable():
-        return unpack_vocabulary(io.BytesIO(body), url, vocabulary_bytes(entries))
+    return unpack_vocabulary(io.BytesIO(body), url, vocabulary_bytes(entries))
 
 
 # ---- signals -------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ def test_hostile_transport() -> None:
                     client.json("GET", "/teacher", most=1 << 20)
                 assert type(told.value) in TOLD  # no UnicodeDecodeError, no JSONDecodeError
                 assert url in str(told.value)
+                assert "\x1b" not in str(told.value)
                 assert time.monotonic() - began < 6 * SECONDS
                 client.close()
 
@@ -268,6 +269,8 @@ FACTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "labels of floats": _with("config.num_labels", 2.5),
     "a vocabulary of 10**12": _with("config.vocab_size", 10**12),
     "a vocabulary of a text": _with("config.vocab_size", "40"),
+    "10**7 layers": _with("config.num_hidden_layers", 10**7),
+    "a dtype with escapes": _with("config.torch_dtype", "\x1b[2J"),
     "labels deep in it": _with("config.inner", [{"text_config": {"num_labels": 10**9}}]),
     "a protocol of a text": _with("protocol", "\x1b[2J"),
     "another protocol": _with("protocol", 99),
