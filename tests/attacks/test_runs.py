@@ -161,10 +161,8 @@ import os, sys, time
 from pathlib import Path
 from hf_distill.folders import held
 with held(Path(sys.argv[1])):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        time.sleep(60)
-        os._exit(0)
-    print("held", flush=True)
+    if sys.argv[2] == "alone" or os.fork() == 0:  # what a fork lets go of is gone when it begins
+        print("held", flush=True)
     time.sleep(60)
 """
 
