@@ -87,7 +87,7 @@ class Push:
                 self.repo_id, branch=str(self.revision), exist_ok=True, repo_type=self.repo_type
             )
         checked = files(self.repo_id)
-        adding = [CommitOperationAdd(file.name, file.content) for file in checked]
+        adding = [file.upload() for file in checked]
         found: Any = self.api.repo_info(
             self.repo_id, revision=self.revision, repo_type=self.repo_type
         )

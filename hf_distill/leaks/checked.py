@@ -6,9 +6,12 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd
 from safetensors import SafetensorError, safe_open
 
 from .contents import file_leaks, head
@@ -23,12 +26,22 @@ class Checked:
     """A file of a folder, as it was when it was checked.
 
     ``content`` is what is to be published: the very bytes that were checked, or of large files the
-    path, which `verify` compares with what was checked.
+    path, which `verify` compares with what was checked; ``hashed`` is then its upload, hashed while
+    other files are checked.
     """
 
     name: str
     content: bytes | str
     seen: tuple[int, ...] = ()
+    hashed: Future[CommitOperationAdd] | None = None
+
+    def upload(self) -> CommitOperationAdd:
+        """The file as a part of a commit."""
+        if self.hashed is None:
+            return CommitOperationAdd(self.name, self.content)
+        operation = copy(self.hashed.result())  # the client keeps in it how far the upload is
+        operation.path_in_repo = self.name
+        return operation
 
     def verify(self) -> None:
         """Raise OutsideError if a large file was replaced or changed since it was checked."""
@@ -48,9 +61,10 @@ def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[s
         what is no regular file, a token, a local path, text in another encoding, …
     """
     files, problems = [], []
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     for name in names:
         try:
-            file, found = _check(root, name)
+            file, found = _check(root, name, pool)
         except OutsideError as error:
             problems.append(str(error))
         except OSError as error:
@@ -58,6 +72,7 @@ def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[s
         else:
             files.append(file)
             problems += [f"{name} {leak}" for leak in found]
+    pool.shutdown(wait=False, cancel_futures=bool(problems))
     return files, problems
 
 
@@ -68,7 +83,7 @@ def copy_inside(root: Path, name: str, target: Path) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _check(root: Path, name: str) -> tuple[Checked, list[str]]:
+def _check(root: Path, name: str, pool: Executor) -> tuple[Checked, list[str]]:
     with open_inside(root, name) as file:
         if not name.endswith(_IN_PLACE):
             data = file.read()
@@ -85,7 +100,14 @@ def _check(root: Path, name: str) -> tuple[Checked, list[str]]:
                 problems = file_leaks(name, view)
         else:
             problems = file_leaks(name, b"")
-        return Checked(name, path, _identity(found)), problems
+        hashed = None if problems else pool.submit(_hashed, name, path)
+        return Checked(name, path, _identity(found), hashed), problems
+
+
+def _hashed(name: str, path: str) -> CommitOperationAdd:
+    operation = CommitOperationAdd(name, path)
+    _ = operation.upload_info.sha256  # huggingface_hub 2 computes it when it is first read
+    return operation
 
 
 def _weights(name: str, path: str) -> list[str]:

@@ -155,23 +155,24 @@ class _Pairs(list[tuple[str, Any]]):
     """An object of JSON with all that stands in it: a key may come twice."""
 
 
-def _strings(value: Any, key: str = "") -> Iterator[str]:
+def _strings(value: Any, key: str = "") -> list[str]:
     """The texts of a value of JSON that are long enough to matter, each after its key: ``a: b``."""
+    found = []
     if isinstance(value, _Pairs):
+        found += [n for n, item in value if len(n) >= _SHORTEST and not isinstance(item, str)]
         for name, item in value:
             if isinstance(item, str | list):
-                yield from _strings(item, name)
-            if not isinstance(item, str) and len(name) >= _SHORTEST:
-                yield name
+                found += _strings(item, name)
     elif isinstance(value, list):
         key = key if len(value) <= _LISTED else ""
+        if not key:
+            found += [item for item in value if isinstance(item, str) and len(item) >= _SHORTEST]
         for item in value:
             if isinstance(item, list) or key:
-                yield from _strings(item, key)
-            elif isinstance(item, str) and len(item) >= _SHORTEST:
-                yield item
+                found += _strings(item, key)
     elif isinstance(value, str) and len(key) + len(value) >= _SHORTEST:
-        yield f"{key}: {value}" if key else value
+        found.append(f"{key}: {value}" if key else value)
+    return found
 
 
 def _header(data: bytes | memoryview) -> str:
