@@ -1,0 +1,152 @@
+"""Rewrites the generated tables of the manual pages: `python tests/generate_tables.py [--check]`.
+
+A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``; `TABLES` maps each name
+to the function that makes it. Sources are the tables of the package itself (`OBJECTIVES`, `TASKS`),
+so that a page cannot list a name that the package does not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("*.md", ".github/*.md", "hf_distill/**/*.md", "recipes/**/*.md", "tests/**/*.md")
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
+SOURCE = re.compile(r"\s*\((?=[^()]*\d{4})[^()]*\)")  # "(Hinton et al. 2015, 1503.02531)"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; ``|`` in cells is escaped."""
+    lines = [list(header), [":--"] * len(header), *([_cell(c) for c in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def first_line(thing: object) -> str:
+    """The first paragraph of a docstring on one line, without its final full stop."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).rstrip(".")
+
+
+def arxiv(text: str) -> str:
+    """Links to the papers whose arXiv ids a text contains."""
+    found = dict.fromkeys(ARXIV.findall(text))
+    return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in found)
+
+
+def objectives() -> str:
+    """Every objective: name in a recipe, class, definition, formula of its loss, source."""
+    from hf_distill.objectives import OBJECTIVES
+
+    rows = []
+    for name, objective in OBJECTIVES.items():
+        line = first_line(objective)
+        loss = getattr(objective, "loss", None)
+        formula = f"`{first_line(loss)}`" if loss is not None else ""
+        source = arxiv(line) or arxiv(objective.citation)
+        rows.append((f"`{name}`", f"`{objective.__name__}`", SOURCE.sub("", line), formula, source))
+    return table(("in a recipe", "class", "definition", "formula of one item", "source"), rows)
+
+
+def methods() -> str:
+    """Published methods that are sums of several objectives."""
+    from hf_distill.objectives import METHODS
+
+    lines = {name: first_line(method) for name, method in METHODS.items()}
+    rows = [(f"`{name}`", SOURCE.sub("", line), arxiv(line)) for name, line in lines.items()]
+    return table(("function, name in a recipe", "definition", "source"), rows)
+
+
+def tasks() -> str:
+    """Every task: the auto class that loads it, items, meaning of the last dimension, layers."""
+    from hf_distill.models.tasks import TASKS
+
+    rows = [
+        (
+            f"`{name}`",
+            f"`{task.auto_class}`" if task.auto_class else "",
+            first_line(task.items),
+            task.classes if task.read is not None else "no logits",
+            ", ".join(f"`{key}`" for key in task.label_keys),
+            ", ".join(f"`{group}`" for group in task.hidden),
+        )
+        for name, task in TASKS.items()
+    ]
+    header = ("task", "loaded by", "items", "last dimension", "label keys", "groups of layers")
+    return table(header, rows)
+
+
+def teachers() -> str:
+    """The teachers that the top of the package exports."""
+    import hf_distill
+    from hf_distill import Teacher
+
+    exported = (getattr(hf_distill, name) for name in hf_distill.__all__)
+    kinds = [
+        e for e in exported if inspect.isclass(e) and e.__name__.endswith(("Teacher", "Ensemble"))
+    ]
+    rows = [(f"`{kind.__name__}`", first_line(kind)) for kind in kinds if kind is not Teacher]
+    return table(("class", "definition"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "objectives": objectives,
+    "methods": methods,
+    "tasks": tasks,
+    "teachers": teachers,
+}
+"""Name in a page -> the function that makes the table."""
+
+
+def pages() -> list[Path]:
+    """All Markdown pages that may hold a table."""
+    return sorted({page for pattern in PAGES for page in ROOT.glob(pattern)})
+
+
+def rewritten(text: str) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        ValueError: a table that `TABLES` does not have, or a mark without its end.
+    """
+    opened, found = text.count("<!-- table:"), list(MARKED.finditer(text))
+    unknown = {match[2] for match in found} - set(TABLES)
+    if unknown or opened != len(found):
+        raise ValueError(
+            f"Expected <!-- table: NAME --> … <!-- end --> with a NAME of {sorted(TABLES)}, got "
+            f"{sorted(unknown)} and {opened - len(found)} marks without an end."
+        )
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+
+
+def stale() -> dict[Path, str]:
+    """The pages whose tables are out of date, with the text that they should have."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages()}
+    marked = {page: text for page, text in texts.items() if "<!-- table:" in text}
+    made = {page: rewritten(text) for page, text in marked.items()}
+    return {page: text for page, text in made.items() if text != marked[page]}
+
+
+def main() -> int:
+    """Rewrite the pages, or with ``--check`` name those that are out of date (exit code 1)."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if out of date")
+    check = parser.parse_args().check
+    found = stale()
+    for page, text in found.items():
+        print(page.relative_to(ROOT))
+        if not check:
+            page.write_text(text, encoding="utf-8")
+    return int(check and bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
