@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
-WORDS = "a dull film that never ends . this is great fun , warm and very funny indeed".split()
+TEXTS = ["a dull film", "great fun", "this never ends", "warm and very funny indeed"]
 REVIEWS = {
-    "text": ["a dull film", "great fun", "this never ends", "warm and very funny indeed"] * 4,
+    "text": TEXTS * 4,
     "label": [0, 1, 0, 1] * 4,
 }
 
@@ -38,8 +38,9 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "__post_init__", short)
 
 
-def word_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
-    """A tokenizer with BERT's special tokens and one token for each word."""
+def word_tokenizer(texts: list[str] = TEXTS) -> PreTrainedTokenizerFast:
+    """A tokenizer with BERT's special tokens and one token for each word of the texts."""
+    words = " ".join(texts).split()
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: number for number, word in enumerate([*marks, *dict.fromkeys(words)])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -88,7 +89,7 @@ def data_on_hub(monkeypatch: pytest.MonkeyPatch, **found: datasets.DatasetDict) 
 
 
 def text_classifiers() -> dict[str, Any]:
-    """``student``, ``teacher``, ``tokenizer``, ``collator`` and tokenized ``train`` and ``test``."""
+    """``student``, ``teacher``, ``tokenizer``, ``collator``, and tokenized ``train``, ``test``."""
     tokenizer = word_tokenizer()
     rows = datasets.Dataset.from_dict(REVIEWS).rename_column("label", "labels")
     rows = rows.map(lambda row: tokenizer(row["text"]), batched=True, remove_columns=["text"])
