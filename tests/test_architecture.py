@@ -10,30 +10,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = (
-    "losses ascent axes directions folders forward interrupts sharding places modules outputs "
-    "streams processes portable leaks | language special_tokens commits | "
-    "signals | batch_checks capture reading projection | tasks crossing | states | "
-    "heads layers schedules | "
-    "spaces problems | pair | matching alignment balance initialise temperature views noisy "
-    "weights speed | cache | terms checkpoint_files | reduction objectives | teachers | metrics | "
-    "config | evaluation robustness | hub export speculative | run_facts language_eval resuming | "
-    "checkpoints checks idle own_loss measuring windows pieces card_facts curves | "
-    "publishing tracking looking | binding | trainer | seq2seq joint on_policy | api scores | "
-    "serving finished | recipe | comparison | side_by_side | cli | __main__"
+RANKS = (
+    "losses data utils",
+    "models hub",
+    "objectives teachers",
+    "evaluation",
+    "training robustness export",
+    "recipe",
+    "cli",
+    "__main__",
 )
 """Lowest first."""
-RANK = {part: rank for rank, layer in enumerate(LAYERS.split("|")) for part in layer.split()}
+RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts.split()}
 ALONE = {
     "losses": set(),
-    "metrics": {"losses", "directions"},
-    "hub": {"directions", "leaks", "commits"},
-    "leaks": set(),
-    "commits": {"leaks"},
-    "forward": set(),
-    "directions": set(),
+    "utils": set(),
+    "hub": {"utils"},
+    "evaluation.metrics": {"losses", "utils"},
 }
-"""Parts that may know nothing else of the package: they are useful without it."""
+"""Parts that import nothing else of the package: they are useful without it."""
 
 
 def modules() -> dict[str, Path]:
@@ -57,7 +52,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     return {f for f in found if f.startswith("hf_distill.")}
 
 
-def test_modules_import_only_lower_layers() -> None:
+def test_modules_import_only_lower_ranks() -> None:
     """An import upwards makes the parts inseparable, and later ends in an import cycle."""
     known = modules()
     assert len(known) > 20
@@ -65,10 +60,31 @@ def test_modules_import_only_lower_layers() -> None:
         part = f"{name}.".split(".")[1]
         for target in imports(name, path, known) if part else ():
             other = target.split(".")[1]
-            if other != part:  # a package's own modules: see the cycles below
-                where = f"{name} imports {target}"
-                assert other in ALONE.get(part, {other}), f"{where}; {part} stands alone"
-                assert RANK[other] < RANK[part], f"{where}, which is not in a lower layer"
+            if other != part:  # imports within a package: see the cycles below
+                assert RANK[other] < RANK[part], f"{name} imports {target}, which is not lower"
+            for alone, allowed in ALONE.items():
+                if name.startswith(f"hf_distill.{alone}.") and not target.startswith(
+                    f"hf_distill.{alone}"
+                ):
+                    assert other in allowed, f"{name} imports {target}; {alone} stands alone"
+
+
+def test_top_level_stays_small() -> None:
+    """A drawer in which everything lies is no drawer: each module belongs to a package."""
+    found = {p.name for p in (ROOT / "hf_distill").iterdir() if not p.name.startswith("__pyc")}
+    assert {p for p in found if p.endswith(".py")} == {"__init__.py", "__main__.py"}
+    assert {p for p in found if (ROOT / "hf_distill" / p).is_dir()} == {*RANK} - {"__main__"}
+
+
+def test_the_trainer_imports_neither_robustness_nor_export() -> None:
+    """Each process of a training would wait for code that only reports use."""
+    code = (
+        "import sys; from hf_distill import DistillationTrainer, OnlineDistillationTrainer;"
+        "print([m for m in sys.modules if m.startswith(('hf_distill.robustness', "
+        "'hf_distill.export', 'hf_distill.recipe', 'hf_distill.cli'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_no_import_cycle() -> None:
@@ -82,10 +98,18 @@ def test_no_import_cycle() -> None:
     ("module", "source", "expected"),
     [
         ("hf_distill.hub.card", "from .check import x", {"hf_distill.hub.check"}),
-        ("hf_distill.trainer", "from hf_distill import tasks, y", {"hf_distill.tasks"}),
-        ("hf_distill.trainer", "def f():\n    import hf_distill.hub", {"hf_distill.hub"}),
-        ("hf_distill.teachers.model", "from ..heads import Head", {"hf_distill.heads"}),
-        ("hf_distill.terms", "import torch\nfrom typing import Any", set()),
+        (
+            "hf_distill.training.trainer",
+            "from hf_distill import tasks, y",
+            {"hf_distill.models.tasks"},
+        ),
+        ("hf_distill.training.trainer", "def f():\n    import hf_distill.hub", {"hf_distill.hub"}),
+        (
+            "hf_distill.teachers.model",
+            "from ..models.hooks import captured",
+            {"hf_distill.models.hooks"},
+        ),
+        ("hf_distill.objectives.base.objective", "import torch\nfrom typing import Any", set()),
     ],
 )
 def test_imports_are_read(tmp_path: Path, module: str, source: str, expected: set[str]) -> None:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from launch import launch
-from small import Recorder, config, models, trainer
+from tiny_models import CASES, Case, collate
+from tiny_trainers import Recorder, config, models, trainer
 from torch import Tensor
-from zoo import CASES, Case, collate
 
 from hf_distill import DistillationTrainer, HardLabels, Needs, Objective, Term
 
@@ -49,7 +49,7 @@ class TopMargin(Objective):
 
     scale: float = 1.0
     name: ClassVar[str] = "top_margin"
-    needs: ClassVar[Needs] = Needs(logits=True, whole=True)
+    needs: ClassVar[Needs] = Needs(logits=True, full_vocabulary=True)
 
     def terms(self, student: Any, teacher: Any, items: Any, context: Any) -> list[Term]:
         ours, theirs = (self.margin(signal.logits) for signal in (student, teacher))

@@ -9,17 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import language_zoo
+import language_models
 import pytest
 import torch
-from crossing_zoo import family, model
 from datasets import Dataset
+from tokenizer_families import family, model
 
 README = Path(__file__).parent.parent / "README.md"
 CHATS = [
-    {"messages": language_zoo.CHAT},
-    {"messages": language_zoo.CHAT[:3]},
-    {"messages": language_zoo.CHAT[1:]},
+    {"messages": language_models.CHAT},
+    {"messages": language_models.CHAT[:3]},
+    {"messages": language_models.CHAT[1:]},
 ] * 4
 
 
@@ -76,7 +76,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     vllm = SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    tokenizer = language_zoo.tokenizer()
+    tokenizer = language_models.tokenizer()
     names: dict[str, Any] = {
         "dataset": Dataset.from_list(CHATS),
         "tokenizer": tokenizer,

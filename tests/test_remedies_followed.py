@@ -11,16 +11,12 @@ import torch
 import transformers
 from class_verdicts import Case
 from every_class import build
-from head_values import value
-from small import config, data, models, trainer
-from test_every_class import CLASSES
-from test_model_loss import WIDE, boxes, detector, stacked
-from test_remedies import first_loss, kl, vit
-from test_wrapped import Pooled
+from task_values import value
+from tiny_models import CASES, LABELS, _wide, collate
+from tiny_trainers import config, data, models, trainer
 from torch import nn
 from unknown_heads import rows_for, unknown
 from unknown_heads import stacked as listed
-from zoo import CASES, LABELS, _wide, collate
 
 from hf_distill import (
     DistillationTrainer,
@@ -31,14 +27,18 @@ from hf_distill import (
     ModelTeacher,
     register_task,
 )
-from hf_distill.tasks import HEADS, task_of
+from hf_distill.models.tasks import CUSTOM_TASKS, task_of
+from tests.models.test_every_class import CLASSES
+from tests.models.test_forward_errors import first_loss, kl, vit
+from tests.models.test_wrapped import Pooled
+from tests.training.test_model_loss import WIDE, boxes, detector, stacked
 
 tf: Any = transformers
 
 
 @pytest.fixture(autouse=True)
 def _heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_distill.tasks.HEADS", dict(HEADS))
+    monkeypatch.setattr("hf_distill.models.tasks.CUSTOM_TASKS", dict(CUSTOM_TASKS))
 
 
 class OwnFeatures(ModelTeacher):
@@ -103,9 +103,9 @@ def test_boxes_are_no_labels_of_a_classifier(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"del HEADS\['YolosForObjectDetection'\]"):
         build_trainer()
-    from hf_distill import tasks
+    from hf_distill.models import tasks
 
-    del tasks.HEADS["YolosForObjectDetection"]
+    del tasks.CUSTOM_TASKS["YolosForObjectDetection"]
     ours = build_trainer(objective=0.5 * ModelLoss() + 0.5 * HiddenStates())
     ours.train()
     assert "model_loss" in ours.state.log_history[0]

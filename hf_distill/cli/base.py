@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from hf_distill.folders import trouble
+from hf_distill.utils.folders import trouble
 
 EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with
 the command line, the recipe, what was given, or the disk and folder that are written; 3 a

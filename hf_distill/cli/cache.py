@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Write a recipe's cache, and publish it if asked."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from hf_distill.cache import push_cache
+    from hf_distill.teachers.cache import push_cache
 
     def work(run: Any) -> None:
         folder = run.write_cache()

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Check a card."""
     from hf_distill.hub.check import card_problems
     from hf_distill.hub.files import folder_problems, pictures_of
-    from hf_distill.leaks import read_text
+    from hf_distill.hub.leaks import read_text
 
     path = Path(args.path)
     if path.is_file():

@@ -38,9 +38,9 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Compare the runs, print the tables and write the files."""
-    from hf_distill.comparison import compare, read_runs
-    from hf_distill.folders import held
-    from hf_distill.side_by_side import check, markdown, write
+    from hf_distill.recipe.compare_report import check, markdown, write
+    from hf_distill.recipe.compare_runs import compare, read_runs
+    from hf_distill.utils.folders import held
 
     try:
         with held(Path(args.output)):

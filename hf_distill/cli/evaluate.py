@@ -60,8 +60,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Measure the models, print the table and write the files."""
-    from hf_distill.finished import check, markdown, write
-    from hf_distill.folders import held
+    from hf_distill.evaluation.evaluate_models import check, markdown, write
+    from hf_distill.utils.folders import held
 
     try:
         with held(Path(args.output)):
@@ -78,16 +78,22 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def _facts(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     import dataclasses
 
-    from hf_distill.finished import LANGUAGE_MODEL, evaluate, move, read_texts, task_of_all
+    from hf_distill.evaluation.evaluate_models import (
+        LANGUAGE_MODEL,
+        evaluate,
+        move,
+        read_texts,
+        task_of_all,
+    )
     from hf_distill.recipe.examples import split_of
-    from hf_distill.robustness import Examples, Subject
+    from hf_distill.robustness import Examples, Predictor
 
     if args.data and (args.split or args.config):
         raise ValueError("--split and --config are of a --dataset: a --data file is read whole.")
     split = args.split or "test"
     sources = {"model": args.model, "baseline": args.baseline, "teacher": args.teacher}
     subjects = {
-        role: dataclasses.replace(Subject.load(source), max_length=args.max_length)
+        role: dataclasses.replace(Predictor.load(source), max_length=args.max_length)
         for role, source in sources.items()
         if source is not None
     }

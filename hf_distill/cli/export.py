@@ -75,8 +75,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def _examples(args: argparse.Namespace) -> Any:
     if args.dataset is None:
         return None
+    from hf_distill.evaluation.examples import Examples
     from hf_distill.recipe.examples import split_of
-    from hf_distill.robustness.examples import Examples
 
     split, column = split_of(args.dataset, args.split, args.config), args.label_column
     if column == "none":

@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Write a student."""
-    from hf_distill.initialise import write_student
+    from hf_distill.models.initialise import write_student
 
     try:
         write_student(

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from hf_distill import __version__, interrupts
+from hf_distill import __version__
 from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain, failed
 from hf_distill.cli.overrides import split_overrides
 from hf_distill.cli.terminal import lines
-from hf_distill.folders import FolderError, trouble
+from hf_distill.utils import interrupts
+from hf_distill.utils.folders import FolderError, trouble
 
 COMMANDS = {
     "train": "train",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.axes import ATTACKS, AXES
 from hf_distill.cli.base import EXIT_CODES, Say, add_command
+from hf_distill.robustness.axes import ATTACKS, AXES
 
 _AXES = "\n".join(f"  robustness.{axis:13}{name}" for axis, name in AXES.items())
 _USUAL = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in ATTACKS.items() if names)
@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Write the report."""
+    from hf_distill.cli.robustness_command import run
     from hf_distill.recipe.examples import split_of
-    from hf_distill.robustness.command import run
 
     return run(args, split_of, say)
 

@@ -31,17 +31,17 @@ TASKS = (
     "video_classification",
     "video_dual_encoder",
 )
-"""The keys of `hf_distill.tasks.TASKS`, whose import takes seconds; a test compares them."""
+"""The keys of `hf_distill.models.tasks.TASKS`, whose import takes seconds; a test compares them."""
 PORT = 8300
 MAX_TOKENS, MAX_ELEMENTS = 1 << 17, 1 << 29
-"""Those of `hf_distill.serving.limits.Limits`; a test compares them too."""
+"""Those of `hf_distill.teachers.serving.limits.Limits`; a test compares them too."""
 EPILOG = """examples:
   hf-distill serve-teacher Qwen/Qwen3-8B --task causal_lm --dtype bfloat16
   HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
       --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
 
-A training asks it with RemoteTeacher("http://HOST:8300", token=…), a language model also with
-ServerTeacher or any client of the OpenAI completion protocol. Other machines are served with a
+A training asks it with HTTPTeacher("http://HOST:8300", token=…), a language model also with
+VLLMTeacher or any client of the OpenAI completion protocol. Other machines are served with a
 token alone (or --no-token). There is no encryption: over an untrusted network, put it behind a TLS
 proxy (--allow-host with the name that it passes on) or an SSH tunnel.
 
@@ -92,7 +92,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> int:
     """Serve until interrupted."""
-    from hf_distill.serving.command import run
+    from hf_distill.cli.serve_command import run
 
     return run(args)
 

@@ -68,7 +68,7 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
     try:
         recipe = load_recipe(args.recipe, args.overrides)
         if isinstance(say, Terminal):
-            from hf_distill.cli.watching import WatchedRun
+            from hf_distill.cli.progress import WatchedRun
 
             work(WatchedRun(recipe, say))
         else:

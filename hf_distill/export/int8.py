@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.export.exported import (
+from hf_distill.evaluation.examples import Examples
+from hf_distill.export.onnx import facts_of, quiet
+from hf_distill.export.parity import compare
+from hf_distill.export.student import read_student
+from hf_distill.hub.exported import (
     FILES,
     INT8,
     ONNX,
@@ -22,10 +26,6 @@ from hf_distill.export.exported import (
     read_exports,
     staging,
 )
-from hf_distill.export.onnx import facts_of, quiet
-from hf_distill.export.parity import compare
-from hf_distill.export.student import read_student
-from hf_distill.robustness.examples import Examples
 
 
 def quantize_int8(

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_distill.export.exported import (
+from hf_distill.evaluation.examples import Examples
+from hf_distill.export.parity import Parity, compare
+from hf_distill.export.student import Student, read_student, sample
+from hf_distill.hub.exported import (
     FILES,
     ONNX,
     SINGLE_FILE,
@@ -27,9 +30,6 @@ from hf_distill.export.exported import (
     staging,
     versions,
 )
-from hf_distill.export.parity import Parity, compare
-from hf_distill.export.student import Student, read_student, sample
-from hf_distill.robustness.examples import Examples
 
 OPSET = 20
 _LEAST_OPSET = 18

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_distill.export.exported import ExportError
 from hf_distill.export.student import Batch, Student
+from hf_distill.hub.exported import ExportError
 
 PER_TOKEN = ("token_classification", "causal_lm", "masked_lm", "encoder")
 _LOW = float(np.finfo(np.float32).min)
@@ -53,7 +53,7 @@ def compare(student: Student, path: Path) -> Parity:
     """
     session = _session(path)
     found = Parity()
-    kind = student.subject.head.kind(None)
+    kind = student.subject.task_model.kind(None)
     for batch, labels in student.batches():
         with torch.no_grad():
             expected = [value.numpy() for value in student.graph(*batch.values())]

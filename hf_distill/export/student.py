@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_distill.heads import Head
-from hf_distill.robustness.examples import Examples
-from hf_distill.robustness.subject import Subject
-from hf_distill.signals import Needs
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.models.signals import Needs
+from hf_distill.models.task_model import TaskModel
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "sequence_classification": ("logits",),
@@ -47,14 +47,14 @@ class Graph(nn.Module):
         outputs: The names of its outputs.
     """
 
-    def __init__(self, head: Head, inputs: Sequence[str], outputs: Sequence[str]):
+    def __init__(self, task_model: TaskModel, inputs: Sequence[str], outputs: Sequence[str]):
         super().__init__()
-        self.model, self.head = head.model, head
+        self.model, self.task_model = task_model.model, task_model
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         batch = dict(zip(self.inputs, values, strict=True))
-        answer = self.model(**self.head.inputs(batch, Needs()), return_dict=True)
+        answer = self.model(**self.task_model.inputs(batch, Needs()), return_dict=True)
         return tuple(answer[name] for name in self.outputs)
 
 
@@ -71,7 +71,7 @@ class Student:
         axes: Input -> its dimensions but the first that vary between examples.
     """
 
-    subject: Subject
+    subject: Predictor
     graph: Graph
     values: Sequence[Any]
     labels: np.ndarray | None
@@ -80,7 +80,7 @@ class Student:
 
     @property
     def task(self) -> str:
-        return self.subject.head.task.name
+        return self.subject.task_model.task.name
 
     def feed(self, batch: Mapping[str, Any]) -> Batch:
         """The inputs of the graph, of a batch."""
@@ -119,7 +119,7 @@ def read_student(
         )
     if not (root / "config.json").is_file():
         raise ValueError(f"Expected the folder of a finished student with config.json, got {root}.")
-    subject = Subject.load(root)
+    subject = Predictor.load(root)
     _check(subject)
     subject.model.float().eval()
     random = _generated(subject)
@@ -132,24 +132,24 @@ def read_student(
     if not values:
         raise ValueError("Expected at least one example, got none.")
     shapes = [dict(subject.encoded([value])) for value in random]
-    keys = [key for key in shapes[0] if key in subject.head.accepts]
+    keys = [key for key in shapes[0] if key in subject.task_model.accepts]
     text = subject.modality == "text"
     axes = {
         key: [n for n, sizes in enumerate(_sizes(shapes, key)) if n and (text or len(sizes) > 1)]
         for key in keys
     }
-    graph = Graph(subject.head, keys, OUTPUTS[subject.head.task.name]).eval()
+    graph = Graph(subject.task_model, keys, OUTPUTS[subject.task_model.task.name]).eval()
     return Student(subject, graph, values, labels, examples is None, axes)
 
 
-def _check(subject: Subject) -> None:
+def _check(subject: Predictor) -> None:
     config: Any = subject.model.config
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"Expected {subject.name} in floating point, got a quantised model. Export the student "
             "from before its quantisation; quantize_int8 makes an int8 file of it."
         )
-    name = subject.head.task.name
+    name = subject.task_model.task.name
     if name not in OUTPUTS:
         raise ValueError(
             f"Expected a student for one of {', '.join(OUTPUTS)}, got {name} "
@@ -166,17 +166,17 @@ def _check(subject: Subject) -> None:
         tokenizer.pad_token = tokenizer.eos_token  # for this comparison; it is masked
 
 
-def _labelled(subject: Subject, examples: Examples) -> Subject:
-    head = subject.head
-    if head.task.name not in LABELLED or head.kind(None) != "softmax":
+def _labelled(subject: Predictor, examples: Examples) -> Predictor:
+    task_model = subject.task_model
+    if task_model.task.name not in LABELLED or task_model.kind(None) != "softmax":
         raise ValueError(
             f"Expected labels for a model with one class per example ({', '.join(LABELLED)}), got "
-            f"them for {head.task.name} with {head.kind(None)} outputs. Give the examples without "
-            "labels: the outputs are compared all the same."
+            f"them for {task_model.task.name} with {task_model.kind(None)} outputs. Give the "
+            "examples without labels: the outputs are compared all the same."
         )
-    if examples.labels.max() >= head.config.num_labels:
+    if examples.labels.max() >= task_model.config.num_labels:
         raise ValueError(
-            f"Expected labels below {head.config.num_labels}, the number of classes of "
+            f"Expected labels below {task_model.config.num_labels}, the number of classes of "
             f"{subject.name}, got {examples.labels.max()}."
         )
     return subject.aligned(examples.names)
@@ -186,7 +186,7 @@ def _sizes(shapes: Sequence[Batch], key: str) -> list[set[int]]:
     return [set(sizes) for sizes in zip(*(shape[key].shape for shape in shapes), strict=True)]
 
 
-def _generated(subject: Subject) -> list[Any]:
+def _generated(subject: Predictor) -> list[Any]:
     """Random examples of different lengths, the same ones every time."""
     draw, modality = np.random.default_rng(0), subject.modality
     if modality == "text":

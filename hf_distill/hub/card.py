@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
-from hf_distill.leaks import read_text, scrub
+from hf_distill.hub.leaks import read_text, scrub
 
 from .check import hub_id, is_local, validate
 from .files import replace_text

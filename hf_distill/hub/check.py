@@ -17,7 +17,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
-from hf_distill.leaks import leaks
+from hf_distill.hub.leaks import leaks
 
 # https://huggingface.co/docs/hub/repositories-licenses, identifiers for a repo card
 _LICENSES = """

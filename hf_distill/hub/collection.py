@@ -9,7 +9,7 @@ from functools import partial
 from huggingface_hub import Collection, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_distill.commits import explained, insist
+from hf_distill.hub.commits import explained, retry
 
 from .push import check_request
 
@@ -53,10 +53,10 @@ def push_to_collection(
         )
     api = HfApi(token=token)
     with explained(title):
-        found = insist(_collection, api, title, namespace, description, private)
+        found = retry(_collection, api, title, namespace, description, private)
         for repo_id in ids:
-            card = insist(partial(ModelCard.load, token=token), repo_id)
-            found = insist(_add, api, found, repo_id, claim_of(card.text))
+            card = retry(partial(ModelCard.load, token=token), repo_id)
+            found = retry(_add, api, found, repo_id, claim_of(card.text))
     return found
 
 

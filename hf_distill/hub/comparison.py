@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hf_distill.directions import lower_is_better
+from hf_distill.utils.directions import lower_is_better
 
 from .markup import cell, linked, show
 

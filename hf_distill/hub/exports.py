@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_distill.leaks import read_text
+from hf_distill.hub.leaks import read_text
 
 from .card import BEGIN, END, replace_text
 from .check import validate

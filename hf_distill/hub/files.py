@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hf_distill.leaks import Checked, check_files, lies_inside, read_text
+from hf_distill.hub.leaks import Checked, check_files, lies_inside, read_text
 
 from .check import card_problems, is_local
 

@@ -10,7 +10,8 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import values
+from hf_distill.hub import values
+
 from .card import BY_HAND, StudentCard, join, render, shown
 from .check import card_problems
 from .files import pictures_of, published_files, replace_text

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from . import formula, licences, markup, samples
+from hf_distill.hub import formula, licences, markup, samples
+
 from .comparison import claim, comparison, explained, weight
 
 TEXT, VISION, AUDIO, LANGUAGE_MODEL = "text.md", "vision.md", "audio.md", "language_model.md"

@@ -10,8 +10,8 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_distill.commits import Push
-from hf_distill.leaks import Checked, check_files
+from hf_distill.hub.commits import Push
+from hf_distill.hub.leaks import Checked, check_files
 
 from .card import replace_text, with_repo_id
 from .files import STALE, examine, missing_files

@@ -25,7 +25,7 @@ __all__ = [
     "hard_teacher_labels",
     "label_agreement",
     "margin",
-    "reconstruction",
+    "probability_mse",
 ]
 
 
@@ -197,7 +197,7 @@ def boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     return F.relu(distance_t.clamp(max=margin) - distance_s).square().sum(-1)
 
 
-def reconstruction(
+def probability_mse(
     student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, t_squared: bool = True
 ) -> Tensor:
     """T² · Σ_c (p_s - p_t)², p = softmax(logits / T): how well the student rebuilds the decision.
@@ -222,10 +222,10 @@ def reconstruction(
     Reference: on logits Ba and Caruana, 2013, "Do Deep Nets Really Need to be Deep?",
         arXiv:1312.6184.
 
-    >>> reconstruction(torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, 0.0]]))
+    >>> probability_mse(torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, 0.0]]))
     tensor([0.4998])
     """
-    log_s, log_t = log_probs("reconstruction", student, teacher, temperature)
+    log_s, log_t = log_probs("probability_mse", student, teacher, temperature)
     squared = (log_s.exp() - log_t.exp()).square().sum(-1)
     return times_t_squared(squared, temperature, t_squared)
 

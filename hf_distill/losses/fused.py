@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from hf_distill.losses.numerics import no_autocast
 
-__all__ = ["Linear", "Loss", "linear_loss"]
+__all__ = ["LazyLogits", "Loss", "linear_loss"]
 
 Loss = Callable[[Tensor, Tensor | None, slice], Tensor]
 """``(student (n, C), teacher (n, C) or None, which items) -> ()``: a weighted sum over these items
@@ -30,7 +30,7 @@ LARGE = 2**25
 
 
 @dataclass(frozen=True)
-class Linear:
+class LazyLogits:
     """Logits that nobody has computed: cap · tanh(scale · (Σ_i hidden_i weight_iᵀ + bias) / cap).
 
     Attributes:
@@ -57,7 +57,7 @@ class Linear:
         """Of the logits, ``(..., C)``."""
         return (*self.hidden[0].shape[:-1], self.classes or self.weight[0].shape[0])
 
-    def items(self, index: Tensor | slice) -> Linear:
+    def items(self, index: Tensor | slice) -> LazyLogits:
         """Those of some items of all, as if they were in one row: ``(n, C)``."""
         flat = (hidden.flatten(0, -2) for hidden in self.hidden)
         return dataclasses.replace(self, hidden=tuple(hidden[index] for hidden in flat))
@@ -82,7 +82,7 @@ class Linear:
             raw = raw * self.scale
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
-    def detach(self) -> Linear:
+    def detach(self) -> LazyLogits:
         """The same, cut off from the graph."""
         hidden = tuple(hidden.detach() for hidden in self.hidden)
         if self.within is not None:  # what the weight is filled in later must remain the weight
@@ -102,7 +102,7 @@ class Linear:
 
 
 def linear_loss(
-    student: Linear, teacher: Linear | None, loss: Loss, budget: int | None = None
+    student: LazyLogits, teacher: LazyLogits | None, loss: Loss, budget: int | None = None
 ) -> Tensor:
     """A loss of two models' logits, with its gradients, from a few items at a time.
 
@@ -144,7 +144,7 @@ def linear_loss(
     return _with_weights((student, teacher), run)
 
 
-def _with_weights(models: Iterable[Linear | None], run: Callable[[], Tensor]) -> Tensor:
+def _with_weights(models: Iterable[LazyLogits | None], run: Callable[[], Tensor]) -> Tensor:
     """Run where the weights of all these are."""
     for model in models:
         if model is not None and model.within is not None:
@@ -156,8 +156,8 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        student: Linear,
-        teacher: Linear | None,
+        student: LazyLogits,
+        teacher: LazyLogits | None,
         loss: Loss,
         budget: int | None,
         *tensors: Tensor,
@@ -197,7 +197,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _lossed(
-    student: Linear, raw: Tensor, said: Tensor | None, loss: Loss, part: slice, graded: bool
+    student: LazyLogits, raw: Tensor, said: Tensor | None, loss: Loss, part: slice, graded: bool
 ) -> Tensor:
     """The loss of a block; the products are replaced by the gradient with respect to them."""
     if not graded:
@@ -217,7 +217,11 @@ class _Gradients:
     """The gradients of a head's operands, added up over chunks of items."""
 
     def __init__(
-        self, student: Linear, hidden: list[Tensor], weight: list[Tensor], wanted: Sequence[bool]
+        self,
+        student: LazyLogits,
+        hidden: list[Tensor],
+        weight: list[Tensor],
+        wanted: Sequence[bool],
     ):
         self.classes = weight[0].shape[0]
         self.operands = [(hidden[i], weight[i]) for i in range(len(hidden))]
@@ -263,7 +267,7 @@ def _product(hidden: Sequence[Tensor], weight: Sequence[Tensor], rows: slice) ->
     return raw
 
 
-def _chunks(student: Linear, teacher: Linear | None, budget: int | None) -> Iterator[slice]:
+def _chunks(student: LazyLogits, teacher: LazyLogits | None, budget: int | None) -> Iterator[slice]:
     """The items whose logits are held together."""
     count, classes = student.hidden[0].shape[0], student.shape[-1]
     device = student.hidden[0].device.type

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Temperature = float | Tensor
 """One for all items, or a tensor of one per item (broadcastable to the items' shape)."""
+_LEAST, _MOST = 1e-18, 1e18
+"""Between these the square of a temperature is a number of float32."""
 
 
 def check_pair(
@@ -241,3 +243,17 @@ def cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     # The gradient of p at a masked class is 0 times finfo.min times any weight above 1: NaN.
     return -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)
+
+
+def above_zero(value: float) -> None:
+    """Refuse a temperature that is not above 0, or whose square float32 does not hold: losses are
+    multiplied by it."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"Expected a temperature above 0, got {value}.")
+    if not _LEAST <= value <= _MOST:
+        raise ValueError(
+            f"Expected a temperature between {_LEAST:.1g} and {_MOST:.1g}, got {value}: its "
+            "square, which the loss is multiplied by, would be 0 or infinite in float32. 1 leaves "
+            "the distributions as they are, 2 to 4 is usual; for the teacher's decisions alone "
+            "train on them as labels (HardTeacherLabels)."
+        )

@@ -11,11 +11,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hf_distill.objectives.adversaries import PGD, Virtual
+from hf_distill.objectives.adversarial import IAD, FreeLB
+from hf_distill.objectives.adversaries import PGD, VirtualAdversary
 from hf_distill.objectives.attention import AttentionMaps, MiniLM, MiniLMv2, TinyBERT
 from hf_distill.objectives.auxiliary import AuxiliaryHead
+from hf_distill.objectives.base.loss_weights import Weight, weight_from
+from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.classes import NKD, DecoupledKD, Dist, LogitStandardizedKL, TopKKL
-from hf_distill.objectives.crossing import PrefixKL, SpanKL, UniversalLogitDistance
+from hf_distill.objectives.cross_tokenizer import PrefixKL, SpanKL, UniversalLogitDistance
 from hf_distill.objectives.decay import WeightDecay
 from hf_distill.objectives.decisions import (
     Boundary,
@@ -24,7 +27,7 @@ from hf_distill.objectives.decisions import (
     LabelAgreement,
     Margin,
     MarginMSE,
-    Reconstruction,
+    ProbabilityMSE,
 )
 from hf_distill.objectives.distributions import (
     AdaptiveKL,
@@ -43,9 +46,17 @@ from hf_distill.objectives.distributions import (
 )
 from hf_distill.objectives.exits import EarlyExits
 from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
+from hf_distill.objectives.from_teacher import FromTeacher
 from hf_distill.objectives.gradients import Jacobian
 from hf_distill.objectives.groups import GroupDRO, GroupWeights
-from hf_distill.objectives.introspection import FreeLB, Introspection
+from hf_distill.objectives.input_perturbations import (
+    Gaussian,
+    InputPerturbation,
+    PerturbedColumns,
+    SecondDropout,
+    TokenNoise,
+    Uniform,
+)
 from hf_distill.objectives.labels import HardLabels, ModelLoss
 from hf_distill.objectives.logits import Divergence
 from hf_distill.objectives.maps import (
@@ -54,7 +65,7 @@ from hf_distill.objectives.maps import (
     ActivationBoundary,
     AttentionTransfer,
     Hint,
-    MultiScale,
+    ReviewKD,
 )
 from hf_distill.objectives.methods import (
     adaad,
@@ -67,18 +78,7 @@ from hf_distill.objectives.methods import (
     vat,
 )
 from hf_distill.objectives.noisy_labels import GeneralizedCrossEntropy, TrustedLabels
-from hf_distill.objectives.perturbations import (
-    Again,
-    Columns,
-    Gaussian,
-    Perturbation,
-    TokenNoise,
-    Uniform,
-)
-from hf_distill.objectives.perturbed import (
-    INPUT_PERTURBATIONS,
-    OnPerturbed,
-)
+from hf_distill.objectives.perturbed import INPUT_PERTURBATIONS, OnPerturbed
 from hf_distill.objectives.relations import (
     CKA,
     PKD,
@@ -91,9 +91,6 @@ from hf_distill.objectives.relations import (
 )
 from hf_distill.objectives.routing import RouterBalance
 from hf_distill.objectives.smoothness import Smoothness
-from hf_distill.objectives.taught import From
-from hf_distill.terms import Objective, Sum
-from hf_distill.weights import Weight, weight_from
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
@@ -131,14 +128,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
         LabelAgreement,
         Margin,
         Boundary,
-        Reconstruction,
+        ProbabilityMSE,
         MarginMSE,
         # features
         HiddenStates,
         Hint,
         AttentionTransfer,
         NST,
-        MultiScale,
+        ReviewKD,
         ActivationBoundary,
         VID,
         FSP,
@@ -163,7 +160,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         # perturbed inputs
         OnPerturbed,
         Smoothness,
-        Introspection,
+        IAD,
         FreeLB,
         # groups and wrong labels
         GroupDRO,
@@ -178,7 +175,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 """Name in a recipe -> class."""
 
-METHODS: dict[str, Callable[..., Sum]] = {
+METHODS: dict[str, Callable[..., WeightedSum]] = {
     method.__name__: method
     for method in (adversarial_training, trades, ard, rslad, adaad, r_drop, vat, smart)
 }
@@ -187,6 +184,7 @@ METHODS: dict[str, Callable[..., Sum]] = {
 __all__ = [
     "CKA",
     "FSP",
+    "IAD",
     "INPUT_PERTURBATIONS",
     "METHODS",
     "NKD",
@@ -199,13 +197,11 @@ __all__ = [
     "VID",
     "ActivationBoundary",
     "AdaptiveKL",
-    "Again",
     "AlphaBeta",
     "AttentionMaps",
     "AttentionTransfer",
     "AuxiliaryHead",
     "Boundary",
-    "Columns",
     "ConfidenceWeightedKL",
     "CorrelationCongruence",
     "DecoupledKD",
@@ -214,7 +210,7 @@ __all__ = [
     "EarlyExits",
     "ForwardKL",
     "FreeLB",
-    "From",
+    "FromTeacher",
     "Gaussian",
     "GeneralizedCrossEntropy",
     "GroupDRO",
@@ -225,7 +221,7 @@ __all__ = [
     "Hint",
     "InBatchSimilarity",
     "InfoNCE",
-    "Introspection",
+    "InputPerturbation",
     "Jacobian",
     "Jeffreys",
     "JensenShannon",
@@ -237,15 +233,16 @@ __all__ = [
     "MiniLM",
     "MiniLMv2",
     "ModelLoss",
-    "MultiScale",
     "Mutual",
     "OnPerturbed",
-    "Perturbation",
+    "PerturbedColumns",
     "PrefixKL",
-    "Reconstruction",
+    "ProbabilityMSE",
     "Renyi",
     "ReverseKL",
+    "ReviewKD",
     "RouterBalance",
+    "SecondDropout",
     "SimilarityPreserving",
     "SkewKL",
     "SkewReverseKL",
@@ -260,7 +257,7 @@ __all__ = [
     "TrustedLabels",
     "Uniform",
     "UniversalLogitDistance",
-    "Virtual",
+    "VirtualAdversary",
     "WeightDecay",
     "adaad",
     "adversarial_training",
@@ -275,7 +272,7 @@ __all__ = [
 ]
 
 
-def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
+def objective_from(rows: Sequence[Mapping[str, Any]]) -> WeightedSum:
     """Build an objective from a recipe's rows: ``[{name: forward_kl, weight: 0.7, …}, …]``.
 
     A row may name a method of several parts (``rslad``). An objective around another one takes that
@@ -311,9 +308,11 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> Sum:
                 settings[key] = _single(value)
         found = 1.0 * (OBJECTIVES.get(name) or METHODS[name])(**settings)
         if member is not None:
-            found = Sum(tuple((own, From(member, part)) for own, part in found.parts))
+            found = WeightedSum(
+                tuple((own, FromTeacher(member, part)) for own, part in found.parts)
+            )
         parts.extend((found * weight_from(weight)).parts)
-    return Sum(tuple(parts))
+    return WeightedSum(tuple(parts))
 
 
 def settings_of(name: str) -> dict[str, str]:

@@ -11,15 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.ascent import Ball, ascent, check_budget
+from hf_distill.models.batches import Batch
+from hf_distill.models.input_space import EMBEDDINGS
+from hf_distill.models.modes import evaluating
+from hf_distill.models.pgd import NormBall, check_budget, projected_ascent
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.models_in_step import ModelsInStep
+from hf_distill.objectives.base.objective import Context, bibtex
 from hf_distill.objectives.distributions import ForwardKL
+from hf_distill.objectives.input_perturbations import InputPerturbation, one_of
 from hf_distill.objectives.labels import HardLabels
-from hf_distill.objectives.perturbations import Perturbation, one_of
-from hf_distill.pair import Pair, evaluating
-from hf_distill.reading import Batch
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.spaces import EMBEDDINGS
-from hf_distill.terms import Context, bibtex
 
 MAXIMISED = ("labels", "teacher", "itself", "adaptive")
 STARTS = ("random", "gaussian", "none")
@@ -62,7 +63,7 @@ CITATIONS = {
 
 
 @dataclass(frozen=True)
-class PGD(Perturbation):
+class PGD(InputPerturbation):
     """The input in a ball around the plain one that projected gradient ascent finds.
 
     Each step asks the student in eval mode (without dropout, and without moving the statistics of a
@@ -70,7 +71,7 @@ class PGD(Perturbation):
     embeddings, around each token's own; padding stays.
 
     Args:
-        epsilon: The radius, in the units of the input's `hf_distill.spaces.Space` (pictures: grey
+        epsilon: The radius, in the units of the input's `InputSpace` (pictures: grey
             levels from 0 to 1, so 8 / 255; text: lengths of the token's embedding).
         steps: How many.
         step_size: In the same units; None: 2.5 epsilon / steps, and no more than epsilon.
@@ -125,21 +126,25 @@ class PGD(Perturbation):
     def check(self, kind: str, classes: int | None = None) -> None:
         (HardLabels() if self.maximise == "labels" else ForwardKL()).check(kind, classes)
 
-    def batch(self, pair: Pair, teacher: Signal | None, items: Items, context: Context) -> Batch:
+    def batch(
+        self, pair: ModelsInStep, teacher: Signal | None, items: BatchItems, context: Context
+    ) -> Batch:
         space, generator = pair.space, pair.generator()
-        ball = space.ball(pair.batch, space.point(pair.head, pair.batch), self.epsilon, self.norm)
+        ball = space.ball(
+            pair.batch, space.point(pair.task_model, pair.batch), self.epsilon, self.norm
+        )
         x = self.begin(ball, generator)
-        with contextlib.nullcontext() if self.train_mode else evaluating(pair.head.model):
+        with contextlib.nullcontext() if self.train_mode else evaluating(pair.task_model.model):
             target = _itself(pair) if self.maximise == "itself" else teacher
             if self.maximise == "adaptive":
                 gradient = _adaptive(pair, items)
             else:
                 gradient = _rise(pair, items, None if self.needs_labels else target)
-            for after in ascent(gradient, ball, self.steps, self.size, x):
+            for after in projected_ascent(gradient, ball, self.steps, self.size, x):
                 x = after
         return pair.perturbed(x)
 
-    def begin(self, ball: Ball, generator: torch.Generator | None) -> Tensor:
+    def begin(self, ball: NormBall, generator: torch.Generator | None) -> Tensor:
         """Where the ascent starts."""
         if self.start == "random":
             return ball.start(generator)
@@ -149,7 +154,7 @@ class PGD(Perturbation):
 
 
 @dataclass(frozen=True)
-class Virtual(Perturbation):
+class VirtualAdversary(InputPerturbation):
     """The direction to which the student's output is most sensitive (VAT, arXiv 1704.03976).
 
     The first eigenvector of the Hessian of KL(S(x) || S(x + r)) at r = 0 by power iteration: from a
@@ -157,7 +162,7 @@ class Virtual(Perturbation):
     The student is asked in eval mode. For text every token has a direction of its own.
 
     Args:
-        epsilon: The length, in the units of the input's `hf_distill.spaces.Space`.
+        epsilon: The length, in the units of the input's `hf_distill.models.input_space.InputSpace`.
         xi: How far from x the gradient is taken; above 0.
         steps: Power iterations.
         norm: ``l2``; ``linf`` takes the signs of the gradient.
@@ -187,14 +192,16 @@ class Virtual(Perturbation):
     def check(self, kind: str, classes: int | None = None) -> None:
         ForwardKL().check(kind, classes)
 
-    def batch(self, pair: Pair, teacher: Signal | None, items: Items, context: Context) -> Batch:
+    def batch(
+        self, pair: ModelsInStep, teacher: Signal | None, items: BatchItems, context: Context
+    ) -> Batch:
         space, generator = pair.space, pair.generator()
-        center = space.point(pair.head, pair.batch)
+        center = space.point(pair.task_model, pair.batch)
         near, far = (
             space.ball(pair.batch, center, radius, self.norm) for radius in (self.xi, self.epsilon)
         )
         uphill = _normal(center, generator) / near.scale
-        with evaluating(pair.head.model):
+        with evaluating(pair.task_model.model):
             gradient = _rise(pair, items, _itself(pair))
             for _ in range(self.steps):
                 uphill = gradient(near.step(center, uphill, self.xi))
@@ -205,9 +212,9 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _itself(pair: Pair) -> Signal:
+def _itself(pair: ModelsInStep) -> Signal:
     """What the student says about the plain batch, as a target."""
-    device = next(pair.head.model.parameters()).device.type
+    device = next(pair.task_model.model.parameters()).device.type
     # a cached cast of the weights, made without a graph, would have none in the loss either
     with (
         torch.no_grad(),
@@ -216,7 +223,7 @@ def _itself(pair: Pair) -> Signal:
         return pair.show(pair.batch, LOGITS).detach()
 
 
-def _total(student: Signal, target: Signal | None, items: Items) -> Tensor:
+def _total(student: Signal, target: Signal | None, items: BatchItems) -> Tensor:
     """The summed loss of the labels (no target), or KL(target || student)."""
     objective = HardLabels() if target is None else ForwardKL()
     (term,) = objective.terms(student, target, items, Context())
@@ -231,7 +238,9 @@ def _by_inputs(total: Tensor, inputs: list[Tensor]) -> Tensor:
     return sum(others, first)
 
 
-def _rise(pair: Pair, items: Items, target: Signal | None) -> Callable[[Tensor], Tensor]:
+def _rise(
+    pair: ModelsInStep, items: BatchItems, target: Signal | None
+) -> Callable[[Tensor], Tensor]:
     """The gradient of the loss by the input, of the labels or towards a fixed target."""
 
     def gradient(x: Tensor) -> Tensor:
@@ -244,7 +253,7 @@ def _rise(pair: Pair, items: Items, target: Signal | None) -> Callable[[Tensor],
     return gradient
 
 
-def _adaptive(pair: Pair, items: Items) -> Callable[[Tensor], Tensor]:
+def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tensor]:
     """The gradient of KL(T(x) || S(x)) by the input of both."""
 
     def gradient(x: Tensor) -> Tensor:
@@ -266,7 +275,7 @@ def _adaptive(pair: Pair, items: Items) -> Callable[[Tensor], Tensor]:
     return gradient
 
 
-def ask_teacher(pair: Pair, batch: Batch, needs: Needs, who: str) -> Signal:
+def ask_teacher(pair: ModelsInStep, batch: Batch, needs: Needs, who: str) -> Signal:
     """What the teacher says about a perturbed batch.
 
     Raises:

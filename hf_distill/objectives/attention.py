@@ -10,13 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.layers import LayerSpec, layer_map, module_pairs, parse_groups, parse_layers
 from hf_distill.losses import attention
+from hf_distill.models.places import check_length
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.layers import (
+    LayerSpec,
+    layer_map,
+    module_pairs,
+    parse_groups,
+    parse_layers,
+)
+from hf_distill.objectives.base.objective import Context, Objective, Term, WeightedSum, bibtex
 from hf_distill.objectives.distributions import SoftCrossEntropy
 from hf_distill.objectives.features import HiddenStates, term_of
-from hf_distill.places import check_length
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Sum, Term, bibtex
 
 TINYBERT = bibtex(
     "jiao2020tinybert",
@@ -42,7 +48,7 @@ class AttentionObjective(Objective):
     """Base of what compares self-attention, layer by layer; layer 1 is the first.
 
     Args:
-        layers: A layer map, see `hf_distill.layers.parse_layers`, by index, fraction or name.
+        layers: A layer map, see `parse_layers`, by index, fraction or name.
         groups: Which stacks to align (``encoder``, ``decoder``, ``text``, …); None: all.
         causal: Leave out the later positions (decoders).
     """
@@ -67,7 +73,7 @@ class AttentionObjective(Objective):
         name: str,
         field: str,
         signals: tuple[Signal, Signal],
-        items: Items,
+        items: BatchItems,
         compare: Compare,
     ) -> list[Term]:
         """One term for each group: the mean over its pairs of layers.
@@ -147,7 +153,7 @@ class AttentionMaps(AttentionObjective):
         return Needs(qkv=True) if self._scored else Needs(attentions=True)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("Expected attention of a teacher, got no teacher.")
@@ -195,7 +201,7 @@ class MiniLM(AttentionObjective):
     citation: ClassVar[str] = MINILM
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("Expected attention of a teacher, got no teacher.")
@@ -251,7 +257,7 @@ class MiniLMv2(AttentionObjective):
     )
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("Expected attention of a teacher, got no teacher.")
@@ -301,7 +307,7 @@ class TinyBERT(Objective):
         self._parts  # noqa: B018 (checks the settings)
 
     @property
-    def _parts(self) -> Sum:
+    def _parts(self) -> WeightedSum:
         maps = AttentionMaps(self.layers, heads=self.heads, scores=True)
         total = maps + HiddenStates(self.layers, projection=self.projection)
         embeddings = HiddenStates(((0, 0),), projection=self.projection)
@@ -323,7 +329,7 @@ class TinyBERT(Objective):
         return self._parts.build(student, teacher)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         return [
             replace(term, name=f"{self.name}_{term.name}")

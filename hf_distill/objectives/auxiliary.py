@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 from hf_distill.objectives.perturbed import describe_nested, one_objective, renamed
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AuxiliaryHead(Objective):
         own: dict[str, Any] = {
             "name": f"{part.name}_{self.path.replace('.', '_')}",
             "needs": part.needs,
-            "in_batch": part.in_batch,
+            "compares_examples": part.compares_examples,
             "needs_labels": part.needs_labels,
             "needs_initial": part.needs_initial,
             "citation": "\n\n".join(filter(None, cited)),
@@ -70,7 +70,7 @@ class AuxiliaryHead(Objective):
         return self.part.build(self._of(student), teacher)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         """The terms of the objective on this head's logits, under this one's name."""
         found = self.part.terms(self._of(student), teacher, items, context)
@@ -91,7 +91,7 @@ class AuxiliaryHead(Objective):
                 f"got {tuple(logits.shape)}. Name the module that gives the logits of a head: its "
                 "last linear layer."
             )
-        return replace(student, logits=logits, label_logits=None, linear=None, traced=None)
+        return replace(student, logits=logits, label_logits=None, lazy_logits=None, traced=None)
 
 
 DEIT = bibtex(

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_distill.losses import distribution
+from hf_distill.models.signals import BatchItems
+from hf_distill.objectives.base.objective import Context, bibtex
+from hf_distill.objectives.base.temperature import Temperature
 from hf_distill.objectives.distributions import HINTON
 from hf_distill.objectives.logits import CLASSES, Divergence, LabelledDivergence
-from hf_distill.signals import Items
-from hf_distill.temperature import Temperature
-from hf_distill.terms import Context, bibtex
 
 Loss = Callable[..., Tensor]
 
@@ -115,7 +115,7 @@ class Dist(Divergence):
     name: ClassVar[str] = "dist"
     loss: ClassVar[Loss] = staticmethod(distribution.dist)
     kinds: ClassVar[frozenset[str]] = CLASSES
-    in_batch: ClassVar[bool] = True
+    compares_examples: ClassVar[bool] = True
     citation: ClassVar[str] = bibtex(
         "huang2022knowledge",
         "Knowledge Distillation from A Stronger Teacher",
@@ -134,7 +134,7 @@ class Dist(Divergence):
             )
 
     def settings(
-        self, student: Tensor, teacher: Tensor, items: Items, context: Context, several: bool
+        self, student: Tensor, teacher: Tensor, items: BatchItems, context: Context, several: bool
     ) -> dict[str, Any]:
         settings = super().settings(student, teacher, items, context, several)
         return {**settings, "mask": items.masks["items"]}

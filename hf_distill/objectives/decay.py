@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from hf_distill.schedules import check_weight
-from hf_distill.signals import Items, Signal
-from hf_distill.terms import Context, Objective, Term
+from hf_distill.models.signals import BatchItems, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term
+from hf_distill.objectives.base.schedules import check_weight
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class WeightDecay(Objective):
         return self.target == "init"
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         squares = [
             (p - context.initial[name] if self.needs_initial else p).square().sum()

@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from hf_distill.losses import decision, relations
+from hf_distill.models.signals import BatchItems, Signal
+from hf_distill.objectives.base.objective import Context, Term, bibtex
 from hf_distill.objectives.logits import CLASSES, PROBABILITIES, Divergence, LogitObjective
-from hf_distill.signals import Items, Signal
-from hf_distill.terms import Context, Term, bibtex
 
 Loss = Callable[..., Tensor]
 DEIT = bibtex(
@@ -83,7 +83,7 @@ class Boundary(LogitObjective):
 
 
 @dataclass(frozen=True)
-class Reconstruction(Divergence):
+class ProbabilityMSE(Divergence):
     """The founding article's L_recon: how well the student reconstructs the teacher's output.
 
     Squared differences of the probabilities, summed over the classes; for regression those of the
@@ -91,8 +91,8 @@ class Reconstruction(Divergence):
     ``alpha * Reconstruction() + (1 - alpha) * WeightDecay(gamma)``.
     """
 
-    name: ClassVar[str] = "reconstruction"
-    loss: ClassVar[Loss] = staticmethod(decision.reconstruction)
+    name: ClassVar[str] = "probability_mse"
+    loss: ClassVar[Loss] = staticmethod(decision.probability_mse)
     gaussian: ClassVar[float] = 1.0
 
 
@@ -112,7 +112,7 @@ class MarginMSE(LogitObjective):
     loss: ClassVar[Loss] = staticmethod(relations.margin_mse)
     kinds: ClassVar[frozenset[str]] = CLASSES
     gaussian: ClassVar[float] = 1.0
-    in_batch: ClassVar[bool] = True
+    compares_examples: ClassVar[bool] = True
     citation: ClassVar[str] = bibtex(
         "hofstaetter2020improving",
         "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation",
@@ -127,7 +127,7 @@ class MarginMSE(LogitObjective):
             raise ValueError(f"Expected at least 2 candidates per query, got {self.candidates}.")
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if student.logits is None or teacher is None or teacher.logits is None:
             raise ValueError("Expected logits of student and teacher; this teacher gave none.")

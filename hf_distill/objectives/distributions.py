@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_distill.losses import distribution
+from hf_distill.models.signals import Needs
+from hf_distill.objectives.base.objective import bibtex
 from hf_distill.objectives.logits import CLASSES, COARSE, DRAWN, Divergence, LogitObjective
-from hf_distill.signals import Needs
-from hf_distill.terms import bibtex
 
 HINTON = bibtex(
     "hinton2015distilling",

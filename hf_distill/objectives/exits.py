@@ -10,13 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_distill.alignment import pooled
+from hf_distill.models.places import check_length
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.alignment import pooled
+from hf_distill.objectives.base.objective import (
+    Context,
+    Objective,
+    Term,
+    bibtex,
+    built_modules,
+    mean_term,
+)
+from hf_distill.objectives.base.schedules import check_weight
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.labels import HardLabels
-from hf_distill.places import check_length
-from hf_distill.schedules import check_weight
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex, built_modules, mean_term
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class EarlyExits(Objective):
         return nn.ModuleDict({str(n): Exit(states[n], classes, form) for n in found})
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         group, states = _stack(student)
         last, mask = _logits(student), items.masks.get(group)

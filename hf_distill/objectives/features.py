@@ -10,22 +10,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.alignment import (
+from hf_distill.losses import features
+from hf_distill.models.places import check_length
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.alignment import (
     MODULES,
     PROJECTIONS,
-    Pair,
-    Plan,
+    LayerPair,
+    LayerProjections,
     align,
     as_states,
     build_projections,
     project,
     same_size,
 )
-from hf_distill.layers import LayerSpec, module_pairs, parse_groups, parse_layers
-from hf_distill.losses import features
-from hf_distill.places import check_length
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
+from hf_distill.objectives.base.layers import LayerSpec, module_pairs, parse_groups, parse_layers
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
 
 FITNETS = bibtex(
     "romero2015fitnets",
@@ -42,7 +42,7 @@ class FeatureObjective(Objective):
     """Base of what compares layers of the student with layers of the teacher.
 
     Args:
-        layers: A layer map, see `hf_distill.layers.parse_layers`: a name (``uniform``, ``skip``,
+        layers: A layer map, see `parse_layers`: a name (``uniform``, ``skip``,
             ``last``, ``emd``), ``"teacher:student, …"`` or pairs (student, teacher), by index,
             fraction or module path.
         projection: How the student's features get the teacher's width where they differ:
@@ -80,16 +80,18 @@ class FeatureObjective(Objective):
         hidden = isinstance(pairs, str) or len(paths) < len(pairs)
         return Needs(hidden_states=hidden, modules=frozenset(pair[side] for pair in paths))
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         """Give both features of a pair the shape that the comparison wants, before projections."""
         return pair
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         """The values of one pair of layers, ``(B, T)`` or ``(B,)``."""
         raise NotImplementedError
 
     def values(
-        self, pairs: Sequence[Pair], mask: Tensor | None, modules: dict[str, nn.Module]
+        self, pairs: Sequence[LayerPair], mask: Tensor | None, modules: dict[str, nn.Module]
     ) -> list[Tensor]:
         """The values of all pairs of one group; they are averaged."""
         return [self.compare(pair, mask, modules) for pair in pairs]
@@ -104,7 +106,7 @@ class FeatureObjective(Objective):
             for group in {pair.group for pair in prepared}:
                 ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
                 if len(ours) > 1:
-                    built[f"plan_{group}"] = Plan(len(ours) - 1, len(theirs) - 1)
+                    built[f"plan_{group}"] = LayerProjections(len(ours) - 1, len(theirs) - 1)
         return nn.ModuleDict(built) if built else None
 
     @property
@@ -112,17 +114,17 @@ class FeatureObjective(Objective):
         """Many-to-many pairs share their projections, or there would be one for each pair."""
         return "shared" if self.layers == "emd" and self.projection == "linear" else self.projection
 
-    def learned(self, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+    def learned(self, pairs: Sequence[LayerPair]) -> dict[str, nn.Module]:
         """Learned parts besides the projections."""
         return {}
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("Expected hidden states of a teacher, got no teacher.")
         modules = built_modules(context)
-        gathered: dict[tuple[str, str], list[Pair]] = {}
+        gathered: dict[tuple[str, str], list[LayerPair]] = {}
         for pair in align(self.layers, student, teacher, self.groups):
             unit = unit_of(pair, items)
             check_places(pair, items.masks.get(unit), (student, teacher))
@@ -146,7 +148,7 @@ class FeatureObjective(Objective):
         return terms
 
 
-def unit_of(pair: Pair, items: Items) -> str:
+def unit_of(pair: LayerPair, items: BatchItems) -> str:
     """The unit whose mask marks the positions of a pair's features; empty if all are real."""
     names = (pair.group,) if pair.group != MODULES else ("decoder", "encoder", "text", "hidden")
     for name in names:
@@ -161,7 +163,7 @@ def unit_of(pair: Pair, items: Items) -> str:
     return ""
 
 
-def check_places(pair: Pair, mask: Tensor | None, signals: tuple[Signal, Signal]) -> None:
+def check_places(pair: LayerPair, mask: Tensor | None, signals: tuple[Signal, Signal]) -> None:
     """Refuse layers of sequences with other places than the batch says are real or padding."""
     for who, states, signal in zip(pair.who, (pair.student, pair.teacher), signals, strict=True):
         if mask is not None and states.dim() == 3 and states.shape[1] != mask.shape[-1]:
@@ -170,7 +172,7 @@ def check_places(pair: Pair, mask: Tensor | None, signals: tuple[Signal, Signal]
             check_length(who, f"states at {pair.key}", states.shape[1], mask, sizes)
 
 
-def term_of(name: str, values: Tensor, unit: str, items: Items) -> Term:
+def term_of(name: str, values: Tensor, unit: str, items: BatchItems) -> Term:
     """Values per position are divided by the real ones, values per example by the examples."""
     if unit and values.dim() == 2:
         return Term(name, values, unit, items.masks[unit])
@@ -201,10 +203,12 @@ class HiddenStates(FeatureObjective):
         if self.distance not in DISTANCES:
             raise ValueError(f"Expected a distance of {sorted(DISTANCES)}, got {self.distance!r}.")
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         return pair if pair.student.dim() == 2 else same_size(pair)
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return DISTANCES[self.distance](as_states(pair.student), as_states(pair.teacher))
 
 
@@ -228,7 +232,7 @@ class FSP(FeatureObjective):
         "Jihoon and Kim, Junmo}, booktitle={CVPR}, year={2017}}"
     )
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if pair.student.dim() == 2:
             raise ValueError(f"FSP needs layers with positions, and {pair.key} is a single vector.")
         pair = same_size(pair)
@@ -237,7 +241,7 @@ class FSP(FeatureObjective):
         return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
 
     def values(
-        self, pairs: Sequence[Pair], mask: Tensor | None, modules: dict[str, nn.Module]
+        self, pairs: Sequence[LayerPair], mask: Tensor | None, modules: dict[str, nn.Module]
     ) -> list[Tensor]:
         if len(pairs) < 2:
             raise ValueError(
@@ -268,7 +272,7 @@ class TokenGram(FeatureObjective):
         "2002.12620",
     )
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if pair.student.dim() == 2:
             raise ValueError(
                 f"TokenGram needs layers with positions, and {pair.key} is a single vector."
@@ -276,5 +280,7 @@ class TokenGram(FeatureObjective):
         pair = same_size(pair)
         return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return features.mmd(pair.student, pair.teacher, mask=mask)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_distill.losses.gradients import input_gradient, jacobian, projection, saliency
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 
 DIRECTIONS = ("label", "teacher", "random")
 
@@ -64,7 +64,7 @@ class Jacobian(Objective):
             raise ValueError("CTC labels name no frames: use Jacobian(direction='teacher').")
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None or teacher.traced is None or student.traced is None:
             raise ValueError("Expected models that can be differentiated by their input, got none.")
@@ -80,7 +80,7 @@ class Jacobian(Objective):
         ]
 
     def _directions(
-        self, student: Signal, teacher: Signal, items: Items, context: Context
+        self, student: Signal, teacher: Signal, items: BatchItems, context: Context
     ) -> Tensor:
         logits, mask = teacher.traced[0].detach(), items.masks["items"]  # type: ignore[index]
         if self.direction == "random":  # the same for all items, and for any split of them
@@ -99,7 +99,7 @@ class Jacobian(Objective):
             )
         return projection(logits, "label", chosen.masked_fill(~mask, -100))
 
-    def _compare(self, gradient: Tensor, target: Tensor, items: Items) -> Tensor:
+    def _compare(self, gradient: Tensor, target: Tensor, items: BatchItems) -> Tensor:
         padded = [m for m in items.masks.values() if m.dim() == 2 and m.shape == gradient.shape[:2]]
         mask = padded[0] if padded and gradient.dim() == 3 else None
         if self.saliency:

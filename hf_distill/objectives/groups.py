@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_distill.balance import GroupRisks
-from hf_distill.batch_checks import readable
+from hf_distill.models.batch_checks import check_readable
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.loss_shares import GroupDROState
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
 from hf_distill.objectives.perturbed import describe_nested, one_objective, pair_of, renamed
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex, built_modules
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Grouped(Objective):
         own: dict[str, Any] = {
             "name": f"{part.name}_{type(self).name}",
             "needs": part.needs,
-            "in_batch": part.in_batch,
+            "compares_examples": part.compares_examples,
             "needs_labels": part.needs_labels,
             "needs_initial": part.needs_initial,
             "citation": "\n\n".join(filter(None, (part.citation, type(self).citation))),
@@ -54,7 +54,7 @@ class Grouped(Objective):
         column: str,
         groups: int,
         signals: tuple[Signal, Signal | None],
-        items: Items,
+        items: BatchItems,
         context: Context,
     ) -> tuple[Term, Tensor]:
         """The one term of the objective, and the group of each of its values.
@@ -79,7 +79,7 @@ class Grouped(Objective):
                 f"from {type(part).__name__}, got {[tuple(t.values.shape) for t in found]}. Use an "
                 "objective like HardLabels or ForwardKL."
             )
-        synchronous = readable(ids) or not pair.head.model.training
+        synchronous = check_readable(ids) or not pair.task_model.model.training
         if synchronous and not ((ids >= 0) & (ids < groups)).all():  # at the start, on a GPU
             raise ValueError(
                 f"Expected groups from 0 to {groups - 1} in the column {column!r}, got "
@@ -134,20 +134,20 @@ class GroupDRO(Grouped):
         return self.part.columns | {self.column}
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
-        built = {"risks": GroupRisks(self.groups, self.step)}
+        built = {"risks": GroupDROState(self.groups, self.step)}
         own = self.part.build(student, teacher)
         return nn.ModuleDict(built if own is None else {**built, "objective": own})
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         modules = built_modules(context)
         risks = modules["risks"]
-        assert isinstance(risks, GroupRisks)
+        assert isinstance(risks, GroupDROState)
         inner = replace(context, module=modules.get("objective"))
         term, ids = self.grouped(self.column, self.groups, (student, teacher), items, inner)
         values = term.values
-        if pair_of(context, str(self)).head.model.training:
+        if pair_of(context, str(self)).task_model.model.training:
             mask = torch.ones_like(ids, dtype=torch.bool) if term.mask is None else term.mask
             zeros = torch.zeros(self.groups, dtype=torch.float64, device=values.device)
             kept = torch.where(mask, values.detach(), 0.0).double().flatten()
@@ -185,7 +185,7 @@ class GroupWeights(Grouped):
         return self.part.build(student, teacher)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         groups = len(self.sizes)
         term, ids = self.grouped(self.column, groups, (student, teacher), items, context)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class HardLabels(Objective):
     (transformers divides them by the number of classes); for regression the squared error; for CTC
     the negative log-likelihood, divided by the number of target tokens, with the blank that the
     student's config names (``pad_token_id``). It is the loss of the model's own forward, up to
-    these factors; the trainer compares the two once (`hf_distill.own_loss`).
+    these factors; the trainer compares the two once (`hf_distill.training.own_loss`).
 
     Args:
         label_smoothing: Between 0 and 1, as in `torch.nn.functional.cross_entropy`; None: the
@@ -44,7 +44,7 @@ class HardLabels(Objective):
             object.__setattr__(self, "class_weights", tuple(map(float, self.class_weights)))
 
     @property
-    def by_item(self) -> bool:
+    def is_itemwise(self) -> bool:
         return True
 
     def check(self, kind: str, classes: int | None = None) -> None:
@@ -59,7 +59,7 @@ class HardLabels(Objective):
             self._check_weights(classes)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         logits, mask = student.logits, items.masks.get(items.own_labels)
         if items.labels is None or mask is None or logits is None:
@@ -146,7 +146,7 @@ class ModelLoss(Objective):
     needs_labels: ClassVar[bool] = True
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         loss = student.own_loss
         if loss is None:

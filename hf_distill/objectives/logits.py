@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from hf_distill.losses import logit_mse
 from hf_distill.losses.distribution.sparse import coarsened
 from hf_distill.losses.numerics import times_t_squared
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.temperature import (
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term
+from hf_distill.objectives.base.temperature import (
     LearnedTemperature,
     Temperature,
     temperature_at,
     temperature_from,
 )
-from hf_distill.terms import Context, Objective, Term
 
 PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
-WHOLE = Needs(logits=True, exact=True, whole=True)
-COARSE = Needs(logits=True, exact=True)
+WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
+COARSE = Needs(logits=True, unsampled=True)
 """What is defined by probabilities alone: for some classes and one for the rest as well."""
 DRAWN = Needs(logits=True)
 """What is linear in the teacher's probabilities, up to a constant: its gradient is unbiased if they
@@ -47,8 +47,8 @@ class LogitObjective(Objective):
     needs: ClassVar[Needs] = WHOLE
 
     @property
-    def by_item(self) -> bool:
-        return not self.in_batch
+    def is_itemwise(self) -> bool:
+        return not self.compares_examples
 
     def check(self, kind: str, classes: int | None = None) -> None:
         name = type(self).__name__
@@ -69,7 +69,7 @@ class LogitObjective(Objective):
             )
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         ours, theirs = both_logits(student, teacher)
         if student.kind == "regression":
@@ -83,7 +83,7 @@ class LogitObjective(Objective):
         return [Term(self.name, values, "items", items.masks["items"])]
 
     def settings(
-        self, student: Tensor, teacher: Tensor, items: Items, context: Context, several: bool
+        self, student: Tensor, teacher: Tensor, items: BatchItems, context: Context, several: bool
     ) -> dict[str, Any]:
         """The keywords of the loss function."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -134,22 +134,22 @@ class Divergence(LogitObjective):
         object.__setattr__(self, "temperature", temperature_from(self.temperature))
 
     @property
-    def by_item(self) -> bool:
-        return super().by_item and not isinstance(self.temperature, LearnedTemperature)
+    def is_itemwise(self) -> bool:
+        return super().is_itemwise and not isinstance(self.temperature, LearnedTemperature)
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         learned = self.temperature
         return learned.module() if isinstance(learned, LearnedTemperature) else None
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None or teacher.sparse is None or student.logits is None:
             return super().terms(student, teacher, items, context)
         sparse = teacher.sparse
         temperature = self._stored(sparse.temperature)
         check_shapes(student.logits.shape, (*sparse.ids.shape[:-1], sparse.classes))
-        rest = sparse.log_rest if sparse.exact else None
+        rest = sparse.log_rest if sparse.unsampled else None
         pair = coarsened(student.logits, sparse.log_probs, sparse.ids, rest, temperature)
         settings = super().settings(*pair, items, context, False)
         settings |= {"temperature": 1.0, "t_squared": False}
@@ -167,7 +167,7 @@ class Divergence(LogitObjective):
         return temperature
 
     def settings(
-        self, student: Tensor, teacher: Tensor, items: Items, context: Context, several: bool
+        self, student: Tensor, teacher: Tensor, items: BatchItems, context: Context, several: bool
     ) -> dict[str, Any]:
         settings = super().settings(student, teacher, items, context, several)
         if several and isinstance(self.temperature, tuple):
@@ -197,7 +197,7 @@ class LabelledDivergence(Divergence):
             )
 
     def settings(
-        self, student: Tensor, teacher: Tensor, items: Items, context: Context, several: bool
+        self, student: Tensor, teacher: Tensor, items: BatchItems, context: Context, several: bool
     ) -> dict[str, Any]:
         settings = super().settings(student, teacher, items, context, several)
         mask = items.masks.get("labels")
@@ -210,7 +210,7 @@ class LabelledDivergence(Divergence):
         return {**settings, "labels": labels.masked_fill(~mask, -100)}
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         (term,) = super().terms(student, teacher, items, context)
         return [Term(self.name, term.values, "labels", items.masks["labels"])]

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_distill.alignment import Pair, as_map, same_size, width
 from hf_distill.losses import features
+from hf_distill.objectives.base.alignment import LayerPair, as_map, same_size, width
+from hf_distill.objectives.base.objective import bibtex
 from hf_distill.objectives.features import FITNETS, FeatureObjective
-from hf_distill.terms import bibtex
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MapObjective(FeatureObjective):
 
     loss: ClassVar[Callable[..., Tensor]]
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if mask is not None or pair.student.dim() == 2:
             raise ValueError(
                 f"{type(self).__name__} compares feature maps, and {pair.key} is a sequence with "
@@ -34,7 +34,9 @@ class MapObjective(FeatureObjective):
         pair = same_size(pair)
         return replace(pair, student=as_map(pair.student), teacher=as_map(pair.teacher))
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return type(self).loss(pair.student, pair.teacher)
 
 
@@ -70,7 +72,9 @@ class AttentionTransfer(MapObjective):
         "1612.03928",
     )
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return features.attention_transfer(pair.student, pair.teacher, p=self.p, form=self.form)
 
 
@@ -91,10 +95,10 @@ class NST(MapObjective):
 
 
 @dataclass(frozen=True)
-class MultiScale(MapObjective):
+class ReviewKD(MapObjective):
     """Squared differences at several scales of every map: ReviewKD's pyramid (2104.09044)."""
 
-    name: ClassVar[str] = "multi_scale"
+    name: ClassVar[str] = "review_kd"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.review_hcl)
     citation: ClassVar[str] = bibtex(
         "chen2021distilling",
@@ -126,7 +130,9 @@ class ActivationBoundary(MapObjective):
         "1811.03233",
     )
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return features.activation_boundary(pair.student, pair.teacher, margin=self.margin)
 
 
@@ -153,9 +159,11 @@ class VID(MapObjective):
         "1904.05835",
     )
 
-    def learned(self, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+    def learned(self, pairs: Sequence[LayerPair]) -> dict[str, nn.Module]:
         return {f"scale_{pair.key}": _LogScale(width(pair.teacher)) for pair in pairs}
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         scale = modules[f"scale_{pair.key}"].value
         return features.vid(pair.student, pair.teacher, scale)  # type: ignore[arg-type]

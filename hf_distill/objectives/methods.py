@@ -12,18 +12,18 @@ as on any student (Carlini and Wagner 2016, arXiv 1607.04311).
 
 from __future__ import annotations
 
-from hf_distill.objectives.adversaries import PGD, Virtual
+from hf_distill.objectives.adversaries import PGD, VirtualAdversary
+from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.distributions import ForwardKL
+from hf_distill.objectives.input_perturbations import SecondDropout
 from hf_distill.objectives.labels import HardLabels
-from hf_distill.objectives.perturbations import Again
 from hf_distill.objectives.perturbed import OnPerturbed, one_objective
 from hf_distill.objectives.smoothness import Smoothness
-from hf_distill.terms import Objective, Sum
 
 
 def adversarial_training(
     epsilon: float, steps: int = 10, step_size: float | None = None, norm: str = "linf"
-) -> Sum:
+) -> WeightedSum:
     """CE(S(x'), y) with x' that maximises it (Madry et al. 2018, arXiv 1706.06083). No teacher.
 
     Args:
@@ -41,7 +41,7 @@ def trades(
     steps: int = 10,
     step_size: float | None = None,
     norm: str = "linf",
-) -> Sum:
+) -> WeightedSum:
     """CE(S(x), y) + beta KL(S(x) || S(x')), x' maximising the second (Zhang et al. 2019,
     arXiv 1901.08573). No teacher.
 
@@ -63,7 +63,7 @@ def ard(
     steps: int = 10,
     step_size: float | None = None,
     norm: str = "linf",
-) -> Sum:
+) -> WeightedSum:
     """Adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
 
     alpha T² KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y), x' maximising CE(S(x'), y). The teacher
@@ -87,7 +87,7 @@ def rslad(
     steps: int = 10,
     step_size: float | None = None,
     norm: str = "linf",
-) -> Sum:
+) -> WeightedSum:
     """Robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969).
 
     alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first. No labels; the
@@ -110,7 +110,7 @@ def adaad(
     steps: int = 10,
     step_size: float | None = None,
     norm: str = "linf",
-) -> Sum:
+) -> WeightedSum:
     """Adaptive adversarial distillation (Huang et al. 2023, arXiv 2306.16170).
 
     alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first, by the input
@@ -127,7 +127,7 @@ def adaad(
     return _mixed(alpha, OnPerturbed(ForwardKL(), by, teacher="perturbed"), ForwardKL())
 
 
-def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> Sum:
+def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> WeightedSum:
     """Two passes with two dropout masks that agree (Liang et al. 2021, arXiv 2106.14448).
 
     (L(S1) + L(S2)) / 2 + alpha (KL(S1 || S2) + KL(S2 || S1)) / 2, where L is the loss of the labels
@@ -138,25 +138,25 @@ def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> Sum:
         objective: L; None: ``HardLabels()``.
     """
     part = HardLabels() if objective is None else one_objective(objective, "r_drop")
-    halves = 0.5 * part + 0.5 * OnPerturbed(part, Again())
-    return halves + alpha * Smoothness(Again(), symmetric=True)
+    halves = 0.5 * part + 0.5 * OnPerturbed(part, SecondDropout())
+    return halves + alpha * Smoothness(SecondDropout(), symmetric=True)
 
 
-def vat(epsilon: float, alpha: float = 1.0, steps: int = 1) -> Sum:
+def vat(epsilon: float, alpha: float = 1.0, steps: int = 1) -> WeightedSum:
     """CE(S(x), y) + alpha KL(S(x) || S(x')) with the virtual adversary x' and S(x) fixed (Miyato et
     al. 2018, arXiv 1704.03976). No teacher; examples without a label count in the second part.
 
     Args:
-        epsilon: As in `Virtual`.
+        epsilon: As in `VirtualAdversary`.
         alpha: The weight of smoothness.
         steps: Power iterations.
     """
-    return HardLabels() + alpha * Smoothness(Virtual(epsilon, steps=steps), detach=True)
+    return HardLabels() + alpha * Smoothness(VirtualAdversary(epsilon, steps=steps), detach=True)
 
 
 def smart(
     epsilon: float, weight: float = 1.0, steps: int = 1, step_size: float | None = None
-) -> Sum:
+) -> WeightedSum:
     """CE(S(x), y) + weight (KL(S(x) || S(x')) + KL(S(x') || S(x))), x' within epsilon of x (Jiang
     et al. 2020, arXiv 1911.03437): the smoothness of SMART, without its proximal point steps.
 
@@ -173,7 +173,7 @@ def smart(
     return HardLabels() + 2 * weight * Smoothness(by, symmetric=True)
 
 
-def _mixed(alpha: float, perturbed: Objective, plain: Objective) -> Sum:
+def _mixed(alpha: float, perturbed: Objective, plain: Objective) -> WeightedSum:
     """alpha of one and the rest of the other, which is left out at weight 0."""
     if not 0 < alpha <= 1:
         raise ValueError(f"Expected alpha in (0, 1], got {alpha}.")

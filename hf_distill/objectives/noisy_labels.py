@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.objectives.introspection import LOGITS, label_probability
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.adversarial import LOGITS, label_probability
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 from hf_distill.objectives.labels import HardLabels
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class TrustedLabels(Objective):
         return Needs(logits=True)
 
     @property
-    def by_item(self) -> bool:
+    def is_itemwise(self) -> bool:
         return True
 
     def check(self, kind: str, classes: int | None = None) -> None:
         _softmax(type(self).__name__, kind)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if teacher is None:
             raise ValueError("TrustedLabels asks the teacher, and there is none.")
@@ -86,14 +86,14 @@ class GeneralizedCrossEntropy(Objective):
             raise ValueError(f"Expected q from 0 to 1, got {self.q}.")
 
     @property
-    def by_item(self) -> bool:
+    def is_itemwise(self) -> bool:
         return True
 
     def check(self, kind: str, classes: int | None = None) -> None:
         _softmax(type(self).__name__, kind)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         items.class_ids(type(self).__name__)
         (term,) = HardLabels().terms(student, None, items, context)

@@ -9,23 +9,32 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from hf_distill.objectives.adversaries import PGD, Virtual, ask_teacher
-from hf_distill.objectives.perturbations import (
-    Again,
-    Columns,
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.adversaries import PGD, VirtualAdversary, ask_teacher
+from hf_distill.objectives.base.models_in_step import ModelsInStep
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
+from hf_distill.objectives.input_perturbations import (
     Gaussian,
-    Perturbation,
+    InputPerturbation,
+    PerturbedColumns,
+    SecondDropout,
     TokenNoise,
     Uniform,
     one_of,
 )
-from hf_distill.pair import Pair
-from hf_distill.reading import Batch
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term, bibtex
 
-INPUT_PERTURBATIONS: dict[str, type[Perturbation]] = {
-    kind.name: kind for kind in (PGD, Virtual, Gaussian, Uniform, TokenNoise, Columns, Again)
+INPUT_PERTURBATIONS: dict[str, type[InputPerturbation]] = {
+    kind.name: kind
+    for kind in (
+        PGD,
+        VirtualAdversary,
+        Gaussian,
+        Uniform,
+        TokenNoise,
+        PerturbedColumns,
+        SecondDropout,
+    )
 }
 """Name in a recipe -> class."""
 
@@ -43,8 +52,9 @@ class OnPerturbed(Objective):
     """An objective whose student is shown a perturbed batch.
 
     ``OnPerturbed(HardLabels(), PGD(8 / 255))`` is adversarial training; with ``ForwardKL()`` it is
-    ARD; with ``Gaussian`` or ``Columns`` it asks for the teacher's answer about the plain input in
-    spite of the noise. Parts of a sum with the same ``by`` share one perturbed batch, and one
+    ARD; with ``Gaussian`` or ``PerturbedColumns`` the
+    student has to match the teacher's output for the plain input in spite of the noise.
+    Parts of a sum with the same ``by`` share one perturbed batch, and one
     answer of the student to it. In training the answer is one in training mode: dropout is on, and
     a batch normalisation takes the statistics of the perturbed batch into its means too.
 
@@ -59,7 +69,7 @@ class OnPerturbed(Objective):
     """
 
     objective: Mapping[str, Any] | Objective
-    by: Mapping[str, Any] | Perturbation
+    by: Mapping[str, Any] | InputPerturbation
     teacher: str = "clean"
     name: ClassVar[str] = "on_perturbed"
 
@@ -75,7 +85,7 @@ class OnPerturbed(Objective):
             "by": by,
             "name": f"{part.name}_{by.name}",
             "needs": part.needs | by.needs,
-            "in_batch": part.in_batch,
+            "compares_examples": part.compares_examples,
             "needs_labels": part.needs_labels or by.needs_labels,
             "needs_initial": part.needs_initial,
             "citation": "\n\n".join(filter(None, (part.citation, cited))),
@@ -104,7 +114,7 @@ class OnPerturbed(Objective):
         return self.part.build(student, teacher)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         """The terms of the objective on the perturbed batch, under this one's name."""
         by, part = perturbation_from(self.by), self.part
@@ -136,13 +146,13 @@ def one_objective(objective: Any, who: str) -> Objective:
     return objective
 
 
-def perturbation_from(by: Any) -> Perturbation:
+def perturbation_from(by: Any) -> InputPerturbation:
     """A perturbation, given as such or as a recipe writes it: ``{name: pgd, epsilon: 0.03}``.
 
     Raises:
         ValueError: an unknown name or setting (the nearest is named), or a bad value.
     """
-    if isinstance(by, Perturbation):
+    if isinstance(by, InputPerturbation):
         return by
     if not isinstance(by, Mapping):
         raise ValueError(
@@ -166,7 +176,7 @@ def inside(needs: Needs) -> Needs:
     return needs if more else Needs()
 
 
-def pair_of(context: Context, who: str) -> Pair:
+def pair_of(context: Context, who: str) -> ModelsInStep:
     """Both models.
 
     Raises:
@@ -181,15 +191,15 @@ def pair_of(context: Context, who: str) -> Pair:
 
 
 def shown(
-    by: Perturbation, teacher: Signal | None, items: Items, context: Context, who: str
-) -> tuple[Pair, Batch]:
+    by: InputPerturbation, teacher: Signal | None, items: BatchItems, context: Context, who: str
+) -> tuple[ModelsInStep, Batch]:
     """Both models and the perturbed batch, which the parts of a sum share."""
     pair = pair_of(context, who)
     key = (by, id(teacher) if by.needs else None)
     return pair, pair.once(key, lambda: by.batch(pair, teacher, items, context))
 
 
-def answer(pair: Pair, by: Perturbation, batch: Batch, needs: Needs) -> Signal:
+def answer(pair: ModelsInStep, by: InputPerturbation, batch: Batch, needs: Needs) -> Signal:
     """What the student says about a perturbed batch, once for all parts that ask the same."""
     return pair.once((by, id(batch), needs), lambda: pair.show(batch, needs))
 

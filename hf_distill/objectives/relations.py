@@ -13,12 +13,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from hf_distill.alignment import Pair, as_states, pooled
-from hf_distill.layers import LayerSpec
 from hf_distill.losses import features, relations
+from hf_distill.losses.numerics import above_zero
+from hf_distill.objectives.base.alignment import LayerPair, as_states, pooled
+from hf_distill.objectives.base.layers import LayerSpec
+from hf_distill.objectives.base.objective import bibtex
 from hf_distill.objectives.features import FeatureObjective
-from hf_distill.temperature import above_zero
-from hf_distill.terms import bibtex
 
 POOLINGS = ("mean", "first", "none")
 
@@ -38,14 +38,14 @@ class BatchObjective(FeatureObjective):
     pooling: str = field(default="mean", kw_only=True)
     loss: ClassVar[Callable[..., Tensor]]
     projects: ClassVar[bool] = False
-    in_batch: ClassVar[bool] = True
+    compares_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pooling not in POOLINGS:
             raise ValueError(f"Expected a pooling of {list(POOLINGS)}, got {self.pooling!r}.")
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         ours, theirs = pair.student, pair.teacher
         if self.pooling != "none":
             ours, theirs = (pooled(x, mask, self.pooling) for x in (ours, theirs))
@@ -53,7 +53,9 @@ class BatchObjective(FeatureObjective):
             ours, theirs = (x.masked_fill(~mask[..., None], 0.0) for x in (ours, theirs))
         return replace(pair, student=ours, teacher=theirs)
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         settings = {name: getattr(self, name) for name in self.keywords}
         return type(self).loss(pair.student, pair.teacher, **settings)
 
@@ -241,11 +243,13 @@ class PKD(FeatureObjective):
         "1908.09355",
     )
 
-    def prepare(self, pair: Pair, mask: Tensor | None) -> Pair:
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         ours, theirs = (
             x if x.dim() == 2 else as_states(x)[:, 0] for x in (pair.student, pair.teacher)
         )
         return replace(pair, student=ours, teacher=theirs)
 
-    def compare(self, pair: Pair, mask: Tensor | None, modules: dict[str, nn.Module]) -> Tensor:
+    def compare(
+        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
+    ) -> Tensor:
         return features.pkd(pair.student, pair.teacher)

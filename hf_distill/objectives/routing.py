@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_distill.heads import Head
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel
+from hf_distill.objectives.base.objective import Context, Objective, Term, WeightedSum, bibtex
 from hf_distill.objectives.labels import ModelLoss
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Sum, Term, bibtex
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RouterBalance(Objective):
     """
 
     name: ClassVar[str] = "router_balance"
-    in_batch: ClassVar[bool] = True
+    compares_examples: ClassVar[bool] = True
     student_needs: ClassVar[Needs] = Needs(router_loss=True)
     citation: ClassVar[str] = bibtex(
         "fedus2021switch",
@@ -38,7 +38,7 @@ class RouterBalance(Objective):
     )
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         if student.router_loss is None:
             raise ValueError(
@@ -48,7 +48,7 @@ class RouterBalance(Objective):
         return [Term(self.name, student.router_loss, "batches")]
 
 
-def with_router_balance(objective: Sum, student: Head) -> Sum:
+def with_router_balance(objective: WeightedSum, student: TaskModel) -> WeightedSum:
     """The objective, with the balancing loss where `transformers` would add it to the labels'.
 
     That is where the student's config says ``output_router_logits`` and has a factor for it. An

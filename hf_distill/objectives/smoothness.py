@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.objective import Context, Objective, Term
 from hf_distill.objectives.distributions import ForwardKL
-from hf_distill.objectives.perturbations import Perturbation
+from hf_distill.objectives.input_perturbations import InputPerturbation
 from hf_distill.objectives.perturbed import answer, describe_nested, perturbation_from, shown
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.terms import Context, Objective, Term
 
 LOGITS = Needs(logits=True)
 
@@ -33,7 +33,7 @@ class Smoothness(Objective):
             as the second argument, if symmetric).
     """
 
-    by: Mapping[str, Any] | Perturbation
+    by: Mapping[str, Any] | InputPerturbation
     temperature: float = 1.0
     symmetric: bool = False
     detach: bool = False
@@ -62,7 +62,7 @@ class Smoothness(Objective):
         perturbation_from(self.by).check(kind, classes)
 
     def terms(
-        self, student: Signal, teacher: Signal | None, items: Items, context: Context
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         by = perturbation_from(self.by)
         pair, batch = shown(by, teacher, items, context, str(self))

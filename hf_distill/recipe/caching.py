@@ -9,20 +9,20 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from hf_distill.cache import formats, write_cache
-from hf_distill.cache.manifest import CARD, VOCABULARY, refuse_other_card
-from hf_distill.cache.sealed import MANIFEST, bindings, read_manifest
-from hf_distill.config import DistillationConfig
-from hf_distill.folders import contents, refuse_foreign
-from hf_distill.heads import Head
+from hf_distill.models.signals import Needs
+from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives import HardLabels
-from hf_distill.processes import make_accelerator
+from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import CacheSection, path_of
 from hf_distill.recipe.stages import Stage
-from hf_distill.signals import Needs
 from hf_distill.teachers import CachedTeacher, Teacher
-from hf_distill.terms import Sum
+from hf_distill.teachers.cache import formats, write_cache
+from hf_distill.teachers.cache.checked_json import MANIFEST, bindings, read_manifest
+from hf_distill.teachers.cache.manifest import CARD, VOCABULARY, refuse_other_card
+from hf_distill.training.config import DistillationConfig
+from hf_distill.utils.folders import contents, refuse_foreign
+from hf_distill.utils.processes import make_accelerator
 
 CACHE = "cache"
 STATES = "float16"
@@ -134,7 +134,7 @@ def write(
             attentions=kept["attentions"],
             dtype=kept["dtype"],
             batch_size=args.per_device_eval_batch_size,
-            head=Head(model),
+            task_model=TaskModel(model),
             processing_class=processor,
             say=say,
         )
@@ -147,7 +147,7 @@ def write(
 
 
 def cache_format(
-    section: CacheSection, learners: Iterable[tuple[str, Sum | HardLabels]]
+    section: CacheSection, learners: Iterable[tuple[str, WeightedSum | HardLabels]]
 ) -> dict[str, Any]:
     """What a cache keeps: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
 
@@ -159,7 +159,7 @@ def cache_format(
         RecipeError: settings that go together with no format, or an objective that needs more than
             is kept.
     """
-    goals = [(key, goal) for key, goal in learners if isinstance(goal, Sum)]
+    goals = [(key, goal) for key, goal in learners if isinstance(goal, WeightedSum)]
     section = _resolved(section, goals)
     states = section.hidden_states or section.attentions
     for key, kind in (("k", "top_k"), ("draws", "sampled")):
@@ -196,7 +196,7 @@ def cache_format(
     }
 
 
-def _resolved(section: CacheSection, goals: Iterable[tuple[str, Sum]]) -> CacheSection:
+def _resolved(section: CacheSection, goals: Iterable[tuple[str, WeightedSum]]) -> CacheSection:
     """Keep the states that the objectives need, where the recipe does not say it."""
     needs = [goal.needs for _, goal in goals]
     hidden, attentions = section.hidden_states, section.attentions
@@ -222,11 +222,11 @@ def check_given(stage: CacheStage, provides: Needs) -> None:
         )
 
 
-def _check_kept(section: CacheSection, learner: str, objective: Sum) -> None:
+def _check_kept(section: CacheSection, learner: str, objective: WeightedSum) -> None:
     kept = Needs(
         logits=True,
-        exact=section.format != "sampled",
-        whole=section.format == "full",
+        unsampled=section.format != "sampled",
+        full_vocabulary=section.format == "full",
         hidden_states=bool(section.hidden_states),
         attentions=bool(section.attentions),
     )
@@ -237,7 +237,7 @@ def _check_kept(section: CacheSection, learner: str, objective: Sum) -> None:
         switch = next((key for key in ("hidden_states", "attentions") if key in missing), None)
         if switch is not None:
             remedy = f"Set `teacher.cache.{switch}: true`"
-        elif (part.needs & Needs(exact=True, whole=True)).missing_from(kept):
+        elif (part.needs & Needs(unsampled=True, full_vocabulary=True)).missing_from(kept):
             remedy = "Set `teacher.cache.format: full`"
         else:
             remedy = "Take this objective away"
@@ -247,7 +247,7 @@ def _check_kept(section: CacheSection, learner: str, objective: Sum) -> None:
         )
 
 
-def _temperature(kind: str, learners: Iterable[tuple[str, Sum]]) -> float:
+def _temperature(kind: str, learners: Iterable[tuple[str, WeightedSum]]) -> float:
     """The one temperature at which all learners compare probabilities with the teacher's."""
     found: dict[str, Any] = {}
     for learner, objective in learners:

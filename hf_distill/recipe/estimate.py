@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from hf_distill.heads import Head
 from hf_distill.hub.comparison import weight
+from hf_distill.models.signals import Needs
+from hf_distill.models.task_model import TaskModel
 from hf_distill.recipe.stages import Stage
-from hf_distill.signals import Needs
 
 STATES = {
     "adamw_torch": 2,
@@ -92,9 +92,9 @@ def memory(
         before: Any = model.gradient_checkpointing_enable  # its name until transformers 5.22
         enable = getattr(model, "activation_checkpointing_enable", before)
         enable(args.gradient_checkpointing_kwargs)
-    head = Head(model)
+    task_model = TaskModel(model)
     two, three = (
-        kept_for_backward(model, head.inputs(collate([example] * count), Needs()), args.bf16)
+        kept_for_backward(model, task_model.inputs(collate([example] * count), Needs()), args.bf16)
         for count in (2, 3)
     )
     states = STATES.get(str(getattr(args.optim, "value", args.optim)))

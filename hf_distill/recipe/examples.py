@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
-from hf_distill.recipe import language, sources
+from hf_distill.recipe import language, resolve
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
@@ -25,7 +25,7 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
-class Examples:
+class RecipeExamples:
     """The three splits of a recipe, and perhaps `OF_TEACHER`.
 
     Attributes:
@@ -43,7 +43,7 @@ class Examples:
         return {name: len(dataset) for name, dataset in self.raw.items()}
 
 
-def load_examples(recipe: Recipe) -> Examples:
+def load_examples(recipe: Recipe) -> RecipeExamples:
     """Load, check and shorten the data of a recipe.
 
     Raises:
@@ -72,7 +72,7 @@ def load_examples(recipe: Recipe) -> Examples:
             split = "train" if name == OF_TEACHER else name
             found[name] = _labelled(found[name], split, data)
     facts = facts or {"hub_id": data.source}
-    return Examples(found, labels, facts)
+    return RecipeExamples(found, labels, facts)
 
 
 def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
@@ -112,15 +112,15 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
     Raises:
         RecipeError: it cannot be loaded.
     """
-    if sources.is_function(data.source):
+    if resolve.is_function(data.source):
         for key in ("config", "revision"):
             if getattr(data, key) is not None:
                 raise RecipeError(
                     f"`data.{key}` is for data sets of the Hub; {data.source} is a function, which "
                     "takes `data.arguments`."
                 )
-        loaded = sources.call(data.source, folder, data.arguments, "data.source")
-        facts = sources.facts(data.source, folder, "data.source")
+        loaded = resolve.call(data.source, folder, data.arguments, "data.source")
+        facts = resolve.facts(data.source, folder, "data.source")
     else:
         if data.arguments:
             raise RecipeError("`data.arguments` are for a source written file.py:function.")
@@ -225,7 +225,7 @@ def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
     return dataset.shuffle(seed=0).select(range(limit))  # the same examples for every seed
 
 
-def prepared(examples: Examples, recipe: Recipe, processor: Any) -> dict[str, Dataset]:
+def prepared(examples: RecipeExamples, recipe: Recipe, processor: Any) -> dict[str, Dataset]:
     """The splits as the trainers take them.
 
     Raises:

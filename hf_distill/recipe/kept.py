@@ -10,15 +10,15 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from hf_distill.export.exported import FACTS, weights_of
-from hf_distill.folders import FolderError, contents, refuse_foreign, refuse_foreign_files
 from hf_distill.hub.card import BEGIN, END
+from hf_distill.hub.exported import FACTS, weights_of
 from hf_distill.hub.files import PUBLISHED
-from hf_distill.processes import process_state
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.robustness import FILES as PICTURES
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import RECORD, Stage, check_folder
+from hf_distill.utils.folders import FolderError, contents, refuse_foreign, refuse_foreign_files
+from hf_distill.utils.processes import process_state
 
 FINAL, EXPORTS = "final", "onnx"
 STAGED, REPLACED = f".{FINAL}.tmp", f".{FINAL}.old"

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
-from hf_distill.language import check_context, pack, tokenize
+from hf_distill.data.language import check_context, pack, tokenize
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import Data, LoraSection
 

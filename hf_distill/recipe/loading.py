@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_distill.config import DistillationConfig
 from hf_distill.objectives import (
     INPUT_PERTURBATIONS,
     METHODS,
     OBJECTIVES,
-    Perturbation,
+    InputPerturbation,
     objective_from,
     settings_of,
 )
-from hf_distill.on_policy import OnPolicyConfig
-from hf_distill.recipe.casting import cast, cast_fields
+from hf_distill.objectives.base.objective import Objective
 from hf_distill.recipe.errors import RecipeError, shown, unknown
 from hf_distill.recipe.schema import CONTROL, ROLES, Recipe
 from hf_distill.recipe.yaml12 import DEEPEST, parse_yaml
-from hf_distill.terms import Objective
+from hf_distill.recipe.yaml_types import cast, cast_fields
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.on_policy import OnPolicyConfig
 
 MANAGED = {
     "output_dir": "set `output_dir` at the top level",
@@ -248,7 +248,7 @@ def _nested(value: Any, hint: Any, key: str) -> Any:
         return value
     if Objective in kinds:
         return _row(value, key)
-    if Perturbation in kinds and (kind := INPUT_PERTURBATIONS.get(str(value.get("name")))):
+    if InputPerturbation in kinds and (kind := INPUT_PERTURBATIONS.get(str(value.get("name")))):
         settings = {k: v for k, v in value.items() if k != "name"}
         return {"name": value["name"], **cast_fields(kind, settings, f"{key}.")}
     return value

@@ -20,14 +20,14 @@ from transformers.utils import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_distill.initialise import Importance, importance, student_from_teacher, with_dropout
-from hf_distill.processes import process_state
-from hf_distill.reading import Batch
-from hf_distill.recipe import sources
+from hf_distill.models.batches import Batch
+from hf_distill.models.initialise import Importance, importance, student_from_teacher, with_dropout
+from hf_distill.models.sharding import loaded_unsharded
+from hf_distill.recipe import resolve
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
-from hf_distill.sharding import loaded_whole
+from hf_distill.utils.processes import process_state
 
 MOST_LAYERS = 10_000
 """The most layers of a new model."""
@@ -52,7 +52,7 @@ class Models:
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
         self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
-        self._head: dict[str, Any] = (
+        self._task_model: dict[str, Any] = (
             {}
             if not labels
             else {
@@ -67,8 +67,8 @@ class Models:
         for role in ("teacher", *recipe.assistant_roles, "student"):
             section, key = recipe.section(role), key_of(role)
             if section.model is not None:
-                self.paths[role] = sources.locate(section.model, recipe.file.parent, f"{key}.model")
-                commit = sources.commit(self.paths[role], section.revision, key)
+                self.paths[role] = resolve.locate(section.model, recipe.file.parent, f"{key}.model")
+                commit = resolve.commit(self.paths[role], section.revision, key)
                 if commit is not None:
                     self.commits[role] = commit
 
@@ -113,17 +113,17 @@ class Models:
         """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
         given = folder == self.paths.get("teacher")
         dtype = self.recipe.teacher.dtype if given else None
-        with _quietly(), sources.unread_weights(f"the model {folder} cannot be loaded"):
+        with _quietly(), resolve.unread_weights(f"the model {folder} cannot be loaded"):
             return self._load(folder, self.commits.get("teacher") if given else None, dtype)
 
     def _load(
         self, path: str, commit: str | None, dtype: str | None = None, **head: Any
     ) -> PreTrainedModel:
-        if self.light and not at_hand(path, commit):
+        if self.light and not on_this_machine(path, commit):
             config = AutoConfig.from_pretrained(path, revision=commit or "main", **head)
             return self._drawn(config)
         kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-        with loaded_whole():
+        with loaded_unsharded():
             loaded: PreTrainedModel = self._auto.from_pretrained(
                 path,
                 revision=commit or "main",
@@ -135,7 +135,7 @@ class Models:
 
     def _drawn(self, config: Any) -> PreTrainedModel:
         """A model with random weights."""
-        with loaded_whole():
+        with loaded_unsharded():
             drawn: PreTrainedModel = self._auto.from_config(config)
         return drawn
 
@@ -163,7 +163,7 @@ class Models:
     def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
             "config": config,
-            **(sources.identity(self.paths[role]) if role in self.paths else {}),
+            **(resolve.identity(self.paths[role]) if role in self.paths else {}),
             **({"commit": self.commits[role]} if role in self.commits else {}),
         }
 
@@ -174,8 +174,8 @@ class Models:
                 return self._drawn(self._config(role, config))
         dtype, path = self.recipe.teacher.dtype if role == "teacher" else None, self.paths[role]
         what = f"`{key_of(role)}.model`: {path} cannot be loaded with {self._auto.__name__}"
-        with _quietly(), sources.unread_weights(what):
-            return self._load(path, self.commits.get(role), dtype, **self._head)
+        with _quietly(), resolve.unread_weights(what):
+            return self._load(path, self.commits.get(role), dtype, **self._task_model)
 
     def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
         options, role = dict(settings), key_of(role)
@@ -190,7 +190,7 @@ class Models:
             if not isinstance(key, str) or not hasattr(plain, key):  # it would be kept and ignored
                 raise unknown(key, plain.to_dict(), f"{role}.config.")
         with refusing(f"`{role}.config`"):
-            config = AutoConfig.for_model(kind, **options, **self._head)
+            config = AutoConfig.for_model(kind, **options, **self._task_model)
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MOST_LAYERS:
             raise RecipeError(
@@ -199,7 +199,7 @@ class Models:
         return config
 
 
-def at_hand(path: str, commit: str | None = None) -> bool:
+def on_this_machine(path: str, commit: str | None = None) -> bool:
     """Whether a model's weights are on this machine: a folder, or in the Hub's cache."""
     files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     return Path(path).is_dir() or any(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distill.noisy import PREFIX, NoisyCollator
+from hf_distill.data.perturbed_pairs import PREFIX, NoisyCollator
 from hf_distill.recipe.sections import NoiseSection
 from hf_distill.robustness.perturbations import perturb
 
@@ -47,7 +47,7 @@ def _version(texts: Sequence[str], noise: NoiseSection, number: int) -> list[str
 
 
 @dataclass(frozen=True)
-class OneVersion:
+class RandomVersionCollator:
     """A collator that takes one of the versions of each example, drawn as dropout is.
 
     Args:

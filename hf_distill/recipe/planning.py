@@ -12,13 +12,11 @@ from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_distill.config import DistillationConfig
+from hf_distill.models.batches import Batch
 from hf_distill.objectives import HardLabels
-from hf_distill.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
-from hf_distill.processes import process_state
-from hf_distill.reading import Batch
+from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
-from hf_distill.recipe.chain import TEACHER, Lesson, lessons, make_stages, objectives
+from hf_distill.recipe.claims import SAMPLES, SPEED
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.estimate import (
     ESTIMATED,
@@ -31,33 +29,35 @@ from hf_distill.recipe.estimate import (
     steps,
     together_of,
 )
-from hf_distill.recipe.evidence import SAMPLES, SPEED
+from hf_distill.recipe.evaluate import Compute, with_compute
 from hf_distill.recipe.examples import (
     OF_TEACHER,
-    Examples,
+    RecipeExamples,
     fingerprints,
     load_examples,
     prepared,
 )
-from hf_distill.recipe.judging import Compute, together
 from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.language import adapter
 from hf_distill.recipe.models import Models
-from hf_distill.recipe.noise import OneVersion
+from hf_distill.recipe.noise import RandomVersionCollator
 from hf_distill.recipe.robustness import Robustness, stage_of
+from hf_distill.recipe.schedule import TEACHER, TrainingJob, make_stages, objectives, training_jobs
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
 from hf_distill.recipe.training import Heard, arguments
 from hf_distill.teachers import ModelTeacher, Teacher
-from hf_distill.terms import Sum
-from hf_distill.trainer import DistillationTrainer
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
+from hf_distill.training.trainer import DistillationTrainer
+from hf_distill.utils.processes import process_state
 
 MEASURED_TOGETHER = 8
 """The examples of a batch on which a teacher's parts are measured."""
 
 
-class Plan:
+class PreparedRecipe:
     """A recipe with its data and models at hand, and the stages it consists of.
 
     Args:
@@ -76,7 +76,7 @@ class Plan:
         self.state = process_state()
         self.say = say if self.state.is_main_process else lambda line: None
         with self.state.main_process_first(), refusing("the recipe cannot be prepared"):
-            self.examples: Examples = load_examples(recipe)
+            self.examples: RecipeExamples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
             self.processor = load_processor(
                 recipe, self.models.paths.get(TEACHER), self.models.commits.get(TEACHER)
@@ -87,8 +87,8 @@ class Plan:
         if recipe.robustness is not None:
             self.robustness = Robustness(recipe, self.examples, self.say)
         goals = objectives(recipe)
-        self.objective: Sum = goals["student"]
-        self.lessons = {lesson.key: lesson for lesson in lessons(recipe, goals)}
+        self.objective: WeightedSum = goals["student"]
+        self.lessons = {lesson.key: lesson for lesson in training_jobs(recipe, goals)}
         self._data = fingerprints(self.data, self.processor)
         self._common = {
             "task": recipe.task,
@@ -107,7 +107,10 @@ class Plan:
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """So many training examples, from all over the data."""
-        data, collate = self.data["train"], OneVersion(self.task.collator(self.processor))
+        data, collate = (
+            self.data["train"],
+            RandomVersionCollator(self.task.collator(self.processor)),
+        )
         number = min(count, len(data))
         picked = [i * len(data) // number for i in range(number)]
         for start in range(0, len(picked), MEASURED_TOGETHER):
@@ -126,7 +129,7 @@ class Plan:
         folders = folders or {TEACHER: self.models.paths[TEACHER]}
         return {key: self.models.trained(folder) for key, folder in folders.items()}
 
-    def adapter(self, lesson: Lesson) -> PeftConfig | None:
+    def adapter(self, lesson: TrainingJob) -> PeftConfig | None:
         """The adapter that a lesson trains in place of its whole model."""
         return adapter(getattr(self.recipe.section(lesson.model), "lora", None))
 
@@ -139,7 +142,7 @@ class Plan:
         self,
         model: PreTrainedModel,
         args: DistillationConfig,
-        objective: Sum | HardLabels,
+        objective: WeightedSum | HardLabels,
         teacher: Teacher | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         compute: Compute | None = None,
@@ -158,7 +161,7 @@ class Plan:
                 train_dataset=self.trained_on(role),
                 eval_dataset=self.data["validation"],
                 processing_class=self.processor,
-                data_collator=OneVersion(self.task.collator(self.processor)),
+                data_collator=RandomVersionCollator(self.task.collator(self.processor)),
                 compute_metrics=compute or compute_metrics(self.task),
                 callbacks=[Heard(), *callbacks],
                 peft_config=peft,
@@ -181,7 +184,7 @@ class Plan:
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage) and stage.results() is None:
             self.check_cache(stage)
-        kinds: dict[tuple[str, str], Lesson] = {}  # a learner and its teacher, by their roles
+        kinds: dict[tuple[str, str], TrainingJob] = {}  # a learner and its teacher, by their roles
         for lesson in self.lessons.values():
             if lesson.teacher is not None and not self.stages[lesson.key].results():
                 above = self.lessons.get(lesson.teacher)
@@ -197,7 +200,7 @@ class Plan:
                     f"`{key_of(role)}`, taught by {lesson.teacher}: {error}"
                 ) from error
 
-    def _check(self, lesson: Lesson, by: str) -> None:
+    def _check(self, lesson: TrainingJob, by: str) -> None:
         seed = self.recipe.seed
         by_teacher = by == TEACHER
         teacher = self._untrained() if by_teacher else ModelTeacher(self.models.learner(by, seed))
@@ -222,7 +225,7 @@ class Plan:
             learners = [self.lessons[key] for key in self.teacher_keys]
             models = {lesson.key: self.models.teacher(lesson.seed) for lesson in learners}
         self._fits(next(iter(models.values())), "`teacher`")
-        return together(models)
+        return with_compute(models)
 
     def check_cache(self, stage: CacheStage) -> None:
         """See that the teacher has what is to be kept."""
@@ -265,7 +268,7 @@ class Plan:
     ) -> dict[str, Memory]:
         """What each role takes that begins with this model."""
         found = {model_of: Memory.untrained(model)}
-        collate = OneVersion(self.task.collator(self.processor))
+        collate = RandomVersionCollator(self.task.collator(self.processor))
         own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
         for role in dict.fromkeys(lesson.role for lesson in own):
             args = arguments(self.recipe, role, self.recipe.seed, self.root)
@@ -277,7 +280,7 @@ class Plan:
             found[role] = memory(model, args, teacher, example, collate)
         return found
 
-    def _teacher_bytes(self, lesson: Lesson, known: Mapping[str, Memory]) -> int:
+    def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
         """The weights of whoever teaches a lesson, as far as they are in memory."""
         if lesson.teacher is None or (lesson.teacher == TEACHER and CACHE in self.stages):
             return 0
@@ -285,7 +288,7 @@ class Plan:
             return known[TEACHER].weights * max(1, len(self.teacher_keys))
         return known[self.lessons[lesson.teacher].model].weights
 
-    def _outlook(self, lesson: Lesson, needs: Mapping[str, Memory]) -> Outlook:
+    def _outlook(self, lesson: TrainingJob, needs: Mapping[str, Memory]) -> Outlook:
         args = arguments(self.recipe, lesson.role, lesson.seed, self.root)
         examples = len(self.trained_on(lesson.role))
         alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]

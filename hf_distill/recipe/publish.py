@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_distill.card_facts import PIPELINES
-from hf_distill.config import DistillationConfig
 from hf_distill.hub.card import StudentCard
 from hf_distill.hub.card import write as write_card
 from hf_distill.hub.inherit import local_card
+from hf_distill.hub.leaks import scrub
 from hf_distill.hub.values import inherited
-from hf_distill.leaks import scrub
-from hf_distill.recipe import evidence, sources
-from hf_distill.recipe.examples import Examples
+from hf_distill.recipe import claims, resolve
+from hf_distill.recipe.examples import RecipeExamples
 from hf_distill.recipe.kept import (
     EXPORTS,
     FINAL,
@@ -32,15 +30,18 @@ from hf_distill.recipe.kept import (
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.stages import RECORD, remove, write_json, write_text
+from hf_distill.recipe.stages import RECORD, remove
 from hf_distill.recipe.tasks import RecipeTask
-from hf_distill.run_facts import ALWAYS, describe_processor, exports_of, plain, told
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.model_card import PIPELINES
+from hf_distill.training.run_facts import ALWAYS, describe_processor, exports_of, is_on_card, plain
+from hf_distill.utils.files import write_json, write_text
 
 
 def publish(
     recipe: Recipe,
     task: RecipeTask,
-    examples: Examples,
+    examples: RecipeExamples,
     facts: Mapping[str, Any],
     root: Path,
     more: Mapping[str, Any],
@@ -79,7 +80,7 @@ def publish(
     if not is_file_of(root / RECIPE, recipe.file):
         write_text(root / RECIPE, recipe.to_yaml())
     card = student_card(recipe, task, examples, facts, resolved)
-    log = evidence.training_log(facts, root)
+    log = claims.training_log(facts, root)
     card.components, card.history = log["components"], log["history"]
     card.training["effective batch size"] *= log["processes"]
     card.measured, card.measured_on = dict(more["measured"]), dict(more["measured_on"])
@@ -105,7 +106,7 @@ def publish(
 def student_card(
     recipe: Recipe,
     task: RecipeTask,
-    examples: Examples,
+    examples: RecipeExamples,
     facts: Mapping[str, Any],
     resolved: str,
 ) -> StudentCard:
@@ -142,7 +143,7 @@ def student_card(
         formula=facts["formula"],
         data=data,
         results={role: _results(models[role]["test"]) for role in NAMES if role in models},
-        claim=evidence.claim(facts),
+        claim=claims.claim(facts),
         test_examples=facts["examples"]["test"],
         seeds=len(facts["student_seeds"]),
         training=_training(recipe, facts),
@@ -157,7 +158,7 @@ def student_card(
 def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
     """The teacher's name and licence, and the name of what the student's weights began as."""
     folder, section = recipe.file.parent, recipe.teacher
-    known = sources.facts(section.model or "", folder, "teacher.model")
+    known = resolve.facts(section.model or "", folder, "teacher.model")
     if section.model is None:
         name = str((section.config or {})["model_type"])
     else:
@@ -216,10 +217,10 @@ def _preprocessing(recipe: Recipe, processor: Any) -> dict[str, Any]:
 def _robustness(facts: Mapping[str, Any]) -> dict[str, Any]:
     if ROBUSTNESS not in facts:
         return {}
-    return {**on_card(facts[ROBUSTNESS]), "rows": evidence.robustness_rows(facts[ROBUSTNESS])}
+    return {**on_card(facts[ROBUSTNESS]), "rows": claims.robustness_rows(facts[ROBUSTNESS])}
 
 
-def _data(recipe: Recipe, examples: Examples, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> dict[str, Any]:
     known, data = examples.facts, recipe.data
     function = data.source.rpartition(":")[2]
     return {
@@ -244,7 +245,7 @@ def _results(test: Mapping[str, Any]) -> dict[str, Any]:
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {f.name: f.default for f in dataclasses.fields(DistillationConfig)}
     given = {name: plain(defaults[name]) for name in ALWAYS} | recipe.training_of("student")
-    own = {key: plain(value) for key, value in given.items() if told(key, value)}
+    own = {key: plain(value) for key, value in given.items() if is_on_card(key, value)}
     model, seed = facts["models"]["student"], facts["published_seed"]
     batch = given["per_device_train_batch_size"]
     rows: dict[str, Any] = {
@@ -276,7 +277,7 @@ def _in_words(facts: Mapping[str, Any], role: str) -> str:
     )
 
 
-def _limitations(recipe: Recipe, examples: Examples, facts: Mapping[str, Any]) -> list[str]:
+def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> list[str]:
     lines = list(recipe.card.limitations)
     if "description" in examples.facts:
         lines.append(f"All figures are for one data set: {examples.facts['description']}")

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_distill.curves import Line, Panel, draw, save
-from hf_distill.directions import lower_is_better
-from hf_distill.recipe.chain import TEACHER, generations
+from hf_distill.evaluation.curves import Line, Panel, draw, save
+from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
+from hf_distill.recipe.schedule import TEACHER, generations
 from hf_distill.recipe.schema import CONTROL, Recipe
-from hf_distill.recipe.stages import write_json, write_text
 from hf_distill.robustness.report import write_report
-from hf_distill.run_facts import environment
-from hf_distill.terms import Sum
+from hf_distill.training.run_facts import environment
+from hf_distill.utils.directions import lower_is_better
+from hf_distill.utils.files import write_json, write_text
 
 FIGURES = (
     *("accuracy", "perplexity", "agreement", "kl_forward", "kl_reverse", "acceptance_rate"),
@@ -42,7 +42,7 @@ _MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecipeResults:
     """Everything that the stages of a recipe found out.
 
     Attributes:
@@ -55,7 +55,7 @@ class Outcome:
 
     recipe: Recipe
     results: Mapping[str, Mapping[str, Any]]
-    objective: Sum
+    objective: WeightedSum
     examples: Mapping[str, int]
     metric: str
 
@@ -90,7 +90,7 @@ class Outcome:
         return seeds[scores.index((min if lower_is_better(self.metric) else max)(scores))]
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
+def summary(outcome: RecipeResults) -> dict[str, Any]:
     """The report as plain values, without anything of this machine but its kind."""
     recipe, models, found = outcome.recipe, {}, outcome.results
     for role in outcome.roles:
@@ -149,7 +149,7 @@ def unlike(model: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {own} in place of {ours}" for name, (own, ours) in rows)
 
 
-def _trained(outcome: Outcome) -> list[str]:
+def _trained(outcome: RecipeResults) -> list[str]:
     return [key for key in outcome.results["evaluation"] if key in outcome.results]
 
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_distill.objectives import FreeLB, Introspection, OnPerturbed, Smoothness
-from hf_distill.recipe.chain import EVALUATION, TEACHER, objectives
+from hf_distill.evaluation import examples as raw
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.examples import Examples, load_source
+from hf_distill.recipe.examples import RecipeExamples, load_source
+from hf_distill.recipe.schedule import EVALUATION, TEACHER, objectives
 from hf_distill.recipe.schema import CONTROL, Recipe, RobustnessSection
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.stages import Stage, versions
-from hf_distill.robustness import examples as raw
 from hf_distill.robustness import tables
 from hf_distill.robustness.comparing import check_requirements
-from hf_distill.robustness.plan import Plan
+from hf_distill.robustness.plan import RobustnessConfig
 from hf_distill.robustness.report import Report, evaluate_robustness
-from hf_distill.robustness.subject import Subject
 
 ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
@@ -30,7 +30,7 @@ FILES = ("severity.png", "reliability.png")
 _MODALITIES = {"text_classification": "text", "image_classification": "image"}
 _ROLES = {"baseline": "alone", CONTROL: CONTROL, "student": "student", TEACHER: TEACHER}
 _NEUTRAL = ("require", "batch_size", "shifted")
-_ROBUST = (FreeLB, Introspection, OnPerturbed, Smoothness)
+_ROBUST = (FreeLB, IAD, OnPerturbed, Smoothness)
 """Objectives that make robust: with one of them a control is due."""
 
 
@@ -47,7 +47,7 @@ class Robustness:
             recipe's kind of examples; shifted sets that cannot be loaded or have other classes.
     """
 
-    def __init__(self, recipe: Recipe, data: Examples, say: Callable[[str], None]):
+    def __init__(self, recipe: Recipe, data: RecipeExamples, say: Callable[[str], None]):
         assert recipe.robustness is not None
         self.recipe, self.say = recipe, say
         self.section: RobustnessSection = recipe.robustness
@@ -81,7 +81,7 @@ class Robustness:
         data = self.recipe.data
         return data.text_column if self.recipe.task == "text_classification" else data.image_column
 
-    def _read(self, data: Examples, split: str, groups: str | None) -> raw.Examples:
+    def _read(self, data: RecipeExamples, split: str, groups: str | None) -> raw.Examples:
         found = raw.Examples.read(data.raw[split], self._input, "labels", groups)
         return replace(found, names=tuple(data.labels))
 
@@ -130,11 +130,11 @@ class Robustness:
             folder: Where parts are kept, so that an interrupted report goes on.
         """
         limit = self.recipe.data.max_length
-        roles: dict[str, dict[int, Subject]] = {}
+        roles: dict[str, dict[int, Predictor]] = {}
         for key, load in models.items():
             role, _, seed = key.partition("/seed-")
             if role in _ROLES:
-                subject = Subject(key, load(), processor, max_length=limit)
+                subject = Predictor(key, load(), processor, max_length=limit)
                 roles.setdefault(_ROLES[role], {})[int(seed or self.recipe.seed)] = subject
         teachers = list(roles.pop(TEACHER).values())
         return evaluate_robustness(
@@ -148,13 +148,15 @@ class Robustness:
         ).facts
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RobustnessConfig:
         """The section's plan; a robust objective of the student is seen without being told."""
         section = self.section
-        fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(Plan)}
+        fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(RobustnessConfig)}
         parts = [part for _, part in objectives(self.recipe)["student"].parts]
         robust = any(isinstance(part, _ROBUST) for part in parts)
-        return Plan(**{**fields, "robust_objective": section.robust_objective or robust})
+        return RobustnessConfig(
+            **{**fields, "robust_objective": section.robust_objective or robust}
+        )
 
     def failures(self, facts: Mapping[str, Any]) -> list[str]:
         """The requirements that are not met."""

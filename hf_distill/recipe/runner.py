@@ -12,29 +12,27 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distill.checkpoint_files import CheckpointError
-from hf_distill.folders import held
-from hf_distill.heads import describe_model
 from hf_distill.hub.push import push_folder
+from hf_distill.models.task_model import describe_model
 from hf_distill.objectives import HardLabels
 from hf_distill.recipe import report
 from hf_distill.recipe.caching import CACHE, CacheStage, write
-from hf_distill.recipe.chain import EVALUATION, TEACHER, Lesson
+from hf_distill.recipe.claims import BATCH, measured, samples_stage, speed_stage, written
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.evidence import BATCH, measured, samples_stage, speed_stage, written
-from hf_distill.recipe.judging import (
+from hf_distill.recipe.evaluate import (
     Compute,
+    as_teacher_metrics,
     describe_ensemble,
-    of_the_teacher,
-    together,
+    with_compute,
     with_nll_and_ece,
 )
 from hf_distill.recipe.kept import FINAL, check_stages, on_main
 from hf_distill.recipe.language import SAMPLES, merge
-from hf_distill.recipe.noise import OneVersion
-from hf_distill.recipe.planning import Plan
+from hf_distill.recipe.noise import RandomVersionCollator
+from hf_distill.recipe.planning import PreparedRecipe
 from hf_distill.recipe.publish import publish
 from hf_distill.recipe.robustness import ROBUSTNESS
+from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import compute_metrics
@@ -50,9 +48,11 @@ from hf_distill.recipe.training import (
 )
 from hf_distill.robustness.report import RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.training.checkpoint_files import CheckpointError
+from hf_distill.utils.folders import held
 
 
-class Run(Plan):
+class Run(PreparedRecipe):
     """A recipe that is carried out. Every process of a launch makes one.
 
     Args:
@@ -141,7 +141,7 @@ class Run(Plan):
 
     def _report(self, results: dict[str, dict[str, Any]]) -> None:
         """Cheap, so done every time: a change of how things are shown repeats no training."""
-        outcome = report.Outcome(
+        outcome = report.RecipeResults(
             self.recipe, results, self.objective, self.examples.sizes, self.task.metric
         )
         facts = report.summary(outcome)
@@ -188,7 +188,7 @@ class Run(Plan):
             self.say(f"no samples on the card: {error}")
             return []
 
-    def _teacher_of(self, lesson: Lesson) -> Teacher | None:
+    def _teacher_of(self, lesson: TrainingJob) -> Teacher | None:
         """Who teaches a lesson, as it is when the lesson begins."""
         if lesson.teacher is None:
             return None
@@ -197,16 +197,16 @@ class Run(Plan):
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage):
             return stage.teacher(self.processor)
-        return together(self.teachers())
+        return with_compute(self.teachers())
 
     def _caching(self, stage: CacheStage) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
             models = self.teachers()
-            first, teacher = next(iter(models.values())), together(models)
+            first, teacher = next(iter(models.values())), with_compute(models)
             learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
             args = arguments(self.recipe, learner.role, learner.seed, stage.folder)
             data = [self.data["train"], self.data["validation"]]
-            collator = OneVersion(self.task.collator(self.processor))
+            collator = RandomVersionCollator(self.task.collator(self.processor))
             with contextlib.ExitStack() as lock:
                 if stage.path != stage.folder:  # where other runs may write as well
                     on_main(lambda: lock.enter_context(held(stage.path)))
@@ -222,7 +222,7 @@ class Run(Plan):
 
     # ---- training and evaluation ---------------------------------------------------------------
 
-    def _training(self, lesson: Lesson) -> Callable[[], dict[str, Any]]:
+    def _training(self, lesson: TrainingJob) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
             model = self.models.learner(lesson.model, lesson.seed)
             return self._train(lesson, model, self._teacher_of(lesson))
@@ -230,7 +230,7 @@ class Run(Plan):
         return work
 
     def _train(
-        self, lesson: Lesson, model: PreTrainedModel, teacher: Teacher | None
+        self, lesson: TrainingJob, model: PreTrainedModel, teacher: Teacher | None
     ) -> dict[str, Any]:
         stage, role = self.stages[lesson.key], lesson.role
         args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
@@ -267,7 +267,7 @@ class Run(Plan):
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
         teachers = self.teachers()
-        teacher = together(teachers)
+        teacher = with_compute(teachers)
         measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, teacher)}
         for key in self.lessons:
             if key != TEACHER:
@@ -303,7 +303,7 @@ class Run(Plan):
             return {**figures(self._judged(first, None)), **describe_model(first)}
         compute = compute_metrics(self.task)
         beside = self._judged(first, teacher, compute and with_nll_and_ece(compute))
-        return {**of_the_teacher(figures(beside)), **describe_ensemble(teachers)}
+        return {**as_teacher_metrics(figures(beside)), **describe_ensemble(teachers)}
 
     def _judged(
         self,

@@ -13,7 +13,7 @@ from hf_distill.hub.check import card_problems
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection, path_of
 from hf_distill.recipe.yaml12 import to_yaml
-from hf_distill.robustness.plan import Plan as RobustnessPlan
+from hf_distill.robustness.plan import RobustnessConfig as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
 ASSISTANT = "assistant-"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,26 +17,15 @@ from typing import Any, ClassVar
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_distill import interrupts
-from hf_distill.checkpoint_files import SAVING
-from hf_distill.folders import FolderError, contents, json_object, refuse_foreign
-from hf_distill.processes import process_state
+from hf_distill.training.checkpoint_files import SAVING
+from hf_distill.utils import interrupts
+from hf_distill.utils.files import write_json
+from hf_distill.utils.folders import FolderError, contents, json_object, refuse_foreign
+from hf_distill.utils.processes import process_state
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under another name and rename: never half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:

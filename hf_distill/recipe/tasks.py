@@ -21,15 +21,15 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_distill.directions import lower_is_better
-from hf_distill.language import LanguageCollator
-from hf_distill.metrics import load as load_metric
-from hf_distill.recipe import language, sources
+from hf_distill.data.language import LanguageCollator
+from hf_distill.evaluation.metrics import load as load_metric
+from hf_distill.models.tasks import TASKS, Task
+from hf_distill.recipe import language, resolve
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
 from hf_distill.recipe.noise import with_noise
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
-from hf_distill.tasks import TASKS, Task
+from hf_distill.utils.directions import lower_is_better
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class RecipeTask:
     """How one kind of examples becomes batches.
 
     Attributes:
-        task: The row of `hf_distill.tasks.TASKS`.
+        task: The row of `hf_distill.models.tasks.TASKS`.
         processor: The auto class of the tokenizer or image processor.
         columns: The input columns, by the recipe's keys for them.
         prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
         collator: Makes the collator of a processor.
-        metric: The figure that decides; of labelled examples a metric of `hf_distill.metrics` on
+        metric: The figure that decides; of labelled examples a metric of `metrics` on
             the most likely class.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
         labelled: Whether examples have one class each.
@@ -169,8 +169,8 @@ def load_processor(recipe: Recipe, model: str | None, commit: str | None = None)
     if wanted is None:
         name, revision = model, commit or "main"
     else:
-        name, revision = sources.locate(wanted, recipe.file.parent, "data.processor"), "main"
-    with sources.unread_weights(f"`data.processor`: {kind} cannot be loaded from {name}"):
+        name, revision = resolve.locate(wanted, recipe.file.parent, "data.processor"), "main"
+    with resolve.unread_weights(f"`data.processor`: {kind} cannot be loaded from {name}"):
         return auto.from_pretrained(name, revision=revision)
 
 

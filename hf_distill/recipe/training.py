@@ -22,19 +22,19 @@ from transformers import (
     get_scheduler,
 )
 
-from hf_distill import interrupts
-from hf_distill.card_facts import SPEED
-from hf_distill.config import DistillationConfig
-from hf_distill.curves import WORTH_DRAWING, CurvesCallback
-from hf_distill.idle import no_steps
-from hf_distill.on_policy import OnPolicyConfig
-from hf_distill.processes import has_accelerator
+from hf_distill.evaluation.curves import WORTH_DRAWING, CurvesCallback
+from hf_distill.models.sharding import local_shard
 from hf_distill.recipe.errors import RecipeError, refusing, shown
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
-from hf_distill.sharding import local_part
-from hf_distill.tracking import check_trackers
-from hf_distill.trainer import DistillationTrainer
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.idle import no_steps
+from hf_distill.training.model_card import SPEED
+from hf_distill.training.on_policy import OnPolicyConfig
+from hf_distill.training.tracking import check_trackers
+from hf_distill.training.trainer import DistillationTrainer
+from hf_distill.utils import interrupts
+from hf_distill.utils.processes import has_accelerator
 
 PATIENCE = "early_stopping_patience"
 MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
@@ -125,10 +125,10 @@ def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
     """The clock, the curves in the stage's folder, and early stopping where it is asked for."""
     patience = recipe.training_of(role).get(PATIENCE)
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
-    return [Clock(), CurvesCallback(folder, at_least=WORTH_DRAWING), *stopping]
+    return [WallTimeCallback(), CurvesCallback(folder, at_least=WORTH_DRAWING), *stopping]
 
 
-class Clock(TrainerCallback):
+class WallTimeCallback(TrainerCallback):
     """Writes into every log entry how long training has taken, over all its interruptions."""
 
     def on_train_begin(
@@ -182,7 +182,7 @@ def weights_of(model: nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for parameter in model.parameters():
         if parameter.requires_grad:
-            held = local_part(parameter).contiguous().cpu()
+            held = local_shard(parameter).contiguous().cpu()
             digest.update(held.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

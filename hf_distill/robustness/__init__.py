@@ -4,25 +4,25 @@
     report = evaluate_robustness(models, test)
     report.write("runs/robustness")
 
-Same examples, perturbations and seeds for every model; `Subject` is a model asked about raw texts,
-pictures, sounds or rows of numbers, `Plan` says what is measured.
+Same examples, perturbations and seeds for every model. `Predictor` applies a model to raw texts,
+images, sounds or rows of numbers; `RobustnessConfig` sets the measurements.
 """
 
-from hf_distill.robustness.examples import Examples
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.evaluation.verdicts import Verdict, judge
 from hf_distill.robustness.perturbations import CORE, PERTURBATIONS, perturb, perturbation
-from hf_distill.robustness.plan import Plan
+from hf_distill.robustness.plan import RobustnessConfig
 from hf_distill.robustness.report import Report, RequirementError, evaluate_robustness
-from hf_distill.robustness.subject import Subject
-from hf_distill.robustness.verdicts import Verdict, judge
 
 __all__ = [
     "CORE",
     "PERTURBATIONS",
     "Examples",
-    "Plan",
+    "Predictor",
     "Report",
     "RequirementError",
-    "Subject",
+    "RobustnessConfig",
     "Verdict",
     "evaluate_robustness",
     "judge",

@@ -10,31 +10,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_distill.robustness.attacks.gates import masked, run_gates
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.models.input_space import input_space
 from hf_distill.robustness.attacks.gradient import Attack, attack_batch
+from hf_distill.robustness.attacks.sanity_checks import masked, run_gates
 from hf_distill.robustness.attacks.text import TextAttack, attack_texts
 from hf_distill.robustness.attacks.words import embedding_neighbours
-from hf_distill.robustness.examples import Examples
-from hf_distill.robustness.plan import TEXT_SEARCH, Plan
+from hf_distill.robustness.plan import TEXT_SEARCH, RobustnessConfig
 from hf_distill.robustness.store import Arrays
-from hf_distill.robustness.subject import Subject
-from hf_distill.spaces import space_of
 
 
-def attack_of(name: str, plan: Plan, modality: str) -> Attack:
+def attack_of(name: str, plan: RobustnessConfig, modality: str) -> Attack:
     """An attack by gradient or by score, with the budget of a plan."""
     epsilon, norm = plan.budget(modality)
     steps = {"pgd": plan.steps, "square": max(1, plan.queries), "fgsm": 1, "noise": plan.steps}
     return Attack(name, epsilon, norm, steps.get(name, plan.steps), restarts=plan.restarts)
 
 
-def text_attack(name: str, plan: Plan, neighbours: dict[str, Any] | None = None) -> TextAttack:
+def text_attack(
+    name: str, plan: RobustnessConfig, neighbours: dict[str, Any] | None = None
+) -> TextAttack:
     """A search in the text itself, with the budget of a plan."""
     level = "character" if name == "characters" else "word"
     return TextAttack(name, level, max_queries=plan.queries, neighbours=neighbours)
 
 
-def settings_of(name: str, plan: Plan, modality: str) -> dict[str, Any]:
+def settings_of(name: str, plan: RobustnessConfig, modality: str) -> dict[str, Any]:
     """Everything a reader must know about an attack, as plain values."""
     if name not in TEXT_SEARCH:
         return dict(attack_of(name, plan, modality).describe())
@@ -44,7 +46,9 @@ def settings_of(name: str, plan: Plan, modality: str) -> dict[str, Any]:
     return {**facts, "edits": list(facts["edits"])}
 
 
-def attack_examples(subject: Subject, examples: Examples, name: str, plan: Plan) -> Arrays:
+def attack_examples(
+    subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig
+) -> Arrays:
     """An attack on the model's inputs.
 
     Returns:
@@ -52,7 +56,7 @@ def attack_examples(subject: Subject, examples: Examples, name: str, plan: Plan)
         pictures ``pictures``: ``(n, H, W, C)``, the attacked ones with grey levels from 0 to 1.
     """
     attack = attack_of(name, plan, subject.modality)
-    space = space_of(subject.head, subject.processor)
+    space = input_space(subject.task_model, subject.processor)
     size = len(examples)
     right, before = np.zeros(size, bool), np.zeros(size, bool)
     asked, pictures = np.zeros(size, np.int64), list[Any]([None] * size)
@@ -75,7 +79,7 @@ def attack_examples(subject: Subject, examples: Examples, name: str, plan: Plan)
 
 
 def search_for(
-    subject: Subject, examples: Examples, name: str, plan: Plan, reference: Subject
+    subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig, reference: Predictor
 ) -> Arrays:
     """A search in the text.
 
@@ -99,19 +103,21 @@ def search_for(
 
 
 @lru_cache(maxsize=2)
-def _neighbours(reference: Subject) -> dict[str, Any]:
+def _neighbours(reference: Predictor) -> dict[str, Any]:
     model: Any = reference.model
     return embedding_neighbours(reference.processor, model.get_input_embeddings().weight)
 
 
-def check_gates(subject: Subject, examples: Examples, name: str, plan: Plan) -> Arrays:
+def check_gates(
+    subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig
+) -> Arrays:
     """Whether the gradients of a model can be believed, on a small sample.
 
     Returns:
         ``masked``, and columns of the gates: ``name``, ``passed``, ``figures`` (JSON), ``message``.
     """
     attack = attack_of(name, plan, subject.modality)
-    space = space_of(subject.head, subject.processor)
+    space = input_space(subject.task_model, subject.processor)
     batches = [
         (batch, labels)
         for _, batch, labels in subject.batches(examples.values, examples.labels, plan.batch_size)

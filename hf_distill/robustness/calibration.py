@@ -1,7 +1,7 @@
 """Whether confidence means what it says: ECE with its floor, reliability, one temperature.
 
 The ECE depends on the bins and has a floor above 0 that falls only slowly with the number of items:
-lead with NLL and Brier (:mod:`hf_distill.robustness.measures`), print the floor beside the ECE, and
+lead with NLL and Brier (:mod:`hf_distill.evaluation.measures`), print the floor beside the ECE, and
 do not compare ECEs of fewer than 1000 items.
 """
 
@@ -11,14 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from hf_distill.metrics.functional import calibration_error, calibration_sums
-from hf_distill.robustness.measures import (
-    Floats,
-    checked,
-    checked_logits,
-    confidences,
-    log_softmax,
-)
+from hf_distill.evaluation.measures import Floats, checked, checked_logits, confidences, log_softmax
+from hf_distill.evaluation.metrics.functional import calibration_error, calibration_sums
 
 TEMPERATURES = (0.01, 1000.0)
 """The range of :func:`fit_temperature`."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.axes import AXES
-from hf_distill.directions import lower_is_better
+from hf_distill.evaluation.statistics import paired_t
+from hf_distill.evaluation.verdicts import judge, require
+from hf_distill.robustness.axes import AXES
 from hf_distill.robustness.figures import scores_of
-from hf_distill.robustness.plan import Plan
-from hf_distill.robustness.runner import Outcome, Runner
-from hf_distill.robustness.statistics import paired_t
+from hf_distill.robustness.plan import RobustnessConfig
+from hf_distill.robustness.runner import ModelAnswers, Runner
 from hf_distill.robustness.tables import NAMES
-from hf_distill.robustness.verdicts import judge, require
+from hf_distill.utils.directions import lower_is_better
 
 MASKED = "masked gradients suspected"
 """Stands for the verdict where accuracy under attack is no evidence."""
@@ -42,7 +42,7 @@ def pairs_of(keys: Sequence[str], one: str, other: str) -> list[tuple[str, str]]
 
 
 def verdicts_against(
-    runner: Runner, outcomes: Mapping[str, Outcome], other: str
+    runner: Runner, outcomes: Mapping[str, ModelAnswers], other: str
 ) -> dict[str, dict[str, Any]]:
     """A verdict per axis, as plain values: `Verdict`'s, and the mean of either role.
 
@@ -86,7 +86,7 @@ def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def check_requirements(
-    expressions: Sequence[str], plan: Plan, modality: str, shifted: Iterable[str] = ()
+    expressions: Sequence[str], plan: RobustnessConfig, modality: str, shifted: Iterable[str] = ()
 ) -> None:
     """Refuse what is no requirement, or names an axis that no such report can have.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_distill.robustness.measures import Floats, correctness
+from hf_distill.evaluation.measures import Floats, correctness
 
 Errors = Mapping[str, Sequence[float]]
 """Name of a corruption -> its error rates in [0, 1], one per severity."""

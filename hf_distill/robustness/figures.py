@@ -8,17 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.robustness.calibration import (
-    adaptive_ece,
-    ece,
-    ece_floor,
-    fit_temperature,
-    reliability,
-)
-from hf_distill.robustness.corruption import mean_corruption_error
-from hf_distill.robustness.examples import Examples
-from hf_distill.robustness.groups import group_accuracies, worst_group
-from hf_distill.robustness.measures import (
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.measures import (
     accuracy,
     attack_summary,
     brier,
@@ -29,12 +20,24 @@ from hf_distill.robustness.measures import (
     risk_coverage_area,
     selective_accuracy,
 )
+from hf_distill.robustness.calibration import (
+    adaptive_ece,
+    ece,
+    ece_floor,
+    fit_temperature,
+    reliability,
+)
+from hf_distill.robustness.corruption import mean_corruption_error
+from hf_distill.robustness.groups import group_accuracies, worst_group
 from hf_distill.robustness.plan import TEXT_SEARCH
-from hf_distill.robustness.runner import Outcome, Runner
+from hf_distill.robustness.runner import ModelAnswers, Runner
 
 
 def figures_of(
-    runner: Runner, outcome: Outcome, teacher: Outcome | None, reference: Outcome | None
+    runner: Runner,
+    outcome: ModelAnswers,
+    teacher: ModelAnswers | None,
+    reference: ModelAnswers | None,
 ) -> dict[str, float]:
     """All figures of a model, by plain names.
 
@@ -69,7 +72,7 @@ def figures_of(
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def scores_of(runner: Runner, outcome: Outcome) -> dict[str, Any]:
+def scores_of(runner: Runner, outcome: ModelAnswers) -> dict[str, Any]:
     """The judged axes: a score for each example, or one value.
 
     At most six of them, in a fixed order: with eight pairs of seeds, more could not be told apart.
@@ -83,12 +86,12 @@ def scores_of(runner: Runner, outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def unperturbed(runner: Runner, outcome: Outcome) -> float:
+def unperturbed(runner: Runner, outcome: ModelAnswers) -> float:
     """Accuracy on the examples that are perturbed, as they are."""
     return float(_right(outcome.clean, runner.data)[runner.rows].mean())
 
 
-def severities(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
+def severities(runner: Runner, outcome: ModelAnswers) -> dict[str, list[float]]:
     """Perturbation -> accuracy at each severity."""
     labels = runner.some.labels
     return {
@@ -97,7 +100,7 @@ def severities(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
     }
 
 
-def groups(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
+def groups(runner: Runner, outcome: ModelAnswers) -> dict[str, list[float]]:
     """Group -> accuracy, size and 95 % Wilson interval."""
     if runner.data.groups is None:
         return {}
@@ -105,14 +108,14 @@ def groups(runner: Runner, outcome: Outcome) -> dict[str, list[float]]:
     return {str(name): list(row) for name, row in found.items()}
 
 
-def diagram(runner: Runner, outcome: Outcome) -> list[list[float]]:
+def diagram(runner: Runner, outcome: ModelAnswers) -> list[list[float]]:
     """Confidence, accuracy and number of each bin that holds any example."""
     count, confidence, right = reliability(outcome.clean, runner.data.labels)
     rows = np.stack([confidence, right, count], axis=1)[count > 0]
     return [list(map(float, row)) for row in rows]
 
 
-def _worst_group(runner: Runner, outcome: Outcome) -> dict[str, float]:
+def _worst_group(runner: Runner, outcome: ModelAnswers) -> dict[str, float]:
     """Nothing without groups, or where none of them is large enough."""
     if runner.data.groups is None:
         return {}
@@ -124,7 +127,7 @@ def _right(logits: np.ndarray, examples: Examples) -> np.ndarray:
     return np.asarray(logits.argmax(-1) == examples.labels)
 
 
-def _means(runner: Runner, outcome: Outcome) -> dict[str, np.ndarray]:
+def _means(runner: Runner, outcome: ModelAnswers) -> dict[str, np.ndarray]:
     """Scores per example whose means are figures: noise, worst case, attacked, shifted."""
     found = {}
     hits = [
@@ -146,10 +149,12 @@ def _means(runner: Runner, outcome: Outcome) -> dict[str, np.ndarray]:
     return found
 
 
-def _corruption_errors(runner: Runner, outcome: Outcome, reference: Outcome) -> dict[str, float]:
+def _corruption_errors(
+    runner: Runner, outcome: ModelAnswers, reference: ModelAnswers
+) -> dict[str, float]:
     seen = runner.plan.seen
 
-    def rates(said: Outcome) -> dict[str, list[float]]:
+    def rates(said: ModelAnswers) -> dict[str, list[float]]:
         curves = severities(runner, said).items()
         return {name: [1 - a for a in curve] for name, curve in curves if name not in seen}
 
@@ -162,7 +167,7 @@ def _corruption_errors(runner: Runner, outcome: Outcome, reference: Outcome) -> 
     return {"mce": found.mean, "relative_mce": relative}
 
 
-def _calibration(outcome: Outcome, labels: np.ndarray) -> dict[str, float]:
+def _calibration(outcome: ModelAnswers, labels: np.ndarray) -> dict[str, float]:
     logits = outcome.clean
     found = {
         "nll": nll(logits, labels),
@@ -178,7 +183,7 @@ def _calibration(outcome: Outcome, labels: np.ndarray) -> dict[str, float]:
     return found
 
 
-def scaled(runner: Runner, outcome: Outcome, found: Mapping[str, float]) -> dict[str, float]:
+def scaled(runner: Runner, outcome: ModelAnswers, found: Mapping[str, float]) -> dict[str, float]:
     """NLL and ECE after one temperature, fitted on the validation examples."""
     if outcome.validation is None or runner.validation is None:
         return dict(found)
@@ -193,7 +198,7 @@ def scaled(runner: Runner, outcome: Outcome, found: Mapping[str, float]) -> dict
     }
 
 
-def _loyalty(outcome: Outcome, teacher: Outcome) -> dict[str, float]:
+def _loyalty(outcome: ModelAnswers, teacher: ModelAnswers) -> dict[str, float]:
     found = {
         "loyalty.label": label_loyalty(outcome.clean, teacher.clean),
         "loyalty.probability": probability_loyalty(outcome.clean, teacher.clean),

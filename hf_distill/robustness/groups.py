@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_distill.robustness.measures import correctness
-from hf_distill.robustness.statistics import wilson
+from hf_distill.evaluation.measures import correctness
+from hf_distill.evaluation.statistics import wilson
 
 
 class GroupAccuracy(NamedTuple):

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_distill.robustness.comparing import MASKED
-from hf_distill.robustness.runner import Outcome, Runner
+from hf_distill.robustness.runner import ModelAnswers, Runner
 
 FEW = 1000
 """Below this many examples the ECE says little."""
 
 
 def notes_of(
-    runner: Runner, outcomes: Mapping[str, Outcome], roles: Mapping[str, Any]
+    runner: Runner, outcomes: Mapping[str, ModelAnswers], roles: Mapping[str, Any]
 ) -> list[str]:
     """Sentences: a control that is missing, a teacher with nothing to teach, gates that failed."""
     notes, plan = [], runner.plan

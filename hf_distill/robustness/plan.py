@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from hf_distill.axes import ATTACKS
+from hf_distill.robustness.axes import ATTACKS
 from hf_distill.robustness.invariance import TESTS
 from hf_distill.robustness.perturbations import CORE, SEVERITIES, perturbation
 
@@ -30,7 +30,7 @@ INVARIANCE = ("names in front", "places in front")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RobustnessConfig:
     """What is measured, and on how many examples.
 
     Args:

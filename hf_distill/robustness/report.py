@@ -14,7 +14,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_distill.folders import refuse_foreign_files
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.predictor import Predictor, aligned
+from hf_distill.evaluation.verdicts import require
 from hf_distill.robustness import figures as measured
 from hf_distill.robustness import plots, tables
 from hf_distill.robustness.attacking import settings_of
@@ -25,18 +27,17 @@ from hf_distill.robustness.comparing import (
     role_of,
     verdicts_against,
 )
-from hf_distill.robustness.examples import Examples
 from hf_distill.robustness.notes import notes_of
 from hf_distill.robustness.perturbations import perturbation
-from hf_distill.robustness.plan import Plan
-from hf_distill.robustness.runner import Outcome, Runner
-from hf_distill.robustness.store import Store, write_text
-from hf_distill.robustness.subject import Subject
-from hf_distill.robustness.verdicts import require
+from hf_distill.robustness.plan import RobustnessConfig
+from hf_distill.robustness.runner import ModelAnswers, Runner
+from hf_distill.robustness.store import ReportStore
+from hf_distill.utils.files import write_text
+from hf_distill.utils.folders import refuse_foreign_files
 
 ROLES = ("teacher", "alone", "control", "student")
 
-Models = Mapping[str, "Subject | Mapping[int, Subject] | Sequence[Subject]"]
+Models = Mapping[str, "Predictor | Mapping[int, Predictor] | Sequence[Predictor]"]
 
 
 class RequirementError(Exception):
@@ -110,10 +111,10 @@ def write_report(facts: Mapping[str, Any], folder: Path, title: str = "Robustnes
 
 
 def evaluate_robustness(
-    models: Models | Subject,
+    models: Models | Predictor,
     dataset: Examples | Dataset,
     *,
-    plan: Plan | None = None,
+    plan: RobustnessConfig | None = None,
     validation: Examples | Dataset | None = None,
     shifted: Mapping[str, Examples | Dataset] | None = None,
     folder: str | Path | None = None,
@@ -137,8 +138,8 @@ def evaluate_robustness(
         ValueError: an unknown role, perturbation or attack, attacks or perturbations of another
             modality, examples that do not fit the models or have no labels.
     """
-    plan = plan or Plan()
-    subjects = _named({"student": models} if isinstance(models, Subject) else models)
+    plan = plan or RobustnessConfig()
+    subjects = _named({"student": models} if isinstance(models, Predictor) else models)
     data = _examples(dataset, plan.groups)
     others = {
         name: _examples(given, None).renamed(data.names) for name, given in (shifted or {}).items()
@@ -152,7 +153,7 @@ def evaluate_robustness(
     for other in ("alone", "control"):
         if {"student", other} <= set(map(role_of, subjects)):
             pairs_of(list(subjects), "student", other)
-    store = Store(None if folder is None else Path(folder) / "parts", say)
+    store = ReportStore(None if folder is None else Path(folder) / "parts", say)
     runner = Runner(plan, data, valid, others, store)
     outcomes = _asked(runner, subjects)
     return Report(_facts(runner, subjects, outcomes, notes))
@@ -162,15 +163,15 @@ def _examples(given: Examples | Dataset, groups: str | None) -> Examples:
     return given if isinstance(given, Examples) else Examples.read(given, groups_column=groups)
 
 
-def _named(models: Models) -> dict[str, Subject]:
+def _named(models: Models) -> dict[str, Predictor]:
     """``teacher``, ``alone/seed-0``, …: every model under a key of its own, with its role."""
-    found: dict[str, Subject] = {}
+    found: dict[str, Predictor] = {}
     unknown = [role for role in models if role not in ROLES]
     if unknown or not models:
         raise ValueError(f"Expected models by role, out of {', '.join(ROLES)}, got {unknown}.")
     for role in (role for role in ROLES if role in models):
         given = models[role]
-        if isinstance(given, Subject):
+        if isinstance(given, Predictor):
             found[role] = given
         elif isinstance(given, Mapping):
             found |= {f"{role}/seed-{seed}": one for seed, one in given.items()}
@@ -181,29 +182,7 @@ def _named(models: Models) -> dict[str, Subject]:
     }
 
 
-def aligned(
-    subjects: Mapping[str, Subject], data: Examples, notes: list[str]
-) -> dict[str, Subject]:
-    """The same models, all with the classes of the data; what is doubtful goes into the notes."""
-    found = {}
-    for key, subject in subjects.items():
-        if subject.modality != data.modality:
-            raise ValueError(
-                f"Expected examples for {key}, a model of {subject.modality}, got "
-                f"{data.modality}. Name the right column, or another model."
-            )
-        found[key] = subject.aligned(data.names)
-        known = getattr(getattr(subject.model, "config", None), "id2label", None) or {}
-        strange = set(map(str.casefold, data.names)) != {str(n).casefold() for n in known.values()}
-        if data.names and known and strange:
-            notes.append(
-                f"{key}: its classes ({', '.join(map(str, known.values()))}) are not called as in "
-                f"the data ({', '.join(data.names)}); they are taken in their order."
-            )
-    return found
-
-
-def _asked(runner: Runner, subjects: Mapping[str, Subject]) -> dict[str, Outcome]:
+def _asked(runner: Runner, subjects: Mapping[str, Predictor]) -> dict[str, ModelAnswers]:
     outcomes = {key: runner.clean(subject) for key, subject in subjects.items()}
     runner.perturb(subjects, outcomes)
     first = _first(subjects)
@@ -231,8 +210,8 @@ def _first(subjects: Mapping[str, Any]) -> dict[str, str]:
 
 def _facts(
     runner: Runner,
-    subjects: Mapping[str, Subject],
-    outcomes: Mapping[str, Outcome],
+    subjects: Mapping[str, Predictor],
+    outcomes: Mapping[str, ModelAnswers],
     notes: list[str],
 ) -> dict[str, Any]:
     plan, first = runner.plan, _first(subjects)

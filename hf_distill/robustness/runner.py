@@ -10,25 +10,20 @@ from typing import Any
 import numpy as np
 
 from hf_distill import __version__
-from hf_distill.robustness.attacking import (
-    attack_examples,
-    check_gates,
-    search_for,
-    settings_of,
-)
-from hf_distill.robustness.examples import Examples
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.robustness.attacking import attack_examples, check_gates, search_for, settings_of
 from hf_distill.robustness.invariance import invariance
 from hf_distill.robustness.perturbations import perturb
-from hf_distill.robustness.plan import TEXT_SEARCH, Plan
-from hf_distill.robustness.store import Arrays, Store
-from hf_distill.robustness.subject import Subject
+from hf_distill.robustness.plan import TEXT_SEARCH, RobustnessConfig
+from hf_distill.robustness.store import Arrays, ReportStore
 
 FORMAT = 1
 """Raise it when parts that were kept can no longer be read as they are."""
 
 
 @dataclass
-class Outcome:
+class ModelAnswers:
     """What one model said.
 
     Attributes:
@@ -66,11 +61,11 @@ class Runner:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RobustnessConfig,
         data: Examples,
         validation: Examples | None,
         shifted: Mapping[str, Examples],
-        store: Store,
+        store: ReportStore,
     ):
         self.plan, self.data, self.validation, self.shifted = plan, data, validation, shifted
         self.store = store
@@ -79,17 +74,19 @@ class Runner:
         self.some = data.take(self.rows)
         self.few = data.take(data.sample(plan.attacked_examples, plan.seed))
 
-    def clean(self, subject: Subject) -> Outcome:
+    def clean(self, subject: Predictor) -> ModelAnswers:
         """The examples as they are, the validation examples and the shifted sets."""
         logits = self._logits(subject, "clean", self.data)
-        found = Outcome(logits)
+        found = ModelAnswers(logits)
         if self.validation is not None:
             found.validation = self._logits(subject, "validation", self.validation)
         for name, examples in self.shifted.items():
             found.shifted[name] = self._logits(subject, f"shifted {name}", examples)
         return found
 
-    def perturb(self, subjects: Mapping[str, Subject], outcomes: Mapping[str, Outcome]) -> None:
+    def perturb(
+        self, subjects: Mapping[str, Predictor], outcomes: Mapping[str, ModelAnswers]
+    ) -> None:
         """Every perturbation: made once, shown to all models."""
         plan = self.plan
         for name in dict.fromkeys((*plan.perturbations_for(self.modality), *plan.seen)):
@@ -104,11 +101,11 @@ class Runner:
         plan = self.plan
         return [perturb(self.some.values, name, s, plan.seed) for s in plan.severities]
 
-    def _answers(self, subject: Subject, made: Callable[[], list[list[Any]]]) -> Arrays:
+    def _answers(self, subject: Predictor, made: Callable[[], list[list[Any]]]) -> Arrays:
         levels = [subject.logits(values, self.plan.batch_size) for values in made()]
         return {"logits": np.stack(levels)}
 
-    def attack(self, subject: Subject, outcome: Outcome, reference: Subject) -> None:
+    def attack(self, subject: Predictor, outcome: ModelAnswers, reference: Predictor) -> None:
         """Every attack on a model, by gradient or by search.
 
         Args:
@@ -129,7 +126,9 @@ class Runner:
 
             outcome.attacks[name] = self._part(subject, name, self.few, facts, compute)
 
-    def transfer(self, subject: Subject, outcome: Outcome, origin: Outcome, made_on: str) -> None:
+    def transfer(
+        self, subject: Predictor, outcome: ModelAnswers, origin: ModelAnswers, made_on: str
+    ) -> None:
         """The adversarial examples of another model, shown to this one."""
         for name, attacked in origin.attacks.items():
             if "texts" not in attacked and "pictures" not in attacked:
@@ -144,7 +143,7 @@ class Runner:
             found = self._part(subject, f"transfer {name}", self.few, facts, compute)
             outcome.transfer[name] = found["logits"].argmax(-1) == self.few.labels
 
-    def invariance(self, subject: Subject, outcome: Outcome) -> None:
+    def invariance(self, subject: Predictor, outcome: ModelAnswers) -> None:
         """Whether the class changes where only a name or a place does."""
         for test in self.plan.invariance_for(self.modality):
 
@@ -155,7 +154,7 @@ class Runner:
             facts = {"invariance": test, "seed": self.plan.seed}
             outcome.invariance[test] = self._part(subject, test, self.few, facts, compute)
 
-    def gates(self, subject: Subject, outcome: Outcome) -> None:
+    def gates(self, subject: Predictor, outcome: ModelAnswers) -> None:
         """Whether gradients are masked, seen on a small sample."""
         plan = self.plan
         by_gradient = [a for a in plan.attacks_for(self.modality) if a not in TEXT_SEARCH]
@@ -172,10 +171,10 @@ class Runner:
         outcome.gates = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         outcome.masked = bool(found["masked"])
 
-    def _predict(self, subject: Subject) -> Callable[[Sequence[str]], np.ndarray]:
+    def _predict(self, subject: Predictor) -> Callable[[Sequence[str]], np.ndarray]:
         return lambda texts: subject.logits(texts, self.plan.batch_size)
 
-    def _logits(self, subject: Subject, name: str, examples: Examples) -> np.ndarray:
+    def _logits(self, subject: Predictor, name: str, examples: Examples) -> np.ndarray:
         def compute() -> Arrays:
             return {"logits": subject.logits(examples.values, self.plan.batch_size)}
 
@@ -183,7 +182,7 @@ class Runner:
 
     def _part(
         self,
-        subject: Subject,
+        subject: Predictor,
         name: str,
         examples: Examples,
         facts: Mapping[str, Any],

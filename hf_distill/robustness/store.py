@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 _KEY = "key"
 
 
-class Store:
+class ReportStore:
     """Named arrays by what they depend on; in a folder, or in memory only.
 
     A part lies in one ``.npz``, written under another name and renamed, so that there is never half
@@ -62,13 +62,6 @@ class Store:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{digest}.npz"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under another name and rename: never half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read(path: Path, key: str) -> Arrays | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from hf_distill.axes import AXES
-from hf_distill.robustness.verdicts import no_word_yet
+from hf_distill.evaluation.verdicts import no_word_yet
+from hf_distill.robustness.axes import AXES
+from hf_distill.utils.markdown import table
 
 COLUMNS = {
     "teacher": "Teacher",
@@ -218,9 +219,3 @@ def group_table(facts: Mapping[str, Any]) -> str:
         cells = [f"{m[group][0]:.3f} ({m[group][2]:.3f} to {m[group][3]:.3f})" for m in models]
         rows.append([f"{group}{small}", f"{size:,}", *cells])
     return table(["Group", "Examples", *(COLUMNS[role] for role in roles)], rows)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """A Markdown table; these columns are aligned to the left, the others to the right."""
-    line = [":--" if place in left else "--:" for place, _ in enumerate(header)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, line, *rows))

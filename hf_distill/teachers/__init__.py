@@ -1,23 +1,23 @@
 """Teachers: whatever gives a `Signal` for a batch."""
 
-from hf_distill.teachers.adapters import AdaptersOff
-from hf_distill.teachers.cached import CachedTeacher
-from hf_distill.teachers.ensemble import Ensemble
+from hf_distill.teachers.adapters import BaseModelTeacher
+from hf_distill.teachers.cache.teacher import CachedTeacher
+from hf_distill.teachers.cross_tokenizer.teacher import CrossTokenizerTeacher
+from hf_distill.teachers.ema import EMATeacher
+from hf_distill.teachers.ensemble.teacher import Ensemble
 from hf_distill.teachers.model import ModelTeacher
-from hf_distill.teachers.past import PastStudent
 from hf_distill.teachers.protocol import Teacher
-from hf_distill.teachers.remote import RemoteTeacher
-from hf_distill.teachers.server import ServerTeacher
-from hf_distill.teachers.translated import TranslatedTeacher
+from hf_distill.teachers.remote.http_teacher import HTTPTeacher
+from hf_distill.teachers.remote.vllm_teacher import VLLMTeacher
 
 __all__ = [
-    "AdaptersOff",
+    "BaseModelTeacher",
     "CachedTeacher",
+    "CrossTokenizerTeacher",
+    "EMATeacher",
     "Ensemble",
+    "HTTPTeacher",
     "ModelTeacher",
-    "PastStudent",
-    "RemoteTeacher",
-    "ServerTeacher",
     "Teacher",
-    "TranslatedTeacher",
+    "VLLMTeacher",
 ]

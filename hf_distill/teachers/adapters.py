@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
-from hf_distill.cache.keys import model_fingerprint
-from hf_distill.forward import inside_forward
-from hf_distill.heads import Head, describe_model
-from hf_distill.reading import Batch
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import Task
+from hf_distill.models.batches import Batch
+from hf_distill.models.redirect import redirected_forward
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel, describe_model
+from hf_distill.models.tasks import Task
+from hf_distill.teachers.cache.keys import model_fingerprint
 
 
-class AdaptersOff:
+class BaseModelTeacher:
     """The model below a student's adapters, which stays as it was: no second model in memory.
 
     For each batch the adapters are switched off, the model is in eval mode and asked without
@@ -42,19 +42,19 @@ class AdaptersOff:
                 "them on first (peft.get_peft_model), and pass that model to the trainer as well."
             )
         self.student = student
-        self.head = Head(student, task, role="teacher")
-        self.config = self.head.config
-        self.provides = self.head.provides
+        self.task_model = TaskModel(student, task, role="teacher")
+        self.config = self.task_model.config
+        self.provides = self.task_model.provides
         self._tokenizer = tokenizer
         self._autocast: Any = contextlib.nullcontext
 
-    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         def ask() -> Signal:
-            return self.head.ask(self.head.model, batch, needs, items)[1]
+            return self.task_model.ask(self.task_model.model, batch, needs, items)[1]
 
         with torch.no_grad(), self._off(), self._autocast():
             # within its forward, where FSDP2 and ZeRO-3 put together what is in shards
-            return inside_forward(self.student, self.student, ask).detach()
+            return redirected_forward(self.student, self.student, ask).detach()
 
     @contextlib.contextmanager
     def _off(self) -> Iterator[None]:
@@ -83,7 +83,7 @@ class AdaptersOff:
         return model_fingerprint({name: state[name] for name in state if name not in trained})
 
     def columns(self) -> set[str]:
-        return self.head.columns
+        return self.task_model.columns
 
     def tokens(self) -> Mapping[str, int] | None:
         return None if self._tokenizer is None else self._tokenizer.get_vocab()
@@ -95,4 +95,4 @@ class AdaptersOff:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        return {**describe_model(self.head.model), "adapters": "off"}
+        return {**describe_model(self.task_model.model), "adapters": "off"}

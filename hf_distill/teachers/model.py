@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from hf_distill.heads import Head, base_of, describe_model, local_vocabulary
-from hf_distill.modules import without_parallel
-from hf_distill.reading import Batch
-from hf_distill.sharding import is_partitioned, serve
-from hf_distill.signals import Items, Needs, Signal
-from hf_distill.tasks import Task, task_of
+from hf_distill.models.batches import Batch
+from hf_distill.models.modules import without_parallel
+from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_vocabulary
+from hf_distill.models.tasks import Task, task_of
 
 
 class ModelTeacher:
@@ -66,8 +66,8 @@ class ModelTeacher:
         shard: bool = False,
     ):
         self.model = without_parallel(model).requires_grad_(False).eval()
-        self.head = Head(self.model, task, "teacher")
-        self.config = self.head.config
+        self.task_model = TaskModel(self.model, task, "teacher")
+        self.config = self.task_model.config
         self._tokens = None if tokenizer is None else tokenizer.get_vocab()
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
@@ -97,26 +97,26 @@ class ModelTeacher:
 
     @property
     def provides(self) -> Needs:
-        return self.head.provides
+        return self.task_model.provides
 
-    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         with torch.no_grad(), self._autocast():
-            _, signal = self.head.ask(self.model, batch, needs, items)
+            _, signal = self.task_model.ask(self.model, batch, needs, items)
         return signal.detach()
 
     def columns(self) -> set[str]:
-        return self.head.columns
+        return self.task_model.columns
 
     def tokens(self) -> Mapping[str, int] | None:
         if self._tokens is None:
-            self._tokens = local_vocabulary(self.head)
+            self._tokens = local_vocabulary(self.task_model)
         return self._tokens
 
     def place(self, accelerator: Accelerator) -> None:
         # Not accelerator.prepare_model: that registers the teacher as a model of the accelerator,
         # and a later evaluate() then skips preparing the student.
         if any(map(is_partitioned, self.model.parameters())):
-            self._engine = self._engine or serve(self.model, accelerator)
+            self._engine = self._engine or zero3_inference_engine(self.model, accelerator)
         elif self._shard and accelerator.num_processes > 1:
             _sharded(self.model, accelerator)
         elif not self._placed:
@@ -127,15 +127,15 @@ class ModelTeacher:
     def _placed(self) -> bool:
         """Whether transformers has put it where it must stay."""
         own = ("hf_quantizer", "hf_device_map")
-        return any(getattr(self.head.model, name, None) is not None for name in own)
+        return any(getattr(self.task_model.model, name, None) is not None for name in own)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        dtypes = (p.dtype for p in self.head.model.parameters() if p.is_floating_point())
-        dtype = getattr(self.head.model, "dtype", None) or next(dtypes, None)
-        facts = describe_model(self.head.model)
+        dtypes = (p.dtype for p in self.task_model.model.parameters() if p.is_floating_point())
+        dtype = getattr(self.task_model.model, "dtype", None) or next(dtypes, None)
+        facts = describe_model(self.task_model.model)
         return facts if dtype is None else {**facts, "dtype": str(dtype).removeprefix("torch.")}
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_distill.reading import Batch
-from hf_distill.signals import Items, Needs, Signal
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems, Needs, Signal
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Teacher(Protocol):
         """The outputs that it can give; a plain attribute will do."""
         ...
 
-    def __call__(self, batch: Batch, needs: Needs, items: Items) -> Signal:
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         """The signal for a batch, detached, in the teacher's own order of classes."""
         ...
 

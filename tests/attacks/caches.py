@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 import xxhash
-from small import data, models
-from zoo import collate
+from tiny_models import collate
+from tiny_trainers import data, models
 
 from hf_distill import CachedTeacher, ModelTeacher, write_cache
-from hf_distill.cache.sealed import read_sealed, write_sealed
-from hf_distill.reading import Batch
-from hf_distill.signals import Items
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems
+from hf_distill.teachers.cache.checked_json import read_sealed, write_sealed
 
 NAME = "sequence_classification"
 ROWS, SIZE = 12, 2
@@ -70,10 +70,10 @@ class Asking:
     """Asks caches for the same examples, and knows what they hold."""
 
     def __init__(self, folder: Path) -> None:
-        head = ModelTeacher(models(NAME)[1]).head
+        task_model = ModelTeacher(models(NAME)[1]).task_model
         batch: Any = collate(examples())
         self.batch: Batch = batch
-        self.items: Items = head.items(batch)
+        self.items: BatchItems = task_model.items(batch)
         self.right = self.answers(folder)
 
     def answers(self, folder: Path, **options: Any) -> list[np.ndarray]:

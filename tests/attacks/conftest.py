@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small
+import tiny_trainers
 from caches import FORMATS, Asking
 from strangers import Counted
-from test_server_teacher import tokenizer
 
-from hf_distill.serving import TeacherServer
+from hf_distill.teachers.serving import TeacherServer
+from tests.teachers.remote.test_vllm_teacher import tokenizer
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def asking(folder: Path) -> dict[str, Asking]:
 
 @pytest.fixture(scope="module")
 def teacher() -> Counted:
-    return Counted(small.models()[1])
+    return Counted(tiny_trainers.models()[1])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def url(teacher: Counted) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def writer() -> Counted:
-    return Counted(small.models("causal_lm")[1])
+    return Counted(tiny_trainers.models("causal_lm")[1])
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from hf_distill.signals import Items, Needs, Signal
+from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.teachers import ModelTeacher
-from hf_distill.teachers.wire import to_bytes
+from hf_distill.teachers.remote.wire import to_bytes
 
 OWN = "Host: localhost\r\n"
 GOOD = f"GET /health HTTP/1.1\r\n{OWN}\r\n".encode()
@@ -21,7 +21,7 @@ class Counted(ModelTeacher):
 
     calls, under_way, most, seconds = 0, 0, 0, 0.0
 
-    def __call__(self, batch: Any, needs: Needs, items: Items) -> Signal:
+    def __call__(self, batch: Any, needs: Needs, items: BatchItems) -> Signal:
         self.calls += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)

@@ -25,12 +25,12 @@ from caches import (
     teacher,
     write,
 )
-from small import data
 from tally import Tally
-from zoo import collate
+from tiny_models import collate
+from tiny_trainers import data
 
 from hf_distill import CachedTeacher, write_cache
-from hf_distill.cache.sealed import read_sealed, write_sealed
+from hf_distill.teachers.cache.checked_json import read_sealed, write_sealed
 
 pytestmark = [
     pytest.mark.xdist_group("attacked_caches"),  # fixtures that are expensive are made once
@@ -375,7 +375,7 @@ def test_added_examples_stay_with_the_cache_that_was_opened(folder: Path, tmp_pa
     own = copied(folder / "float32", tmp_path / "own")
     cached = CachedTeacher(own, live=teacher())
     batch: Any = collate(data("sequence_classification", 24)[12:16])
-    cached(batch, cached.provides, teacher().head.items(batch))
+    cached(batch, cached.provides, teacher().task_model.items(batch))
     copied(folder / "other" / "float32", own)
     with pytest.raises(ValueError, match="got another one that was written there since"):
         cached.save()

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import test_card_fuzz as cards
 from markdown_it import MarkdownIt
 from tally import Tally
 
 from hf_distill.hub.markup import cell, code, fenced, sentence
+from tests.hub import test_card_fuzz as cards
 
 RENDERER = MarkdownIt("commonmark", {"html": True}).enable("table")
 PIECES = (

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_joint
-import test_on_policy
 import torch
 from peft import LoraConfig, TaskType
-from recipe_zoo import recipe
-from small import same, trainer, weights
 from tally import Tally
+from tiny_recipes import recipe
+from tiny_trainers import same, trainer, weights
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
-from hf_distill.cache.sealed import sealed
-from hf_distill.checkpoint_files import LIST, check_checkpoint, write_list
 from hf_distill.cli import main
-from hf_distill.portable import STRUCTURE, TENSORS, pack_states
+from hf_distill.teachers.cache.checked_json import sealed
+from hf_distill.training.checkpoint_files import LIST, check_checkpoint, write_list
+from hf_distill.training.safe_state import STRUCTURE, TENSORS, pack_states
+from tests.training import test_joint
+from tests.training.on_policy import test_on_policy
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -1,4 +1,4 @@
-"""`RemoteTeacher` and `ServerTeacher` against servers that are hostile, broken or others."""
+"""`HTTPTeacher` and `VLLMTeacher` against servers that are hostile, broken or others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import small
+import tiny_trainers
 import torch
 from raw_http import drip, reply, serving
 from tally import Tally
-from test_server_teacher import FakeVLLM, ask, batch_of, teacher_at, tokenizer
-from zoo import collate
+from tiny_models import collate
 
-from hf_distill.cache.manifest import tokenizer_fingerprint
-from hf_distill.heads import Head
-from hf_distill.serving.answers import Answers
-from hf_distill.serving.limits import Limits
-from hf_distill.signals import Needs
+from hf_distill.models.signals import Needs
+from hf_distill.models.task_model import TaskModel
 from hf_distill.teachers import ModelTeacher
-from hf_distill.teachers.http import Client
-from hf_distill.teachers.remote import RemoteTeacher
-from hf_distill.teachers.wire import from_bytes, signal_to_tree, to_bytes
+from hf_distill.teachers.cache.manifest import tokenizer_fingerprint
+from hf_distill.teachers.remote.http import Client
+from hf_distill.teachers.remote.http_teacher import HTTPTeacher
+from hf_distill.teachers.remote.wire import from_bytes, signal_to_tree, to_bytes
+from hf_distill.teachers.serving.answers import RequestHandler
+from hf_distill.teachers.serving.limits import Limits
+from tests.teachers.remote.test_vllm_teacher import FakeVLLM, ask, batch_of, teacher_at, tokenizer
 
 TOLD = (ValueError, ConnectionError)
 SECONDS = 0.3
@@ -202,22 +202,22 @@ def test_messages_of_strangers_are_printable(caplog: pytest.LogCaptureFixture) -
             pytest.MonkeyPatch.context() as patch,
             caplog.at_level(logging.WARNING),
         ):
-            patch.setattr("hf_distill.teachers.http.time.sleep", lambda _: None)
+            patch.setattr("hf_distill.teachers.remote.http.time.sleep", lambda _: None)
             with pytest.raises(ConnectionError):
                 Client(url, SECONDS, 1).json("GET", "/teacher")
             assert "a break of 500 s" in caplog.text
 
 
-# ---- RemoteTeacher -------------------------------------------------------------------------------
+# ---- HTTPTeacher -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def honest() -> tuple[Any, Any, Any]:
     """Facts of a real server, as JSON would bring them, its vocabulary, and its signal's tree."""
-    teacher = ModelTeacher(small.models()[1], tokenizer())
-    answers = Answers(teacher, Limits())
-    batch = collate(small.data(rows=4))
-    signal = teacher(batch, NEEDS, teacher.head.items(batch))
+    teacher = ModelTeacher(tiny_trainers.models()[1], tokenizer())
+    answers = RequestHandler(teacher, Limits())
+    batch = collate(tiny_trainers.data(rows=4))
+    signal = teacher(batch, NEEDS, teacher.task_model.items(batch))
     return json.loads(json.dumps(answers.facts())), answers.vocabulary(), signal_to_tree(signal)
 
 
@@ -299,12 +299,12 @@ def test_hostile_facts(honest: Any) -> None:
             began = time.monotonic()
             with attacks.attack(what), served(changed) as url:
                 with pytest.raises(ValueError, match=r"Expected") as told:
-                    RemoteTeacher(url, timeout=5, retries=0)
+                    HTTPTeacher(url, timeout=5, retries=0)
                 assert url in str(told.value)
                 assert str(told.value).replace("\n", "").isprintable()
                 assert time.monotonic() - began < 3
         with attacks.attack("the honest ones"), served(facts) as url:
-            RemoteTeacher(url, timeout=5, retries=0).close()
+            HTTPTeacher(url, timeout=5, retries=0).close()
 
 
 def test_hostile_vocabularies(honest: Any) -> None:
@@ -330,7 +330,7 @@ def test_hostile_vocabularies(honest: Any) -> None:
         for what, body in strange.items():
             began = time.monotonic()
             with attacks.attack(what), served(facts, body) as url:
-                teacher = RemoteTeacher(url, timeout=5, retries=0)
+                teacher = HTTPTeacher(url, timeout=5, retries=0)
                 tracemalloc.start()
                 try:
                     with pytest.raises(ValueError, match="Expected") as told:
@@ -341,7 +341,7 @@ def test_hostile_vocabularies(honest: Any) -> None:
                 assert url in str(told.value)
                 assert time.monotonic() - began < 3
         with attacks.attack("the honest one"), served(facts, right) as url:
-            tokens = RemoteTeacher(url, timeout=5, retries=0).tokens()
+            tokens = HTTPTeacher(url, timeout=5, retries=0).tokens()
             assert tokenizer_fingerprint(tokens) == facts["vocabulary"]
 
 
@@ -429,8 +429,8 @@ def test_hostile_signals(honest: Any) -> None:
     """A shape that broadcasts is trained on without a word; what cannot be read must say whose it
     is."""
     facts, _, tree = honest
-    batch = collate(small.data(rows=4))
-    items = Head(small.models()[0]).items(batch)
+    batch = collate(tiny_trainers.data(rows=4))
+    items = TaskModel(tiny_trainers.models()[0]).items(batch)
     bodies = {
         what: to_bytes({"signal": {**tree, **change}, "fingerprint": facts["fingerprint"]})
         for what, change in SIGNALS.items()
@@ -457,14 +457,14 @@ def test_hostile_signals(honest: Any) -> None:
     with Tally("clients: signals") as attacks:
         for what, body in bodies.items():
             with attacks.attack(what), served(facts, signal=body) as url:
-                teacher = RemoteTeacher(url, timeout=5, retries=0)
+                teacher = HTTPTeacher(url, timeout=5, retries=0)
                 with pytest.raises(ValueError) as told:
                     teacher(batch, NEEDS, items)
                 assert url in str(told.value)
                 assert str(told.value).replace("\n", "").isprintable()
                 teacher.close()
         with attacks.attack("the honest one"), served(facts, signal=right) as url:
-            got = RemoteTeacher(url, timeout=5, retries=0)(batch, NEEDS, items)
+            got = HTTPTeacher(url, timeout=5, retries=0)(batch, NEEDS, items)
             assert torch.equal(got.logits, from_bytes(right)["signal"]["logits"])
 
 
@@ -476,8 +476,8 @@ def test_signals_with_random_changes(honest: Any) -> None:
     """A changed byte in front of the numbers ends in a clear error, or changes nothing that counts:
     never in a broadcast shape."""
     facts, _, tree = honest
-    batch = collate(small.data(rows=4))
-    items = Head(small.models()[0]).items(batch)
+    batch = collate(tiny_trainers.data(rows=4))
+    items = TaskModel(tiny_trainers.models()[0]).items(batch)
     right = to_bytes({"signal": tree, "fingerprint": facts["fingerprint"]})
     size, drawn = 8 + int.from_bytes(right[:8], "little"), random.Random(0)
     now = [right]
@@ -486,7 +486,7 @@ def test_signals_with_random_changes(honest: Any) -> None:
         serving(lambda sock, request: reply(sock, send.get(path_of(request), now[0]))) as url,
         Tally("clients: signals") as attacks,
     ):
-        teacher = RemoteTeacher(url, timeout=5, retries=0)
+        teacher = HTTPTeacher(url, timeout=5, retries=0)
         for index in range(60):
             changed = bytearray(right)
             place = drawn.randrange(size)
@@ -500,7 +500,7 @@ def test_signals_with_random_changes(honest: Any) -> None:
         teacher.close()
 
 
-# ---- ServerTeacher -------------------------------------------------------------------------------
+# ---- VLLMTeacher -------------------------------------------------------------------------------
 
 
 def _entry(value: Any) -> Callable[[dict[str, Any]], Any]:
@@ -575,7 +575,7 @@ PROBES: dict[str, Any] = {
 def test_hostile_completions() -> None:
     """What a completion server answers is trained on: a mass, a token or a number of classes that
     cannot be right must end the batch with the server's name, not with a TypeError."""
-    llama = small.models("causal_lm")[1].eval()
+    llama = tiny_trainers.models("causal_lm")[1].eval()
     with FakeVLLM(llama, tokenizer()) as fake, Tally("clients: completions") as attacks:
         for what, step in ANSWERED.items():
             with attacks.attack(what):

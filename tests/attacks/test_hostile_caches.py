@@ -30,7 +30,7 @@ from caches import (
 from tally import Tally
 
 from hf_distill import CachedTeacher
-from hf_distill.cache.sealed import bindings, read_manifest
+from hf_distill.teachers.cache.checked_json import bindings, read_manifest
 
 pytestmark = [
     pytest.mark.xdist_group("hostile_caches"),  # fixtures that are expensive are made once

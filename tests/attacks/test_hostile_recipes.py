@@ -11,8 +11,8 @@ import hostile
 import pytest
 import yaml
 from hostile import told, write
-from recipe_zoo import bert, recipe
 from tally import Tally
+from tiny_recipes import bert, recipe
 
 HOSTILE_SOURCES = """
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value

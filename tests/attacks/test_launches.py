@@ -20,16 +20,16 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from small import config, data, models, trainer, weights
 from tally import Tally
+from tiny_models import CASES, collate
+from tiny_trainers import config, data, models, trainer, weights
 from transformers import TrainerCallback
-from zoo import CASES, collate
 
 from hf_distill import CachedTeacher, ModelTeacher, write_cache
-from hf_distill.cache.sealed import ABANDONED, partial_name
-from hf_distill.cache.shards import damaged, remove_stale
-from hf_distill.on_policy import Sampling, generate_dataset
-from hf_distill.processes import process_state
+from hf_distill.teachers.cache.checked_json import ABANDONED, partial_name
+from hf_distill.teachers.cache.shards import damaged, remove_stale
+from hf_distill.training.on_policy import Sampling, generate_dataset
+from hf_distill.utils.processes import process_state
 
 ROWS, SIZE = 18, 3
 NAME = "sequence_classification"
@@ -154,7 +154,7 @@ def add(rank: int, folder: Path) -> None:
     live = ModelTeacher(models(NAME)[1])
     cached, rows = CachedTeacher(folder, live=live), data(NAME, 12 + ROWS)[ROWS + rank :: 2]
     batch = collate(rows)
-    cached(batch, cached.provides, live.head.items(batch))
+    cached(batch, cached.provides, live.task_model.items(batch))
     while len(list(folder.parent.glob("ready-*"))) < 2:  # both know the same shards
         (folder.parent / f"ready-{rank}").touch()
         time.sleep(0.01)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_trainer_push as training
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from leaking import BODY, FORMS, HOMES, PLACES, TOKENS, loopback, png, push, put, refused, student
@@ -32,10 +31,11 @@ from safetensors.numpy import save_file
 from tally import Tally
 
 from hf_distill.hub import PUBLISHED, folder_problems, published_files
+from hf_distill.hub.leaks import OutsideError, check_files, leaks, scrub
 from hf_distill.hub.push import push_checkpoint
-from hf_distill.leaks import OutsideError, check_files, leaks, scrub
-from hf_distill.publishing import Publishing
 from hf_distill.recipe import publish
+from hf_distill.training.publishing import Publishing
+from tests.training import test_publishing as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 KEY = "-----BEGIN " + "OPENSSH PRIVATE KEY-----\n" + BODY
@@ -535,7 +535,7 @@ def test_what_is_unpacked_is_bounded(
 ) -> None:
     """A file of a megabyte that unpacks to gigabytes would fill the memory of the check."""
     folder = made()
-    monkeypatch.setattr("hf_distill.leaks.contents._LARGEST", 2**20)
+    monkeypatch.setattr("hf_distill.hub.leaks.contents._LARGEST", 2**20)
     (folder / "vocabulary.json.gz").write_bytes(gzip.compress(bytes(2**21)))
     _, problems = check_files(folder, ["vocabulary.json.gz"])
     assert "unpacks to more than" in problems[0]

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 from hub_server import HubServer
 from leaking import BODY, FORMS, TOKENS, loopback, put, refused
-from small import data, models
 from tally import Tally
-from zoo import collate
+from tiny_models import collate
+from tiny_trainers import data, models
 
 from hf_distill import ModelTeacher, push_cache, write_cache
-from hf_distill.cache.sealed import read_manifest, write_manifest
-from hf_distill.leaks import check_files
+from hf_distill.hub.leaks import check_files
+from hf_distill.teachers.cache.checked_json import read_manifest, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 NAME = "sequence_classification"

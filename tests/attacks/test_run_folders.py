@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 from launch import launch
-from recipe_zoo import language, recipe
 from tally import Tally
+from tiny_recipes import language, recipe
 from tiny_runs import SHORT, refused, train, tree
 
 from hf_distill.cli import main
-from hf_distill.folders import held
 from hf_distill.recipe import stages
 from hf_distill.recipe.stages import Stage
+from hf_distill.utils.folders import held
 
 CHAINED: dict[str, Any] = {
     "teacher": {"seeds": [0, 1], "cache": {}},

@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_zoo import recipe
 from tally import Tally
+from tiny_recipes import recipe
 from tiny_runs import ROOT, SHORT, refused, spawn, train, tree, weights
 from transformers import TrainerCallback
 
-from hf_distill import interrupts
 from hf_distill.cli import main
-from hf_distill.export.exported import weights_of
-from hf_distill.folders import LOCK, FolderError, held
-from hf_distill.recipe.sources import identity
-from hf_distill.trainer import DistillationTrainer
+from hf_distill.hub.exported import weights_of
+from hf_distill.recipe.resolve import identity
+from hf_distill.training.trainer import DistillationTrainer
+from hf_distill.utils import interrupts
+from hf_distill.utils.folders import LOCK, FolderError, held
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_full_disks(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from hf_distill.folders import held
+from hf_distill.utils.folders import held
 with held(Path(sys.argv[1])):
     if sys.argv[2] == "alone" or os.fork() == 0:  # what a fork lets go of is gone when it begins
         print("held", flush=True)
@@ -239,7 +239,7 @@ def test_systems_without_a_lock(
 
     with Tally("runs: two at once") as attacks:
         for what, patch in {
-            "no fcntl": ("hf_distill.folders.fcntl", None),
+            "no fcntl": ("hf_distill.utils.folders.fcntl", None),
             "a disk without locks": ("fcntl.flock", unknown),
         }.items():
             with attacks.attack(what), monkeypatch.context() as patched:

@@ -19,7 +19,7 @@ from raw_http import get, opened, post
 from strangers import GOOD, IDS, OWN, Counted, posted, signal_body
 from tally import Tally
 
-from hf_distill.serving import TeacherServer, connections, handler
+from hf_distill.teachers.serving import TeacherServer, connections, handler
 
 
 def test_a_long_request_lets_others_go_between(texts: str, writer: Counted) -> None:
@@ -137,8 +137,8 @@ import sys
 sys.path[:0] = sys.argv[1:]
 import torch, transformers
 torch.set_num_threads(1)
-from test_server_teacher import tokenizer
-from hf_distill.serving import TeacherServer
+from tests.teachers.remote.test_vllm_teacher import tokenizer
+from hf_distill.teachers.serving import TeacherServer
 from hf_distill.teachers import ModelTeacher
 sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 config = transformers.LlamaConfig(vocab_size=40, max_position_embeddings=64, **sizes)

@@ -9,7 +9,7 @@ from raw_http import answers, get, opened, post
 from strangers import GOOD, OWN, Counted, posted
 from tally import Tally
 
-from hf_distill.serving import TeacherServer
+from hf_distill.teachers.serving import TeacherServer
 
 TOKEN = "t0ken-of-16-chars"
 

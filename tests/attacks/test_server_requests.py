@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
+import tiny_trainers
 import torch
 import transformers
 from raw_http import answers, get, post
 from strangers import IDS, OWN, Counted, signal_body
 from tally import Tally
-from zoo import VOCAB
+from tiny_models import VOCAB
 
-from hf_distill.serving import TeacherServer
 from hf_distill.teachers import ModelTeacher
-from hf_distill.teachers.wire import from_bytes
+from hf_distill.teachers.remote.wire import from_bytes
+from hf_distill.teachers.serving import TeacherServer
 
 tf: Any = transformers
 
@@ -206,7 +206,7 @@ def test_a_lost_device_is_told() -> None:
     with Tally("server: lost devices") as attacks:
         for error in LOST:
             with attacks.attack(str(error)):
-                model = small.models()[1]
+                model = tiny_trainers.models()[1]
                 with TeacherServer(ModelTeacher(model)) as server:
                     assert post(server.url, "/signal", signal_body({"input_ids": IDS}))[0] == 200
 
@@ -219,7 +219,7 @@ def test_a_lost_device_is_told() -> None:
                     assert (status, "restart" in told["error"]["message"]) == (503, True)
                     assert post(server.url, "/signal", signal_body({"input_ids": IDS}))[0] == 503
         with attacks.attack("memory that ran out"):
-            model = small.models()[1]
+            model = tiny_trainers.models()[1]
             with TeacherServer(ModelTeacher(model)) as server:
                 own, full = model.forward, torch.OutOfMemoryError("CUDA out of memory. Tried")
 

@@ -18,15 +18,15 @@ from hub_server import HubServer
 from leaking import loopback
 from peft import LoraConfig, get_peft_model
 from tally import Tally
-from zoo import collate
+from tiny_models import collate
 
-from hf_distill import AdaptersOff, CachedTeacher, Ensemble, RemoteTeacher, push_cache
-from hf_distill.cache.manifest import teacher_fingerprint
-from hf_distill.cache.recorded import Records
-from hf_distill.cache.sealed import bindings, read_manifest
+from hf_distill import BaseModelTeacher, CachedTeacher, Ensemble, HTTPTeacher, push_cache
 from hf_distill.recipe.caching import CacheStage
 from hf_distill.recipe.sections import CacheSection
-from hf_distill.serving import TeacherServer
+from hf_distill.teachers.cache.checked_json import bindings, read_manifest
+from hf_distill.teachers.cache.manifest import teacher_fingerprint
+from hf_distill.teachers.cache.recorded_views import AugmentationLog
+from hf_distill.teachers.serving import TeacherServer
 
 # huggingface_hub's own way of uploading, which httpx finds old
 pytestmark = [
@@ -50,7 +50,7 @@ def on_disk(folder: Path) -> dict[str, bytes]:
 
 def ask(cached: CachedTeacher, rows: list[Any]) -> np.ndarray:
     batch: Any = collate(rows)
-    logits = cached(batch, cached.provides, teacher().head.items(batch)).logits
+    logits = cached(batch, cached.provides, teacher().task_model.items(batch)).logits
     assert logits is not None
     return logits.numpy()
 
@@ -149,13 +149,13 @@ def test_the_card_of_a_cache_links_to_nothing(tmp_path: Path) -> None:
 def test_each_kind_of_teacher_is_told_apart_by_its_weights(tmp_path: Path) -> None:
     """By its name alone the cache of last week's teacher would be taken for this week's."""
 
-    def adapted(changed: bool) -> AdaptersOff:
+    def adapted(changed: bool) -> BaseModelTeacher:
         model = teacher(changed).model
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         torch.manual_seed(0)
         config = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
-        return AdaptersOff(get_peft_model(model, config))
+        return BaseModelTeacher(get_peft_model(model, config))
 
     kinds: dict[str, Any] = {
         "a model": teacher,
@@ -177,7 +177,7 @@ def test_each_kind_of_teacher_is_told_apart_by_its_weights(tmp_path: Path) -> No
             found = []
             for changed in (False, True):
                 with TeacherServer(teacher(changed)) as server:
-                    remote = RemoteTeacher(server.url)
+                    remote = HTTPTeacher(server.url)
                     found.append(teacher_fingerprint(remote))
                     remote.close()
             assert found == [teacher_fingerprint(teacher(changed)) for changed in (False, True)]
@@ -225,13 +225,13 @@ def test_recorded_views_that_are_none(tmp_path: Path) -> None:
             with attacks.attack(f"{first} {second}"):
                 _save(tmp_path, first, second)
                 with pytest.raises(ValueError, match=r"views\.jsonl"):
-                    Records.load(tmp_path).parameters(0)
+                    AugmentationLog.load(tmp_path).parameters(0)
         with attacks.attack("no lines"):
             (tmp_path / "views.jsonl").write_bytes(_sealed(b""))
             with pytest.raises(ValueError, match=r"views\.jsonl"):
-                Records.load(tmp_path)
+                AugmentationLog.load(tmp_path)
         _save(tmp_path, head, line)
-        assert Records.load(tmp_path).parameters(0) == [[{}]]
+        assert AugmentationLog.load(tmp_path).parameters(0) == [[{}]]
 
 
 def _save(folder: Path, *lines: Any) -> None:

@@ -26,17 +26,17 @@ from card_studies import Study, audio, language_model
 from datasets import Dataset
 
 from hf_distill import DistillationConfig, DistillationTrainer, HardLabels
-from hf_distill.curves import write_curves
+from hf_distill.evaluation.curves import write_curves
+from hf_distill.evaluation.latency import measure_speeds, size_on_disk
 from hf_distill.export import export_onnx, quantize_int8
 from hf_distill.hub import StudentCard, render
 from hf_distill.hub import write as write_card
-from hf_distill.recipe.evidence import EQUAL, gain
+from hf_distill.recipe.claims import EQUAL, gain
 from hf_distill.recipe.loading import load_recipe
 from hf_distill.recipe.runner import Run
 from hf_distill.recipe.stages import write_json
 from hf_distill.robustness import Examples
-from hf_distill.run_facts import accuracy_interval
-from hf_distill.speed import measure_speeds, size_on_disk
+from hf_distill.training.run_facts import accuracy_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "model_cards" / "examples"

@@ -24,7 +24,13 @@ import transformers as tf
 from objectives import HARD, accuracy, minilm, reviews, two_layers
 from transformers import set_seed
 
-from hf_distill import DistillationConfig, DistillationTrainer, ForwardKL, JointTrainer, Mutual
+from hf_distill import (
+    DistillationConfig,
+    DistillationTrainer,
+    ForwardKL,
+    Mutual,
+    OnlineDistillationTrainer,
+)
 
 TEACHER, STUDENT, BATCH = 6, 2, 32
 SOFT = 0.1 * HARD + 0.9 * ForwardKL(2.0)
@@ -91,7 +97,7 @@ def run(name: str, seed: int, loaded: Any, teaching: int, steps: int) -> dict[st
             count = budget // (3 * TEACHER + 3 * STUDENT)
             arguments = config(folder, count, 5e-4, seed)
             along = name == "teacher learns along"
-            trainer = JointTrainer(
+            trainer = OnlineDistillationTrainer(
                 student,
                 arguments,
                 collator,

@@ -38,7 +38,7 @@ import transformers as tf
 from torch import Tensor
 
 import hf_distill as hd
-from hf_distill.initialise import importance
+from hf_distill.models.initialise import importance
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("perplexity", "kl", "agreement", "acceptance")

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.losses.distribution import forward_kl, jensen_shannon
-from hf_distill.losses.fused import Linear, linear_loss
+from hf_distill.losses.fused import LazyLogits, linear_loss
 
 CPU = ((49_152, 576, 576), (151_936, 896, 896), (151_936, 896, 2_048))
 GPU = ((128_256, 4_096, 4_096), (151_936, 2_048, 3_584))
@@ -71,8 +71,8 @@ def variants(inputs: Inputs, kind: str) -> dict[str, Step]:
 
     def ours() -> Tensor:
         return linear_loss(
-            Linear((inputs.student,), (inputs.weight,)),
-            Linear((inputs.teacher,), (inputs.taught,)),
+            LazyLogits((inputs.student,), (inputs.weight,)),
+            LazyLogits((inputs.teacher,), (inputs.taught,)),
             lambda s, t, rows: divergence(kind, s, t).sum() / count,
         )
 

@@ -5,9 +5,9 @@
 
 It trains the teacher once (from scratch on Fashion-MNIST, all-MiniLM-L6-v2 on movie reviews), then
 every objective of `ROWS` with every seed, from the same student, on the same examples in the same
-order, and evaluates on the test split. What is not a divergence gets half of the loss by a share
-(`Share`), so that no weight is tuned to the data. Finished runs are kept in the folder: a second
-call goes on where the first one stopped. It prints a Markdown table.
+order, and evaluates on the test split. An objective that is not a divergence gets half of the loss
+by a `LossShare`, so that no weight is tuned to the data. Finished runs are kept in the folder: a
+second call goes on where the first one stopped. It prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ import hf_distill as hd
 from hf_distill import (
     DistillationConfig,
     DistillationTrainer,
+    LossShare,
     ModelTeacher,
     Needs,
-    Share,
     Signal,
 )
 
@@ -60,7 +60,7 @@ def sources() -> Any:
 
 def half(objective: Any) -> Any:
     """As much of the loss as the labels."""
-    return HARD + Share(0.5) * objective
+    return HARD + LossShare(0.5) * objective
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ FASHION = Data(
         "Dist": HARD + 2.0 * hd.Dist(),
         "LogitMSE": HARD + 0.1 * hd.LogitMSE(),
         "HardTeacherLabels": 0.5 * HARD + 0.5 * hd.HardTeacherLabels(),
-        "Reconstruction": HARD + hd.Reconstruction(),
+        "Reconstruction": HARD + hd.ProbabilityMSE(),
         "Hint": half(hd.Hint(STAGES)),
         "AttentionTransfer": half(hd.AttentionTransfer(STAGES)),
         "SimilarityPreserving": half(hd.SimilarityPreserving(LAST)),
@@ -205,7 +205,7 @@ REVIEWS = Data(
         "MiniLMv2": half(hd.MiniLMv2()),
         "TinyBERT, hidden": half(hd.TinyBERT(prediction=0.0)),
         "RKD": half(hd.RKD(pooling="first")),
-        "ForwardKL + HiddenStates": hd.ForwardKL(2.0) + Share(0.5) * hd.HiddenStates("-1:-1"),
+        "ForwardKL + HiddenStates": hd.ForwardKL(2.0) + LossShare(0.5) * hd.HiddenStates("-1:-1"),
     },
     teacher_steps=240,
     steps=64,
@@ -226,7 +226,7 @@ class Remembering(ModelTeacher):
     def __call__(self, batch: Any, needs: Needs, items: Any) -> Signal:
         if needs.inputs:  # its graph is used up by a backward
             return super().__call__(batch, needs, items)
-        inputs = batch[self.head.model.main_input_name]
+        inputs = batch[self.task_model.model.main_input_name]
         key = hashlib.sha256(inputs.numpy().tobytes()).digest()
         if key not in self.kept:
             self.kept[key] = super().__call__(batch, self.everything, items)

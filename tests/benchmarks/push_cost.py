@@ -35,9 +35,9 @@ def write_student(folder: Path, size: int) -> None:
     """Write a student with its tokenizer and card, as a training does."""
     import torch
     from datasets import Dataset
+    from tiny_models import quiet_arguments
     from tokenizers import Tokenizer, models
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-    from zoo import quiet_arguments
 
     from hf_distill import DistillationTrainer
 

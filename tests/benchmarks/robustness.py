@@ -42,17 +42,17 @@ from hf_distill import (
     student_from_teacher,
     write_cache,
 )
-from hf_distill.initialise import with_dropout
+from hf_distill.models.initialise import with_dropout
 from hf_distill.objectives.adversaries import PGD
+from hf_distill.objectives.base.objective import Objective, WeightedSum
+from hf_distill.objectives.input_perturbations import PerturbedColumns
 from hf_distill.objectives.methods import rslad
-from hf_distill.objectives.perturbations import Columns
 from hf_distill.objectives.perturbed import OnPerturbed
-from hf_distill.recipe.noise import OneVersion, with_noise
+from hf_distill.recipe.noise import RandomVersionCollator, with_noise
 from hf_distill.recipe.schema import NoiseSection
-from hf_distill.robustness import Examples, Plan, Subject, evaluate_robustness
+from hf_distill.robustness import Examples, Predictor, RobustnessConfig, evaluate_robustness
 from hf_distill.robustness.bias import balanced, with_spurious_patch
 from hf_distill.robustness.perturbations import CORE
-from hf_distill.terms import Objective, Sum
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 8
@@ -83,7 +83,7 @@ class Arm:
         settings: Training arguments of its own.
     """
 
-    objective: Objective | Sum
+    objective: Objective | WeightedSum
     teacher: str | None = None
     split: str = "train"
     dropout: float | None = None
@@ -186,7 +186,7 @@ def tried() -> Study:
         settings={"num_train_epochs": 20, "learning_rate": 2e-3},
     )
 
-    def robustly(objective: Objective, share: float = 0.5) -> Sum:
+    def robustly(objective: Objective, share: float = 0.5) -> WeightedSum:
         return (1 - share) * objective + share * OnPerturbed(objective, attack)
 
     best, teacher = robustly(ForwardKL()), "robust_teacher"
@@ -221,7 +221,7 @@ def compare_tried(name: str, root: Path) -> None:
     controls: dict[bool, dict[str, list[float]]] = {}
     for arm in STUDIES[name]().arms:
         folders = sorted((root / name / "long" / arm).glob("seed-*"))
-        models = {int(f.name.partition("-")[2]): Subject.load(f) for f in folders}
+        models = {int(f.name.partition("-")[2]): Predictor.load(f) for f in folders}
         folder = root / name / "judged"
         facts = evaluate_robustness({"student": models}, test, plan=plan, folder=folder).facts
         found = {figure: facts["roles"]["student"][figure]["values"] for figure in figures}
@@ -264,8 +264,8 @@ def texts() -> Study:
 
     attack = PGD(0.03, steps=1, norm="l2")  # of each token's embedding length
 
-    def robustly(objective: Objective) -> Sum:
-        noisy, attacked = OnPerturbed(objective, Columns()), OnPerturbed(objective, attack)
+    def robustly(objective: Objective) -> WeightedSum:
+        noisy, attacked = OnPerturbed(objective, PerturbedColumns()), OnPerturbed(objective, attack)
         return 0.5 * objective + 0.3 * noisy + 0.2 * attacked
 
     fine_tuning = {"num_train_epochs": 3, "learning_rate": 5e-5}
@@ -274,11 +274,11 @@ def texts() -> Study:
         teacher,
         student,
         tokenizer,
-        OneVersion(tf.DataCollatorWithPadding(tokenizer)),
+        RandomVersionCollator(tf.DataCollatorWithPadding(tokenizer)),
         {
             "teacher": Arm(1.0 * HardLabels(), settings=fine_tuning),
             "robust_teacher": Arm(
-                0.5 * HardLabels() + 0.5 * OnPerturbed(HardLabels(), Columns()),
+                0.5 * HardLabels() + 0.5 * OnPerturbed(HardLabels(), PerturbedColumns()),
                 settings=fine_tuning,
             ),
         },
@@ -369,7 +369,7 @@ def compare_groups(name: str, root: Path) -> None:
     names = rows.features["group"].names
     read = Examples.read(rows.remove_columns("group"))
     test = replace(read, groups=tuple(names[g] for g in rows["group"]))
-    plan = Plan(perturbations=(), attacks=(), gate_examples=0, groups="group")
+    plan = RobustnessConfig(perturbations=(), attacks=(), gate_examples=0, groups="group")
     arms = STUDIES[name]().arms
     print(
         "| | average | worst group | against balanced sampling, alone |\n| :-- | --: | --: | :-- |"
@@ -378,7 +378,10 @@ def compare_groups(name: str, root: Path) -> None:
     for arm in arms:
         folders = (root / name / "short" / which for which in (reference, arm))
         alone, student = (
-            {int(f.name.partition("-")[2]): Subject.load(f) for f in sorted(folder.glob("seed-*"))}
+            {
+                int(f.name.partition("-")[2]): Predictor.load(f)
+                for f in sorted(folder.glob("seed-*"))
+            }
             for folder in folders
         )
         facts = evaluate_robustness(
@@ -395,7 +398,7 @@ def compare_groups(name: str, root: Path) -> None:
 def regularised() -> Study:
     """The distilled movie-review student with one regulariser at a time."""
     plain = texts()
-    kd: Sum = 1.0 * ForwardKL(2.0)
+    kd: WeightedSum = 1.0 * ForwardKL(2.0)
     none = {"weight_decay": 0.0}
     stopping = {
         **none,
@@ -434,7 +437,7 @@ def compare_regularisers(name: str, root: Path) -> None:
     print(f"| | {' | '.join(figures)} |\n| :-- | {' | '.join('--:' for _ in figures)} |")
     for arm in STUDIES[name]().arms:
         folders = sorted((root / name / "long" / arm).glob("seed-*"))
-        models = {n: replace(Subject.load(f), max_length=32) for n, f in enumerate(folders)}
+        models = {n: replace(Predictor.load(f), max_length=32) for n, f in enumerate(folders)}
         folder = root / name / "judged"
         facts = evaluate_robustness({"student": models}, test, plan=plan, folder=folder).facts
         own = [facts["roles"]["student"][figure]["values"] for figure in figures]
@@ -572,11 +575,13 @@ def examples(name: str, split: str, size: int) -> Examples:
     return replace(found, groups=tuple(found.names[y] for y in found.labels))  # worst class
 
 
-def plan_of(name: str) -> Plan:
+def plan_of(name: str) -> RobustnessConfig:
     if name == "fashion_mnist":
-        return Plan(epsilon=EPSILON, steps=10, queries=100, perturbed_examples=400, groups="class")
+        return RobustnessConfig(
+            epsilon=EPSILON, steps=10, queries=100, perturbed_examples=400, groups="class"
+        )
     unseen = tuple(p for p in CORE["text"] if p not in SEEN)
-    return Plan(
+    return RobustnessConfig(
         perturbations=unseen,
         severities=(1, 3, 5),
         epsilon=0.05,
@@ -595,8 +600,8 @@ def report(name: str, root: Path, budgets: list[str]) -> None:
     plan, length = plan_of(name), 32 if name == "movie_reviews" else None
     arms = STUDIES[name]().arms
 
-    def loaded(path: Path) -> Subject:
-        return replace(Subject.load(path), max_length=length)
+    def loaded(path: Path) -> Predictor:
+        return replace(Predictor.load(path), max_length=length)
 
     for budget in budgets:
         folder = root / name / budget

@@ -23,7 +23,7 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_distill import DistillationConfig, DistillationTrainer, ForwardKL, HiddenStates, Sum
+from hf_distill import DistillationConfig, DistillationTrainer, ForwardKL, HiddenStates, WeightedSum
 
 TEMPERATURE = 2.0
 Batch = dict[str, Tensor]
@@ -107,7 +107,7 @@ def measure(make: Callable[[int, int], nn.Module], language: bool, hidden: bool,
     teacher, data = make(6, 384), batches(8, 8192, language)
     students = [make(2, 192) for _ in range(2)]
     students[1].load_state_dict(students[0].state_dict())
-    objective: Sum = 1.0 * ForwardKL(TEMPERATURE)
+    objective: WeightedSum = 1.0 * ForwardKL(TEMPERATURE)
     if hidden:
         objective = objective + HiddenStates(layers=((2, 6),))
     with tempfile.TemporaryDirectory() as folder:

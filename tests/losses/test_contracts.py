@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import DTYPES, HALVES, Loss, bound, floating, value_and_grad, variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_contracts import DTYPES, HALVES, Loss, bound, floating, value_and_grad, variants
 from torch import Tensor
 
 from hf_distill import losses

@@ -9,11 +9,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import distribution_rows as brute
 import numpy as np
 import pytest
-import rows_distribution as brute
 import torch
-from contracts import DTYPES, HALVES, Loss, pair, value_and_grad, variants
+from loss_contracts import DTYPES, HALVES, Loss, pair, value_and_grad, variants
 from torch import Tensor
 
 from hf_distill.losses import distribution as d

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import DTYPES, HALVES, Loss, bound, floating, pair, value_and_grad, variants
-from rows_features import (
+from feature_rows import (
     ROWS,
     brute_attention_transfer,
     brute_fsp,
@@ -27,6 +26,7 @@ from rows_features import (
     two_like_layers,
     with_scale,
 )
+from loss_contracts import DTYPES, HALVES, Loss, bound, floating, pair, value_and_grad, variants
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

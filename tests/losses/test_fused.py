@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_distill.losses import distribution
-from hf_distill.losses.fused import Linear, linear_loss
+from hf_distill.losses.fused import LazyLogits, linear_loss
 
 N, V, H, THEIRS = 13, 29, 6, 10
 DIVERGENCES: dict[str, Any] = {
@@ -57,9 +57,9 @@ def parts(seed: int, width: int, dtype: torch.dtype = torch.float64, rank: int =
     return {name: value.requires_grad_() for name, value in found.items()}
 
 
-def linear(own: Parts, bias: bool = False, rank: int = 0, **settings: Any) -> Linear:
+def linear(own: Parts, bias: bool = False, rank: int = 0, **settings: Any) -> LazyLogits:
     adapter = ("low", "up") if rank else ()
-    return Linear(
+    return LazyLogits(
         (own["hidden"], *(own[name] for name in adapter[:1])),
         (own["weight"], *(own[name] for name in adapter[1:])),
         own["bias"] if bias else None,
@@ -168,7 +168,7 @@ def test_tied_weights_get_both_gradients() -> None:
         embedded = own["weight"][torch.arange(N)] * 0.5
         if fused:
             loss = linear_loss(
-                Linear((embedded,), (own["weight"],)),
+                LazyLogits((embedded,), (own["weight"],)),
                 None,
                 lambda z, _, rows: z.logsumexp(-1).sum(),
             )

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts import DTYPES, HALVES, pair, value_and_grad
-from rows_relations import (
+from loss_contracts import DTYPES, HALVES, pair, value_and_grad
+from relation_rows import (
     brute_rkd_angle,
     brute_rkd_distance,
     dot,
@@ -427,7 +427,7 @@ def test_confidence_is_detached() -> None:
         decision.confidence_weighted_kl(student, teacher, power=-1)
 
 
-@pytest.mark.parametrize("function", [decision.confidence_weighted_kl, decision.reconstruction])
+@pytest.mark.parametrize("function", [decision.confidence_weighted_kl, decision.probability_mse])
 @pytest.mark.parametrize("t_squared", [True, False])
 def test_temperature_per_item(function: Callable[..., Tensor], t_squared: bool) -> None:
     """A temperature for each item would be broadcast over the classes."""
@@ -461,7 +461,7 @@ def test_agreement_and_reconstruction_are_bounded(dtype: torch.dtype) -> None:
     expected = torch.tensor([1.0, 0.0, 2 / 3], dtype=agreement.dtype)
     torch.testing.assert_close(agreement, expected)
     assert ((agreement >= 0) & (agreement <= 1)).all()
-    assert decision.reconstruction(student, teacher)[:2].tolist() == [2.0, 0.0]
+    assert decision.probability_mse(student, teacher)[:2].tolist() == [2.0, 0.0]
 
 
 def test_boundary_asks_for_no_more_than_the_teacher_has() -> None:

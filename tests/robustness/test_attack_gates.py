@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from attacked import dense, digits, space, state, train
+from tiny_models import CASES, collate
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
-from zoo import CASES, collate
 
-from hf_distill.robustness.attacks.gates import (
+from hf_distill.models.input_space import EMBEDDINGS, InputSpace
+from hf_distill.robustness.attacks.gradient import Attack, attack_batch, zero_gradients
+from hf_distill.robustness.attacks.sanity_checks import (
     MASKING,
-    Outcome,
+    AttackOutcome,
     black_box_gate,
     bounds_gate,
     distance_gate,
@@ -27,8 +29,6 @@ from hf_distill.robustness.attacks.gates import (
     unbounded_gate,
     zero_gradient_gate,
 )
-from hf_distill.robustness.attacks.gradient import Attack, attack_batch, zero_gradients
-from hf_distill.spaces import EMBEDDINGS, Space
 
 EPSILON = 0.1
 
@@ -183,7 +183,7 @@ def test_texts_and_sounds_have_gates(name: str, norm: str) -> None:
     with torch.no_grad():
         inputs = {key: value for key, value in data.items() if key != "labels"}
         labels = model(**inputs).logits.argmax(-1)
-    where = Space(EMBEDDINGS if name == "sequence_classification" else "input_values")
+    where = InputSpace(EMBEDDINGS if name == "sequence_classification" else "input_values")
     found = run_gates(model, [(data, labels)], Attack("pgd", 0.01, norm, steps=3), where)
     names = {gate.name for gate in found}
     assert "black_box" not in names
@@ -210,11 +210,11 @@ def test_gates_of_nothing_are_refused(batches: int, attack: Attack, message: str
 # ---- one gate at a time ----------------------------------------------------------------------
 
 
-def seen(**changes: Any) -> Outcome:
+def seen(**changes: Any) -> AttackOutcome:
     fine = {
         "accuracy": 0.5, "clean": 0.5, "n": 100, "classes": 2, "distance": 0.0, "outside": 0.0
     }  # fmt: skip
-    return Outcome(**{**fine, **changes})
+    return AttackOutcome(**{**fine, **changes})
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import torch
 import transformers
 from attacked import MEAN, STD, Processor, dense, digits, space, state, train, vit
 from peft import LoraConfig, get_peft_model
+from tiny_models import CASES, collate
 from torch import Tensor
-from zoo import CASES, collate
 
-from hf_distill.heads import Head
+from hf_distill.models.input_space import EMBEDDINGS, InputSpace, input_space
+from hf_distill.models.signals import Needs
+from hf_distill.models.task_model import TaskModel
 from hf_distill.robustness.attacks.gradient import (
     Attack,
     AttackResult,
@@ -22,8 +24,6 @@ from hf_distill.robustness.attacks.gradient import (
     zero_gradients,
 )
 from hf_distill.robustness.attacks.square import side
-from hf_distill.signals import Needs
-from hf_distill.spaces import EMBEDDINGS, Space, space_of
 
 tf: Any = transformers
 WHITE_BOX = ("fgsm", "pgd")
@@ -59,7 +59,7 @@ def test_two_classes_of_a_linear_model(name: str, norm: str, losses: Any) -> Non
     model = dense(labels=2).double()
     x = torch.randn(60, 3, 8, 8, dtype=torch.float64)
     labels = torch.randint(2, (60,))
-    units = Space("pixel_values", (5.0, 4.0, 2.0))  # without bounds
+    units = InputSpace("pixel_values", (5.0, 4.0, 2.0))  # without bounds
     with torch.no_grad():
         logits = model(pixel_values=x).logits
     weight = model.layers[0].weight.detach()
@@ -234,9 +234,9 @@ def sample(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, dict[str
     """A random model of the zoo, its data, and its own decisions as labels."""
     model = CASES[name].models(dtype)[0].eval()
     batch = collate(CASES[name].data(dtype=dtype))
-    head = Head(model)
+    task_model = TaskModel(model)
     with torch.no_grad():
-        logits = model(**head.inputs(batch, Needs())).logits
+        logits = model(**task_model.inputs(batch, Needs())).logits
     return model, batch, logits.argmax(-1)
 
 
@@ -245,12 +245,12 @@ def test_texts_do_not_depend_on_their_padding(norm: str) -> None:
     """The attacked accuracy of a text would depend on the longest text next to it."""
     model, batch, labels = sample("sequence_classification")
     attack = Attack("pgd", 0.1 if norm == "l2" else 0.01, norm, steps=4)
-    whole = run(model, attack, batch, labels, where=Space(EMBEDDINGS))
+    whole = run(model, attack, batch, labels, where=InputSpace(EMBEDDINGS))
     assert whole.correct.any()
     for row in range(0, len(labels), 2):
         real = batch["attention_mask"][row].bool()
         one = {key: value[row : row + 1, real] for key, value in batch.items() if value.dim() == 2}
-        found = run(model, attack, one, labels[row : row + 1], where=Space(EMBEDDINGS))
+        found = run(model, attack, one, labels[row : row + 1], where=InputSpace(EMBEDDINGS))
         assert torch.equal(found.correct, whole.correct[row : row + 1])
         assert found.adversarial[0] == pytest.approx(whole.adversarial[row, real], abs=1e-9)
 
@@ -262,12 +262,12 @@ def test_texts_do_not_depend_on_their_padding(norm: str) -> None:
 def test_every_kind_of_input_can_be_attacked(name: str) -> None:
     """An input that the attack does not reach keeps its accuracy: perfectly robust."""
     model, batch, labels = sample(name)
-    where = space_of(Head(model))
+    where = input_space(TaskModel(model))
     found = run(model, Attack("pgd", 5.0, steps=10), batch, labels, where=where)
     assert found.clean_correct.all()
     assert found.correct.float().mean() < 0.7
     if (mask := batch.get("attention_mask")) is not None:
-        center = where.point(Head(model), batch)
+        center = where.point(TaskModel(model), batch)
         assert not (found.adversarial - center)[mask == 0].any()
 
 
@@ -279,7 +279,7 @@ def test_decoders_are_attacked_as_they_are_used() -> None:
     _, batch, _ = sample("sequence_classification")
     with torch.no_grad():
         labels = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
-    found = run(model, Attack("pgd", 0.0, steps=1), batch, labels, where=Space(EMBEDDINGS))
+    found = run(model, Attack("pgd", 0.0, steps=1), batch, labels, where=InputSpace(EMBEDDINGS))
     assert found.correct.all()
 
 
@@ -393,7 +393,7 @@ def test_what_cannot_be_transferred_is_refused() -> None:
     """A model of another size, or a text, would give numbers that mean nothing."""
     levels, labels = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
     with pytest.raises(ValueError, match="embeddings of one model"):
-        transfer([(levels, labels)], dense(), Space(EMBEDDINGS))
+        transfer([(levels, labels)], dense(), InputSpace(EMBEDDINGS))
     model = vit()
     with pytest.raises(ValueError, match="8 pixels"):
         transfer([(torch.rand(2, 3, 16, 16), labels)], model, space(model))
@@ -448,14 +448,14 @@ def test_only_classifiers_are_attacked(name: str) -> None:
     batch = collate(CASES[name].data())
     labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
     with pytest.raises(ValueError, match="classifier with one label"):
-        run(model, Attack("pgd", 0.1), batch, labels, where=Space(EMBEDDINGS))
+        run(model, Attack("pgd", 0.1), batch, labels, where=InputSpace(EMBEDDINGS))
 
 
 def test_squares_are_for_pictures() -> None:
     """A square of embeddings is no attack that anyone has described."""
     model, batch, labels = sample("sequence_classification")
     with pytest.raises(ValueError, match=r"Expected pictures .* Take `noise` or `pgd`"):
-        run(model, Attack("square", 0.1), batch, labels, where=Space(EMBEDDINGS))
+        run(model, Attack("square", 0.1), batch, labels, where=InputSpace(EMBEDDINGS))
 
 
 def test_inference_mode_is_refused() -> None:

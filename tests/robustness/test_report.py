@@ -13,24 +13,31 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from asked import NAMES, linear, reader, rows, texts
+from report_models import NAMES, linear, reader, rows, texts
 from scipy.spatial.distance import jensenshannon
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from hf_distill.robustness import Examples, Plan, Report, Subject, evaluate_robustness, perturb
+from hf_distill.models.input_space import input_space
+from hf_distill.robustness import (
+    Examples,
+    Predictor,
+    Report,
+    RobustnessConfig,
+    evaluate_robustness,
+    perturb,
+)
 from hf_distill.robustness.attacks.gradient import Attack, attack_batch
 from hf_distill.robustness.attacks.text import TextAttack, attack_texts
 from hf_distill.robustness.comparing import MASKED, check_requirements
 from hf_distill.robustness.invariance import invariance
 from hf_distill.robustness.tables import markdown, sentences
-from hf_distill.spaces import space_of
 
 tf: Any = transformers
 pytestmark = pytest.mark.xdist_group("robustness")
 NOISES = ("keyboard_typos", "spacing", "character_drops")
-PLAN = Plan(
+PLAN = RobustnessConfig(
     perturbations=NOISES[:2],
     seen=NOISES[2:],
     severities=(1, 3, 5),
@@ -91,7 +98,7 @@ def same(one: Any, other: Any) -> None:
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def probabilities(subject: Subject, values: Sequence[Any]) -> np.ndarray:
+def probabilities(subject: Predictor, values: Sequence[Any]) -> np.ndarray:
     logits = subject.logits(values, batch_size=1)
     raised = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(raised / raised.sum(-1, keepdims=True))
@@ -106,7 +113,7 @@ def test_figures_are_those_of_the_models(report: Report) -> None:
     loyalty = 1 - np.mean([jensenshannon(a, b, base=2) for a, b in zip(p, q, strict=True)])
     some = DATA.take(DATA.sample(12, 0))
 
-    def right(who: Subject) -> dict[str, np.ndarray]:
+    def right(who: Predictor) -> dict[str, np.ndarray]:
         return {
             name: np.array(
                 [
@@ -158,7 +165,9 @@ def test_figures_of_attacks_are_those_of_the_attacks(report: Report) -> None:
     standing = np.zeros(8, bool)
     for places, batch, labels in subject.batches(few.values, few.labels, 1):
         keys = [few.keys[place] for place in places]
-        result = attack_batch(subject.model, batch, labels, pgd, space_of(subject.head), 0, keys)
+        result = attack_batch(
+            subject.model, batch, labels, pgd, input_space(subject.task_model), 0, keys
+        )
         standing[places] = result.correct.numpy()
     assert figures["attack.pgd"] == standing.mean()
     assert figures["attacked"] == (standing & found.attacked_correct).mean()
@@ -279,11 +288,11 @@ def test_neither_batch_size_nor_order_of_the_data_matters(report: Report) -> Non
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
-def noisy(weight: np.ndarray, seed: int, size: float) -> Subject:
+def noisy(weight: np.ndarray, seed: int, size: float) -> Predictor:
     return linear(weight + size * np.random.default_rng(seed).normal(size=weight.shape))
 
 
-TABULAR = Plan(severities=(1, 5), perturbed_examples=150)
+TABULAR = RobustnessConfig(severities=(1, 5), perturbed_examples=150)
 
 
 def test_the_same_model_is_not_distinguishable_from_itself() -> None:
@@ -330,11 +339,11 @@ def test_at_most_six_axes_are_judged() -> None:
     assert "not the methods that made them" in sentences(verdicts, "alone")
 
 
-def digits(model: nn.Module) -> Subject:
+def digits(model: nn.Module) -> Predictor:
     processor = tf.ViTImageProcessorPil(
         do_resize=False, image_mean=[0.5], image_std=[0.5], size={"height": 8, "width": 8}
     )
-    return Subject("digits", model, processor)
+    return Predictor("digits", model, processor)
 
 
 def trained(seed: int, pictures: torch.Tensor, labels: torch.Tensor) -> Any:
@@ -370,7 +379,7 @@ def test_a_saturated_student_does_not_come_out_as_better() -> None:
     pictures = torch.tensor(grey[:200] / 127.5 - 1, dtype=torch.float32)[:, None]
     labels = torch.tensor(sets.target[:200])
     alone = {seed: digits(trained(seed, pictures, labels)) for seed in range(6)}
-    students: dict[int, Subject] = {}
+    students: dict[int, Predictor] = {}
     for seed, one in alone.items():
         model: Any = copy.deepcopy(one.model)
         with torch.no_grad():
@@ -379,9 +388,9 @@ def test_a_saturated_student_does_not_come_out_as_better() -> None:
         students[seed] = digits(model)
     data = Examples(tuple(grey[200:240]), sets.target[200:240])
 
-    def by_cross_entropy(subject: Subject) -> float:
+    def by_cross_entropy(subject: Predictor) -> float:
         attack = Attack("pgd", 0.15, steps=5, losses=("ce",))
-        space = space_of(subject.head, subject.processor)
+        space = input_space(subject.task_model, subject.processor)
         _, batch, answers = next(subject.batches(data.values, data.labels))
         return float(
             attack_batch(subject.model, batch, answers, attack, space).correct.float().mean()
@@ -389,7 +398,7 @@ def test_a_saturated_student_does_not_come_out_as_better() -> None:
 
     fake = np.mean([by_cross_entropy(students[s]) - by_cross_entropy(alone[s]) for s in range(6)])
     assert fake > 0.1, "the fixture has the effect"
-    plan = Plan(
+    plan = RobustnessConfig(
         epsilon=0.15,
         attacks=("pgd",),
         steps=5,
@@ -513,9 +522,9 @@ def test_models_that_do_not_fit_are_refused(given: Any, message: str) -> None:
 def test_a_text_attack_on_pictures_is_refused() -> None:
     """Letters of a picture cannot be swapped."""
     with pytest.raises(ValueError, match="Expected attacks for image, got 'characters'"):
-        Plan(attacks=("characters",)).attacks_for("image")
+        RobustnessConfig(attacks=("characters",)).attacks_for("image")
     with pytest.raises(ValueError, match="invariance tests for text only"):
-        Plan(invariance=("names in front",)).invariance_for("image")
+        RobustnessConfig(invariance=("names in front",)).invariance_for("image")
 
 
 def test_requirements_are_checked_beforehand() -> None:

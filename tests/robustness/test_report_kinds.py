@@ -9,14 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asked import listener, pictures, sounds, viewer
 from PIL.Image import fromarray
+from report_models import listener, pictures, sounds, viewer
 
 from hf_distill.cli import main
-from hf_distill.robustness import Examples, Plan, Subject, evaluate_robustness, perturb
+from hf_distill.models.input_space import input_space
+from hf_distill.robustness import (
+    Examples,
+    Predictor,
+    RobustnessConfig,
+    evaluate_robustness,
+    perturb,
+)
 from hf_distill.robustness.attacks.gradient import Attack, attack_batch
 from hf_distill.robustness.perturbations import CORE
-from hf_distill.spaces import space_of
 
 pytestmark = pytest.mark.xdist_group("robustness")
 LABELS = np.array([0, 1, 2, 0, 1, 2])
@@ -49,7 +55,7 @@ def test_sounds_are_perturbed_and_attacked() -> None:
     """Speech students would have no report; one that pads clips would attack the padding."""
     values = sounds()
     data = Examples(tuple(values), np.array([0, 1, 1, 0, 1]))
-    plan = Plan(severities=(1, 5), epsilon=0.3, steps=3, gate_examples=3, batch_size=2)
+    plan = RobustnessConfig(severities=(1, 5), epsilon=0.3, steps=3, gate_examples=3, batch_size=2)
     models = {"student": listener(0), "alone": listener(1)}
     facts = evaluate_robustness(models, data, plan=plan).facts
     for role, subject in models.items():
@@ -60,7 +66,7 @@ def test_sounds_are_perturbed_and_attacked() -> None:
                 said = subject.logits(perturb(values, name, severity, plan.seed)).argmax(-1)
                 assert measured == pytest.approx((said == data.labels).mean()), name
         kept = np.zeros(len(values), bool)
-        space = space_of(subject.head, subject.processor)
+        space = input_space(subject.task_model, subject.processor)
         for rows, batch, labels in subject.batches(values, data.labels, 1):
             attack = Attack("pgd", 0.3, "linf", 3)
             keys = [data.keys[row] for row in rows]
@@ -76,7 +82,7 @@ def test_pictures_on_the_command_line(folder: Path) -> None:
     words += ["--attacks", "pgd,square", "--steps", "2", "--queries", "5", "--epsilon", "0.1"]
     assert main([*words, "--perturbations", "brightness,contrast"]) == 0
     facts = json.loads((folder / "out/robustness.json").read_text())
-    subject = Subject.load(folder / "m0")
+    subject = Predictor.load(folder / "m0")
     said = subject.logits(pictures(len(LABELS))).argmax(-1)
     figures = facts["models"]["student"]["figures"]
     assert figures["accuracy"] == pytest.approx((said == LABELS).mean())
@@ -97,7 +103,7 @@ def test_attacks_of_other_libraries_in_a_report(library: str, attack: str) -> No
         warnings.simplefilter("ignore")  # of the library's own imports
         pytest.importorskip(library)
     subject, data = viewer(0), Examples(tuple(pictures(6)), LABELS)
-    plan = Plan(
+    plan = RobustnessConfig(
         perturbations=("brightness",), severities=(1,), attacks=(attack,), epsilon=0.5, steps=5
     )
     facts = evaluate_robustness(subject, data, plan=plan).facts

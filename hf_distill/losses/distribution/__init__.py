@@ -16,12 +16,7 @@ keeps the size of their gradient about the same for every temperature; sources t
 """
 
 from hf_distill.losses.distribution.correlation import dist
-from hf_distill.losses.distribution.families import (
-    adaptive_kl,
-    alpha_beta,
-    renyi,
-    total_variation,
-)
+from hf_distill.losses.distribution.families import adaptive_kl, alpha_beta, renyi, total_variation
 from hf_distill.losses.distribution.kl import (
     binary_kl,
     forward_kl,

@@ -7,13 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.losses.distribution.kl import forward_kl, reverse_kl
-from hf_distill.losses.numerics import (
-    Temperature,
-    kl,
-    log_probs,
-    times_t_squared,
-    zero_where_equal,
-)
+from hf_distill.losses.numerics import Temperature, kl, log_probs, times_t_squared, zero_where_equal
 
 __all__ = ["jensen_shannon", "skew_kl", "skew_reverse_kl"]
 

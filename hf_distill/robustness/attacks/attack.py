@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_distill.ascent import check_budget
+from hf_distill.models.pgd import check_budget
 
 NAMES = ("fgsm", "pgd", "square", "noise", "autoattack")
 FOOLBOX = "foolbox-"

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill.reading import Batch
-from hf_distill.robustness.attacks import extras
+from hf_distill.models.batches import Batch
+from hf_distill.models.input_space import InputSpace
+from hf_distill.robustness.attacks import other_libraries
 from hf_distill.robustness.attacks.attack import FOOLBOX, Attack, AttackResult
-from hf_distill.robustness.attacks.search import Search, undisturbed
 from hf_distill.robustness.attacks.square import square
-from hf_distill.spaces import Space
+from hf_distill.robustness.attacks.state import AttackState, undisturbed
 
 __all__ = ["Attack", "AttackResult", "attack_batch", "transfer", "zero_gradients"]
 
@@ -23,7 +23,7 @@ def attack_batch(
     batch: Batch,
     labels: Tensor,
     attack: Attack,
-    space: Space,
+    space: InputSpace,
     seed: int = 0,
     keys: Sequence[Any] | None = None,
 ) -> AttackResult:
@@ -50,13 +50,13 @@ def attack_batch(
         ImportError: the attack is another library's, and this library is not installed.
     """
     with undisturbed(model):
-        search = Search(model, batch, labels, attack, space, seed, keys)
-        run = extras.foolbox if attack.name.startswith(FOOLBOX) else ATTACKS[attack.name]
+        search = AttackState(model, batch, labels, attack, space, seed, keys)
+        run = other_libraries.foolbox if attack.name.startswith(FOOLBOX) else ATTACKS[attack.name]
         run(search, attack)
     return search.result()
 
 
-def pgd(search: Search, attack: Attack) -> None:
+def pgd(search: AttackState, attack: Attack) -> None:
     """Projected gradient ascent from random points, on each of the losses."""
     for loss in attack.losses:
         for restart in range(attack.restarts):
@@ -65,7 +65,7 @@ def pgd(search: Search, attack: Attack) -> None:
                 _ascend(search, rows, search.start(rows, restart), loss, attack.steps, attack.size)
 
 
-def fgsm(search: Search, attack: Attack) -> None:
+def fgsm(search: AttackState, attack: Attack) -> None:
     """One step of size epsilon from the input, on each of the losses."""
     for loss in attack.losses:
         rows = search.standing()
@@ -73,7 +73,9 @@ def fgsm(search: Search, attack: Attack) -> None:
             _ascend(search, rows, search.center[rows], loss, 1, attack.size)
 
 
-def _ascend(search: Search, rows: Tensor, x: Tensor, loss: str, steps: int, size: float) -> None:
+def _ascend(
+    search: AttackState, rows: Tensor, x: Tensor, loss: str, steps: int, size: float
+) -> None:
     ball = search.ball.rows(rows)
     for _ in range(steps):
         logits, gradient = search.climb(rows, x, loss)
@@ -87,7 +89,7 @@ def _ascend(search: Search, rows: Tensor, x: Tensor, loss: str, steps: int, size
         search.offer(rows, x, search.logits(rows, x))
 
 
-def noise(search: Search, attack: Attack) -> None:
+def noise(search: AttackState, attack: Attack) -> None:
     """Random points of the ball."""
     with torch.no_grad():
         for draw in range(attack.steps * attack.restarts):
@@ -98,17 +100,17 @@ def noise(search: Search, attack: Attack) -> None:
             search.offer(rows, x, search.logits(rows, x))
 
 
-ATTACKS: dict[str, Callable[[Search, Attack], None]] = {
+ATTACKS: dict[str, Callable[[AttackState, Attack], None]] = {
     "fgsm": fgsm,
     "pgd": pgd,
     "square": square,
     "noise": noise,
-    "autoattack": extras.autoattack,
+    "autoattack": other_libraries.autoattack,
 }
 
 
 def transfer(
-    adversarial: Iterable[tuple[Tensor, Tensor]], model: nn.Module, space: Space
+    adversarial: Iterable[tuple[Tensor, Tensor]], model: nn.Module, space: InputSpace
 ) -> Tensor:
     """Where ``(N,)`` a model is right on inputs that were made to fool another one.
 
@@ -133,18 +135,18 @@ def transfer(
                     f"Expected pictures {wanted} pixels wide for {type(model).__name__}, got "
                     f"{tuple(pixels.shape)}. A transfer needs models of the same input size."
                 )
-            search = Search(model, {space.key: pixels}, labels, untouched, space)
+            search = AttackState(model, {space.key: pixels}, labels, untouched, space)
             correct.append(search.clean_correct)
     return torch.cat(correct)
 
 
-def zero_gradients(model: nn.Module, batch: Batch, labels: Tensor, space: Space) -> Tensor:
+def zero_gradients(model: nn.Module, batch: Batch, labels: Tensor, space: InputSpace) -> Tensor:
     """Where ``(B,)`` the gradient of the cross-entropy by the input is exactly zero.
 
     There gradient attacks on this loss see nothing, whatever the model would say nearby.
     """
     with undisturbed(model):
-        search = Search(model, batch, labels, Attack("fgsm", epsilon=0.0), space)
+        search = AttackState(model, batch, labels, Attack("fgsm", epsilon=0.0), space)
         rows = torch.arange(search.size, device=search.labels.device)
         _, gradient = search.climb(rows, search.center, "ce")
         if search.ball.mask is not None:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.ascent import Ball
+from hf_distill.models.pgd import NormBall
 from hf_distill.robustness.attacks.attack import Attack
-from hf_distill.robustness.attacks.search import Search
+from hf_distill.robustness.attacks.state import AttackState
 
 SHARE = 0.8
 """Of the picture, that the first squares cover (AutoAttack's value)."""
@@ -33,7 +33,7 @@ def side(query: int, height: int, width: int) -> int:
     return max(1, min(round(math.sqrt(share * height * width)), min(height, width) - 1))
 
 
-def square(search: Search, attack: Attack) -> None:
+def square(search: AttackState, attack: Attack) -> None:
     """Try random squares, and keep those that raise the margin; the budget is in queries.
 
     In ``linf`` it starts from vertical stripes, and a square puts each channel at one end of the
@@ -57,7 +57,7 @@ def square(search: Search, attack: Attack) -> None:
                 _search(search, rows, restart, attack)
 
 
-def _search(search: Search, rows: Tensor, restart: int, attack: Attack) -> None:
+def _search(search: AttackState, rows: Tensor, restart: int, attack: Attack) -> None:
     channels, height, width = search.center.shape[1:]
     device, dtype, queries = search.center.device, search.center.dtype, attack.steps
     moves = MOVES[attack.norm]
@@ -89,16 +89,16 @@ def _search(search: Search, rows: Tensor, restart: int, attack: Attack) -> None:
 # ---- linf --------------------------------------------------------------------------------------
 
 
-def _stripes(ball: Ball, uniform: Tensor) -> Tensor:
+def _stripes(ball: NormBall, uniform: Tensor) -> Tensor:
     return _at_the_end(ball, _sign(uniform))
 
 
-def _recolour(ball: Ball, best: Tensor, draw: Tensor, wide: int) -> Tensor:
+def _recolour(ball: NormBall, best: Tensor, draw: Tensor, wide: int) -> Tensor:
     inside = _inside(*_corner(draw[:, :2], wide, best), wide, best)
     return torch.where(inside, _at_the_end(ball, _sign(draw[:, 2:])[..., None, None]), best)
 
 
-def _at_the_end(ball: Ball, sign: Tensor) -> Tensor:
+def _at_the_end(ball: NormBall, sign: Tensor) -> Tensor:
     """The farthest points of the ball in these directions."""
     return ball.project(ball.center + ball.epsilon * sign * ball.scale)
 
@@ -109,7 +109,7 @@ GRID = 5
 """Bumps in a row and in a column of the first picture."""
 
 
-def _bumps(ball: Ball, uniform: Tensor) -> Tensor:
+def _bumps(ball: NormBall, uniform: Tensor) -> Tensor:
     """A grid of bumps: of random signs, each upright or lying."""
     height, width = ball.center.shape[2:]
     count = min(GRID, height, width)
@@ -123,7 +123,7 @@ def _bumps(ball: Ball, uniform: Tensor) -> Tensor:
     return _on_the_sphere(ball, F.pad(whole, margins))
 
 
-def _move(ball: Ball, best: Tensor, draw: Tensor, wide: int) -> Tensor:
+def _move(ball: NormBall, best: Tensor, draw: Tensor, wide: int) -> Tensor:
     """Empty one square; another one gets a bump more, its mass, and what the ball has left."""
     wide = min(max(3, wide + 1 - wide % 2), *best.shape[2:])
     moved = (best - ball.center) / ball.scale
@@ -143,7 +143,7 @@ def _move(ball: Ball, best: Tensor, draw: Tensor, wide: int) -> Tensor:
     return _on_the_sphere(ball, torch.where(here, new, moved * ~there))
 
 
-def _on_the_sphere(ball: Ball, moved: Tensor) -> Tensor:
+def _on_the_sphere(ball: NormBall, moved: Tensor) -> Tensor:
     """As far as the ball goes, and within the bounds."""
     length = moved.flatten(1).norm(dim=-1).clamp(min=torch.finfo(moved.dtype).tiny)
     unit = moved / length.view(-1, 1, 1, 1)
@@ -189,8 +189,8 @@ class Moves:
     """
 
     drawn: Callable[[int, int], tuple[tuple[int, ...], int]]
-    first: Callable[[Ball, Tensor], Tensor]
-    next: Callable[[Ball, Tensor, Tensor, int], Tensor]
+    first: Callable[[NormBall, Tensor], Tensor]
+    next: Callable[[NormBall, Tensor, Tensor, int], Tensor]
 
 
 MOVES = {

@@ -19,12 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_distill.robustness.attacks.words import (
-    EDITS,
-    WORD,
-    character_candidates,
-    word_candidates,
-)
+from hf_distill.robustness.attacks.words import EDITS, WORD, character_candidates, word_candidates
 
 Predict = Callable[[Sequence[str]], np.ndarray]
 """Texts -> logits ``(N, C)``, or their log-softmax. Logarithms of probabilities that were rounded

@@ -1,0 +1,1 @@
+"""Training data: text for language models, augmented views, perturbed pairs, streams."""

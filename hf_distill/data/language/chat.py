@@ -1,0 +1,213 @@
+"""Conversations: the chat template, and which of its tokens the assistant wrote."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from hf_distill.data.language.encoding import encode_cut
+from hf_distill.data.streams import first_row
+
+Message = Mapping[str, Any]
+Span = tuple[int, int, float]
+"""Characters of a text, from and to, and their weight."""
+REMEDY = (
+    "pass a template that marks the answers with {% generation %} "
+    "(chat_template_kwargs={'chat_template': …})."
+)
+MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Reads conversations with a tokenizer's chat template.
+
+    Templates that mark what the assistant writes (``{% generation %}``) are taken at their word.
+    For all others, an answer is what the conversation up to its end has more than the conversation
+    up to the generation prompt before it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        assistant_only: Learn the answers only, each with its end-of-turn token.
+        options: What the template takes besides, or another ``chat_template``.
+
+    Raises:
+        ValueError: there is no chat template.
+    """
+
+    tokenizer: Any
+    assistant_only: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.chat_template is None and self.options.get("chat_template") is None:
+            raise ValueError(
+                "Expected a tokenizer with a chat template for rows of messages, got "
+                f"{type(self.tokenizer).__name__} without one. Take the tokenizer of a chat model, "
+                "set tokenizer.chat_template, pass chat_template_kwargs={'chat_template': …}, or "
+                "give the rows as plain 'prompt' and 'completion' strings."
+            )
+
+    def read(
+        self, messages: Sequence[Message], tools: Any = None, first: int = 0
+    ) -> tuple[list[int], list[float]]:
+        """The tokens of a conversation, and how much each of them is learned.
+
+        Args:
+            messages: Dicts with ``role``, ``content`` and, if wanted, the answer's ``weight``.
+            tools: What the template says of tools.
+            first: Which message is the first that may be learned.
+
+        Returns:
+            Token ids, and for each a weight; 0: not learned.
+
+        Raises:
+            ValueError: the answers cannot be told from the rest; a weight makes no sense.
+        """
+        if not messages:
+            return [], []
+        weights = [_weight(message) for message in messages]
+        messages = [{k: v for k, v in m.items() if k != "weight"} for m in messages]
+        if not self.assistant_only and first == 0:
+            if any(weight != 1 for weight in weights):
+                raise ValueError(
+                    "Weights of messages are those of the assistant's answers, and with "
+                    "assistant_only=False all tokens are learned alike. Leave one of them out."
+                )
+            ids, _ = encode_cut(self.tokenizer, self._render(messages, tools), ())
+            return ids, [1.0] * len(ids)
+        answers = {  # one that opens the conversation answers nothing
+            index: weights[index] if index >= max(first, 1) else 0.0
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant"
+        }
+        template = self.tokenizer.get_chat_template(self.options.get("chat_template"), tools)
+        if MARKER.search(template):
+            text, spans = self._marked(messages, tools, answers, template)
+        else:
+            text, spans = self._by_prefix(messages, tools, answers)
+        cuts = [cut for start, stop, _ in spans for cut in (start, stop)]
+        ids, counts = encode_cut(self.tokenizer, text, cuts)
+        learned = [0.0] * len(ids)
+        for start, stop, (*_, weight) in zip(counts[::2], counts[1::2], spans, strict=True):
+            stop = self._end_of_turn(ids, start, stop)
+            learned[start:stop] = [weight] * (stop - start)
+        return ids, learned
+
+    def _render(self, messages: Sequence[Message], tools: Any, prompt: bool = False) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **self.options
+        )
+        return text
+
+    def _by_prefix(
+        self, messages: Sequence[Message], tools: Any, answers: Mapping[int, float]
+    ) -> tuple[str, list[Span]]:
+        text = self._render(messages, tools)
+        spans = []
+        for index in (index for index, weight in answers.items() if weight):
+            before = self._render(messages[:index], tools, prompt=True)
+            after = self._render(messages[: index + 1], tools)
+            if not text.startswith(after):  # what it writes behind the last message alone
+                after = after.removesuffix(self.tokenizer.eos_token or "")
+            which = f"message {index} of {len(messages)}"
+            if not after.startswith(before):
+                raise ValueError(
+                    f"The chat template does not write {which} as a continuation of its generation "
+                    "prompt, so where the answer begins cannot be told. Pass chat_template_kwargs "
+                    "for a prompt without thoughts (such as {'enable_thinking': False}), or "
+                    f"{REMEDY}"
+                )
+            if not text.startswith(after):
+                raise ValueError(
+                    f"The chat template does not keep what it wrote before: {which} reads "
+                    "otherwise in the whole conversation than when it was answered, so its tokens "
+                    "cannot be told from the rest. Make one row of each answer "
+                    f"(hf_distill.data.language.one_answer_each(dataset)), or {REMEDY}"
+                )
+            spans.append((len(before), len(after), answers[index]))
+        return text, spans
+
+    def _marked(
+        self,
+        messages: Sequence[Message],
+        tools: Any,
+        answers: Mapping[int, float],
+        template: str,
+    ) -> tuple[str, list[Span]]:
+        options = {**self.tokenizer.special_tokens_map, **self.options, "chat_template": template}
+        rendered: Any = render_jinja_template(
+            conversations=[[{k: v for k, v in m.items() if v is not None} for m in messages]],
+            tools=tools,
+            return_assistant_tokens_mask=True,
+            **options,
+        )
+        (text,), (marks,) = rendered
+        weights = list(answers.values())
+        if len(set(weights)) == 1:  # all alike: which is whose does not matter
+            weights = weights[:1] * len(marks)
+        if len(weights) != len(marks):
+            return self._by_prefix(messages, tools, answers)
+        return text, [(a, b, w) for (a, b), w in zip(marks, weights, strict=True) if w]
+
+    def _end_of_turn(self, ids: Sequence[int], start: int, stop: int) -> int:
+        """Where an answer ends: with its end-of-turn token, and not after the line break that the
+        template writes behind it, which no model ever has to write."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+        ends = [index for index in range(start, stop) if ids[index] in special]
+        if ends and not self.tokenizer.decode(ids[ends[-1] + 1 : stop]).strip():
+            return ends[-1] + 1
+        if stop < len(ids) and ids[stop] == self.tokenizer.eos_token_id:
+            return stop + 1
+        return stop
+
+
+def _weight(message: Message) -> float:
+    weight = message.get("weight")
+    if weight is None:
+        return 1.0
+    if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        raise ValueError(
+            f"Expected the weight of a message to be a number of 0 or more, got {weight!r}."
+        )
+    return float(weight)
+
+
+def one_answer_each(
+    dataset: Dataset | IterableDataset, column: str = "messages"
+) -> Dataset | IterableDataset:
+    """One row for each answer of the assistant, with the conversation up to it.
+
+    Only the last answer of a row is learned: the ones before have the weight 0. This is for chat
+    templates that write earlier answers in another way, such as those that leave out the thoughts
+    of all answers but the last.
+
+    Args:
+        dataset: Rows with conversations.
+        column: The column of the messages. Other columns are left out.
+    """
+
+    def split(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = []
+        for messages in batch[column]:
+            for index, message in enumerate(messages):
+                if message["role"] == "assistant" and index and _weight(message):
+                    before = [
+                        {**m, "weight": 0.0 if m["role"] == "assistant" else m.get("weight")}
+                        for m in messages[:index]
+                    ]
+                    rows.append([*before, {**message, "weight": _weight(message)}])
+        return {column: rows}
+
+    columns = dataset.column_names
+    if columns is None:  # a stream that does not say
+        row, dataset = first_row(dataset)
+        columns = list(row or ())
+    return dataset.map(split, batched=True, remove_columns=columns)

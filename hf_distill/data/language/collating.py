@@ -1,0 +1,95 @@
+"""Rows of tokens become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import default_data_collator
+
+from hf_distill.data.language.tokenizing import IGNORE
+
+Row = Mapping[str, Any]
+OWN = ("input_ids", "attention_mask", "labels", "token_weights", "position_ids")
+
+
+@dataclass(frozen=True)
+class LanguageCollator:
+    """Pads rows of tokens on the right.
+
+    The rows of `pack` come out without an attention mask: their position ids keep the examples
+    apart. Their padding has the position 0 throughout, so that each of its tokens is an example of
+    its own, which sees nothing and is seen by nothing.
+
+    Padding is told by the mask and the labels and never by its token; so a tokenizer without a
+    padding token pads with its end token.
+
+    Args:
+        tokenizer: Knows the padding token.
+        pad_to_multiple_of: Pad to a multiple of so many tokens.
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Collate.
+
+        Args:
+            rows: ``input_ids`` and, if there, ``labels`` (default: the tokens),
+                ``attention_mask``, ``token_weights``, ``position_ids``, and numbers.
+
+        Returns:
+            ``input_ids``, ``labels``, ``token_weights`` and ``attention_mask`` or ``position_ids``,
+            ``(B, T)``; numbers as ``default_data_collator`` has them.
+
+        Raises:
+            ValueError: a list that is not as long as the row's tokens; rows of both kinds.
+        """
+        packed = ["position_ids" in row for row in rows]
+        if any(packed) and not all(packed):
+            raise ValueError(
+                "Expected rows that are all packed or none, got both in one batch. Pack all of the "
+                "data (hf_distill.data.language.pack), or none."
+            )
+        fill = {"input_ids": self._padding(), "labels": IGNORE, "token_weights": 0.0}
+        fill |= {"position_ids": 0} if all(packed) else {"attention_mask": 0}
+        full = [_filled(row, "position_ids" in fill) for row in rows]
+        names = [name for name in fill if all(name in row for row in full)]
+        batch = {name: self._pad([row[name] for row in full], fill[name]) for name in names}
+        others = [{k: v for k, v in row.items() if k not in OWN} for row in rows]
+        return {**default_data_collator(others), **batch} if any(others) else batch
+
+    def _padding(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def _pad(self, rows: Sequence[Any], value: float) -> Tensor:
+        tensors = [torch.as_tensor(row) for row in rows]
+        kind = torch.float32 if isinstance(value, float) else torch.int64
+        padded = pad_sequence([t.to(kind) for t in tensors], True, value)
+        more = -padded.shape[1] % (self.pad_to_multiple_of or 1)
+        return torch.nn.functional.pad(padded, (0, more), value=value)
+
+
+def _filled(row: Row, packed: bool) -> dict[str, Any]:
+    """A row with labels, and with a mask unless it is packed."""
+    ids = row["input_ids"]
+    found = {name: row[name] for name in OWN if name in row}
+    if "labels" not in row:
+        starts = row["position_ids"] if packed else range(len(ids))
+        found["labels"] = [i if at else IGNORE for i, at in zip(ids, starts, strict=True)]
+    if not packed:
+        found.setdefault("attention_mask", [1] * len(ids))
+    for name, values in found.items():
+        if len(values) != len(ids):
+            raise ValueError(
+                f"Expected {name} to be as long as input_ids, got {len(values)} and {len(ids)}."
+            )
+    return found

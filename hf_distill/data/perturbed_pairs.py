@@ -1,0 +1,113 @@
+"""Data with a perturbed version of each example beside it: clean for the teacher, noisy for the
+student.
+
+    perturb = lambda text, rng: perturbation("keyboard_typos").apply(text, 3, rng)
+    trainer = DistillationTrainer(
+        ...,
+        train_dataset=Noisy(train, tokenizer, perturb),
+        data_collator=NoisyCollator(DataCollatorWithPadding(tokenizer)),
+        objective=ForwardKL() + OnPerturbed(ForwardKL(), Columns()),
+    )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+Example = dict[str, Any]
+PREFIX = "noisy_"
+"""Of the columns that hold the perturbed version."""
+
+
+class PairedPerturbation(Dataset[Example]):
+    """A data set whose examples have a perturbed version of their input in columns of its own.
+
+    Beside ``input_ids`` of the text there is ``noisy_input_ids`` of its perturbed version, and so
+    on for whatever ``encode`` gives. The text itself is left out.
+
+    Args:
+        data: Examples by index.
+        encode: Makes model inputs of one value: a tokenizer, or a function.
+        perturb: Takes a value and a generator, gives another value.
+        column: What is perturbed and encoded.
+        prefix: Of the columns of the perturbed version.
+        seed: Each example has one perturbed version, whatever the order of reading; None: another
+            one each time that it is read, drawn from torch's global generator (as `Views` are).
+
+    Raises:
+        ValueError: data without a length or without the column.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        encode: Callable[[Any], Mapping[str, Any]],
+        perturb: Callable[[Any, np.random.Generator], Any],
+        column: str = "text",
+        prefix: str = PREFIX,
+        seed: int | None = None,
+    ):
+        if not hasattr(data, "__len__"):
+            raise ValueError(
+                f"Expected data with a length, got {type(data).__name__}. For a stream use `map`."
+            )
+        self.data, self.encode, self.perturb = data, encode, perturb
+        self.column, self.prefix, self.seed = column, prefix, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Example:
+        example = dict(self.data[index])
+        if self.column not in example:
+            raise ValueError(
+                f"Expected a column {self.column!r} to perturb, got {sorted(example)}. Name it: "
+                "Noisy(…, column=…)."
+            )
+        value = example.pop(self.column)
+        key = [int(torch.randint(2**32, ()))] if self.seed is None else [self.seed, index]
+        noisy = self.encode(self.perturb(value, np.random.default_rng(key)))
+        return {
+            **example,
+            **self.encode(value),
+            **{self.prefix + name: part for name, part in noisy.items()},
+        }
+
+
+@dataclass(frozen=True)
+class NoisyCollator:
+    """A collator that makes two batches of each list of examples, plain and perturbed, in one.
+
+    Args:
+        collate: What makes a batch of examples without perturbed columns; called once for each
+            version, so that both are padded.
+        prefix: Of the columns of the perturbed version.
+    """
+
+    collate: Callable[[list[Example]], Mapping[str, Any]]
+    prefix: str = PREFIX
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        plain = [
+            {k: v for k, v in example.items() if not k.startswith(self.prefix)}
+            for example in examples
+        ]
+        noisy = [
+            {
+                k.removeprefix(self.prefix): v
+                for k, v in example.items()
+                if k.startswith(self.prefix)
+            }
+            for example in examples
+        ]
+        batch = dict(self.collate(plain))
+        if all(noisy):
+            found = self.collate(noisy)
+            batch.update({self.prefix + name: value for name, value in found.items()})
+        return batch

@@ -1,0 +1,299 @@
+"""Augmented views that teacher and student share: "patient and consistent" (arXiv 2106.05237).
+
+The view is made where the example is read, before there is a batch, so that both models see the
+same one: the teacher's target belongs to the view, and no label is needed. (Targets of the plain
+picture, or of another crop, are what Beyer et al. find to fail.) Wrap the training data alone:
+
+    trainer = DistillationTrainer(..., train_dataset=Views(train, flip(), shift(4), mixup()),
+                                  objective=ForwardKL())
+
+For a teacher whose outputs are cached, the views are recorded: see `recorded_views`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+Example = dict[str, Any]
+View = Callable[[Example, "Views"], Example]
+"""Takes an example and the data that it comes from, gives a view of it."""
+Parameters = dict[str, Any]
+"""What was drawn for one view: plain JSON values."""
+PICTURES = "pixel_values"
+LABELS = frozenset({"label", "labels"})
+
+
+# ---- data with views -------------------------------------------------------------------------
+
+
+class Views(Dataset[Example]):
+    """A data set whose examples are another random view each time they are read.
+
+    Args:
+        data: Examples by index, with tensors ``pixel_values`` ``(C, h, w)`` or ``input_ids``.
+        *views: What is done to an example, in turn: `flip`, `shift`, `noise`, `mixup`,
+            `drop_tokens`, a `RandomView` or a function of one's own.
+
+    Raises:
+        ValueError: no views, or data without a length.
+    """
+
+    def __init__(self, data: Any, *views: View):
+        if not views or not hasattr(data, "__len__"):
+            raise ValueError(
+                f"Expected data with a length and at least one view, got {type(data).__name__} and "
+                f"{len(views)} view(s). For a stream use its own `map`."
+            )
+        self.data, self.views = data, views
+        self._places: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Example:
+        example = dict(self.data[index])
+        for view in self.views:
+            example = view(example, self)
+        return example
+
+    def content_keys(self) -> list[str]:
+        """The content keys of all plain examples, sorted; the first call reads all of them."""
+        return sorted(self._index())
+
+    def find(self, key: str) -> Example:
+        """The plain example with this content key; the first call reads all of them.
+
+        Raises:
+            ValueError: there is none.
+        """
+        place = self._index().get(key)
+        if place is None:
+            raise ValueError(
+                f"Expected an example with the content key {key} among these {len(self.data)}, "
+                "found none: a recorded mixture names it as its other picture. Use the data that "
+                "the views were recorded with, or record them again with this data."
+            )
+        return dict(self.data[place])
+
+    def _index(self) -> dict[str, int]:
+        if self._places is None:
+            self._places = {plain_key(self.data[i]): i for i in range(len(self.data))}
+        return self._places
+
+
+def plain_key(example: Mapping[str, Any]) -> str:
+    """The hash of what an example holds, wherever it stands: xxh3-128 in hexadecimal.
+
+    All its numbers, lists, arrays and tensors count, by column name, shape and value, except the
+    columns ``label`` and ``labels``. Integers are read as int64 and the rest as float32, so that a
+    list and a tensor of the same values have the same key. Texts and other objects do not count.
+
+    Raises:
+        ValueError: there is nothing to hash.
+    """
+    digest, found = xxhash.xxh3_128(), False
+    for path, array in _arrays({k: v for k, v in example.items() if k not in LABELS}, ""):
+        kind = "<f4" if array.dtype.kind == "f" and array.size else "<i8"
+        digest.update(f"{path}:{kind}{array.shape}\n".encode())
+        digest.update(array.astype(kind).tobytes())
+        found = True
+    if not found:
+        raise ValueError(
+            f"Expected an example with numbers, arrays or tensors, got the keys {sorted(example)}. "
+            "Put the processor or tokenizer below the views."
+        )
+    return digest.hexdigest()
+
+
+def _arrays(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of numbers within a value, in an order that depends on nothing but names."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    elif isinstance(value, Mapping):
+        parts = sorted(value.items())
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
+        with contextlib.suppress(ValueError, TypeError):  # ragged, or not for numpy to read
+            value = np.asarray([np.asarray(part) for part in value])
+    if isinstance(value, np.ndarray | np.generic | int | float):
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            parts = ()
+            yield path, array
+    for name, part in parts:
+        yield from _arrays(part, f"{path}/{name}")
+
+
+# ---- views -----------------------------------------------------------------------------------
+
+
+class RandomView:
+    """A view in two steps: what is random is drawn, and what was drawn is applied, now or later.
+
+    One of your own is a frozen dataclass (its repr tells its settings) with these two methods.
+    """
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        """Draw from torch's global generator; gives plain JSON values."""
+        raise NotImplementedError
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        """The view that these parameters say, and no other: nothing is random here."""
+        raise NotImplementedError
+
+    def __call__(self, example: Example, data: Views) -> Example:
+        return self.apply(example, self.draw(example, data), data)
+
+
+def _pixels(example: Mapping[str, Any]) -> Tensor:
+    pixels = example.get(PICTURES)
+    if pixels is None or torch.as_tensor(pixels).dim() != 3:
+        raise ValueError(
+            f"Expected `{PICTURES}` (C, h, w) in an example, got the keys {sorted(example)}. Put "
+            "the processor's transform below the views."
+        )
+    return torch.as_tensor(pixels)
+
+
+def _check(what: str, value: float, high: float) -> None:
+    if not 0 <= value <= high:
+        raise ValueError(f"Expected {what} from 0 to {high:g}, got {value}.")
+
+
+def _seed() -> Parameters:
+    return {"seed": int(torch.randint(2**32, ()))}
+
+
+def _seeded(parameters: Parameters) -> torch.Generator:
+    return torch.Generator().manual_seed(parameters["seed"])
+
+
+@dataclass(frozen=True)
+class flip(RandomView):  # noqa: N801 (a verb, as the other views)
+    """Mirror a picture, left to right."""
+
+    chance: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check("the chance of a flip", self.chance, 1)
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        return {"flip": bool(torch.rand(()) < self.chance)}
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        pixels = _pixels(example)
+        return {**example, PICTURES: pixels.flip(-1) if parameters["flip"] else pixels}
+
+
+@dataclass(frozen=True)
+class shift(RandomView):  # noqa: N801
+    """Move a picture by up to so many pixels each way; what it uncovers repeats the border."""
+
+    pixels: int = 4
+
+    def __post_init__(self) -> None:
+        _check("pixels to shift by", self.pixels, math.inf)
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        top, left = torch.randint(2 * self.pixels + 1, (2,)).tolist()
+        return {"top": top, "left": left}
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        picture = _pixels(example)
+        padded = F.pad(picture[None], (self.pixels,) * 4, mode="replicate")[0]
+        (height, width), (top, left) = picture.shape[-2:], (parameters["top"], parameters["left"])
+        return {**example, PICTURES: padded[:, top : top + height, left : left + width]}
+
+
+@dataclass(frozen=True)
+class noise(RandomView):  # noqa: N801
+    """Add Gaussian noise, in the units of the processed picture."""
+
+    deviation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("the deviation of the noise", self.deviation, math.inf)
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        return _seed()
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        pixels = _pixels(example)
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"Expected `{PICTURES}` in floating point to add noise to, got {pixels.dtype}. Put "
+                "the processor's rescaling below the views."
+            )
+        normal = torch.randn(pixels.shape, generator=_seeded(parameters), dtype=pixels.dtype)
+        return {**example, PICTURES: pixels + self.deviation * normal.to(pixels.device)}
+
+
+@dataclass(frozen=True)
+class mixup(RandomView):  # noqa: N801
+    """Mix a picture with another one, any share of it: function matching.
+
+    The mixture has no label: it is marked as unlabelled (-100), and only the teacher teaches it.
+    A recorded mixture names the other picture by its content, not by its place in the data.
+    """
+
+    labels: tuple[str, ...] = ("labels",)
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        keys = data.content_keys()
+        return {"other": keys[int(torch.randint(len(keys), ()))], "share": float(torch.rand(()))}
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        return self._mixed(example, data.find(parameters["other"]), parameters["share"])
+
+    def __call__(self, example: Example, data: Views) -> Example:
+        """By place, as nothing is recorded: no keys of all examples are needed."""
+        other = data.data[int(torch.randint(len(data.data), ()))]
+        return self._mixed(example, other, float(torch.rand(())))
+
+    def _mixed(self, example: Example, other: Mapping[str, Any], share: float) -> Example:
+        mixture = share * _pixels(example) + (1 - share) * _pixels(other)
+        mixed = {**example, PICTURES: mixture}
+        for key in self.labels:
+            if key in mixed:
+                label = torch.as_tensor(mixed[key])
+                mixed[key] = torch.full_like(
+                    label, float("nan") if label.is_floating_point() else -100
+                )
+        return mixed
+
+
+@dataclass(frozen=True)
+class drop_tokens(RandomView):  # noqa: N801
+    """Replace some of a text's tokens by the mask token, never those to keep (special tokens)."""
+
+    mask_token: int
+    chance: float = 0.1
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check("the chance of a dropped token", self.chance, 1)
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        return _seed()
+
+    def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
+        ids = torch.as_tensor(example["input_ids"])
+        dropped = torch.rand(ids.shape, generator=_seeded(parameters)).to(ids.device) < self.chance
+        for token in (*self.keep, self.mask_token):
+            dropped &= ids != token
+        masked = ids.masked_fill(dropped, self.mask_token)
+        is_list = isinstance(example["input_ids"], list)
+        return {**example, "input_ids": masked.tolist() if is_list else masked}

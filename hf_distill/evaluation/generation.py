@@ -1,0 +1,232 @@
+"""Language models after training: what they write side by side, and the evaluation harness."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import importlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_distill.hub.samples import CUT, NOTHING, Sample
+from hf_distill.models.modes import evaluating
+from hf_distill.models.sharding import is_sharded
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text, or messages (dicts of ``role`` and ``content``) for models with a chat template."""
+
+
+# ---- side by side --------------------------------------------------------------------------------
+
+
+def side_by_side_samples(
+    models: Mapping[str, Any],
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 40,
+) -> list[Sample]:
+    """What several generative models write after the same prompts, always the likeliest token.
+
+    Keep it with `hf_distill.hub.write_samples` in the student's folder, and its card shows it. The
+    models are left in the mode that they were in, and no random number is drawn.
+
+    Args:
+        models: Role (``teacher``, ``baseline``, ``student``) -> causal or encoder-decoder model.
+        tokenizer: Of all models, or role -> tokenizer.
+        prompts: What they are given; of messages the last one's content is kept as the prompt.
+        max_new_tokens: How much each writes at most. Where that ends a text it ends with ``[…]``.
+
+    Raises:
+        ValueError: a prompt without tokens, or too long for a model.
+
+    >>> side_by_side_samples({"teacher": big, "student": small}, tokenizer, ["It was"])
+    ... # doctest: +SKIP
+    [Sample(prompt='It was', texts={'teacher': 'the best of times […]', 'student': 'a the […]'})]
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"Expected at least 1 new token, got max_new_tokens={max_new_tokens}.")
+    readers = tokenizer if isinstance(tokenizer, Mapping) else dict.fromkeys(models, tokenizer)
+    if missing := models.keys() - readers.keys():
+        raise ValueError(f"Expected a tokenizer for each model, got none for {sorted(missing)}.")
+    return [
+        Sample(
+            prompt if isinstance(prompt, str) else str(prompt[-1]["content"]),
+            {
+                role: _written(model, readers[role], prompt, max_new_tokens, role)
+                for role, model in models.items()
+            },
+        )
+        for prompt in prompts
+    ]
+
+
+def _written(model: Any, tokenizer: Any, prompt: Prompt, new: int, role: str) -> str:
+    if isinstance(prompt, str):
+        inputs = tokenizer(prompt, return_tensors="pt")
+    else:
+        inputs = tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    size = inputs["input_ids"].shape[-1]
+    _check_room(model, size, new, prompt, role)
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(
+        **{"do_sample": False, "num_beams": 1, "max_new_tokens": new, "max_length": None},
+        **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p")),
+        **{"return_dict_in_generate": False, "num_return_sequences": 1},
+    )
+    if settings.pad_token_id is None:  # one row is never padded, but generate() wants to know
+        ends = settings.eos_token_id
+        settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
+    given = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask") if k in inputs}
+    together = is_sharded(model)  # by itself transformers believes so wherever ZeRO-3 is on
+    with torch.no_grad(), evaluating(model):
+        (row,) = model.generate(**given, generation_config=settings, synced_gpus=together)
+    found = row.tolist()
+    written = found[1:] if model.config.is_encoder_decoder else found[size:]
+    ends = settings.eos_token_id
+    done = bool(written) and written[-1] in (ends if isinstance(ends, list) else [ends])
+    text = str(tokenizer.decode(written, skip_special_tokens=True)).strip()
+    return (text or NOTHING) + ("" if done else CUT)
+
+
+def _check_room(model: Any, size: int, new: int, prompt: Prompt, role: str) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    needed = size if model.config.is_encoder_decoder else size + new
+    if size == 0:
+        raise ValueError(
+            f"Expected prompts of at least one token, got none of {prompt!r} for {role}. Begin it "
+            "with a word, or with the tokenizer's bos_token."
+        )
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"Expected a prompt and {new} new tokens to fit into the {limit} positions of {role}, "
+            f"got a prompt of {size} tokens. Shorten it, or lower max_new_tokens."
+        )
+
+
+# ---- the harness ---------------------------------------------------------------------------------
+
+
+def lm_eval(
+    model: Any,
+    tasks: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    chat: bool = False,
+    tasks_folder: str | Path | None = None,
+) -> dict[str, float]:
+    """Tasks of EleutherAI's evaluation harness (``pip install lm-eval``), which it downloads.
+
+    Random states and the model's mode are as they were before. The result may be added to a card:
+    ``card.results["student"] |= lm_eval(...)``.
+
+    Args:
+        model: A causal or encoder-decoder model, or its folder or Hub id.
+        tasks: Names, as ``lm-eval ls tasks`` lists them.
+        tokenizer: Of a model that is given as an object.
+        batch_size: Requests at a time.
+        num_fewshot: Solved examples in front of each; None: what the task says.
+        limit: Use no more than these examples of each task: for a try, and no result.
+        device: Where a model is loaded from a folder or the Hub; default: ``cpu``.
+        chat: Put the requests into the tokenizer's chat template.
+        tasks_folder: A folder with task files of your own besides the harness's. They may hold
+            Python: use your own only.
+
+    Returns:
+        ``{"hellaswag/acc_norm": 0.42, "gsm8k/exact_match,strict-match": 0.1}``: with the name of
+        the filter where the task has several; without the standard errors. Empty on the other
+        processes of a launch.
+
+    Raises:
+        ImportError: lm-eval is not installed.
+        ValueError: no or unknown tasks, or a model without its tokenizer, or one that neither
+            begins nor ends texts.
+    """
+    harness = _harness()
+    options: dict[str, Any] = {"batch_size": batch_size}
+    if isinstance(model, str | Path):
+        options |= {"pretrained": str(model), "device": device or "cpu"}
+    elif tokenizer is None:
+        raise ValueError("Expected the tokenizer of a model that is no folder or Hub id, got None.")
+    else:
+        options |= {"pretrained": model, "device": str(model.device)}
+    if tokenizer is not None:
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError(
+                "Expected a tokenizer with a bos_token or eos_token, which the harness puts in "
+                "front of texts, got one with neither: set tokenizer.eos_token."
+            )
+        options["tokenizer"] = tokenizer
+    manager = harness.tasks.TaskManager(
+        include_path=None if tasks_folder is None else [tasks_folder]
+    )
+    _check_tasks(tasks, manager)
+    loaded = isinstance(model, str | Path)
+    with _same_random_states(), contextlib.nullcontext() if loaded else evaluating(model):
+        found = harness.simple_evaluate(
+            model=harness.models.huggingface.HFLM(**options),
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=chat,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
+    return {} if found is None else _flat({**found["results"], **found.get("groups", {})})
+
+
+def _harness() -> Any:
+    try:
+        for part in ("tasks", "models.huggingface"):
+            importlib.import_module(f"lm_eval.{part}")
+        return importlib.import_module("lm_eval")
+    except ImportError as error:
+        raise ImportError(
+            f"The evaluation harness is not there ({error}): pip install 'lm-eval[hf]>=0.4.13'. "
+            "Perplexity, divergences and agreement need no harness: hf-distill eval MODEL "
+            "--teacher TEACHER --data texts.txt."
+        ) from error
+
+
+def _check_tasks(tasks: Sequence[str], manager: Any) -> None:
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"Expected a list of names of tasks, got {tasks!r}.")
+    for task in tasks:
+        if task not in manager.task_index:
+            near = difflib.get_close_matches(task, manager.task_index, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"lm-eval has no task {task!r}.{meant} `lm-eval ls tasks` lists all.")
+
+
+def _flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Task -> ``metric,filter`` -> value, as ``task/metric`` -> value."""
+    return {
+        f"{task}/{name.removesuffix(',none')}": float(value)
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and "," in name and "_stderr," not in name
+    }
+
+
+@contextlib.contextmanager
+def _same_random_states() -> Iterator[None]:
+    """The harness seeds the generators of Python, numpy and torch for the whole process."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)

@@ -1,0 +1,195 @@
+"""How fast a model runs, and how much room its weights take."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_distill.models.batches import batch_size
+from hf_distill.models.modes import evaluating
+
+WEIGHTS = (
+    ("*.safetensors",),
+    ("pytorch_model*.bin", "adapter_model*.bin"),
+    ("*.onnx", "*.onnx_data", "*.onnx.data"),
+)
+"""Files of weights, by format; of a folder with several formats the first one counts."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long one forward pass takes, without gradients.
+
+    Attributes:
+        latency_ms: Milliseconds for the batch: the median over the repeats.
+        p10_ms: The 10th percentile of the repeats.
+        p90_ms: The 90th.
+        throughput: Examples per second: batch size / latency.
+        batch_size: Examples in the batch.
+        repeats: How often it was run.
+        threads: CPU threads of torch's operators; None: another device computes.
+        hardware: The CPU and its cores, or the name of the GPU.
+        dtype: Of the weights: float32, bfloat16, int8, ….
+    """
+
+    latency_ms: float
+    p10_ms: float
+    p90_ms: float
+    throughput: float
+    batch_size: int
+    repeats: int
+    threads: int | None
+    hardware: str
+    dtype: str
+
+    def describe(self) -> dict[str, Any]:
+        """The attributes as plain values."""
+        return dataclasses.asdict(self)
+
+    def on_card(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """A row of ``measured``, and ``measured_on``, as `StudentCard` has them."""
+        told = self.describe()
+        row = ("latency_ms", "p10_ms", "p90_ms", "throughput")
+        on = ("hardware", "threads", "batch_size", "dtype", "repeats")
+        return {key: told[key] for key in row}, {key: told[key] for key in on}
+
+
+def measure_speed(
+    model: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 20, warmup: int = 3
+) -> Speed:
+    """Run a model on one batch again and again.
+
+    Args:
+        model: It runs in evaluation mode, on the device that it is on.
+        batch: Its inputs, examples along the first dimension, without labels.
+        repeats: Runs that count.
+        warmup: Runs before them that do not.
+
+    Raises:
+        ValueError: no repeats, or a batch without tensors.
+    """
+    return measure_speeds({"": (model, batch)}, repeats=repeats, warmup=warmup)[""]
+
+
+def measure_speeds(
+    pairs: Mapping[str, tuple[nn.Module, Mapping[str, Tensor]]],
+    *,
+    repeats: int = 20,
+    warmup: int = 3,
+) -> dict[str, Speed]:
+    """`measure_speed` of several models, in turn in every round: other load hits all of them alike.
+
+    Args:
+        pairs: Name -> the model and its batch.
+        repeats: Rounds that count.
+        warmup: Rounds before them that do not.
+
+    Raises:
+        ValueError: see `measure_speed`.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(
+            f"Expected at least 1 repeat and no negative warm-up, got repeats={repeats}, "
+            f"warmup={warmup}."
+        )
+    placed = {name: (model, _on(_device(model), batch)) for name, (model, batch) in pairs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in pairs}
+    for _ in range(warmup + repeats):
+        for name, (model, batch) in placed.items():
+            seconds[name].append(_seconds(model, batch))
+    return {
+        name: _speed(model, batch_size(batch), seconds[name][warmup:])
+        for name, (model, batch) in placed.items()
+    }
+
+
+def size_on_disk(folder: str | Path) -> int:
+    """The bytes of the files of weights that lie in a model's folder itself.
+
+    Of a folder that holds several formats, only the safetensors count, then PyTorch's, then ONNX.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for patterns in WEIGHTS:
+        found = {path for pattern in patterns for path in Path(folder).glob(pattern)}
+        if found:
+            return sum(path.stat().st_size for path in found)
+    raise ValueError(f"Expected a folder with weights (model.safetensors, …), got {folder}.")
+
+
+def hardware_of(device: torch.device) -> str:
+    """The device's name; of CPUs with the number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type.upper()
+    return f"{_cpu()}, {os.cpu_count()} cores"
+
+
+def _speed(model: nn.Module, size: int, seconds: Sequence[float]) -> Speed:
+    low, middle, high = (1000 * float(value) for value in np.quantile(seconds, (0.1, 0.5, 0.9)))
+    device = _device(model)
+    return Speed(
+        latency_ms=middle,
+        p10_ms=low,
+        p90_ms=high,
+        throughput=1000 * size / middle,
+        batch_size=size,
+        repeats=len(seconds),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        hardware=hardware_of(device),
+        dtype=_dtype(model),
+    )
+
+
+def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    device = _device(model)
+    with torch.inference_mode(), evaluating(model):
+        _wait(device)
+        start = time.perf_counter()
+        model(**batch)
+        _wait(device)
+        return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    """Let what was sent to a device come to its end."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _dtype(model: nn.Module) -> str:
+    """The type of most of the weights."""
+    sizes: dict[str, int] = {}
+    for value in model.parameters():
+        name = str(value.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + value.numel()
+    return max(sizes, key=sizes.__getitem__, default="none")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"

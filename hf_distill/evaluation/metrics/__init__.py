@@ -1,0 +1,21 @@
+"""Metrics of a distillation: as functions on tensors, and as `evaluate` modules (:func:`load`)."""
+
+from hf_distill.evaluation.metrics.functional import (
+    acceptance,
+    agreement,
+    calibration_error,
+    calibration_sums,
+    decision_agreement,
+    retention,
+)
+from hf_distill.evaluation.metrics.loading import load
+
+__all__ = [
+    "acceptance",
+    "agreement",
+    "calibration_error",
+    "calibration_sums",
+    "decision_agreement",
+    "load",
+    "retention",
+]

@@ -1,0 +1,331 @@
+"""A model asked about raw examples: texts, pictures, sounds or rows of numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hf_distill.evaluation.examples import Examples
+from hf_distill.evaluation.values import check_values, length_of, picture
+from hf_distill.models.batches import Batch
+from hf_distill.models.modes import evaluating
+from hf_distill.models.special_tokens import special_tokens
+from hf_distill.models.task_model import TaskModel
+from hf_distill.models.tasks import Task
+
+MODALITIES = {
+    "input_ids": "text",
+    "pixel_values": "image",
+    "input_values": "audio",
+    "input_features": "audio",
+}
+"""Main input of a model -> what kind of examples it takes; any other takes rows of numbers."""
+_PROCESSORS = {
+    "text": "AutoTokenizer",
+    "image": "AutoImageProcessor",
+    "audio": "AutoFeatureExtractor",
+}
+_UNLIMITED = 1_000_000
+"""Tokenizers that know no limit say a number above this one."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier together with what turns raw examples into its inputs.
+
+    Args:
+        name: For tables and messages.
+        model: A transformers classifier, one class per example.
+        processor: Its tokenizer, image processor or feature extractor; None for rows of numbers.
+        task: Its row of `hf_distill.models.tasks.TASKS`; found by the class name when not given.
+        role: ``student``, ``alone``, ``control`` or ``teacher``.
+        max_length: At how many tokens texts are cut; default: what the tokenizer or the model says.
+        order: Class of the data -> class of the model; None: the same numbers. See `aligned`.
+    """
+
+    name: str
+    model: nn.Module
+    processor: Any = None
+    task: Task | None = None
+    role: str = "student"
+    max_length: int | None = None
+    order: tuple[int, ...] | None = None
+
+    @classmethod
+    def load(cls, source: str | Path, role: str = "student") -> Predictor:
+        """A saved model with its processor.
+
+        Args:
+            source: A folder or Hub id.
+            role: See the class.
+
+        Raises:
+            ValueError: it cannot be loaded, or its architecture is not in transformers.
+        """
+        name = str(source)
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            kind = (config.architectures or ["none"])[0]
+            auto = getattr(transformers, kind, None)
+            if auto is None:
+                raise ValueError(f"its config names the architecture {kind!r}, unknown here")
+            model = auto.from_pretrained(name)
+            modality = MODALITIES.get(model.main_input_name)
+            processor: Any = None
+            if modality is not None:
+                processor = getattr(transformers, _PROCESSORS[modality]).from_pretrained(name)
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"Expected a folder or Hub id of a transformers model with its tokenizer or "
+                f"processor, got {name!r}: {reason:.300}"
+            ) from error
+        return cls(Path(name).name if Path(name).is_dir() else name, model, processor, role=role)
+
+    @property
+    def key(self) -> str:
+        """The batch key of the model's main input."""
+        return str(getattr(self.model, "main_input_name", "inputs"))
+
+    @property
+    def modality(self) -> str:
+        """``text``, ``image``, ``audio`` or ``tabular``."""
+        if self.processor is None and self.key != "input_ids":
+            return "tabular"
+        return MODALITIES.get(self.key, "tabular")
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def task_model(self) -> TaskModel:
+        """The model with its row of the task table; it reads texts as its tokenizer pads them."""
+        task_model = TaskModel(self.model, self.task, self.role)
+        task_model.tokens.told = special_tokens(self.processor)
+        return task_model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that the answers depend on: weights, settings, processor, order."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+        config: Any = getattr(self.model, "config", None)
+        settings = {} if config is None else config.to_diff_dict()
+        for key in ("transformers_version", "_name_or_path", "dtype"):
+            settings.pop(key, None)
+        facts = [
+            type(self.model).__name__,
+            settings,
+            _described(self.processor),
+            self.max_length,
+            self.order,
+        ]
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def aligned(self, names: Sequence[str]) -> Predictor:
+        """The same model, its classes in the order of the data's, matched by their names.
+
+        Where the names do not match (``LABEL_0``, other words), the numbers are taken as they are.
+
+        Raises:
+            ValueError: another number of classes.
+        """
+        config: Any = getattr(self.model, "config", None)
+        known = getattr(config, "id2label", None) or {}
+        if config is not None and names and config.num_labels != len(names):
+            raise ValueError(
+                f"Expected {self.name} to have the {len(names)} classes of the data "
+                f"({', '.join(map(str, names[:8]))}), got {config.num_labels}."
+            )
+        place = {str(name).casefold(): int(index) for index, name in known.items()}
+        wanted = [str(name).casefold() for name in names]
+        if len(place) != len(wanted) or set(place) != set(wanted):
+            return self
+        order = tuple(place[name] for name in wanted)
+        straight = order == tuple(range(len(order)))
+        return self if straight else dataclasses.replace(self, order=order)
+
+    def logits(self, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
+        """What the model says about each example.
+
+        Args:
+            values: Texts; pictures (PIL, or arrays: uint8, or floats in [0, 1], which are rounded
+                to 256 grey levels); sounds as dicts of ``array`` and ``sampling_rate``; or rows of
+                numbers.
+            batch_size: How many at a time. Rows are batched by length, so the results do not depend
+                on it, but for the rounding of float sums.
+
+        Returns:
+            ``(N, C)``, float64, in the order of the examples and of the data's classes.
+
+        Raises:
+            ValueError: no examples, values of another kind, or a model that is no classifier.
+        """
+        found: np.ndarray | None = None
+        with torch.no_grad(), evaluating(self.model):
+            for rows in self._rows(values, batch_size):
+                said = self._ask([values[row] for row in rows])
+                if found is None:
+                    found = np.empty((len(values), said.shape[1]))
+                found[rows] = said
+        if found is None:
+            raise ValueError("Expected at least one example, got none.")
+        return found if self.order is None else found[:, list(self.order)]
+
+    def batches(
+        self, values: Sequence[Any], labels: Sequence[int] | np.ndarray, batch_size: int = 64
+    ) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Batches for attacks by gradient.
+
+        Yields:
+            The places of the examples in ``values``, the model's inputs on its device, and
+            ``(B,)`` labels in the model's own order of classes.
+        """
+        own = np.asarray(labels)
+        own = own if self.order is None else np.asarray(self.order)[own]
+        for rows in self._rows(values, batch_size):
+            batch = self.encoded([values[row] for row in rows])
+            yield rows, batch, torch.as_tensor(own[rows], device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def encoded(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """The model's inputs for some examples, padded to the longest, on its device."""
+        check_values(values, self.modality)
+        batch = dict(self._processed(values))
+        kind = next((p.dtype for p in self.model.parameters()), torch.float32)
+        return {
+            name: (value.to(kind) if value.is_floating_point() else value).to(self.device)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+
+    def _processed(self, values: Sequence[Any]) -> Mapping[str, Any]:
+        if self.modality == "tabular":
+            rows = torch.as_tensor(np.stack([np.asarray(v, np.float32) for v in values]))
+            return {self.key: rows}
+        if self.modality == "text":
+            limit = self._limit()
+            options = {} if limit is None else {"truncation": True, "max_length": limit}
+            tokens = self.processor(list(values), padding=True, return_tensors="pt", **options)
+            return self.task_model.tokens.placed(
+                {k: v for k, v in tokens.items() if self.task_model.takes(k)}
+            )
+        if self.modality == "image":
+            mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
+            pictures = [picture(value).convert(mode) for value in values]
+            images: Mapping[str, Any] = self.processor(pictures, return_tensors="pt")
+            return images
+        rates = {int(value["sampling_rate"]) for value in values}
+        if len(rates) > 1:
+            raise ValueError(f"Expected one sampling rate for all sounds, got {sorted(rates)}.")
+        arrays = [np.asarray(value["array"], np.float32) for value in values]
+        usual = inspect.signature(self.processor.__call__).parameters.get("padding")
+        fixed = usual is not None and isinstance(usual.default, str)  # Whisper's: always 30 s
+        sounds: Mapping[str, Any] = self.processor(
+            arrays,
+            sampling_rate=rates.pop(),
+            padding=usual.default if usual is not None and fixed else True,
+            return_tensors="pt",
+        )
+        return sounds
+
+    @property
+    def _config(self) -> Any:
+        return getattr(self.model, "config", None)
+
+    def _limit(self) -> int | None:
+        if self.max_length is not None:
+            return self.max_length
+        limits = (
+            getattr(self.processor, "model_max_length", None),
+            getattr(self._config, "max_position_embeddings", None),
+        )
+        known = [limit for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
+        return min(known, default=None)
+
+    def _ask(self, values: Sequence[Any]) -> np.ndarray:
+        batch = self.encoded(values)
+        with (
+            self.task_model.tokens.in_config()
+            if self.modality == "text"
+            else contextlib.nullcontext()
+        ):
+            output = self.model(**batch)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"Expected {self.name} to give logits (examples, classes) with at least 2 "
+                f"classes, got {shape}: robustness is measured for classifiers with one class per "
+                "example."
+            )
+        return np.asarray(logits.double().cpu().numpy())
+
+    def _rows(self, values: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
+        """Places of examples, shortest first; sounds without a mask only with their like."""
+        if batch_size < 1:
+            raise ValueError(f"Expected a batch size of at least 1, got {batch_size}.")
+        sizes = [length_of(value) for value in values]
+        places = sorted(range(len(values)), key=sizes.__getitem__)
+        groups = [places]
+        if self.modality == "audio" and not getattr(self.processor, "return_attention_mask", True):
+            groups = [list(same) for _, same in itertools.groupby(places, sizes.__getitem__)]
+        for group in groups:
+            for start in range(0, len(group), batch_size):
+                yield group[start : start + batch_size]
+
+
+def _described(processor: Any) -> Any:
+    """What a processor does, without what it has been doing last (padding, truncation)."""
+    backend = getattr(processor, "backend_tokenizer", None)
+    if backend is not None:
+        settings = json.loads(backend.to_str())
+        return {k: v for k, v in settings.items() if k not in ("truncation", "padding")}
+    if hasattr(processor, "get_vocab"):
+        return processor.get_vocab()
+    return processor.to_dict() if hasattr(processor, "to_dict") else str(type(processor))
+
+
+def aligned(
+    subjects: Mapping[str, Predictor], data: Examples, notes: list[str]
+) -> dict[str, Predictor]:
+    """The same models, all with the classes of the data; what is doubtful goes into the notes."""
+    found = {}
+    for key, subject in subjects.items():
+        if subject.modality != data.modality:
+            raise ValueError(
+                f"Expected examples for {key}, a model of {subject.modality}, got "
+                f"{data.modality}. Name the right column, or another model."
+            )
+        found[key] = subject.aligned(data.names)
+        known = getattr(getattr(subject.model, "config", None), "id2label", None) or {}
+        strange = set(map(str.casefold, data.names)) != {str(n).casefold() for n in known.values()}
+        if data.names and known and strange:
+            notes.append(
+                f"{key}: its classes ({', '.join(map(str, known.values()))}) are not called as in "
+                f"the data ({', '.join(data.names)}); they are taken in their order."
+            )
+    return found

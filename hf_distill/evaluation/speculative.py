@@ -1,0 +1,226 @@
+"""How well a student drafts for its teacher: speculative decoding (Leviathan et al., 2022)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+)
+
+from hf_distill.models.task_model import vocabulary_size
+
+CONSTANT: dict[str, Any] = {
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.0,
+}
+"""Settings of a draft model under which it always drafts the same number of tokens."""
+
+
+def expected_tokens(acceptance_rate: float, drafted: int) -> float:
+    """The tokens that one call of the teacher gives on average: (1 - a^(g + 1)) / (1 - a).
+
+    This takes every draft to be accepted with the same chance a, whatever came before.
+
+    Args:
+        acceptance_rate: a, from 0 to 1, as `hf_distill.evaluation.metrics.acceptance` measures it.
+        drafted: g, the tokens that the student drafts before each call, at least 1.
+
+    Raises:
+        ValueError: a rate or a number out of range.
+
+    Reference: Leviathan, Kalman and Matias, 2022, "Fast Inference from Transformers via Speculative
+    Decoding", arXiv:2211.17192 (equation 1).
+
+    >>> expected_tokens(0.5, 3), expected_tokens(1.0, 4)
+    (1.875, 5.0)
+    """
+    if not 0 <= acceptance_rate <= 1 or drafted < 1:
+        raise ValueError(
+            "Expected an acceptance rate from 0 to 1 and at least one drafted token, got "
+            f"{acceptance_rate} and {drafted}."
+        )
+    return float(sum(acceptance_rate**power for power in range(drafted + 1)))
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What speculative decoding did.
+
+    Attributes:
+        accepted: Drafted tokens that the teacher accepted.
+        examined: Drafted tokens that it looked at: the accepted ones and the first rejected one of
+            each call; what was drafted after that one was never compared.
+        calls: Calls of the teacher.
+        tokens: Generated tokens: the accepted ones, and one of the teacher's own per call.
+    """
+
+    accepted: int = 0
+    examined: int = 0
+    calls: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Drafts) -> Drafts:
+        return Drafts(
+            self.accepted + other.accepted,
+            self.examined + other.examined,
+            self.calls + other.calls,
+            self.tokens + other.tokens,
+        )
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The share of the examined tokens that was accepted."""
+        return self.accepted / max(1, self.examined)
+
+    @property
+    def tokens_per_call(self) -> float:
+        """Generated tokens per call of the teacher; decoding without drafts gives 1."""
+        return self.tokens / max(1, self.calls)
+
+
+def measured_acceptance(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_new_tokens: int = 64,
+    drafted: int = 4,
+    temperature: float = 0.0,
+) -> Drafts:
+    """Let a student draft for its teacher in `transformers`' assisted generation, and count.
+
+    Args:
+        student: The draft model, with the teacher's tokenizer.
+        teacher: The model whose text is generated; drafts change nothing about its distribution.
+        prompts: Texts, each continued by itself.
+        tokenizer: Of both models.
+        max_new_tokens: At which each continuation ends, if the end token does not come first.
+        drafted: Tokens that the student drafts before each call of the teacher.
+        temperature: At which both sample, from all tokens; 0: greedy decoding, where the rate is
+            the agreement of both models along the teacher's own text.
+
+    Raises:
+        ValueError: no prompts, an empty one, numbers out of range, or vocabularies of different
+            sizes.
+
+    The models' generation settings are the same afterwards as before.
+    """
+    _check(student, teacher, prompts, max_new_tokens, drafted, temperature)
+    sampling: dict[str, Any] = {"do_sample": True, "top_k": 0} if temperature > 0 else {}
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=0, **sampling)
+    # as a setting, transformers 5.24 would apply the temperature to the drafts twice
+    warped = [TemperatureLogitsWarper(float(temperature))] if temperature > 0 else []
+    drafting = GenerationConfig(num_assistant_tokens=drafted, pad_token_id=0, **CONSTANT)
+    stops, total = _end_tokens(teacher), Drafts()
+    with _generating(student, drafting), _generating(teacher, settings):
+        for prompt in prompts:
+            inputs = tokenizer(prompt, return_tensors="pt").to(teacher.device)
+            if not inputs["input_ids"].shape[1]:
+                raise ValueError("Expected prompts with at least one token, got an empty one.")
+            rounds = _Rounds(stops)
+            handle = student.register_forward_hook(rounds.draft)
+            try:
+                generate: Any = teacher.generate
+                generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    assistant_model=student,
+                    logits_processor=LogitsProcessorList(warped),
+                    stopping_criteria=StoppingCriteriaList([rounds]),
+                    streamer=rounds,
+                )
+            finally:
+                handle.remove()
+            total = total + rounds.total
+    return total
+
+
+@dataclass
+class _Rounds(StoppingCriteria):
+    """Counts call by call: assisted generation streams the tokens that each call gave."""
+
+    stops: frozenset[int]
+    total: Drafts = field(default_factory=Drafts)
+    drafted: int = 0
+    begun: bool = False
+    ended: bool = False
+
+    def draft(self, module: Any, arguments: Any, output: Any) -> None:
+        """A forward of the student is one drafted token."""
+        self.drafted += 1
+
+    def put(self, value: Tensor) -> None:
+        """What one call gave: the accepted tokens, and one of the teacher's own at the end."""
+        if not self.begun:  # the prompt
+            self.begun = True
+            return
+        tokens = value.flatten().tolist()
+        accepted, examined = len(tokens) - 1, min(len(tokens), self.drafted)
+        ends = [place for place, token in enumerate(tokens, 1) if token in self.stops]
+        if ends:  # what was generated after the end of the text is no text
+            self.ended, tokens = True, tokens[: ends[0]]
+            accepted, examined = min(accepted, ends[0]), min(examined, ends[0])
+        self.total = self.total + Drafts(accepted, examined, 1, len(tokens))
+        self.drafted = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Any:
+        return torch.full(input_ids.shape[:1], self.ended, device=input_ids.device)
+
+    def end(self) -> None:
+        """The text is complete; nothing is left to count."""
+
+
+@contextlib.contextmanager
+def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Let a model generate in eval mode with these settings in place of its own."""
+    owner: Any = model
+    before, training = owner.generation_config, model.training
+    owner.generation_config = settings
+    model.eval()
+    try:
+        yield
+    finally:
+        owner.generation_config = before
+        model.train(training)
+
+
+def _end_tokens(model: Any) -> frozenset[int]:
+    end = model.generation_config.eos_token_id
+    if end is None:
+        return frozenset()
+    return frozenset(end if isinstance(end, list) else [end])
+
+
+def _check(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    drafted: int,
+    temperature: float,
+) -> None:
+    if not prompts or max_new_tokens < 2 or drafted < 1 or temperature < 0:
+        raise ValueError(
+            "Expected prompts, at least 2 new tokens, at least 1 drafted token and a temperature "
+            f"of 0 or more, got {len(prompts)} prompts, max_new_tokens={max_new_tokens}, "
+            f"drafted={drafted} and temperature={temperature}."
+        )
+    ours, theirs = (vocabulary_size(model.config) for model in (student, teacher))
+    if ours != theirs:
+        raise ValueError(
+            f"Expected one vocabulary for draft and teacher, got {ours} and {theirs} entries. "
+            "Where only the padding of the vocabularies differs, give a copy of the smaller model "
+            f"the larger size first: model.resize_token_embeddings({max(ours or 0, theirs or 0)})."
+        )

@@ -1,0 +1,376 @@
+"""Intervals and tests for two models on the same examples, and for two methods on the same seeds.
+
+Which claim needs which test is in :mod:`hf_distill.evaluation.verdicts`. Random draws come from
+a Generator made from the ``seed`` given. The t distribution needs scipy (extra ``recipes``).
+"""
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_distill.evaluation.measures import correctness
+
+
+class Estimate(NamedTuple):
+    """A mean, its interval, and the two-sided p-value of "the mean is 0"."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+# ---- examples: the checkpoint claim --------------------------------------------------------------
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion: never outside [0, 1], sound for small n.
+
+    (q + z²/2n ± z √(q (1 - q)/n + z²/4n²)) / (1 + z²/n), with q = successes / n.
+
+    Raises:
+        ValueError: not 0 <= successes <= n with n >= 1, or a level outside (0, 1).
+
+    Reference: Wilson, 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+
+    >>> low, high = wilson(0, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.0, 0.278)
+    """
+    _check_level(level)
+    if not (n >= 1 and 0 <= successes <= n):
+        raise ValueError(f"Expected 0 <= successes <= n and n >= 1, got {successes} of {n}.")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the ends the bound is exact, and not off by one rounding.
+    low = (centre - half) / scale if successes else 0.0
+    high = (centre + half) / scale if successes < n else 1.0
+    return low, high
+
+
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
+    """The exact two-sided p-value that two models err equally often on the same examples.
+
+    Of the b + c examples on which only one of them is right, each is the one with probability 1/2:
+    p = 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1; and 1 if they never differ.
+
+    It is about these two files. Two runs of one method are "different" by it in 12 to 28 % of
+    cases: for methods see :func:`paired_t`.
+
+    Args:
+        correct_a: ``(N,)``, 0 or 1.
+        correct_b: ``(N,)``, for the same examples.
+
+    Raises:
+        ValueError: other values, or not the same number of examples.
+
+    Reference: McNemar, 1947, "Note on the Sampling Error of the Difference Between Correlated
+        Proportions or Percentages".
+
+    >>> mcnemar([1, 1, 1, 1, 0], [0, 0, 0, 0, 0])
+    0.125
+    """
+    a, b = correctness(correct_a), correctness(correct_b)
+    _check_pair(a, b)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(_scipy_stats().binomtest(min(only_a, only_b), only_a + only_b).pvalue)
+
+
+def mcnemar_interval(
+    correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval of the mean of a - b that belongs to :func:`mcnemar`: 0 is outside of it exactly
+    where that p is at most 1 - level.
+
+    Clopper and Pearson's interval of the share of examples on which a is right, of the b + c on
+    which only one of them is, as a difference of accuracies: m (2θ - 1) / N with m = b + c.
+
+    Args:
+        correct_a: ``(N,)``, 0 or 1.
+        correct_b: ``(N,)``, for the same examples.
+        level: coverage of the interval, given the number of examples on which they differ.
+
+    Raises:
+        ValueError: see :func:`mcnemar`, or a level outside (0, 1).
+
+    Reference: Clopper and Pearson, 1934, "The Use of Confidence or Fiducial Limits Illustrated in
+        the Case of the Binomial".
+
+    >>> low, high = mcnemar_interval([1, 1, 1, 1, 0], [0, 0, 0, 0, 0])
+    >>> round(low, 3), high
+    (-0.164, 0.8)
+    """
+    a, b = correctness(correct_a), correctness(correct_b)
+    _check_pair(a, b)
+    _check_level(level)
+    only_a, differing = int((a & ~b).sum()), int((a ^ b).sum())
+    if not differing:
+        return 0.0, 0.0
+    share = _scipy_stats().binomtest(only_a, differing).proportion_ci(level, method="exact")
+    low, high = (differing * (2 * float(end) - 1) / len(a) for end in (share.low, share.high))
+    return low, high
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """The mean of a - b over examples, with a percentile interval from resampled examples.
+
+    Args:
+        a: ``(N,)``, a score per example.
+        b: ``(N,)``, for the same examples.
+        level: coverage of the interval.
+        draws: number of resamples.
+        seed: of the resamples; the order of the examples does not matter.
+
+    Returns:
+        ``p`` is twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)); it
+        is at most 1 - level exactly where the interval leaves 0 out.
+
+    Raises:
+        ValueError: not the same number of finite scores, a level outside (0, 1), or no draws.
+
+    Reference: Efron and Tibshirani, 1993, "An Introduction to the Bootstrap"; Koehn, 2004,
+        "Statistical Significance Tests for Machine Translation Evaluation" (paired).
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    _check_pair(first, second)
+    values = np.sort(first - second)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected finite scores of some examples, got shape {values.shape}. Leave out "
+            "examples that have no score in one of the runs."
+        )
+    _check_level(level)
+    if draws < 1:
+        raise ValueError(f"Expected at least 1 draw, got draws={draws}.")
+    rng = np.random.default_rng(seed)
+    chunks = []
+    for part in np.array_split(np.arange(draws), math.ceil(draws * len(values) / 2**20)):
+        drawn = rng.integers(len(values), size=(len(part), len(values)))
+        chunks.append(values[drawn].mean(-1))
+    means = np.sort(np.concatenate(chunks))
+    # So many may lie beyond 0 for p to be at most 1 - level: the interval begins at the next.
+    place = max(0, math.floor(round((1 - level) * (draws + 1) / 2, 9)) - 1)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    p = min(1.0, 2 * (1 + beyond) / (draws + 1))
+    return Estimate(float(values.mean()), float(means[place]), float(means[-1 - place]), float(p))
+
+
+# ---- seeds: the method claim ---------------------------------------------------------------------
+
+
+def paired_t(differences: ArrayLike, level: float = 0.95) -> Estimate:
+    """Student's t interval and test of the mean of per-seed differences.
+
+    Args:
+        differences: ``(S,)``, one for each pair of runs with the same seed, S >= 2.
+        level: coverage of the interval.
+
+    Returns:
+        Differences that are all the same have no spread: p is 1 if they are 0, and otherwise 0.
+
+    Raises:
+        ValueError: fewer than 2 differences, or one that is not finite.
+
+    Reference: Student, 1908, "The Probable Error of a Mean".
+
+    >>> paired_t([1.0, 2.0, 3.0]).mean
+    2.0
+    """
+    values = _vector(differences, at_least=2)
+    _check_level(level)
+    mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    if error <= 1e-12 * abs(mean):  # the same but for rounding
+        return Estimate(mean, mean, mean, float(mean == 0))
+    t, freedom = _scipy_stats().t, len(values) - 1
+    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    return Estimate(mean, mean - half, mean + half, float(2 * t.sf(abs(mean) / error, freedom)))
+
+
+def sign_flip(differences: ArrayLike) -> float:
+    """The exact two-sided p-value of the mean when each difference may as well have the other sign.
+
+    The share of all 2^S sign patterns with |sum| at least as large as observed: no normality is
+    assumed. The least possible value is 2 / 2^S, so 5 seeds cannot reach 0.05.
+
+    Args:
+        differences: ``(S,)``, 1 to 40 of them.
+
+    Raises:
+        ValueError: more differences, none, or one that is not finite.
+
+    Reference: Fisher, 1935, "The Design of Experiments"; Pitman, 1937, "Significance Tests Which
+        May be Applied to Samples From any Populations".
+
+    >>> sign_flip([0.1, 0.3, 0.2])
+    0.25
+    """
+    values = _vector(differences, at_least=1)
+    if len(values) > 40:
+        raise ValueError(
+            f"sign_flip counts all 2^S patterns, up to S=40, got {len(values)} differences. With "
+            "so many, paired_t is as good."
+        )
+    observed = abs(values.sum()) - 1e-9 * np.abs(values).sum()  # equal sums may be rounded apart
+    if observed <= 0:
+        return 1.0
+    half = len(values) // 2
+    left, right = _signed_sums(values[:half]), np.sort(_signed_sums(values[half:]))
+    at_least = len(right) - np.searchsorted(right, observed - left, side="left")
+    return float(2 * at_least.sum(dtype=float) / 2.0 ** len(values))
+
+
+def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean that belongs to :func:`sign_flip`: all shifts of the differences
+    for which its p is above 1 - level.
+
+    Below the mean, a shift δ has p = 2 (1 + number of non-empty subsets whose mean is at most δ)
+    / 2^S: the ends are the k-th smallest and largest of these means, k = ⌊(1 - level) 2^S / 2⌋.
+
+    Args:
+        differences: ``(S,)``, one for each pair of runs with the same seed, 1 to 20 of them.
+        level: coverage of the interval.
+
+    Returns:
+        Infinite ends where S pairs cannot reach such a level (2 / 2^S is above 1 - level).
+
+    Raises:
+        ValueError: more differences, none, or one that is not finite.
+
+    Reference: Hartigan, 1969, "Using Subsample Values as Typical Values".
+
+    >>> sign_flip_interval([0.1, 0.2, 0.3, 0.1, 0.2, 0.2])
+    (0.1, 0.3)
+    """
+    values = _vector(differences, at_least=1)
+    _check_level(level)
+    if len(values) > 20:
+        raise ValueError(
+            f"sign_flip_interval looks at all 2^S subsets, up to S=20, got {len(values)} "
+            "differences. With so many, paired_t is as good."
+        )
+    place = math.floor(round((1 - level) * 2.0 ** (len(values) - 1), 9))
+    if place < 1:
+        return -math.inf, math.inf
+    sums, sizes = np.zeros(1), np.zeros(1)
+    for value in values:
+        sums, sizes = np.append(sums, sums + value), np.append(sizes, sizes + 1)
+    means = np.sort(sums[1:] / sizes[1:])
+    means[np.abs(means) <= 1e-9 * np.abs(values).sum()] = 0  # equal but for rounding
+    return float(means[place - 1]), float(means[-place])
+
+
+def minimum_detectable(
+    sd: float, seeds: int, power: float = 0.8, significance: float = 0.05
+) -> float:
+    """The least true mean difference that :func:`paired_t` finds with probability ``power``.
+
+    Args:
+        sd: standard deviation over seeds of the paired difference; the result is in its unit.
+        seeds: number S >= 2 of same-seed pairs.
+        power: the probability of finding it.
+        significance: of the two-sided test. With Holm over k axes, take 0.05 / k.
+
+    Raises:
+        ValueError: fewer than 2 seeds, a negative sd, or a power not between significance and 1.
+
+    Reference: Cohen, 1988, "Statistical Power Analysis for the Behavioral Sciences".
+
+    >>> round(minimum_detectable(1.0, seeds=8), 2)
+    1.16
+    """
+    if seeds < 2 or not 0 <= sd < math.inf or not 0 < significance < power < 1:
+        raise ValueError(
+            "Expected at least 2 seeds, sd >= 0 and 0 < significance < power < 1, got "
+            f"seeds={seeds}, sd={sd}, significance={significance}, power={power}."
+        )
+    stats = _scipy_stats()
+    freedom = seeds - 1
+    bound = stats.t.ppf(1 - significance / 2, freedom)
+    low, high = 0.0, 4.0  # of the noncentrality: the effect times √S / sd
+    while stats.nct.sf(bound, freedom, high) < power:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        # The other tail is left out: at any power above the significance level it adds nothing.
+        found = stats.nct.sf(bound, freedom, middle) >= power
+        low, high = (low, middle) if found else (middle, high)
+    return float(high * sd / math.sqrt(seeds))
+
+
+# ---- several axes --------------------------------------------------------------------------------
+
+
+def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for their number: rejecting where it is <= α keeps any error below α.
+
+    The i-th smallest of m is multiplied by m - i + 1, and made no smaller than those before it.
+
+    Raises:
+        ValueError: a value outside [0, 1] or NaN.
+
+    Reference: Holm, 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+
+    >>> holm({"clean": 0.04, "noise": 0.01})
+    {'clean': 0.04, 'noise': 0.02}
+    """
+    bad = {name: p for name, p in pvalues.items() if not 0 <= p <= 1}
+    if bad:
+        raise ValueError(f"Expected p-values in [0, 1], got {bad}.")
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(pvalues, key=pvalues.__getitem__)):
+        largest = max(largest, min(1.0, pvalues[name] * (len(pvalues) - rank)))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in pvalues}
+
+
+def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of all 2^n patterns of signs."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def _vector(values: ArrayLike, at_least: int) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or len(array) < at_least or not np.isfinite(array).all():
+        raise ValueError(
+            f"Expected at least {at_least} finite difference(s), one per same-seed pair, got "
+            f"{array.tolist() if array.size <= 8 else array.shape}."
+        )
+    return array
+
+
+def _check_pair(a: NDArray, b: NDArray) -> None:
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(
+            f"Expected scores of both models for the same examples, got shapes {a.shape} and "
+            f"{b.shape}. Evaluate both on the same examples, in the same order."
+        )
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"Expected a level between 0 and 1, such as 0.95, got {level}.")
+
+
+def _scipy_stats() -> ModuleType:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError(
+            "Tests and intervals need scipy: pip install 'hf_distill[recipes]'."
+        ) from error
+    return stats

@@ -1,0 +1,194 @@
+"""What was exported: the facts of each file, and the one place that puts files into ``onnx/``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hf_distill.utils.folders import contents, held, refuse_foreign_files
+
+ONNX, INT8 = "ONNX", "ONNX int8"
+FILES = {ONNX: "onnx/model.onnx", INT8: "onnx/model_int8.onnx"}
+"""Format -> its file below the student's folder; weights above `SINGLE_FILE` lie in FILE.data."""
+FACTS = "onnx/export.json"
+SINGLE_FILE = 1_800_000_000
+"""Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
+_STAGING = ".onnx-"
+
+
+class ExportError(RuntimeError):
+    """A student that cannot be exported, or a file that does not answer as the student does."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One exported file and how it compares with the student in PyTorch, in float32.
+
+    Attributes:
+        format: ``ONNX`` or ``ONNX int8``.
+        file: Relative to the student's folder.
+        size_bytes: Of the file, with its weights where they lie beside it.
+        sha256: Of the file, followed by that of its weights beside it.
+        opset: Of the standard operators.
+        inputs: Name -> dimensions: a number, or the name of one that varies.
+        outputs: The names of the outputs.
+        max_difference: The largest absolute difference of an output, padding left out.
+        same_argmax: The share of equal decisions (class, token, position); None: no classes.
+        examples: How many were compared.
+        generated: Whether they were random texts, pictures or sounds instead of given ones.
+        metric: ``accuracy``, where labels were given.
+        value: The metric of this file.
+        float_value: The metric of the student in PyTorch.
+        versions: Package -> version.
+    """
+
+    format: str
+    file: str
+    size_bytes: int
+    sha256: str
+    opset: int
+    inputs: dict[str, list[int | str]]
+    outputs: list[str]
+    max_difference: float
+    same_argmax: float | None
+    examples: int
+    generated: bool
+    metric: str | None
+    value: float | None
+    float_value: float | None
+    versions: dict[str, str]
+
+    def describe(self) -> dict[str, Any]:
+        """The attributes as plain values, without those that are None."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+def check_packages() -> None:
+    """Raise an ImportError where the extra ``export`` is not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"Exporting needs {', '.join(PACKAGES)}, and {', '.join(missing)} cannot be imported. "
+            "Install them: pip install 'hf_distill[export]'."
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions of what exports, computes and compares."""
+    return {name: version(name) for name in ("torch", "transformers", *PACKAGES)}
+
+
+def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What was exported from a student: `Exported.describe` of each file, for its card.
+
+    Args:
+        folder: The student's.
+
+    Returns:
+        The rows; none where nothing was exported.
+
+    Raises:
+        ValueError: the student or a file has changed since, so that the figures are of others.
+    """
+    root = Path(folder)
+    try:
+        facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    again = f"Export again: hf-distill export {root}"
+    if facts["weights"] != weights_of(root):
+        raise ValueError(
+            f"Expected {root / FACTS} to be of the weights in {root}, and they have changed since "
+            f"the export. {again}"
+        )
+    rows: list[dict[str, Any]] = facts["exports"]
+    for row in rows:
+        path = root / row["file"]
+        if not path.is_file() or sha256(*parts(path)) != row["sha256"]:
+            raise ValueError(f"Expected {path} as it was exported, got none or another. {again}")
+    return rows
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A folder beside ``onnx/`` that vanishes; also what a killed export has left there.
+
+    Raises:
+        FolderError: another export is at work, or see `check_exports`.
+    """
+    with held(folder):
+        check_exports(folder)
+        for old in folder.glob(f"{_STAGING}*"):
+            if not contents(old, ("*.onnx", "*.onnx.data", "*.json")):  # else it is no export's
+                shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as staged:
+            yield Path(staged)
+
+
+def check_exports(folder: Path) -> None:
+    """Refuse to replace ONNX files that were not exported here.
+
+    Raises:
+        FolderError: there are some; nothing was touched.
+    """
+    files = [Path(name).name for name in FILES.values()]
+    names = [*files, *(f"{name}.data" for name in files)]
+    record = folder / FACTS
+    refuse_foreign_files(record.parent, names, record.name, {"weights", "exports"})
+
+
+def keep(folder: Path, staged: Path, row: Exported) -> None:
+    """Put compared files in their place, and their facts beside them.
+
+    The facts go first and come last, so that at no moment they are of other files. A new float file
+    takes the place of all; what was quantised from the old one goes.
+    """
+    rows = [row.describe()]
+    if row.format != ONNX:
+        rows = [*(old for old in read_exports(folder) if old["format"] != row.format), *rows]
+    facts = folder / FACTS
+    facts.parent.mkdir(exist_ok=True)
+    facts.unlink(missing_ok=True)
+    for name in FILES if row.format == ONNX else (row.format,):
+        for old in parts(folder / FILES[name]):
+            old.unlink(missing_ok=True)
+    for path in staged.iterdir():
+        os.replace(path, facts.parent / path.name)
+    temporary = staged / facts.name
+    text = json.dumps({"weights": weights_of(folder), "exports": rows}, indent=1)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, facts)
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """The student's files of weights -> hash, in any format that they are loaded from."""
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return {path.name: sha256(path) for path in sorted(found)}
+
+
+def parts(path: Path) -> list[Path]:
+    """An ONNX file and, where its weights lie beside it, their file."""
+    return [path, *path.parent.glob(f"{path.name}.data")]
+
+
+def sha256(*paths: Path) -> str:
+    """The hash of files of any size, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Models of any kind: their tasks, inputs, outputs, hooks and sharded weights."""

@@ -1,0 +1,401 @@
+"""Reading batches before any model runs, and outputs after: one function per kind of head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
+
+from hf_distill.models.modules import config_of
+from hf_distill.models.places import SOUNDS, frame_mask, with_pictures
+from hf_distill.models.signals import BatchItems
+
+Batch = Mapping[str, Any]
+IGNORE = -100
+WEIGHTS = "token_weights"
+"""The key of a batch that says how much each label token counts; aligned with the labels."""
+GENERATED = "generated"
+"""The key of a batch that marks, ``(B,)``, the texts that a student wrote: their tokens are items
+for a teacher to judge, and no labels."""
+ALIGNED = "teacher_positions"
+"""The key of a batch with a teacher of another tokenizer: at each position the teacher's position
+that predicts the same text, or -1."""
+
+
+# ---- reading the batch: what is there to count -----------------------------------------------
+
+
+def batch_size(batch: Batch) -> int:
+    """The number of examples in a batch of tensors."""
+    for value in (batch.get("input_ids"), *batch.values()):  # pictures may have rows of their own
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    raise ValueError(
+        f"Expected a batch with at least one tensor, got the keys {sorted(batch)}. "
+        "Check that the data collator returns tensors."
+    )
+
+
+def by_row(batch: Batch) -> bool:
+    """Whether every tensor has one row per example: the patches of all pictures of a batch may come
+    in one list (Qwen2-VL)."""
+    size = batch_size(batch)
+    tensors = (v for v in batch.values() if isinstance(v, Tensor) and v.dim() > 0)
+    return all(tensor.shape[0] == size for tensor in tensors)
+
+
+def rows_of(
+    batch: Batch, items: BatchItems, rows: Sequence[int], axis: int = 0
+) -> tuple[dict[str, Any], BatchItems]:
+    """Some rows of a batch, and what there is to count in them.
+
+    Args:
+        batch: The collated batch.
+        items: What there is to count in it.
+        rows: Which rows, in this order.
+        axis: The dimension of the items that is the batch.
+    """
+    size = batch_size(batch)
+
+    def own(value: Any, dim: int = 0) -> Any:
+        if not isinstance(value, Tensor) or value.dim() <= dim or value.shape[dim] != size:
+            return value
+        return value.index_select(dim, torch.tensor(rows, device=value.device))
+
+    masks = {
+        unit: own(mask, axis if unit in ("items", "labels", "spans") else 0)
+        for unit, mask in items.masks.items()
+    }
+    kept = BatchItems(masks, own(items.labels, axis), own(items.weights, axis))
+    return {name: own(value) for name, value in batch.items()}, kept
+
+
+def without_places(items: BatchItems) -> BatchItems:
+    """The items without their places, for models that are asked about some of them."""
+    return replace(items, masks={u: mask for u, mask in items.masks.items() if u != "items"})
+
+
+def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
+    mask = batch.get("attention_mask")
+    if mask is None:
+        reference = batch.get("input_ids")
+        reference = batch["inputs_embeds"][..., 0] if reference is None else reference
+        mask = _within_texts(reference, batch.get("position_ids"))
+    return mask.bool() & rows.view(-1, *[1] * (mask.dim() - 1))
+
+
+def _within_texts(reference: Tensor, positions: Tensor | None) -> Tensor:
+    """Without a mask every token counts, but those at the end of a packed row that are all at
+    position 0: so `hf_distill.data.language.LanguageCollator` pads rows of several texts."""
+    if positions is None or positions.shape != reference.shape:
+        return torch.ones_like(reference, dtype=torch.bool)
+    return (positions != 0).flip(-1).cumsum(-1).flip(-1) > 0
+
+
+def _count(
+    rows: Tensor,
+    items: Tensor | None,
+    labels: Tensor | None = None,
+    labelled: Tensor | None = None,
+    **groups: Tensor,
+) -> BatchItems:
+    masks = {"batches": rows.new_ones(()), "samples": rows, **groups}
+    if items is not None:
+        masks["items"] = items
+    if labels is not None and labelled is not None:
+        masks["labels"] = labelled
+    return BatchItems(masks, labels)
+
+
+def _weighted(items: BatchItems, batch: Batch, shift: bool = False) -> BatchItems:
+    weights = batch.get(WEIGHTS)
+    if weights is None:
+        return items
+    return replace(items, weights=_next(weights, 0.0) if shift else weights)
+
+
+def samples(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    labels = batch.get("labels")
+    groups = _sequence_groups(batch, model, rows)
+    if labels is None:
+        return _count(rows, rows, **groups)
+    config: Any = config_of(model)
+    problem = getattr(config, "problem_type", None)
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"Expected labels as one tensor, with a row for each of {len(rows)} examples, got a "
+            f"{type(labels).__name__}: {type(model).__name__} is read as a classifier of examples. "
+            "If they are something else (boxes), let it compute its own loss: leave the class out "
+            f"of hf_distill.models.tasks.CUSTOM_TASKS (del CUSTOM_TASKS[{type(model).__name__!r}], "
+            "if it is there), with objective=0.5 * ModelLoss() + 0.5 * HiddenStates()."
+        )
+    if labels.is_floating_point():  # regression, several labels, soft ones: NaN marks a missing one
+        missing = torch.isnan(labels)
+        if labels.dim() > 1 and problem != "regression" and config.num_labels != 1:
+            missing |= labels < 0  # 0 and 1 are the labels, -100 too marks none
+    else:
+        if problem != "multi_label_classification" and labels.shape[1:] == (1,):
+            labels = labels[:, 0]
+        missing = labels == IGNORE
+    missing = missing.all(-1) if missing.dim() > 1 else missing
+    return _count(rows, rows, labels, rows & ~missing, **groups)
+
+
+def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
+    """The padding of the hidden states: tokens, audio frames, or none (images, sounds unmasked)."""
+    if "input_ids" in batch or "inputs_embeds" in batch:
+        return {"hidden": with_pictures(_token_mask(batch, rows), batch, model)}
+    if batch.get("attention_mask") is not None and any(name in batch for name in SOUNDS):
+        return {"hidden": frame_mask(batch, model, rows, last=False)}
+    return {}
+
+
+def of_both_stacks(
+    items: Callable[[Batch, nn.Module, Tensor], BatchItems],
+) -> Callable[[Batch, nn.Module, Tensor], BatchItems]:
+    """The items of a model with an encoder and a decoder that both read the text (BART's
+    classifiers): the padding of each; the decoder's text is the encoder's, one place later."""
+
+    def found(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+        own = items(batch, model, rows)
+        masks = {"encoder" if unit == "hidden" else unit: m for unit, m in own.masks.items()}
+        ids, real = (batch.get(f"decoder_{key}") for key in ("input_ids", "attention_mask"))
+        if real is None and ids is not None:
+            real = torch.ones_like(ids)
+        if real is not None:
+            masks["decoder"] = real.bool() & rows[:, None]
+        elif "encoder" in masks:
+            masks["decoder"] = masks["encoder"]
+        return replace(own, masks=masks)
+
+    return found
+
+
+def _class_ids(labels: Any, shape: Sequence[int], places: str) -> Tensor:
+    """Labels that are one class for each of some places.
+
+    Raises:
+        ValueError: they have another shape, or are no integers.
+    """
+    fits = isinstance(labels, Tensor) and tuple(labels.shape) == tuple(shape)
+    if fits and not labels.is_floating_point():
+        return labels
+    given = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+    raise ValueError(
+        f"Expected labels that are classes (integers) of shape {tuple(shape)}, one for each "
+        f"{places}, got {given}. Let the data collator pad labels as it pads the inputs, with -100 "
+        "(DataCollatorForTokenClassification), and give class ids."
+    )
+
+
+def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """Token classification: a row with labels counts its labelled tokens, a row without any
+    counts its real tokens, so that labelled and unlabelled sentences can be mixed."""
+    real, labels = _token_mask(batch, rows), batch.get("labels")
+    hidden = with_pictures(real, batch, model)
+    if labels is None:
+        return _count(rows, real, hidden=hidden)
+    labels = _class_ids(labels, real.shape, "token")
+    labelled = (labels != IGNORE) & rows[:, None]
+    items = torch.where(labelled.any(-1, keepdim=True), labelled, real)
+    return _count(rows, items, labels, labelled, hidden=hidden)
+
+
+def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    real, labels = _token_mask(batch, rows), batch.get("labels")
+    if labels is None:
+        return _weighted(_count(rows, real, hidden=real), batch)
+    labels = _class_ids(labels, real.shape, "token")
+    labelled = (labels != IGNORE) & rows[:, None]
+    return _weighted(_count(rows, labelled, labels, labelled, hidden=real), batch)
+
+
+def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """The labels are shifted, and not the logits, whose copy would be as large as the vocabulary:
+    the last position predicts nothing. What a padding position before the first token would predict
+    is no item either: it would depend on how long the other texts of the batch are."""
+    real = _token_mask(batch, rows)
+    if batch.get("shift_labels") is not None:  # a collator that has shifted them already
+        labels = batch["shift_labels"]
+    elif batch.get("labels") is not None:
+        labels = _next(_class_ids(batch["labels"], real.shape, "token"), IGNORE)
+    else:
+        items = _count(rows, _next(real, False) & real, hidden=real)
+        return _aligned(_weighted(items, batch, shift=True), batch)
+    labelled = (labels != IGNORE) & real
+    items = _count(rows, labelled, labels, _given(labelled, batch), hidden=real)
+    return _aligned(_weighted(items, batch, shift=True), batch)
+
+
+def aligned_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """The next tokens of a class whose own loss takes labels that the data have shifted already."""
+    labels = batch.get("labels") if batch.get("shift_labels") is None else batch["shift_labels"]
+    if labels is None:
+        return next_tokens(batch, model, rows)
+    labelled = (labels != IGNORE) & rows[:, None]
+    real = _token_mask(batch, rows)
+    items = _count(rows, labelled, labels, _given(labelled, batch), hidden=real)
+    return _aligned(_weighted(items, batch), batch)
+
+
+def _given(labelled: Tensor, batch: Batch) -> Tensor:
+    """Without the texts that a model wrote."""
+    generated = batch.get(GENERATED)
+    return labelled if generated is None else labelled & ~generated[:, None]
+
+
+def _aligned(items: BatchItems, batch: Batch) -> BatchItems:
+    """Labels are learned everywhere; from a teacher with another tokenizer only where both stand
+    between the same bytes of a text."""
+    positions = batch.get(ALIGNED)
+    if positions is None:
+        return items
+    mask = items.masks["items"] & (positions >= 0)
+    return replace(items, masks={**items.masks, "items": mask})
+
+
+def _next(values: Tensor, none: float) -> Tensor:
+    """What each position ``(B, T)`` has to its right; the last one ``none``."""
+    return F.pad(values[:, 1:], (0, 1), value=none)
+
+
+def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    encoded = _sequence_groups(batch, model, rows)
+    groups = {"encoder": encoded["hidden"]} if encoded else {}
+    labels = batch.get("labels")
+    if labels is None:
+        ids = batch["decoder_input_ids"]
+        real = batch.get("decoder_attention_mask")
+        real = (torch.ones_like(ids) if real is None else real).bool() & rows[:, None]
+        return _weighted(_count(rows, real, decoder=real, **groups), batch)
+    items = (labels != IGNORE) & rows[:, None]
+    counted = _count(rows, items, labels, _given(items, batch), decoder=items, **groups)
+    return _weighted(counted, batch)
+
+
+def spans(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    real = with_pictures(_token_mask(batch, rows), batch, model)
+    items = rows.expand(2, -1)
+    if batch.get("start_positions") is None or batch.get("end_positions") is None:
+        return _count(rows, items, hidden=real)
+    labels = torch.stack([batch["start_positions"], batch["end_positions"]]).flatten(1)
+    within = (labels >= 0) & (labels < real.shape[-1]) & rows
+    place = labels.masked_fill(~within, 0)
+    labelled = within & torch.stack([real.gather(1, p[:, None])[:, 0] for p in place])
+    return _count(rows, items, labels, labelled, spans=within, hidden=real)
+
+
+def choices(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    real = with_pictures(_token_mask(batch, rows).flatten(0, 1), batch, model)
+    labels = batch.get("labels")
+    if labels is None:
+        return _count(rows, rows, hidden=real)
+    return _count(rows, rows, labels, (labels != IGNORE) & rows, hidden=real)
+
+
+def frames(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    frames, below = (frame_mask(batch, model, rows, last) for last in (True, False))
+    labels = batch.get("labels")
+    if labels is None:
+        return _count(rows, frames, hidden=below)
+    labelled = (labels >= 0) & rows[:, None]
+    return _count(rows, frames, labels, labelled, hidden=below)
+
+
+def pixels(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    labels = batch.get("labels")
+    if labels is None:
+        size = batch["pixel_values"].shape[-2:]
+        return _count(rows, rows[:, None, None].expand(-1, *size))
+    config: Any = config_of(model)
+    ignored = getattr(config, "semantic_loss_ignore_index", 255)
+    labelled = (labels != ignored) & (labels != IGNORE) & rows[:, None, None]
+    items = torch.where(labelled.any(-1).any(-1)[:, None, None], labelled, rows[:, None, None])
+    return _count(rows, items, labels.masked_fill(~labelled, IGNORE), labelled)
+
+
+def pairs(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    labels = torch.arange(len(rows), device=rows.device).expand(2, -1)
+    both = rows.expand(2, -1)
+    return _count(rows, both, labels, both, text=_token_mask(batch, rows))
+
+
+def matches(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """For every text a yes or no to every picture."""
+    labels = torch.eye(len(rows), device=rows.device)
+    return _count(rows, rows, labels, rows, text=_token_mask(batch, rows))
+
+
+def own_labels(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """Examples alone, for a head whose own loss is all that is known; labelled where its labels
+    are there, or where its class takes none (masked autoencoders)."""
+    masks = _sequence_groups(batch, model, rows)
+    config: Any = config_of(model)
+    if "hidden" in masks and getattr(config, "is_encoder_decoder", False):
+        masks = {"encoder": masks["hidden"]}
+    keys = find_labels(type(model))
+    labelled = not keys or any(batch.get(key) is not None for key in keys)
+    return _count(rows, None, rows if labelled else None, rows, **masks)
+
+
+def no_items(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    return _count(rows, None, **_sequence_groups(batch, model, rows))
+
+
+# ---- inputs that student and teacher must share ----------------------------------------------
+
+
+def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
+    """Turn the labels into decoder inputs once, so that both decoders read the same tokens."""
+    if batch.get("decoder_input_ids") is not None:
+        return batch
+    labels = batch.get("labels")
+    if labels is None:
+        raise ValueError(
+            f"A sequence-to-sequence batch needs `labels` or `decoder_input_ids`, got "
+            f"{sorted(batch)}. For unlabelled data let the teacher generate the targets first."
+        )
+    prepare: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return {**batch, "decoder_input_ids": prepare(labels)}
+    config: Any = config_of(model)
+    parts = (config, config.get_text_config(decoder=True))  # that of pictures may be the whole
+    first, pad = (
+        next((v for v in (getattr(part, name, None) for part in parts) if v is not None), None)
+        for name in ("decoder_start_token_id", "pad_token_id")
+    )
+    if first is None or pad is None:
+        raise ValueError(
+            f"Expected a config that names the first token of the decoder and the padding, got "
+            f"{first} and {pad} from {type(model).__name__}. Let the data collator give "
+            "`decoder_input_ids` (and `decoder_attention_mask`) beside the labels."
+        )
+    shifted = torch.cat([torch.full_like(labels[:, :1], first), labels[:, :-1]], dim=1)
+    return {**batch, "decoder_input_ids": shifted.masked_fill(shifted == IGNORE, pad)}
+
+
+def same(batch: Batch, model: PreTrainedModel) -> Batch:
+    return batch
+
+
+def same_noise(batch: Batch, model: PreTrainedModel) -> Batch:
+    """Draw the noise by which a masked autoencoder (ViTMAE) chooses its patches once, so that both
+    models see the same ones."""
+    if batch.get("noise") is not None or "noise" not in signature(model.forward).parameters:
+        return batch
+    config: Any = config_of(model)
+    pictures = batch["pixel_values"]
+    sides = [config.patch_size] * 2
+    if hasattr(config, "masked_unit_size"):  # Hiera masks units of several patches
+        units = zip(config.patch_stride, config.masked_unit_size, strict=True)
+        sides = [stride * size for stride, size in units]
+    patches = math.prod(n // side for n, side in zip(pictures.shape[-2:], sides, strict=True))
+    return {**batch, "noise": torch.rand(len(pictures), patches, device=pictures.device)}

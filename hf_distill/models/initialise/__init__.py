@@ -1,0 +1,19 @@
+"""Students made of parts of their teacher: some of its layers, of its width, of its vocabulary."""
+
+from hf_distill.models.initialise.choosing import kept_tokens
+from hf_distill.models.initialise.depth import Layers, kept_layers
+from hf_distill.models.initialise.dropout import with_dropout
+from hf_distill.models.initialise.folder import write_student
+from hf_distill.models.initialise.importance import Importance, importance
+from hf_distill.models.initialise.student import student_from_teacher
+
+__all__ = [
+    "Importance",
+    "Layers",
+    "importance",
+    "kept_layers",
+    "kept_tokens",
+    "student_from_teacher",
+    "with_dropout",
+    "write_student",
+]

@@ -1,0 +1,88 @@
+"""The tokens by which a classifier of texts finds the place that it reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from hf_distill.models.modules import mentions, text_config
+
+PADDING, END = "pad_token_id", "eos_token_id"
+
+
+def special_tokens(holder: Any) -> dict[str, int]:
+    """The tokens that a tokenizer or a config names, as far as it names one."""
+    known = {name: getattr(holder, name, None) for name in (PADDING, END)}
+    return {name: token for name, token in known.items() if isinstance(token, int)}
+
+
+class SpecialTokens:
+    """The tokens that a model takes for padding and for the end of a text.
+
+    A classifier on a decoder reads its logits at the last token that is not its config's padding,
+    BART's at the last end token.
+
+    Args:
+        model: The model.
+        config: Its config.
+        who: The model, for messages.
+        reads: Whether it is a classifier of texts.
+
+    Attributes:
+        told: What the data have, where its config may name others.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, who: str, reads: bool):
+        self.told: dict[str, int] = {}
+        self._config, self._who = config, who
+        names = (PADDING, END) if reads else ()
+        self._names = tuple(name for name in names if mentions(model, name))
+
+    @property
+    def finds_padding(self) -> bool:
+        """Tell whether it finds the end of a text by its padding."""
+        return PADDING in self._names
+
+    @property
+    def _padding(self) -> int | None:
+        return self.told.get(PADDING, getattr(text_config(self._config), PADDING, None))
+
+    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the token that this model takes for padding where the mask says padding.
+
+        What stands at a masked place does nothing else, so that data that are padded with another
+        token are read at the last real one too.
+
+        Raises:
+            ValueError: it knows no padding, and has several texts to read.
+        """
+        found, ids, mask = dict(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
+        if not self.finds_padding or ids is None:
+            return found
+        padding = self._padding
+        if padding is None and not self._config.is_encoder_decoder and len(ids) > 1:
+            raise ValueError(
+                f"Expected {self._who} to have a padding token, by which it finds the last token "
+                "of a text; its config has none. Give the trainer the tokenizer "
+                "(processing_class=…), or set model.config.pad_token_id = tokenizer.pad_token_id."
+            )
+        if padding is not None and mask is not None and mask.shape == ids.shape:
+            found["input_ids"] = ids.masked_fill(~mask.bool(), padding)
+        return found
+
+    @contextlib.contextmanager
+    def in_config(self) -> Iterator[None]:
+        """Let the model read the tokens of the data; its config is as before afterwards."""
+        config: Any = text_config(self._config)
+        told = {name: token for name, token in self.told.items() if name in self._names}
+        before = {name: getattr(config, name, None) for name in told}
+        for name in told:
+            setattr(config, name, told[name])
+        try:
+            yield
+        finally:
+            for name in before:
+                setattr(config, name, before[name])

@@ -1,0 +1,229 @@
+"""Objectives over an adversary that weigh the teacher, or average over the search's own steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
+from hf_distill.objectives.adversaries import PGD, ask_teacher
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, mean_term
+from hf_distill.objectives.distributions import ForwardKL
+from hf_distill.objectives.input_perturbations import InputPerturbation
+from hf_distill.objectives.perturbed import (
+    answer,
+    describe_nested,
+    inside,
+    one_objective,
+    pair_of,
+    perturbation_from,
+    renamed,
+    shown,
+)
+
+
+@dataclass(frozen=True)
+class IAD(Objective):
+    """IAD-I: the student trusts the teacher as far as it still knows the label of x' (Zhu et al.
+    2022, arXiv 2106.04928).
+
+    w T² KL(T(x) || S(x')) + (1 - w) T² KL(S(x) || S(x')) with w = p_T(y | x')^beta; S(x) is fixed.
+    The two parts are logged as ``iad`` and ``iad_itself``. (The authors' code
+    leaves the first part at full weight, and S(x) in the graph; here it is as in the paper.)
+
+    Args:
+        by: What perturbs; the paper's is ``PGD(8 / 255)``.
+        beta: How fast trust falls with the teacher's probability of the label; 0: full trust.
+        temperature: Of both divergences.
+        begin: The epoch before which w is 1.
+    """
+
+    by: Mapping[str, Any] | InputPerturbation
+    beta: float = 0.1
+    temperature: float = 1.0
+    begin: float = 0.0
+    name: ClassVar[str] = "iad"
+    needs: ClassVar[Needs] = LOGITS
+    needs_labels: ClassVar[bool] = True
+    citation: ClassVar[str] = bibtex(
+        "zhu2022reliable",
+        "Reliable Adversarial Distillation with Unreliable Teachers",
+        "Zhu, Jianing and Yao, Jiangchao and Han, Bo and Zhang, Jingfeng and Liu, Tongliang and "
+        "Niu, Gang and Zhou, Jingren and Xu, Jianliang and Yang, Hongxia",
+        2022,
+        "2106.04928",
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", perturbation_from(self.by))
+        ForwardKL(self.temperature)
+        if not self.beta >= 0:
+            raise ValueError(f"Expected beta of at least 0, got {self.beta}.")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return perturbation_from(self.by).columns
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        if kind != "softmax":
+            raise ValueError(
+                f"Introspection reads the teacher's probability of the label, and this is a {kind} "
+                "head. Use OnPerturbed(ForwardKL(), …)."
+            )
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
+    ) -> list[Term]:
+        by = perturbation_from(self.by)
+        pair, batch = shown(by, teacher, items, context, str(self))
+        ours, kl = answer(pair, by, batch, self.student_needs), ForwardKL(self.temperature)
+        (taught,) = kl.terms(ours, teacher, items, context)
+        (own,) = kl.terms(ours, student.detach(), items, context)
+        trust = torch.ones_like(taught.values)
+        if context.progress.epoch >= self.begin:
+            trust = label_probability(ask_teacher(pair, batch, LOGITS, str(self)), items)
+            trust = trust.to(taught.values.dtype) ** self.beta
+        mask = items.masks["labels"]
+        return [
+            Term(self.name, trust * taught.values, "labels", mask),
+            Term(f"{self.name}_itself", (1 - trust) * own.values, "labels", mask),
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        return describe_nested(self, None, self.by)
+
+
+def label_probability(signal: Signal, items: BatchItems) -> Tensor:
+    """The probability of each item's label, detached; 1 where there is none."""
+    mask = items.masks.get(items.own_labels)
+    if items.labels is None or mask is None or signal.logits is None:
+        raise ValueError(
+            "Expected labels and a teacher with logits of every class, to read its probability of "
+            "the label. Give the data a label column, or use another objective."
+        )
+    log_probs = signal.logits.detach().float().log_softmax(-1)
+    if signal.logits.dtype == torch.float64:
+        log_probs = signal.logits.detach().log_softmax(-1)
+    labels = items.class_ids("The probability of the label").masked_fill(~mask, 0)
+    return log_probs.gather(-1, labels[..., None]).squeeze(-1).masked_fill(~mask, 0.0).exp()
+
+
+@dataclass(frozen=True)
+class FreeLB(Objective):
+    """The mean of an objective over the steps of its own ascent (Zhu et al. 2020, 1909.11764).
+
+    From a random start in the ball, each of K passes in training mode gives both a part of the loss
+    and the gradient of the next step, so that the search costs no forward of its own. All passes
+    have the same dropout mask. (All K graphs are kept until the backward: K times the memory.)
+
+    Args:
+        objective: Any one objective; the paper's is ``HardLabels()``.
+        epsilon: The radius, in the units of the input's `InputSpace` (text: lengths
+            of the token's embedding, in a ball around each token; the paper's is one ball around
+            the whole text).
+        steps: K, the number of passes.
+        step_size: In the same units; None: 2.5 epsilon / steps, and no more than epsilon.
+        norm: ``l2`` or ``linf``.
+        start: As in `PGD`.
+    """
+
+    objective: Mapping[str, Any] | Objective
+    epsilon: float
+    steps: int = 3
+    step_size: float | None = None
+    norm: str = "l2"
+    start: str = "random"
+    name: ClassVar[str] = "free_lb"
+
+    def __post_init__(self) -> None:
+        part = one_objective(self.objective, "FreeLB")
+        self._search()
+        cited = bibtex(
+            "zhu2020freelb",
+            "FreeLB: Enhanced Adversarial Training for Natural Language Understanding",
+            "Zhu, Chen and Cheng, Yu and Gan, Zhe and Sun, Siqi and Goldstein, Tom and Liu, "
+            "Jingjing",
+            2020,
+            "1909.11764",
+        )
+        own: dict[str, Any] = {
+            "name": f"{part.name}_free_lb",
+            "needs": part.needs,
+            "compares_examples": part.compares_examples,
+            "needs_labels": part.needs_labels,
+            "needs_initial": part.needs_initial,
+            "citation": "\n\n".join(filter(None, (part.citation, cited))),
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+
+    def _search(self) -> PGD:
+        return PGD(self.epsilon, self.steps, self.step_size, self.norm, self.start)
+
+    @property
+    def part(self) -> Objective:
+        return one_objective(self.objective, "FreeLB")
+
+    @property
+    def student_needs(self) -> Needs:
+        return inside(self.part.student_needs)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return self.part.columns
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        self.part.check(kind, classes)
+
+    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
+        return self.part.build(student, teacher)
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
+    ) -> list[Term]:
+        pair, part = pair_of(context, str(self)), self.part
+        space, search = pair.space, self._search()
+        center = space.point(pair.task_model, pair.batch)
+        ball = space.ball(pair.batch, center, self.epsilon, self.norm)
+        x, passes = search.begin(ball, pair.generator()), []
+        for left in reversed(range(self.steps)):
+            x = x.detach().requires_grad_()
+            with (
+                torch.enable_grad(),
+                same_masks(center.device) if left else contextlib.nullcontext(),
+            ):
+                batch = pair.perturbed(x)
+                ours = pair.show(batch, part.student_needs)
+                inner = replace(context, pair=replace(pair, batch=batch, memory={}))
+                found = part.terms(ours, teacher, items, inner)
+            passes.append([renamed(term, part.name, self.name) for term in found])
+            if left:
+                x = ball.step(x.detach(), _gradient(found, x), search.size)
+        return [mean_term(terms) for terms in zip(*passes, strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        return describe_nested(self, self.part, None)
+
+
+def _gradient(terms: list[Term], x: Tensor) -> Tensor:
+    """Of the weighted sum of the terms by the input; the graph stays for the parameters."""
+    total = x.new_zeros(())
+    with torch.enable_grad():  # an evaluation turns it off
+        for term in terms:
+            values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
+            total = total + term.weight * values.sum()
+    with torch.autocast(x.device.type, enabled=False):  # a backward runs outside of it
+        return torch.autograd.grad(total, [x], retain_graph=True)[0]
+
+
+@contextlib.contextmanager
+def same_masks(device: torch.device) -> Iterator[None]:
+    """Let a model draw its dropout without moving the random state: the next pass has the same."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield

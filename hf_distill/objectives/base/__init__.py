@@ -1,0 +1,1 @@
+"""Parts that all objectives share: sums and terms, weights, schedules, layers, temperatures."""

@@ -1,0 +1,211 @@
+"""Bringing the features of two models together: pairs of layers, one shape, learned projections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal
+
+from hf_distill.models.signals import Signal
+from hf_distill.objectives.base.layers import LayerSpec, layer_map, module_pairs
+
+PROJECTIONS = ("linear", "orthogonal", "shared", "none")
+MODULES = "modules"
+"""The group of what was taken from modules by path."""
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """One layer of the student and the one that it learns from.
+
+    Attributes:
+        key: A name that may be part of a parameter's: ``hidden_2_6``.
+        group: The stack of layers that both belong to.
+        student: ``(B, T, H)``, ``(B, C, h, w)`` or ``(B, H)``.
+        teacher: The same, of the teacher.
+        who: Whose they are, for messages.
+    """
+
+    key: str
+    group: str
+    student: Tensor
+    teacher: Tensor
+    who: tuple[str, str] = ("the student", "the teacher")
+
+
+def align(
+    spec: LayerSpec,
+    student: Signal,
+    teacher: Signal,
+    groups: Sequence[str] | None = None,
+) -> list[LayerPair]:
+    """The pairs of layers that a map names, in all groups or in some.
+
+    Raises:
+        ValueError: a group that one of the models has not, or what `layer_map` refuses.
+    """
+    paths = module_pairs(spec)
+    who = (student.who or "the student", teacher.who or "the teacher")
+    pairs = [
+        LayerPair(_key(f"{s}__{t}"), MODULES, student.modules[s], teacher.modules[t], who)
+        for s, t in paths
+    ]
+    if paths and not student.hidden_states:
+        return pairs
+    for group in student.hidden_states if groups is None else groups:
+        if group not in student.hidden_states or group not in teacher.hidden_states:
+            raise ValueError(
+                f"Expected hidden-state groups of {sorted(student.hidden_states)} (student) "
+                f"and {sorted(teacher.hidden_states)} (teacher), got {group!r}."
+            )
+        ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
+        mapping = layer_map(spec, len(ours) - 1, len(theirs) - 1)
+        pairs += [LayerPair(f"{group}_{s}_{t}", group, ours[s], theirs[t], who) for s, t in mapping]
+    return pairs
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "_")
+
+
+# ---- shapes ----------------------------------------------------------------------------------
+
+
+def is_square(positions: int) -> bool:
+    return math.isqrt(positions) ** 2 == positions
+
+
+def as_map(features: Tensor) -> Tensor:
+    """``(B, C, *positions)``: a sequence ``(B, T, H)`` of patches becomes its picture.
+
+    A class token (a first position that leaves a square behind) is dropped; a sequence that is no
+    square stays one-dimensional, ``(B, H, T)``.
+    """
+    if features.dim() != 3:
+        return features
+    count = features.shape[1]
+    if not is_square(count) and is_square(count - 1):
+        features = features[:, 1:]
+        count -= 1
+    features = features.transpose(1, 2)
+    side = math.isqrt(count)
+    return features.unflatten(2, (side, side)) if is_square(count) and count > 1 else features
+
+
+def as_states(features: Tensor) -> Tensor:
+    """``(B, T, H)``: feature maps ``(B, C, h, w)`` become sequences of positions."""
+    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+def same_size(pair: LayerPair) -> LayerPair:
+    """Bring two pictures of different resolutions to the smaller one by averaging areas.
+
+    Raises:
+        ValueError: they are not both pictures.
+    """
+    if pair.student.shape[2:] == pair.teacher.shape[2:] and pair.student.dim() == 4:
+        return pair
+    if (
+        pair.student.dim() == pair.teacher.dim() == 3
+        and pair.student.shape[1] == pair.teacher.shape[1]
+    ):
+        return pair
+    ours, theirs = as_map(pair.student), as_map(pair.teacher)
+    if ours.dim() != 4 or theirs.dim() != 4:
+        raise ValueError(
+            f"Expected as many positions in the hidden states of {pair.who[0]} as in those of "
+            f"{pair.who[1]}, got {tuple(pair.student.shape)} and {tuple(pair.teacher.shape)} at "
+            f"{pair.key}. Only pictures can be resized: choose layers of one length (explicit "
+            "pairs), or an objective on the logits."
+        )
+    size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
+    resized = [F.adaptive_avg_pool2d(x, size) if x.shape[2:] != size else x for x in (ours, theirs)]
+    return replace(pair, student=resized[0], teacher=resized[1])
+
+
+def pooled(features: Tensor, mask: Tensor | None, how: str = "mean") -> Tensor:
+    """One vector per example, ``(B, H)``: the mean over real positions, or the first position."""
+    if features.dim() == 2:
+        return features
+    states = as_states(features)
+    if how == "first":
+        return states[:, 0]
+    if mask is None:
+        return states.mean(1)
+    kept = states.masked_fill(~mask[..., None], 0.0)
+    return kept.sum(1) / mask.sum(1).clamp(min=1)[:, None].to(states.dtype)
+
+
+# ---- learned parts ---------------------------------------------------------------------------
+
+
+class LayerProjections(nn.Module):
+    """How much each pair of layers counts: a learned transport plan between two stacks.
+
+    Every student layer has the same total weight, and so has every teacher layer (an earth mover's
+    plan with uniform marginals, by Sinkhorn iterations on learned scores). BERT-EMD (Li et al.
+    2020, arXiv 2010.06133) solves for the plan in every batch instead, which would depend on the
+    split into batches; here training itself moves mass to the cheap pairs.
+    """
+
+    def __init__(self, student: int, teacher: int):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(student, teacher))
+
+    def forward(self) -> Tensor:
+        """The plan, ``(student * teacher,)``; its sum is 1."""
+        log_plan: Tensor = self.scores
+        for _ in range(20):
+            log_plan = log_plan - log_plan.logsumexp(0, keepdim=True)
+            log_plan = log_plan - log_plan.logsumexp(1, keepdim=True)
+        return log_plan.exp().flatten() / self.scores.shape[0]
+
+
+def projection_key(pair: LayerPair, kind: str) -> str:
+    """Which projection a pair uses: its own, or the one of all pairs of these widths."""
+    widths = f"shared_{width(pair.student)}_{width(pair.teacher)}"
+    return widths if kind == "shared" else pair.key
+
+
+def width(features: Tensor) -> int:
+    """The number of features or channels."""
+    return features.shape[1] if features.dim() == 4 else features.shape[-1]
+
+
+def build_projections(pairs: Iterable[LayerPair], kind: str) -> dict[str, nn.Module]:
+    """A learned map from the student's width to the teacher's where they differ.
+
+    On feature maps it is a 1x1 convolution: the same map at every position.
+
+    Raises:
+        ValueError: ``none``, and the widths differ.
+    """
+    built: dict[str, nn.Module] = {}
+    for pair in pairs:
+        ours, theirs, key = width(pair.student), width(pair.teacher), projection_key(pair, kind)
+        if ours == theirs or key in built:
+            continue
+        if kind == "none":
+            raise ValueError(
+                f"Expected the same width without a projection, got {ours} (student) and {theirs} "
+                f"(teacher) at {pair.key}. Use projection='linear'."
+            )
+        linear = nn.Linear(ours, theirs, bias=kind != "orthogonal", dtype=pair.student.dtype)
+        built[key] = orthogonal(linear) if kind == "orthogonal" else linear
+    return built
+
+
+def project(pair: LayerPair, projections: Mapping[str, nn.Module], kind: str) -> LayerPair:
+    """The pair with the student's features at the teacher's width."""
+    module = projections.get(projection_key(pair, kind))
+    if module is None:
+        return pair
+    ours = pair.student.to(next(module.parameters()).dtype)  # bf16_full_eval casts the student only
+    if ours.dim() == 4:
+        return replace(pair, student=module(ours.movedim(1, -1)).movedim(-1, 1))
+    return replace(pair, student=module(ours))

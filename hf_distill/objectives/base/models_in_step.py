@@ -1,0 +1,80 @@
+"""Student and teacher at hand, for objectives that show them more than the batch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_distill.models.batches import Batch
+from hf_distill.models.input_space import EMBEDDINGS, InputSpace, embedded, input_space
+from hf_distill.models.signals import Needs, Signal
+from hf_distill.models.task_model import TaskModel
+
+Ask = Callable[[Batch, Needs], Signal]
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class ModelsInStep:
+    """Both models, and the batch that they have been shown.
+
+    Attributes:
+        batch: The batch, on the device, with all its columns.
+        head: The student.
+        ask_student: Runs the student on another batch of the same items, with its graph, in the
+            mode that it is in; its classes in the order of the signals.
+        ask_teacher: Runs the teacher, which is cut off from the graph (``traced`` apart); None:
+            there is no teacher.
+        processor: The student's processor or tokenizer.
+        memory: What was made for one part of a sum, for the others; see `once`.
+    """
+
+    batch: Batch
+    task_model: TaskModel
+    ask_student: Ask
+    ask_teacher: Ask | None = None
+    processor: Any = None
+    memory: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def space(self) -> InputSpace:
+        """The input that can be perturbed."""
+        return input_space(self.task_model, self.processor)
+
+    def perturbed(self, x: Tensor) -> Batch:
+        """The batch with this input instead of its own; for text the tokens stay beside it."""
+        return {**self.batch, self.space.key: x}
+
+    def show(self, batch: Batch, needs: Needs) -> Signal:
+        """What the student says about a perturbed batch.
+
+        Args:
+            batch: What `perturbed` gave, or another batch of the same items.
+            needs: What is asked for.
+        """
+        x = batch.get(EMBEDDINGS)
+        if x is None or batch.get("input_ids") is None:
+            return self.ask_student(batch, needs)
+        with embedded(self.task_model, x):  # the model finds its padding and positions by the ids
+            return self.ask_student({k: v for k, v in batch.items() if k != EMBEDDINGS}, needs)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, made for the first that asks with this key.
+
+        Args:
+            key: Equal keys stand for one thing.
+            make: Called at most once for a key.
+        """
+        if key not in self.memory:
+            self.memory[key] = make()
+        made: Made = self.memory[key]
+        return made
+
+    def generator(self) -> torch.Generator | None:
+        """Where noise is drawn from: in training torch's global state, as for dropout, which
+        checkpoints hold; in an evaluation the same numbers for every batch, and no state moves."""
+        return None if self.task_model.model.training else torch.Generator().manual_seed(0)

@@ -1,0 +1,345 @@
+"""The algebra of objectives: terms, weighted sums, and the one place that divides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.models.signals import WEIGHTED, BatchItems, Needs, Signal, Unit
+from hf_distill.objectives.base.loss_shares import GroupDROState, LossShares
+from hf_distill.objectives.base.loss_weights import LossShare, Weight, product
+from hf_distill.objectives.base.models_in_step import ModelsInStep
+from hf_distill.objectives.base.schedules import Progress, Schedule
+
+BALANCE = "balance"
+"""The name of the running means among the learned parts of a sum."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One component of the loss on one micro-batch.
+
+    Attributes:
+        name: The name under which it is logged.
+        values: One value per item, or sums over some of them.
+        unit: What is counted; the counts of the whole window divide the sum.
+        mask: Boolean, in the shape of the values; None: all count.
+        weight: The factor of this term in the loss.
+        part: The name of its objective in a sum, which `WeightedSum` sets.
+        inner: The factor of this term in its objective, which `WeightedSum` keeps from before.
+    """
+
+    name: str
+    values: Tensor
+    unit: Unit
+    mask: Tensor | None = None
+    weight: float | Tensor = 1.0
+    part: str = ""
+    inner: float | Tensor = 1.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may need besides the two signals.
+
+    Attributes:
+        module: What `Objective.build` made (projections), if anything.
+        parameters: The student's trainable parameters that are subject to weight decay, by name.
+        initial: Their values before training.
+        progress: Where training is.
+        pair: Both models, for what is asked beyond the batch; None where they cannot be asked
+            again.
+    """
+
+    module: nn.Module | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    pair: ModelsInStep | None = None
+
+
+def built_modules(context: Context) -> dict[str, nn.Module]:
+    """The parts that `build` made for an objective, by name."""
+    return dict(context.module.items()) if isinstance(context.module, nn.ModuleDict) else {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of all objectives; they add up and take weights like numbers.
+
+    ``needs`` are the requested outputs of the teacher; ``compares_examples``: examples are compared
+    with others of its batch, so that the value depends on how the data is split into batches.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    compares_examples: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    needs_initial: ClassVar[bool] = False
+    citation: ClassVar[str] = ""
+
+    @property
+    def is_itemwise(self) -> bool:
+        """Whether its values look at the logits of each item alone, at nothing else of the models
+        and at no learned part: it may then be computed from a few items at a time."""
+        return False
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The batch keys that it reads besides what the models take, so that they are kept."""
+        return frozenset()
+
+    @property
+    def student_needs(self) -> Needs:
+        """What is asked of the student; by default the same as of the teacher."""
+        return self.needs
+
+    def terms(
+        self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
+    ) -> list[Term]:
+        """Values per item for one micro-batch."""
+        raise NotImplementedError
+
+    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
+        """Make the learned parts (projections), from what both models say about a sample."""
+        return None
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        """Raise where this objective makes no sense for a head.
+
+        Args:
+            kind: How its logits are read, see `Signal`.
+            classes: How many there are; None if their number varies from batch to batch.
+        """
+
+    def mapped(self, change: Callable[[Objective], Objective]) -> Objective:
+        """The objective with a change made to it, and before that to each that its fields hold."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        inner = {
+            n: v.mapped(change) for n, v in fields.items() if isinstance(v, Objective | WeightedSum)
+        }
+        return change(dataclasses.replace(self, **inner) if inner else self)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, settings and citation, for logs and cards."""
+        found = {"name": self.name, "settings": dataclasses.asdict(self)}
+        return {**found, "citation": self.citation} if self.citation else found
+
+    def __str__(self) -> str:
+        settings = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        changed = [f"{f.name}={value!r}" for f, value in settings if value != f.default]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def __mul__(self, weight: Weight) -> WeightedSum:
+        return WeightedSum(((1.0, self),)) * weight
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Objective | WeightedSum) -> WeightedSum:
+        return WeightedSum(((1.0, self),)) + other
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """A weighted sum of objectives, as ``0.3 * HardLabels() + 0.7 * ForwardKL()`` makes it."""
+
+    parts: tuple[tuple[Weight, Objective], ...]
+
+    def __mul__(self, weight: Weight) -> WeightedSum:
+        return WeightedSum(tuple((product(own, weight), part) for own, part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Objective | WeightedSum) -> WeightedSum:
+        more = other.parts if isinstance(other, WeightedSum) else ((1.0, other),)
+        return WeightedSum(self.parts + more)
+
+    def mapped(self, change: Callable[[Objective], Objective]) -> WeightedSum:
+        """The sum with a change made to every objective in it, see `Objective.mapped`."""
+        return WeightedSum(tuple((weight, part.mapped(change)) for weight, part in self.parts))
+
+    def named(self) -> list[tuple[str, Weight, Objective]]:
+        """Every part with a name of its own: a second ``hidden_states`` is ``hidden_states_2``."""
+        seen: dict[str, int] = {}
+        named = []
+        for weight, part in self.parts:
+            seen[part.name] = seen.get(part.name, 0) + 1
+            suffix = f"_{seen[part.name]}" if seen[part.name] > 1 else ""
+            named.append((part.name + suffix, weight, part))
+        return named
+
+    @property
+    def needs(self) -> Needs:
+        """What is asked of the teacher."""
+        return _all(part.needs for _, part in self.parts)
+
+    @property
+    def student_needs(self) -> Needs:
+        """What is asked of the student."""
+        return _all(part.student_needs for _, part in self.parts)
+
+    @property
+    def is_itemwise(self) -> frozenset[str]:
+        """The names of the parts that read logits, if each may see a few items at a time; else
+        none: the logits are needed as a whole."""
+        reads = {
+            name: part.is_itemwise for name, _, part in self.named() if part.student_needs.logits
+        }
+        return frozenset(reads) if all(reads.values()) else frozenset()
+
+    @property
+    def needs_labels(self) -> bool:
+        return any(part.needs_labels for _, part in self.parts)
+
+    @property
+    def needs_initial(self) -> bool:
+        return any(part.needs_initial for _, part in self.parts)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset[str]().union(*(part.columns for _, part in self.parts))
+
+    def terms(
+        self,
+        student: Signal,
+        teacher: Signal | None,
+        items: BatchItems,
+        context: Context,
+        only: Callable[[str], bool] = lambda name: True,
+    ) -> list[Term]:
+        """The terms of all parts, with their names and their weights of this moment.
+
+        Args:
+            student: What the student says.
+            teacher: What the teacher says.
+            items: What there is to count.
+            context: What else they need.
+            only: Whether a part, by its name, is wanted.
+        """
+        found = []
+        modules = built_modules(context)
+        balance = modules.get(BALANCE)
+        shares = balance.weights() if isinstance(balance, LossShares) else {}
+        for name, weight, part in self.named():
+            if not only(name):
+                continue
+            scale: float | Tensor = 0.0
+            if isinstance(weight, LossShare):
+                scale = shares.get(name, scale)
+            else:
+                scale = weight.at(context.progress) if isinstance(weight, Schedule) else weight
+            own = dataclasses.replace(context, module=modules.get(name))
+            for term in part.terms(student, teacher, items, own):
+                term = _weighted(term, items)
+                label = name + term.name.removeprefix(part.name)
+                own_weight = term.weight
+                found.append(
+                    dataclasses.replace(
+                        term, name=label, weight=scale * own_weight, part=name, inner=own_weight
+                    )
+                )
+        return found
+
+    def observe(
+        self,
+        terms: Sequence[Term],
+        components: Mapping[str, Tensor],
+        modules: nn.ModuleDict,
+        last: bool,
+        over_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Let weights that are shares, or those of groups, follow what a micro-batch gave.
+
+        Args:
+            terms: What `terms` gave.
+            components: Their parts of the window's means, as `reduce` gives them.
+            modules: What `build` made.
+            last: Whether this micro-batch ends the window.
+            over_ranks: Adds up over the processes.
+        """
+        for module in modules.modules():
+            if isinstance(module, GroupDROState):
+                module.observe(last, over_ranks)
+        balance = dict(modules.items()).get(BALANCE)
+        if not isinstance(balance, LossShares):
+            return
+        values: dict[str, Tensor] = {}
+        for term in terms:
+            shared = balance.shares[term.part] is not None
+            value = components[term.name] * (term.inner if shared else term.weight)
+            values[term.part] = values[term.part] + value if term.part in values else value
+        balance.observe(values, last, over_ranks)
+
+    def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
+        """The learned parts of all objectives, by name, and the running means of their shares."""
+        ours = Signal() if student is None else student  # nothing, to those that need nothing
+        said = Signal() if teacher is None else teacher
+        built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
+        built.update({name: part.build(ours, said) for name, _, part in self.named()})
+        return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
+
+    def balance(self) -> LossShares | None:
+        """The running means that weights given as shares need, if there are any."""
+        shares = {n: w.share if isinstance(w, LossShare) else None for n, w, _ in self.named()}
+        return LossShares(shares) if any(s is not None for s in shares.values()) else None
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        self.balance()
+        for _, part in self.parts:
+            part.check(kind, classes)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One entry per part: weight, name, settings and citation."""
+        return [
+            {
+                "weight": w if isinstance(w, float | int) else dataclasses.asdict(w),
+                **part.describe(),
+            }
+            for w, part in self.parts
+        ]
+
+    def __str__(self) -> str:
+        def factor(weight: Weight) -> str:
+            return f"{weight:g}" if isinstance(weight, float | int) else str(weight)
+
+        return " + ".join(f"{factor(w)} * {o}" if w != 1 else str(o) for w, o in self.parts)
+
+
+def _all(needs: Iterable[Needs]) -> Needs:
+    total = Needs()
+    for need in needs:
+        total = total | need
+    return total
+
+
+def bibtex(key: str, title: str, authors: str, year: int, arxiv: str) -> str:
+    """A BibTeX entry of a paper on arXiv."""
+    return (
+        f"@misc{{{key}, title={{{title}}}, author={{{authors}}}, year={{{year}}}, "
+        f"eprint={{{arxiv}}}, archivePrefix={{arXiv}}}}"
+    )
+
+
+def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
+    """One term for what several sources say of the same items: the mean of their values.
+
+    Args:
+        terms: Of the same unit, mask and weight.
+        name: Of the mean; by default the first one's.
+    """
+    first = terms[0]
+    values = first.values if len(terms) == 1 else torch.stack([t.values for t in terms]).mean(0)
+    return dataclasses.replace(first, name=first.name if name is None else name, values=values)
+
+
+def _weighted(term: Term, items: BatchItems) -> Term:
+    """The term with its values times the weights of the items, if it has one value for each."""
+    weights = items.weights
+    if weights is None or term.unit not in WEIGHTED or term.values.shape != weights.shape:
+        return term
+    return dataclasses.replace(term, values=term.values * weights.to(term.values.dtype))

@@ -1,0 +1,203 @@
+"""What a recipe's card claims, with its tests, and what it measures of size and speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_distill.evaluation.generation import side_by_side_samples
+from hf_distill.evaluation.latency import measure_speeds, size_on_disk
+from hf_distill.evaluation.verdicts import SEEDS, judge, no_word_yet, tests_of
+from hf_distill.hub.comparison import mean
+from hf_distill.recipe.report import unlike
+from hf_distill.recipe.robustness import ROBUSTNESS
+from hf_distill.recipe.stages import RECORD, Stage, versions
+from hf_distill.training.run_facts import accuracy_interval, last_components, log_rows
+from hf_distill.utils.directions import lower_is_better
+
+SPEED, SAMPLES = "speed", "samples"
+EQUAL = "equal training arguments"
+BATCH = 8
+"""Examples in the batch whose time is measured."""
+
+
+def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The evidence for the card's first sentence, as `StudentCard.claim` has it.
+
+    Args:
+        facts: The report.
+    """
+    metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
+    ours = [runs[f"student/seed-{seed}"]["test"][metric] for seed in seeds]
+    alone = [runs[f"baseline/seed-{seed}"]["test"][metric] for seed in seeds]
+    better = not lower_is_better(metric)
+    evidence = {"metric": metric, "gain": gain(metric, ours, alone, higher_is_better=better)}
+    evidence["arguments"] = unlike(facts["models"]["baseline"]) or EQUAL
+    if metric == "accuracy" and ROBUSTNESS in facts and len(seeds) > 1:  # one verdict, not two
+        judged = facts[ROBUSTNESS]["verdicts"]["alone"]["clean"]
+        kept = ("low", "high", "p", "p_adjusted", "word")
+        evidence["gain"] |= {key: judged[key] for key in kept if judged[key] is not None}
+    if metric == "accuracy":
+        value = mean(facts["models"]["student"]["test"][metric])
+        evidence["interval"] = accuracy_interval(value, facts["examples"]["test"])
+    return evidence
+
+
+def gain(
+    metric: str, ours: Sequence[float], alone: Sequence[float], higher_is_better: bool = True
+) -> dict[str, Any]:
+    """The difference over the same student without a teacher, and what may be said of it.
+
+    Args:
+        metric: What was measured.
+        ours: One value per seed.
+        alone: The same of the student without a teacher.
+        higher_is_better: False for perplexity and the like.
+    """
+    found = judge({metric: (ours, alone)}, higher_is_better={metric: higher_is_better})[metric]
+    facts: dict[str, Any] = {"value": found.difference}
+    if found.seeds > 1:
+        facts |= {"low": found.low, "high": found.high, "level": 0.95}
+        facts |= {"method": tests_of(found.seeds), "word": found.word}
+        early = found.seeds < SEEDS
+        facts |= {"why": no_word_yet(found.seeds)} if early else {"p": found.p}
+    return facts
+
+
+def training_log(facts: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The published student's ``components`` and ``history``, as `StudentCard` has them, and the
+    number of ``processes`` that trained it.
+
+    Args:
+        facts: The report.
+        root: The output folder.
+    """
+    folder = root / f"student/seed-{facts['published_seed']}"
+    results = json.loads((folder / RECORD).read_text(encoding="utf-8"))["results"]
+    history = results["history"]
+    names = [row["name"] for row in facts["objective"]]
+    return {
+        "components": last_components(history, names),
+        "history": log_rows(history),
+        "processes": results["processes"],
+    }
+
+
+def robustness_rows(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """A few figures of a report on robustness for the table of the models.
+
+    Args:
+        facts: The report on robustness.
+    """
+    labels = {
+        "noise": "accuracy under noise, mean",
+        "worst_case": "accuracy under noise, worst",
+        "attacked": "accuracy under all attacks",
+        "shifted": "accuracy on shifted data",
+    }
+    models = {"student": "student", "alone": "baseline", "control": "control", "teacher": "teacher"}
+    rows: dict[str, dict[str, float]] = {}
+    for role, figures in facts["roles"].items():
+        for figure, label in labels.items():
+            if role in models and figure in figures:
+                rows.setdefault(label, {})[models[role]] = figures[figure]["mean"]
+    return rows
+
+
+def measured(
+    stage: Stage,
+    models: Mapping[str, Callable[[], nn.Module]],
+    folders: Mapping[str, Path],
+    batch: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Sizes on disk, and the time of a forward pass of each model in turn; measured once.
+
+    Args:
+        stage: Keeps what was found; on the main process only.
+        models: Role -> loads its model.
+        folders: Role -> the folder of its weights.
+        batch: The inputs, without labels.
+
+    Returns:
+        ``measured`` and ``measured_on``, as `StudentCard` has them.
+    """
+    known = stage.results()
+    if known is not None:
+        return known
+    stage.begin()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, dict[str, float]] = {
+        role: {"size_bytes": size_on_disk(folder)} for role, folder in folders.items()
+    }
+    speeds = measure_speeds({role: (load().to(device), batch) for role, load in models.items()})
+    for role, speed in speeds.items():
+        found[role] = {**found.get(role, {}), **speed.on_card()[0]}
+    _, on = speeds["student"].on_card()
+    results = {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
+    stage.finish(results)
+    return results
+
+
+def written(
+    stage: Stage,
+    models: Mapping[str, Callable[[], PreTrainedModel]],
+    tokenizer: Any,
+    prompts: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """What the models write after the same prompts; done once.
+
+    Args:
+        stage: Keeps what was found; on the main process only.
+        models: Role -> loads its model.
+        tokenizer: Of all of them.
+        prompts: Texts, or lists of messages.
+
+    Returns:
+        ``samples``, as `StudentCard` has them.
+    """
+    known = stage.results()
+    if known is None:
+        stage.begin()
+        device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = {role: load().to(device) for role, load in models.items()}
+        found = side_by_side_samples(loaded, tokenizer, prompts)
+        known = {"samples": [dataclasses.asdict(sample) for sample in found]}
+        stage.finish(known)
+    samples: list[dict[str, Any]] = known["samples"]
+    return samples
+
+
+def samples_stage(models: Stage, prompts: Sequence[Any]) -> Stage:
+    """The stage under which the samples are kept.
+
+    Args:
+        models: The stage of the evaluation, which depends on the same models.
+        prompts: What they are given.
+    """
+    inputs = {"models": models.inputs["models"], "prompts": list(prompts), "versions": versions()}
+    return Stage(SAMPLES, models.folder.parent / SAMPLES, inputs)
+
+
+def speed_stage(models: Stage) -> Stage:
+    """The stage under which sizes and times are kept.
+
+    Args:
+        models: The stage of the evaluation, which depends on the same models.
+    """
+    inputs = {"models": models.inputs["models"], "batch": BATCH, "versions": versions()}
+    return Stage(SPEED, models.folder.parent / SPEED, inputs)
+
+
+def _shape(batch: Mapping[str, Any]) -> str:
+    """What one example of a batch is: ``41 tokens``, ``3 x 28 x 28 values``."""
+    for name, unit in (("input_ids", "tokens"), ("pixel_values", "values")):
+        if name in batch:
+            return f"{' x '.join(map(str, batch[name].shape[1:]))} {unit}"
+    return "the test split"

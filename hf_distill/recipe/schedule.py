@@ -1,0 +1,201 @@
+"""Who learns from whom: the trainings of a recipe in their order, and the stages they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_distill.objectives import HardLabels, objective_from
+from hf_distill.objectives.base.objective import WeightedSum
+from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
+from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.schema import CONTROL, ControlSection, Recipe
+from hf_distill.recipe.sections import CacheSection
+from hf_distill.recipe.stages import Stage, versions
+from hf_distill.recipe.training import arguments
+
+TEACHER = "teacher"
+EVALUATION = "evaluation"
+AVERAGE = "probabilities"
+"""How several teachers are averaged."""
+
+NEUTRAL = (
+    *("alpha", "temperature", "beta", "gamma"),  # part of the objective, which counts by itself
+    *("report_to", "run_name", "project", "disable_tqdm", "log_level", "save_total_limit"),
+)
+"""Training arguments that a finished stage does not depend on."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training.
+
+    Attributes:
+        key: The name of its stage: ``teacher``, ``assistant-1``, ``student/seed-0``, ….
+        role: The section of the recipe with its training arguments.
+        seed: Its seed.
+        objective: What it minimises.
+        teacher: The lesson of the model that teaches it; `TEACHER`: the teacher of the recipe,
+            however it was made; None: it learns from the labels alone.
+    """
+
+    key: str
+    role: str
+    seed: int
+    objective: WeightedSum | HardLabels
+    teacher: str | None = None
+
+    @property
+    def model(self) -> str:
+        """Whose model it begins with."""
+        return "student" if self.role in ("baseline", CONTROL) else self.role
+
+
+def objectives(recipe: Recipe) -> dict[str, WeightedSum]:
+    """What each assistant and the student minimise, and teacher and control where they say it.
+
+    Rows of their own, else those of the recipe, else what the scalars of the training say.
+
+    Raises:
+        RecipeError: an objective that needs a teacher, of a model that has none.
+    """
+    found = {}
+    for role, rows in ((TEACHER, recipe.teacher.objective), (CONTROL, recipe.control)):
+        rows = rows.objective if isinstance(rows, ControlSection) else rows
+        if rows is not None:
+            found[role] = objective_from(rows)
+            if found[role].needs:
+                raise RecipeError(
+                    f"`{role}.objective`: expected objectives without a teacher, got "
+                    f"{found[role]}. HardLabels, alone or in OnPerturbed, Smoothness, … need none."
+                )
+    for role in (*recipe.assistant_roles, "student"):
+        rows = getattr(recipe.section(role), "objective", None) or recipe.objective
+        args = arguments(recipe, role, recipe.seed, recipe.root)
+        found[role] = args.objective() if rows is None else objective_from(rows)
+    return found
+
+
+def hard_labels(objective: WeightedSum) -> HardLabels:
+    """The labels' part of an objective (label smoothing, class weights), for the baseline."""
+    own = [part for _, part in objective.parts if isinstance(part, HardLabels)]
+    return own[0] if own else HardLabels()
+
+
+def training_jobs(recipe: Recipe, goals: Mapping[str, WeightedSum]) -> list[TrainingJob]:
+    """All trainings: teachers, assistants, and for each seed baseline, control and students.
+
+    A student of the last generation is called ``student``, whatever the number of generations.
+    """
+    found, own = [], goals.get(TEACHER, HardLabels())
+    if recipe.teacher.seeds is not None:
+        for seed in recipe.teacher.seeds:
+            found.append(TrainingJob(f"{TEACHER}/seed-{seed}", TEACHER, seed, own))
+    elif not recipe.teacher.fine_tuned:
+        found.append(TrainingJob(TEACHER, TEACHER, recipe.seed, own))
+    last = TEACHER
+    for role in recipe.assistant_roles:
+        found.append(TrainingJob(role, role, recipe.seed, goals[role], last))
+        last = role
+    goal = goals["student"]
+    for seed in recipe.student_seeds:
+        found.append(TrainingJob(f"baseline/seed-{seed}", "baseline", seed, hard_labels(goal)))
+        if CONTROL in goals:
+            found.append(TrainingJob(f"{CONTROL}/seed-{seed}", CONTROL, seed, goals[CONTROL]))
+        before = last
+        for name in generations(recipe):
+            key = f"{name}/seed-{seed}"
+            found.append(TrainingJob(key, "student", seed, goal, before))
+            before = key
+    return found
+
+
+def generations(recipe: Recipe) -> list[str]:
+    """The students that teach one another: ``generation-1``, …, and at last ``student``."""
+    return [*(f"generation-{number}" for number in range(1, recipe.generations)), "student"]
+
+
+def make_stages(
+    recipe: Recipe,
+    plan: Sequence[TrainingJob],
+    common: Mapping[str, Any],
+    models: Mapping[str, Any],
+    test: str,
+    of_teacher: str,
+) -> dict[str, Stage]:
+    """The stages by name, each with exactly what it depends on.
+
+    Args:
+        recipe: The recipe.
+        plan: Its lessons.
+        common: What every training depends on.
+        models: What the models of the roles are made of.
+        test: The hash of the test split.
+        of_teacher: The hash of what the teacher trains on.
+    """
+    root, stages = recipe.root, dict[str, Stage]()
+    first = [lesson for lesson in plan if lesson.role == TEACHER]
+    for lesson in first:
+        own = {**common, "data": {**common["data"], "train": of_teacher}}
+        stages[lesson.key] = _stage(recipe, lesson, {**own, "model": models[TEACHER]})
+    teacher = _teacher(recipe, stages, models)
+    taught = {TEACHER: teacher}
+    if recipe.teacher.cache is not None:
+        stages[CACHE] = cache_stage(recipe, plan, {**common, "teacher": teacher})
+        taught[TEACHER] = {"cached": stages[CACHE].fingerprint}
+    for lesson in plan[len(first) :]:
+        inputs = {**common, "model": models[lesson.model], "objective": _described(lesson)}
+        if lesson.teacher is not None:
+            inputs["teacher"] = taught[lesson.teacher]
+        stages[lesson.key] = _stage(recipe, lesson, inputs)
+        taught[lesson.key] = {"trained": stages[lesson.key].fingerprint}
+    prints = {lesson.key: stages[lesson.key].fingerprint for lesson in plan}
+    inputs = {"models": prints | teacher, "data": test, "versions": versions()}
+    stages[EVALUATION] = Stage(EVALUATION, root / EVALUATION, inputs)
+    return stages
+
+
+def cache_stage(
+    recipe: Recipe, plan: Sequence[TrainingJob], inputs: Mapping[str, Any]
+) -> CacheStage:
+    """The stage that writes the cache: what it is made of, and what it keeps.
+
+    The teacher computes in the precision of the first training that reads it.
+    """
+    section = recipe.teacher.cache or CacheSection()
+    learners = [lesson for lesson in plan if lesson.teacher == TEACHER]
+    kept = cache_format(section, [(lesson.key, lesson.objective) for lesson in learners])
+    training = recipe.training_of(learners[0].role)
+    precision = next((name for name in ("bf16", "fp16") if training.get(name)), "no")
+    inputs = {**inputs, "kept": kept, "precision": precision}
+    return CacheStage(CACHE, recipe.root / CACHE, inputs, section)
+
+
+def _teacher(
+    recipe: Recipe, stages: Mapping[str, Stage], models: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the teacher is, for the fingerprints of what it teaches."""
+    if recipe.teacher.fine_tuned:
+        return {"given": models[TEACHER]}
+    if recipe.teacher.seeds is None:
+        return {"trained": stages[TEACHER].fingerprint}
+    members = {key: stage.fingerprint for key, stage in stages.items()}
+    return {"trained": members, "average": AVERAGE}
+
+
+def _stage(recipe: Recipe, lesson: TrainingJob, inputs: Mapping[str, Any]) -> Stage:
+    training = recipe.training_of(lesson.role)
+    training = {k: v for k, v in training.items() if k not in NEUTRAL}
+    if recipe.on_policy is not None and lesson.teacher is not None:
+        training |= recipe.on_policy
+    inputs = {**inputs, "training": training, "seed": lesson.seed}
+    return Stage(lesson.key, recipe.root / lesson.key, inputs)
+
+
+def _described(lesson: TrainingJob) -> Any:
+    """An objective for a fingerprint: who it is cited by is no part of it."""
+    if isinstance(lesson.objective, HardLabels):
+        return lesson.objective.describe()
+    rows = lesson.objective.describe()
+    return [{key: value for key, value in row.items() if key != "citation"} for row in rows]

@@ -1,0 +1,301 @@
+"""Small JSON files that are whole or absent, and that a changed byte makes invalid."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from hf_distill.utils.folders import lock
+
+FORMAT_VERSION = 2
+"""Of the layout of a cache; another one is refused. 2: the records of the shards are bound to the
+manifest, see `bindings`."""
+MANIFEST = "cache.json"
+SEAL = "checksum"
+"""The field with the hash of all the others."""
+PARTIAL = "partial"
+ABANDONED = 24 * 3600.0
+"""Seconds without a change after which the unfinished file of another machine is a dead one's."""
+LARGEST = 2**26
+"""The most bytes of a sealed file."""
+PARTS = {
+    "teacher": "the teacher's weights",
+    "task": "the task",
+    "inputs": "the teacher's inputs",
+    "tokenizer": "the tokenizer",
+    "preprocessing": "the preprocessing",
+    "content": "what is kept, and how",
+    "views": "the recorded views",
+}
+"""The parts of a manifest that two runs must share to share a cache."""
+
+
+class DiskFullError(OSError):
+    """No space is left for what was to be written; what was finished before is whole."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is complete and on the disk.
+
+    Args:
+        path: Where it will be.
+
+    Raises:
+        DiskFullError: there is no space, or no quota. The unfinished file is removed, as after
+            every other error.
+        ValueError: a folder has this name, or a file that of its folder.
+    """
+    unfinished = partial_name(path)
+    refuse_no_file(path)
+    try:
+        make_folder(path.parent)
+        with _claimed(unfinished) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(unfinished, path)  # while it is locked: nobody takes it for a dead one's
+        sync_folder(path.parent)
+    except BaseException as error:
+        written = unfinished.stat().st_size if unfinished.exists() else 0
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(error, path, written) from error
+        raise
+
+
+def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    return DiskFullError(
+        error.errno,
+        f"No space left in {path.parent} for {path.name}: {written:,} bytes of it were written and "
+        f"removed again, {free:,} are free now. All finished shards are kept and can be read. Free "
+        "some space, or move the whole cache to a larger disk, and run the same command again: it "
+        "goes on from there",
+    )
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raise ValueError if a folder, or a pipe that one would wait at, lies where a file belongs."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # there is nothing yet
+        return
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise ValueError(
+            f"Expected a file (or nothing yet) at {path}, got {what}. Move it away, and run the "
+            "same command again."
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises ValueError if something else has its name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"Expected a folder (or nothing yet) at {path}, got a file or a link to nothing there "
+            f"({error}). Move it away, or use another folder."
+        ) from error
+
+
+def partial_name(path: Path) -> Path:
+    """The name of a file while this process writes it: with host and process, so that no two
+    writers share it, and hidden, so that nothing takes it for data."""
+    process, thread = os.getpid(), threading.get_native_id()
+    own = f"{process}" if process == thread else f"{process}-{thread}"
+    return path.with_name(f".{path.name}.{_host()}-{own}.{PARTIAL}")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40]
+
+
+def _claimed(path: Path) -> BinaryIO:
+    """A new file that is locked while it is open, at most until its process ends."""
+    while True:
+        file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+        lock(file.fileno())
+        with contextlib.suppress(FileNotFoundError):  # removed between the two calls
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A stretch that one process at a time may be in, for each folder; a kill frees it.
+
+    On file systems without locks nobody waits.
+    """
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_partial(folders: Iterable[Path]) -> list[str]:
+    """Remove the unfinished files of writers that are dead: those of this machine that nobody holds
+    a lock on, and those of other machines that did not change for `ABANDONED` seconds.
+
+    Returns:
+        The names of the files that were removed.
+    """
+    removed = []
+    for path in (path for folder in folders for path in folder.glob(f".*.{PARTIAL}")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and _is_dead(path):
+                path.unlink()
+                removed.append(path.name)
+    return sorted(removed)
+
+
+def _is_dead(path: Path) -> bool:
+    match = re.search(rf"\.([A-Za-z0-9_]+)-[0-9-]+\.{PARTIAL}$", path.name)
+    if match is None or match[1] == _host():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if lock(handle, wait=False):
+                return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(handle)
+    return time.time() - path.stat().st_mtime > ABANDONED
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON with a checksum, at once or not at all.
+
+    Raises:
+        DiskFullError: see `replacing`.
+        TypeError, ValueError: values that are no JSON.
+    """
+    content = sealed(values)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """Values as JSON with a checksum. Raises ValueError for more than `LARGEST` bytes."""
+    content = _rendered({**values, SEAL: _checksum(values)})
+    if len(content) > LARGEST:
+        raise ValueError(f"Expected at most {LARGEST:,} bytes of JSON, got {len(content):,}.")
+    return content
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The values that `write_sealed` wrote.
+
+    Raises:
+        ValueError: any byte differs, or it is no file.
+        OSError: the file cannot be read.
+    """
+    refuse_no_file(path)
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    try:
+        if len(content) > LARGEST:
+            raise ValueError("too large")
+        values = json.loads(content.decode())
+        seal = values.pop(SEAL)
+        line = f'\n  "{SEAL}": "{seal}",'.encode()  # without it the bytes are those of the others
+        if content.count(line) == 1:
+            whole = seal == xxhash.xxh3_128_hexdigest(content.replace(line, b""))
+        else:
+            whole = seal == _checksum(values) and content == _rendered({**values, SEAL: seal})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"Expected {path} as it was written, its checksum differs.")
+    return values
+
+
+def _rendered(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(_rendered(values))
+
+
+def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+    """Write what a cache says of itself, `cache.json`, at once or not at all.
+
+    Args:
+        directory: The cache.
+        manifest: Plain JSON; `format_version` is added. ``shards``, where the number of shards is
+            known, lets `Store` tell an unfinished cache. To its `PARTS` the shards are bound.
+
+    Raises:
+        DiskFullError: see `replacing`.
+    """
+    values = {**manifest, "format_version": FORMAT_VERSION}
+    values.pop(SEAL, None)
+    write_sealed(Path(directory) / MANIFEST, values)
+
+
+def bindings(manifest: Mapping[str, Any]) -> str:
+    """``part:hash`` of each of the `PARTS` of a manifest, for the records of the shards."""
+    values = (json.dumps(manifest.get(part), sort_keys=True).encode() for part in PARTS)
+    hashed = zip(PARTS, map(xxhash.xxh3_64_hexdigest, values), strict=True)
+    return " ".join(map(":".join, hashed))
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_manifest` wrote, with `format_version`.
+
+    Raises:
+        ValueError: there is none, a byte of it differs, or the layout is another one.
+    """
+    path = Path(directory) / MANIFEST
+    refuse_no_file(path)
+    if not path.is_file():
+        raise ValueError(
+            f"Expected a cache in {directory}, found no {MANIFEST} there. `hf-distill cache "
+            "RECIPE` writes one."
+        )
+    try:
+        values = read_sealed(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} It was edited or damaged, and holds what the cache is of. Restore it from a "
+            "copy, or move it away and run the command that wrote the cache again: finished shards "
+            "of the same teacher and settings stay, others are refused."
+        ) from None
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"Expected a cache of format version {FORMAT_VERSION} in {directory}, got "
+            f"{values.get('format_version')}: which teacher its shards are of is not known in the "
+            "same way. Write it anew with this version of hf_distill into another folder, or read "
+            "it with the one that wrote it."
+        )
+    return values

@@ -1,0 +1,204 @@
+"""The key of an example: a hash of its content as the models see it, wherever it stands.
+
+A position says nothing after shuffling, filtering or packing; the content does. Padding is no part
+of it, nor are the labels themselves, but which items the labels ask for is: a cache holds these
+items and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems, Unit
+
+UNITS = frozenset({"batches", "samples", "items", "labels"})
+"""Units that are no hidden-state group."""
+BESIDES = frozenset({"attention_mask", "decoder_attention_mask", "position_ids"})
+"""Inputs that say where the content is, and are no content."""
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ExampleSlice:
+    """One example within a batch: a row of it, or a part of a row that several were packed into.
+
+    Attributes:
+        row: Its row.
+        key: The hash of its content, 16 bytes.
+        items: Where its items begin and end in the row's item mask; None: the whole row.
+        ranges: For each hidden-state group that has padding, its positions.
+    """
+
+    row: int
+    key: bytes
+    items: Range | None = None
+    ranges: Mapping[Unit, Range] = field(default_factory=dict)
+
+
+def example_slices(
+    batch: Batch, items: BatchItems, inputs: Collection[str], axis: int = 0
+) -> list[ExampleSlice]:
+    """The examples of a batch with their keys, without the rows that do not count.
+
+    Args:
+        batch: The collated batch.
+        items: What there is to count in it.
+        inputs: The names of the teacher's inputs; other keys of the batch do not matter.
+        axis: The dimension of the item mask that is the batch.
+    """
+    arrays = {
+        name: _canonical(value)
+        for name, value in sorted(batch.items())
+        if name in inputs and name not in BESIDES and isinstance(value, Tensor) and value.dim() > 0
+    }
+    masks = {unit: mask.cpu().numpy() for unit, mask in items.masks.items()}
+    for name, array in arrays.items():
+        if len(array) != len(masks["samples"]):
+            raise ValueError(
+                f"Expected inputs with a row for each of {len(masks['samples'])} examples, got "
+                f"{name} of shape {array.shape}. Which part of it belongs to which example is not "
+                "known to a cache: use the live teacher."
+            )
+    counted: Any = np.moveaxis(masks["items"], axis, 0) if "items" in masks else None
+    real = {side: _real(batch, masks, side) for side in ("", "decoder_")}
+    positions = batch.get("position_ids")
+    positions = None if positions is None else np.atleast_2d(positions.cpu().numpy())
+    found = []
+    for row in np.flatnonzero(masks["samples"]).tolist():
+        groups = {
+            unit: mask[row]
+            for unit, mask in masks.items()
+            if unit not in UNITS and mask.ndim == 2 and len(mask) == len(masks["samples"])
+        }
+        sides = {side: None if mask is None else mask[row] for side, mask in real.items()}
+        parts = {name: array[row] for name, array in arrays.items()}
+        wanted = None if counted is None else counted[row]
+        whole = _Row(row, parts, sides, groups, wanted)
+        where = None if positions is None else positions[min(row, len(positions) - 1)]
+        found.extend(_slices(whole, where))
+    return found
+
+
+@dataclass(frozen=True)
+class _Row:
+    row: int
+    parts: Mapping[str, np.ndarray]
+    sides: Mapping[str, np.ndarray | None]
+    groups: Mapping[Unit, np.ndarray]
+    wanted: np.ndarray | None
+
+
+def _slices(row: _Row, positions: np.ndarray | None) -> list[ExampleSlice]:
+    ids = row.parts.get("input_ids")
+    packed = (
+        positions is not None
+        and ids is not None
+        and row.wanted is not None
+        and ids.ndim == 1
+        and positions.shape == ids.shape
+        and row.wanted.shape == ids.shape
+    )
+    if packed and positions is not None and ids is not None and row.wanted is not None:
+        first, stop = _bounds(row.sides[""], len(ids))
+        steps = np.flatnonzero(np.diff(positions[first:stop]) != 1) + first + 1
+        if len(steps):
+            edges = [first, *steps.tolist(), stop]
+            return [_slice(row, {"": (a, b)}, (a, b)) for a, b in pairwise(edges)]
+    return [_slice(row, {}, None)]
+
+
+def _slice(row: _Row, cut: Mapping[str, Range], counted: Range | None) -> ExampleSlice:
+    digest = xxhash.xxh3_128()
+    for name, array in row.parts.items():
+        side = "decoder_" if name.startswith("decoder_") else ""
+        mask = row.sides[side]
+        digest.update(name.encode())
+        if mask is None and array.ndim == 1 and side in cut:
+            start, stop = cut[side]
+            _update(digest, array[start:stop])
+        elif mask is None or array.shape[: mask.ndim] != mask.shape:
+            _update(digest, array)
+        elif mask.ndim == 1:
+            start, stop = cut.get(side) or _bounds(mask, len(array))
+            _update(digest, array[start:stop])
+            if not mask[start:stop].all():
+                _update(digest, mask[start:stop])
+        else:  # several choices, each padded by itself
+            for choice, own in zip(array, mask, strict=True):
+                start, stop = _bounds(own, len(choice))
+                _update(digest, choice[start:stop])
+    ranges = {unit: _bounds(mask, len(mask)) for unit, mask in row.groups.items()}
+    if "hidden" in ranges and "" in cut:
+        ranges["hidden"] = cut[""]
+    if row.wanted is not None:
+        origin = ranges["hidden"][0] if "hidden" in ranges else 0
+        _update(digest, _pattern(row.wanted, counted, origin))
+    return ExampleSlice(row.row, digest.digest(), counted, ranges)
+
+
+def _pattern(wanted: np.ndarray, counted: Range | None, origin: int) -> np.ndarray:
+    """Which items are asked for, whatever the padding before and after them."""
+    if wanted.ndim != 1:
+        return np.concatenate([np.array(wanted.shape, np.int64), np.packbits(wanted)])
+    start, stop = (0, len(wanted)) if counted is None else counted
+    return np.flatnonzero(wanted[start:stop]).astype(np.int64) + (start - origin)
+
+
+def _real(batch: Batch, masks: Mapping[Unit, np.ndarray], side: str) -> np.ndarray | None:
+    """Where the content of the inputs of one side is."""
+    mask = batch.get(f"{side}attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() > 1:
+        return mask.bool().cpu().numpy()
+    if side:
+        return masks.get("decoder")
+    ids, mask = batch.get("input_ids"), masks.get("hidden")  # knows the padding of packed rows
+    return mask if mask is not None and ids is not None and ids.shape == mask.shape else None
+
+
+def _bounds(mask: np.ndarray | None, length: int) -> Range:
+    """The first true position, and the one after the last."""
+    if mask is None:
+        return 0, length
+    found = np.flatnonzero(mask)
+    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
+
+
+def _canonical(value: Tensor) -> np.ndarray:
+    """The same bytes for every integer type, and for every floating type that holds the values."""
+    value = value.detach().cpu()
+    if value.is_floating_point():
+        return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32).numpy()
+    return value.to(torch.int64).numpy()
+
+
+def _update(digest: Any, array: np.ndarray) -> None:
+    digest.update(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array).data)
+
+
+def model_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A hash of weights: names, shapes, types and bytes."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def text_fingerprint(parts: Sequence[str]) -> str:
+    """A hash of texts, in their order."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()

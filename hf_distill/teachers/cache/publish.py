@@ -1,0 +1,96 @@
+"""A cache on the Hub, as a data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+
+from hf_distill.hub.commits import Push
+from hf_distill.hub.leaks import check_files
+from hf_distill.teachers.cache.checked_json import MANIFEST, read_manifest
+from hf_distill.teachers.cache.facts import check_facts
+from hf_distill.teachers.cache.records import arrow_path, record_path, records, verify
+
+FILES = (MANIFEST, "vocabulary.json.gz", "views.jsonl", "README.md")
+SHARDS = ("data/*.arrow", "data/*.json")
+OURS = (*FILES, "data/*")
+"""Files that an earlier push may have left on the Hub."""
+
+
+def cache_files(path: str | Path) -> list[str]:
+    """The files that make up a cache, as relative POSIX paths; whatever else lies there is none.
+
+    Raises:
+        ValueError: the cache is unfinished, damaged, or holds shards of another one.
+    """
+    facts, known = read_manifest(path), records(path)
+    check_facts(path, facts)
+    missing = next((i for i in range(facts["shards"]) if i not in known), None)
+    verify(path, [*known, *([] if missing is None else [missing])], facts, known)
+    names = [name for name in FILES if os.path.lexists(Path(path) / name)]
+    shards = [where("", index).as_posix() for index in known for where in (arrow_path, record_path)]
+    return [*names, *shards]
+
+
+def push_cache(
+    path: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Publish a cache as a data set; `datasets.load_dataset(repo_id, streaming=True)` reads it.
+
+    One commit adds its files and removes those of an earlier cache: the shards of another teacher
+    would answer for examples that this one does not hold.
+
+    Args:
+        path: The folder that `write_cache` wrote.
+        repo_id: ``namespace/name``.
+        token: Default: what ``hf auth login`` stored, or the variable HF_TOKEN.
+        private: Visibility of a repository that is created.
+        revision: Branch to push to, created when missing.
+
+    Raises:
+        ValueError: the cache is unfinished or damaged, or holds shards of another one, a file of
+            it is a link, or holds a token or a local path; the repository holds a data set that
+            is no cache.
+        PermissionError: not logged in, or the Hub refuses the token.
+        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
+    """
+    files, problems = check_files(Path(path), cache_files(path))
+    if problems:
+        raise ValueError(
+            f"The cache {path} cannot be published:\n- " + "\n- ".join(problems) + f"\n{MANIFEST} "
+            "repeats the teacher's configuration: take a secret out there, delete the manifest, "
+            "and write the cache again; its shards are kept."
+        )
+    push = Push(
+        *(HfApi(token=token), repo_id, "Upload a teacher's outputs", OURS),
+        private=private,
+        revision=revision,
+        repo_type="dataset",
+        sign=MANIFEST,
+    )
+    return push.send(lambda _: files)
+
+
+def local_cache(path: str | Path) -> Path:
+    """The folder of a cache, downloaded from the Hub if it is not one of this machine.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and it cannot be downloaded.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        found = snapshot_download(str(path), repo_type="dataset", allow_patterns=[*FILES, *SHARDS])
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"Expected a folder that write_cache wrote, or a data set of the Hub that is one, got "
+            f"{str(path)!r}: {error}"
+        ) from error
+    return Path(found)

@@ -1,0 +1,189 @@
+"""A teacher that has said it all before: its outputs are read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_distill.models.batches import Batch, rows_of
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.tasks import TASKS
+from hf_distill.teachers.cache import manifest
+from hf_distill.teachers.cache.checked_json import MANIFEST, alone_in, bindings, read_manifest
+from hf_distill.teachers.cache.facts import check_facts
+from hf_distill.teachers.cache.keys import ExampleSlice, example_slices, text_fingerprint
+from hf_distill.teachers.cache.packing import Row
+from hf_distill.teachers.cache.publish import local_cache
+from hf_distill.teachers.cache.records import arrow_path, records
+from hf_distill.teachers.cache.shards import write_shard
+from hf_distill.teachers.cache.store import ExampleStore
+from hf_distill.teachers.protocol import Teacher
+from hf_distill.utils.processes import process_state
+
+
+class CachedTeacher(TrainerCallback):
+    """Reads what `write_cache` wrote; no model is in memory.
+
+    An example is found by its content as the models see it, wherever it stands: order, batch size,
+    epochs, processes and packing do not matter. Logits in float32 are bit for bit what the teacher
+    said when the cache was written; what is kept in fewer bits or classes is as near as
+    `formats` says. A live teacher agrees with that to the last bits only: kernels
+    round an example's output by the shape of its batch (one row is a product of matrix and vector)
+    and, some of them, by its place in it. Where the batches have one shape and the kernels do not
+    round by place, both teach the same bit for bit.
+
+    Args:
+        path: The folder of the cache, or a downloaded data set of the Hub that is one.
+        live: The teacher itself, to ask for examples that are missing. They are added to the cache
+            at the end of the training.
+        processing_class: The tokenizer or processor of the training, to make sure that it is the
+            one that the cache was written with.
+        verify: Read every file once to check its checksum; without it a damaged file is found when
+            its Arrow structure is broken, or not at all. A downloaded cache is always verified.
+
+    Raises:
+        ValueError: a cache that is unfinished, damaged or of something else than ``live`` and
+            ``processing_class``, saying in which part they differ.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        live: Teacher | None = None,
+        processing_class: Any = None,
+        verify: bool = True,
+    ):
+        self.path = local_cache(path)
+        facts = read_manifest(self.path)
+        self.content = check_facts(self.path, facts)
+        wanted = {
+            "teacher": None if live is None else manifest.teacher_fingerprint(live),
+            "preprocessing": manifest.preprocessing_fingerprint(processing_class),
+        }
+        manifest.refuse_changes(self.path, facts, wanted)
+        self.inputs = frozenset(facts["inputs"])
+        self.config = manifest.config_from(facts["config"], self.path / MANIFEST)
+        self.provides = self.content.provides
+        self.live = live
+        self._facts, self.task = facts, TASKS[facts["task"]]
+        self._tokens = manifest.read_vocabulary(self.path, facts)
+        downloaded = self.path != Path(path)
+        self._store = ExampleStore(self.path, verify or downloaded, features=self.content.features)
+        self._added: dict[bytes, Row] = {}
+
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        found = example_slices(batch, items, self.inputs, self.content.axis)
+        rows = self._rows(found, batch, items)
+        try:
+            return self.content.decode(rows, found, items, needs)
+        except ValueError as error:
+            raise ValueError(self._refusal(found, error)) from error
+
+    def _rows(self, found: Sequence[ExampleSlice], batch: Batch, items: BatchItems) -> list[Row]:
+        absent = set(self._store.missing([p.key for p in found if p.key not in self._added]))
+        missing = [piece for piece in found if piece.key in absent]
+        if missing and self.live is None:
+            raise ValueError(self._complaint(missing, found, batch))
+        if missing:
+            self._ask(missing, found, batch, items)
+        stored = [p.key for p in found if p.key not in self._added]
+        rows = dict(zip(stored, self._store.rows(stored), strict=True))
+        return [self._added.get(p.key) or rows[p.key] for p in found]
+
+    def _ask(
+        self,
+        missing: Sequence[ExampleSlice],
+        found: Sequence[ExampleSlice],
+        batch: Batch,
+        items: BatchItems,
+    ) -> None:
+        """Ask the live teacher for the rows in which something is missing, and keep its answer."""
+        live: Any = self.live
+        wanted = sorted({piece.row for piece in missing})
+        part, own = rows_of(batch, items, wanted, self.content.axis)
+        signal = live(part, self.provides, own)
+        place = {row: index for index, row in enumerate(wanted)}
+        asked = [replace(p, row=place[p.row]) for p in found if p.row in place]
+        self._added.update({row["key"]: row for row in self.content.encode(signal, asked, own)})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Add what the live teacher was asked for to the cache."""
+        self.save()
+
+    def save(self) -> None:
+        """Write the examples that were missing as one more shard of the cache."""
+        if not self._added:
+            return
+        with alone_in(self.path):  # other processes and runs may add theirs at this moment
+            process, there = process_state(), records(self.path)
+            index = self._facts["shards"] + process.process_index
+            while index in there:
+                index += process.num_processes
+            rows = list(self._added.values())
+            write_shard(self.path, index, rows, self.content.features, self._facts)
+        self._added = {}
+        self._store.refresh()
+
+    def _refusal(self, found: Sequence[ExampleSlice], error: ValueError) -> str:
+        held = self._store.shards_of([p.key for p in found if p.key not in self._added])
+        names = ", ".join(arrow_path("", index).name for index in held)
+        return (
+            f"Expected outputs as cache.json describes them in the cache {self.path}, got others "
+            f"in {names or 'what the live teacher gave'}: {error} Somebody changed them and made "
+            "the checksum anew. Do not use a cache from there; if it is yours, move these "
+            "shards and their records (.json) away, and run the command that wrote it again."
+        )
+
+    def _complaint(
+        self, missing: Sequence[ExampleSlice], found: Sequence[ExampleSlice], batch: Batch
+    ) -> str:
+        first = missing[0]
+        shown = next((n for n in sorted(batch) if n in self.inputs and n != "attention_mask"), "")
+        begins = batch[shown][first.row].flatten()[:8].tolist() if shown else []
+        who = f"row {first.row} of the batch, whose {shown} begins {begins}"
+        if len(missing) < len(found):
+            return (
+                f"Expected {len(found)} examples of this batch in the cache {self.path}, got "
+                f"{len(missing)} that are not there; the first is {who} (key {first.key.hex()}). "
+                "Add the data to the cache (write_cache with all of them, in another folder), or "
+                "give the teacher for those that are missing: CachedTeacher(path, live=…). If "
+                "examples are augmented at random, record the views (hf_distill.teachers.cache."
+                "record_views)."
+            )
+        return (
+            f"Expected the examples of this batch in the cache {self.path}, got none of "
+            f"{len(found)}; the first is {who} (key {first.key.hex()}). Either the cache is of "
+            "other data or another preprocessing (tokenizer, length, image size, which tokens are "
+            "labelled), or something changes the examples at random (augmentation, masking): "
+            "outputs of other inputs would be wrong. Record the views (hf_distill.teachers.cache."
+            "record_views), or use the live teacher."
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the cache is of."""
+        return text_fingerprint([bindings(self._facts)])
+
+    def columns(self) -> set[str]:
+        return set(self.inputs)
+
+    def tokens(self) -> Mapping[str, int] | None:
+        return self._tokens
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def place(self, accelerator: Accelerator) -> None:
+        if self.live is not None:
+            self.live.place(accelerator)
+
+    def describe(self) -> dict[str, Any]:
+        logits = self.content.to_json()["logits"]
+        kept = {"logits": logits, "examples": len(self._store), "bytes": self._store.nbytes}
+        return {**self._facts["describe"], "cache": kept}

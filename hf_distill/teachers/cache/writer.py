@@ -1,0 +1,327 @@
+"""Running a teacher once over a data set, and keeping what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate.utils import send_to_device
+
+from hf_distill.models.batch_checks import check_teacher_signal
+from hf_distill.models.batches import Batch
+from hf_distill.models.modules import ANY
+from hf_distill.models.problems import tell_tokens
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel
+from hf_distill.teachers.cache import formats, manifest
+from hf_distill.teachers.cache.checked_json import (
+    MANIFEST,
+    make_folder,
+    read_manifest,
+    write_manifest,
+)
+from hf_distill.teachers.cache.content import Content, Wanted, content_of
+from hf_distill.teachers.cache.facts import check_facts
+from hf_distill.teachers.cache.keys import ExampleSlice, example_slices
+from hf_distill.teachers.cache.packing import Row
+from hf_distill.teachers.cache.records import records, refuse_foreign
+from hf_distill.teachers.cache.shards import read_keys, remove_stale, usable, write_shard
+from hf_distill.utils.processes import make_accelerator
+
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+
+def write_cache(
+    path: str | Path,
+    teacher: Any,
+    data: Any,
+    data_collator: Collator,
+    *,
+    format: Mapping[str, Any] | None = None,
+    hidden_states: Wanted = False,
+    attentions: bool = False,
+    dtype: str = "float16",
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    task_model: TaskModel | None = None,
+    processing_class: Any = None,
+    views: Any = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run a teacher over data and keep what it says, for `CachedTeacher`.
+
+    Every process of a launch calls this; they share the shards. Interrupted, the same call goes on:
+    finished shards stay, and none is made twice. A shard that was damaged is made again.
+
+    Args:
+        path: The folder of the cache.
+        teacher: A `Teacher`: a model, an ensemble, a server, ….
+        data: A data set with a length, or a list of them; collated as training will collate them.
+        data_collator: Makes a batch of examples. It must not change them at random.
+        format: How logits are kept, by ``kind``: ``full`` (``dtype``), ``top_k`` (``k``, ``dtype``,
+            ``temperature``), ``sampled`` (``draws``, ``temperature``, ``seed``), ``none``; see
+            `hf_distill.teachers.cache.formats`. By default all logits in float32.
+        hidden_states: Keep hidden states: all, or ``{group: [layers]}``.
+        attentions: Keep attention maps.
+        dtype: Of hidden states and attention maps: float32, float16, bfloat16, int8.
+        batch_size: Examples per forward.
+        shard_size: Examples per file.
+        head: How the batches are read; by default the teacher's own.
+        processing_class: The tokenizer or processor, to be recognised later.
+        views: What `hf_distill.teachers.cache.record_views` recorded, if ``data`` are those views.
+        say: Prints a line, on the main process.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a cache of another teacher, tokenizer, preprocessing or format is there, saying
+            which; data that change from one reading to the next; a head that cannot be cached.
+        OSError: the disk is full; what is finished stays.
+    """
+    maker = TeacherRunner(teacher, task_model, data_collator, batch_size)
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tell_tokens(teacher, tokenizer)
+    source = ExampleSource(data, maker.columns)
+    folder, shards = Path(path), -(-len(source) // shard_size)
+    if not len(source):
+        raise ValueError("Expected data with examples, got none.")
+    maker.name_inputs(source)
+    settings = {"kind": "full"} if format is None else dict(format)
+    spec: Any = None if settings["kind"] == "none" else formats.from_json(settings)
+    needs = Needs(
+        logits=spec is not None,
+        unsampled=spec is not None,
+        full_vocabulary=spec is not None,
+        hidden_states=bool(hidden_states),
+        attentions=attentions,
+    )
+    if missing := needs.missing_from(teacher.provides):
+        raise ValueError(f"Expected a teacher that gives {missing}; this one does not.")
+    signal, found, items = maker.ask([source[i] for i in range(min(len(source), 2))], needs)
+    content = content_of(
+        signal,
+        found,
+        spec,
+        hidden_states,
+        dtype,
+        maker.axis,
+        len(items.masks["samples"]),
+    )
+    wanted = {
+        "teacher": manifest.teacher_fingerprint(teacher),
+        "task": maker.task_model.task.name,
+        "inputs": sorted(maker.inputs),
+        "tokenizer": manifest.tokenizer_fingerprint(teacher.tokens()),
+        "preprocessing": manifest.preprocessing_fingerprint(processing_class),
+        "content": content.to_json(),
+        "views": None if views is None else views.to_json(),
+    }
+    facts = {
+        **wanted,
+        "describe": manifest.public(teacher.describe()),
+        "config": manifest.config_values(teacher.config),
+        "examples": len(source),
+        "shard_size": shard_size,
+        "shards": shards,
+    }
+    accelerator = maker.accelerator
+    if accelerator.is_main_process:
+        _begin(folder, facts, teacher.tokens())
+    accelerator.wait_for_everyone()
+    held = read_manifest(folder)
+    done = {i for i in usable(folder, held, content.features) if i < shards}
+    maker.refuse_other_data(folder, source, shard_size, done)
+    accelerator.wait_for_everyone()  # before anything is added
+    todo = [i for i in range(shards) if i not in done]
+    if accelerator.is_main_process:
+        say(f"cache {folder}: {len(done)} of {shards} shards are there")
+    # the missing ones in turn, so that after an interruption too all processes have work
+    for number, index in enumerate(todo):
+        if number % accelerator.num_processes == accelerator.process_index:
+            examples = range(index * shard_size, min(len(source), (index + 1) * shard_size))
+            rows = maker.rows([source[i] for i in examples], content, needs)
+            write_shard(folder, index, rows, content.features, held)
+            if accelerator.is_main_process:
+                say(f"cache {folder}: shard {number + 1} of {len(todo)}")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+class TeacherRunner:
+    """Asks the teacher, and turns what it says into rows."""
+
+    def __init__(
+        self, teacher: Any, task_model: TaskModel | None, collate: Collator, batch_size: int
+    ):
+        if not hasattr(teacher, "provides"):
+            raise ValueError(
+                f"Expected a Teacher, got a {type(teacher).__name__}. Pass ModelTeacher(model)."
+            )
+        self.teacher, self.collate, self.batch_size = teacher, collate, batch_size
+        found = getattr(teacher, "task_model", None) if task_model is None else task_model
+        if not isinstance(found, TaskModel):
+            raise ValueError(
+                f"Expected a teacher with a model to read the batches by, got a "
+                f"{type(teacher).__name__}. Pass task_model=TaskModel(student)."
+            )
+        self.task_model = found
+        if self.task_model.task.axis is None:
+            raise ValueError(
+                f"Expected a head that judges examples one by one, got "
+                f"{self.task_model.task.name}: what it says of an example depends on the batch. "
+                "Train with the live teacher."
+            )
+        self.axis = self.task_model.task.axis
+        self._labels = set(self.task_model.task.label_keys)
+        self.inputs = (self.task_model.columns | teacher.columns()) - self._labels
+        self.columns = self.inputs | self._labels
+        self.accelerator = make_accelerator()
+        teacher.place(self.accelerator)
+
+    def name_inputs(self, source: ExampleSource) -> None:
+        """For a model that takes any column: its inputs are those that there are."""
+        if ANY in self.inputs:
+            self.inputs = {str(name) for name in self._batch([source[0]])} - self._labels
+
+    def ask(
+        self, examples: list[Any], needs: Needs
+    ) -> tuple[Signal, list[ExampleSlice], BatchItems]:
+        """What the teacher says of some examples, and where they are in the batch."""
+        batch = self._batch(examples)
+        items = self.task_model.items(batch)
+        if needs.hidden_states or needs.attentions or self.axis == 1:
+            _check_places(batch, items)
+        who = f"the teacher ({type(self.teacher).__name__})"
+        said = check_teacher_signal(self.teacher(batch, needs, items), items, who)
+        return said, self._pieces(batch, items), items
+
+    def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
+        """The rows of a shard; texts of about one length together, so that little is padding."""
+        order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
+        for start in range(0, len(order), self.batch_size):
+            chosen = [examples[i] for i in order[start : start + self.batch_size]]
+            signal, found, items = self.ask(chosen, needs)
+            yield from content.encode(signal, found, items)
+
+    def refuse_other_data(
+        self, folder: Path, source: ExampleSource, size: int, done: set[int]
+    ) -> None:
+        """See that what is there is of these data: the first example of each shard is in it.
+
+        Raises:
+            ValueError: it is not, or examples change from one reading to the next.
+        """
+        first, again = ([p.key for p in self._look(source, [0])] for _ in range(2))
+        if first != again:
+            raise ValueError(
+                "Expected the same example each time it is read, got another one: the data or the "
+                "collator change it at random, and training would find nothing in the cache. "
+                "Record the views (hf_distill.record_views), or leave the augmentation out."
+            )
+        for index in sorted(done):
+            held = set(read_keys(folder, index))
+            begins = index * size
+            if begins >= len(source) or self._look(source, [begins])[0].key not in held:
+                raise ValueError(
+                    f"The cache {folder} is of other data: shard {index} does not hold example "
+                    f"{begins}. Use the data, order and preprocessing it was begun with, or write "
+                    "another cache (another folder, or delete this one)."
+                )
+
+    def _look(self, source: ExampleSource, indices: Sequence[int]) -> list[ExampleSlice]:
+        batch = self._batch([source[i] for i in indices])
+        return self._pieces(batch, self.task_model.items(batch))
+
+    def _batch(self, examples: list[Any]) -> Batch:
+        batch = send_to_device(dict(self.collate(examples)), self.accelerator.device)
+        return self.task_model.task.share(batch, self.task_model.model)
+
+    def _pieces(self, batch: Batch, items: BatchItems) -> list[ExampleSlice]:
+        return example_slices(batch, items, self.inputs, self.axis)
+
+
+def _check_places(batch: Batch, items: BatchItems) -> None:
+    """Refuse states with places behind the padding: where they stand depends on the batch."""
+    ids, mask = batch.get("input_ids"), items.masks.get("hidden")
+    if ids is not None and mask is not None and ids.shape[-1] != mask.shape[-1]:
+        raise ValueError(
+            f"Expected states of the {ids.shape[-1]} tokens of a batch to keep, got "
+            f"{mask.shape[-1]} places: those of a picture stand behind the padding, which another "
+            "batch has elsewhere. Keep the logits alone of a head with fixed classes, or train "
+            "with the live teacher."
+        )
+
+
+class ExampleSource:
+    """The examples of one or several data sets, one after the other, with the models' columns."""
+
+    def __init__(self, data: Any, columns: set[str]):
+        parts = list(data) if isinstance(data, (list, tuple)) and _holds_data(data) else [data]
+        for part in parts:
+            if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+                raise ValueError(
+                    f"Expected data with a length, read by index, got {type(part).__name__}. Save "
+                    "a stream as a data set first (datasets.Dataset.from_generator)."
+                )
+        self.parts = [_selected(part, columns) for part in parts]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _holds_data(data: Sequence[Any]) -> bool:
+    return bool(data) and not isinstance(data[0], Mapping)
+
+
+def _selected(part: Any, columns: set[str]) -> Any:
+    """Without the columns that no model takes, as `Trainer` leaves them out."""
+    if not isinstance(part, datasets.Dataset) or part.format["type"] == "custom":
+        return part
+    kept = [name for name in part.column_names if name in columns or ANY in columns]
+    return part.select_columns(kept)
+
+
+def _length(example: Any) -> int:
+    ids = example.get("input_ids") if isinstance(example, Mapping) else None
+    return 0 if ids is None else len(ids)
+
+
+def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
+    """Write what a cache has besides its shards, or see that what is there is of the same; a file
+    that is missing is made again.
+
+    Raises:
+        ValueError: another cache is there, shards of one, or a card that is none of a cache.
+    """
+    make_folder(folder)
+    if (folder / MANIFEST).exists():
+        held = read_manifest(folder)
+        check_facts(folder, held)
+        manifest.refuse_changes(folder, held, facts)
+        refuse_foreign(folder, held)
+        if (held["shard_size"], held["examples"]) != (facts["shard_size"], facts["examples"]):
+            raise ValueError(
+                f"The cache {folder} is of {held['examples']} examples, {held['shard_size']} to a "
+                f"shard, and this one would be of {facts['examples']}, {facts['shard_size']} to a "
+                "shard. Write another cache, or use these sizes."
+            )
+        manifest.complete(folder, facts, tokens)
+    else:
+        facts = json.loads(json.dumps(facts))  # as they are read
+        refuse_foreign(folder, facts)
+        manifest.refuse_other_card(folder)
+        # with shards of its own there, only its manifest was lost
+        manifest.complete(folder, facts, tokens, anew=not records(folder))
+        write_manifest(folder, dict(facts))  # last: a cache that has it has the others
+    remove_stale(folder)

@@ -1,0 +1,201 @@
+"""Every token of a tokenizer as the bytes that it stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+UNKNOWN = b"\xff"
+"""For a token that may stand for anything: a byte that no text has in UTF-8."""
+ROLES = ("eos", "bos", "pad")
+"""The end comes first: where one token has several roles, it is what a model predicts."""
+EMPTY = {"type": "Sequence", "normalizers": []}
+
+
+class ByteTokens:
+    """Reads and cuts text as a tokenizer does, but in bytes and without special tokens in it.
+
+    Known are byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece (Llama 2, Gemma, T5), and
+    WordPiece, whose words are spelt with the space before them.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+
+    Attributes:
+        bytes: For each id its bytes; None for a special token and for an id that is no token.
+        special: The special tokens, string -> id.
+        roles: The ids of those that are ``bos``, ``eos`` and ``pad``.
+        unknown: The id for what the tokenizer cannot write, or None.
+        prefix: The ids that it puts before a text.
+
+    Raises:
+        ValueError: a tokenizer whose tokens cannot be spelt.
+    """
+
+    def __init__(self, tokenizer: Any):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"Expected a fast tokenizer, got {type(tokenizer).__name__}, whose rules are in "
+                "Python code. Convert it (AutoTokenizer.from_pretrained(…, use_fast=True))."
+            )
+        spec = json.loads(backend.to_str())
+        self._whole = Tokenizer.from_str(json.dumps({**spec, "truncation": None, "padding": None}))
+        self._inner = Tokenizer.from_str(json.dumps(_without_prefix_space(spec)))
+        self.vocabulary: dict[str, int] = tokenizer.get_vocab()
+        added = tokenizer.added_tokens_decoder
+        self.special = {token.content: i for i, token in added.items() if token.special}
+        named = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}
+        self.roles: dict[str, int] = {role: i for role, i in named.items() if i is not None}
+        unknown = tokenizer.unk_token_id
+        self.unknown = None if unknown in self.roles.values() else unknown
+        self.bytes = self._spelt(spec, {i: token.content for i, token in added.items()})
+        self.prefix = self._prefix(tokenizer)
+        self._spaced = {first: self._adds_space(first) for first in (True, False)}
+        if not self.gives_back("the a"):
+            raise ValueError(
+                f"Expected a tokenizer that gives back a text, got {self._back('the a')!r} for "
+                "'the a': its tokens cannot be spelt in bytes. Use models with byte-level, "
+                "SentencePiece or WordPiece tokenizers."
+            )
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each of some tokens that are not special."""
+        return [UNKNOWN if (spelt := self.bytes[i]) is None else spelt for i in ids]
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is no part of a text."""
+        return token != self.unknown and (token >= len(self) or self.bytes[token] is None)
+
+    def text(self, spelt: Sequence[bytes], first: bool) -> str:
+        """The text of tokens; what is no UTF-8 becomes a replacement character.
+
+        Args:
+            spelt: Their bytes.
+            first: They begin a text; otherwise they follow a special token.
+        """
+        joined = b"".join(spelt)
+        if self._spaced[first]:
+            joined = joined.removeprefix(b" ")  # the tokenizer's own, not the text's
+        return joined.decode(errors="replace")
+
+    def cut(self, text: str, first: bool) -> list[int]:
+        """The ids of a text, in which the name of a special token is text as any other.
+
+        Args:
+            text: The text.
+            first: It begins a text; otherwise it follows a special token.
+        """
+        used = self._whole if self._spaced[first] else self._inner
+        used.encode_special_tokens = True  # here, as pickling forgets it
+        found: list[int] = used.encode(text, add_special_tokens=False).ids
+        return found
+
+    def _spelt(self, spec: Any, added: dict[int, str]) -> list[bytes | None]:
+        spell = _speller(spec)
+        found: list[bytes | None] = [None] * (max(self.vocabulary.values()) + 1)
+        special = {*self.special.values(), self.unknown}
+        for token, index in self.vocabulary.items():
+            if index in added:
+                found[index] = None if index in special else added[index].encode()
+            elif index not in special:
+                found[index] = spell(token)
+        return found
+
+    def _prefix(self, tokenizer: Any) -> list[int]:
+        plain, whole = (tokenizer("a", add_special_tokens=s)["input_ids"] for s in (False, True))
+        starts = (k for k in range(len(whole)) if whole[k : k + len(plain)] == plain)
+        return list(whole[: next(starts, 0)])
+
+    def _adds_space(self, first: bool) -> bool:
+        """Whether the tokenizer puts a space before a text, or before what follows a special."""
+        self._whole.encode_special_tokens = False
+        before = "" if first else next(iter(self.special), "")
+        ids = self._whole.encode(before + "a", add_special_tokens=False).ids
+        return b"".join(self.spell(ids[bool(before) :])) == b" a"
+
+    def gives_back(self, text: str) -> bool:
+        """Whether the tokens of a text are that text, unknown characters aside."""
+        back = self._back(text)
+        return back == text or "\ufffd" in back
+
+    def _back(self, text: str) -> str:
+        return self.text(self.spell(self.cut(text, True)), True)
+
+
+def _parts(spec: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a tokenizer's description that has a type, parts of parts included."""
+    if isinstance(spec, dict):
+        if "type" in spec:
+            yield spec
+        for value in spec.values():
+            yield from _parts(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from _parts(value)
+
+
+def _speller(spec: Any) -> Any:
+    """The function token -> bytes, as the tokenizer's decoder says it."""
+    model = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
+    decoders = {part["type"]: part for part in _parts(spec["decoder"])}
+    if "ByteLevel" in decoders:
+        return _byte_level
+    if model["type"] == "WordPiece":
+        mark = model["continuing_subword_prefix"]
+        return lambda t: (t[len(mark) :] if t.startswith(mark) else f" {t}").encode()
+    space = None
+    if "Metaspace" in decoders:
+        space = decoders["Metaspace"]["replacement"]
+    elif decoders.get("Replace", {}).get("content") == " ":
+        space = decoders["Replace"]["pattern"]["String"]
+    if space is None:
+        raise ValueError(
+            f"Expected a byte-level, SentencePiece or WordPiece tokenizer, got a {model['type']} "
+            f"model with the decoder {sorted(decoders) or None}, whose tokens cannot be spelt in "
+            "bytes. Choose a teacher (or a student) with another tokenizer."
+        )
+    fallback = bool(model.get("byte_fallback"))
+
+    def spell(token: str) -> bytes:
+        if fallback and len(token) == 6 and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(space, " ").encode()
+
+    return spell
+
+
+def _alphabet() -> dict[str, int]:
+    """The character that byte-level tokenizers write for each byte."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = sorted(set(range(256)) - set(kept))
+    return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
+
+
+ALPHABET = _alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    if not ALPHABET.keys() >= set(token):
+        return token.encode()
+    return bytes(ALPHABET[character] for character in token)
+
+
+def _without_prefix_space(spec: Any) -> Any:
+    """The description of the same tokenizer that puts no space before a text."""
+    copy = json.loads(json.dumps({**spec, "truncation": None, "padding": None}))
+    for part in _parts(copy):
+        if part["type"] == "Metaspace" and part.get("prepend_scheme"):
+            part["prepend_scheme"] = "never"
+        elif part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+        elif part["type"] == "Prepend":
+            part.clear()
+            part.update(EMPTY)
+    return copy

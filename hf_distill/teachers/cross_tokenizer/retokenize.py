@@ -1,0 +1,206 @@
+"""The student's tokens of a text as the teacher's, and where both are cut alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from hf_distill.teachers.cross_tokenizer.byte_tokens import ByteTokens
+
+Span = tuple[int, int, int, int]
+"""The student's tokens ``[0]:[1]`` and the teacher's ``[2]:[3]``, which stand for the same."""
+
+PLAIN = "The end, (a) b"
+
+
+@dataclass(frozen=True)
+class Retokenized:
+    """A row of tokens in another vocabulary.
+
+    Attributes:
+        ids: The other ids.
+        spans: In order, the smallest groups of tokens of both that stand for the same bytes, or for
+            the same special token.
+    """
+
+    ids: list[int]
+    spans: list[Span]
+
+
+class Retokenizer:
+    """Cuts what one tokenizer has cut with another one.
+
+    A special token is matched by its string, else as the beginning, the end, or padding; it is
+    never read as text. Text that the teacher's tokenizer changes (by normalising it), and bytes
+    that are no text, are in no span; the pieces of a character at the ends of a text are left out.
+
+    Args:
+        student: The tokenizer of the ids that are given.
+        teacher: The tokenizer of the ids that are wanted.
+        specials: For special tokens of the student what the teacher reads in their place, as text
+            with special tokens: ``{"<|im_start|>": "<|start_header_id|>"}``; ``""`` is nothing.
+
+    Raises:
+        ValueError: ``specials`` names what is no special token of the student; the teacher's
+            tokenizer changes every text.
+    """
+
+    def __init__(
+        self, student: ByteTokens, teacher: ByteTokens, specials: Mapping[str, str] | None = None
+    ):
+        if not teacher.gives_back(PLAIN):
+            raise ValueError(
+                f"Expected a teacher whose tokenizer keeps a text as it is ({PLAIN!r}): this one "
+                "changes its letters or its spaces, and hardly a position would be left to "
+                "compare. Choose one with a cased byte-level or SentencePiece tokenizer."
+            )
+        self.student, self.teacher = student, teacher
+        self.specials = _matched_specials(student, teacher)
+        for token, text in (specials or {}).items():
+            if token not in student.special:
+                raise ValueError(
+                    f"Expected special tokens of the student {sorted(student.special)[:8]} as the "
+                    f"keys of `specials`, got {token!r}."
+                )
+            self.specials[student.special[token]] = _with_specials(teacher, text)
+
+    def __call__(self, ids: Sequence[int], *, strict: bool = True) -> Retokenized:
+        """Translate a row of real tokens.
+
+        Args:
+            ids: The student's.
+            strict: Refuse a special token of the student, or an id that is no token, that the
+                teacher has nothing for; otherwise it is left out of what the teacher reads.
+
+        Raises:
+            ValueError: such a token, if strict.
+        """
+        begins = bool(ids) and ids[0] == self.student.roles.get("bos")
+        out: list[int] = [] if begins else list(self.teacher.prefix)
+        spans: list[Span] = []
+        first, start = True, 0
+        for special, group in groupby(ids, lambda token: self._stands_alone(token, strict)):
+            tokens = list(group)
+            if special:
+                for at, token in enumerate(tokens, start):
+                    leads = begins and at == 0
+                    found = (leads and self.teacher.prefix) or self._special(token)
+                    first &= leads
+                    if len(found) == 1:
+                        spans.append((at, at + 1, len(out), len(out) + 1))
+                    out += found
+            else:
+                spelt = [self._written(token) for token in tokens]
+                skipped, end = whole_characters(spelt)
+                spelt, m, n = spelt[skipped:end], start + skipped, len(out)
+                other = self.teacher.cut(self.student.text(spelt, first), first)
+                both = common_spans(spelt, self.teacher.spell(other))
+                both = [span for span in both if all(spelt[span[0] : span[1]])]
+                spans += [(m + a, m + b, n + c, n + d) for a, b, c, d in both]
+                out += other
+                first = False
+            start += len(tokens)
+        return Retokenized(out, spans)
+
+    def _stands_alone(self, token: int, strict: bool) -> bool:
+        return self.student.is_special(token) and (strict or token in self.specials)
+
+    def _written(self, token: int) -> bytes:
+        """The bytes of a token within a text: none of what is left out."""
+        return b"" if self.student.is_special(token) else self.student.spell([token])[0]
+
+    def _special(self, token: int) -> list[int]:
+        if token in self.specials:
+            return self.specials[token]
+        names = {i: name for name, i in self.student.special.items()}
+        name = names.get(token, f"id {token}")
+        raise ValueError(
+            f"Expected special tokens that both tokenizers have, got {name!r} of the student, "
+            "which the teacher does not know. Say what it reads in its place: specials="
+            f"{{{name!r}: '<one of its special tokens, or nothing>'}}."
+        )
+
+
+def _matched_specials(student: ByteTokens, teacher: ByteTokens) -> dict[int, list[int]]:
+    found = {i: [teacher.special[t]] for t, i in student.special.items() if t in teacher.special}
+    for role, ours in student.roles.items():
+        theirs = teacher.roles.get(role)
+        if theirs is not None:
+            found.setdefault(ours, [theirs])
+        elif role != "eos":  # nothing stands for no beginning, and for padding
+            found.setdefault(ours, [])
+    return found
+
+
+def _with_specials(spelling: ByteTokens, text: str) -> list[int]:
+    """The ids of a text with special tokens in it."""
+    found: list[int] = []
+    while text:
+        at, name = min(
+            ((text.find(name), name) for name in spelling.special if name in text),
+            key=lambda pair: (pair[0], -len(pair[1])),
+            default=(len(text), ""),
+        )
+        if at:
+            found += spelling.cut(text[:at], first=False)
+        if name:
+            found.append(spelling.special[name])
+        text = text[at + len(name) :]
+    return found
+
+
+def whole_characters(spelt: Sequence[bytes]) -> tuple[int, int]:
+    """The tokens that begin and end with a character: texts are cut into blocks within one."""
+    start, end = 0, len(spelt)
+    while start < end and spelt[start][:1] and 0x80 <= spelt[start][0] < 0xC0:
+        start += 1
+    while start < end and _ends_within_character(b"".join(spelt[max(start, end - 4) : end])):
+        end -= 1
+    return start, end
+
+
+def _ends_within_character(text: bytes) -> bool:
+    for length, byte in enumerate(reversed(text[-4:]), 1):
+        if byte < 0x80:
+            return False
+        if byte >= 0xC0:  # the first of 2, 3 or 4
+            return length < 2 + (byte >= 0xE0) + (byte >= 0xF0)
+    return False
+
+
+def common_spans(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[Span]:
+    """The smallest groups of tokens that cover the same bytes, in order.
+
+    Where the two texts differ, what they have in common at the beginning and at the end counts.
+    """
+    one, other = b"".join(ours), b"".join(theirs)
+    head, tail = len(one), 0
+    if one != other:
+        head, tail = _agreement(one, other), _agreement(one[::-1], other[::-1])
+        shorter = min(len(one), len(other))
+        if head < tail:  # the longer one stays whole where they overlap
+            head = min(head, shorter - tail)
+        tail = min(tail, shorter - head)
+    ours_at, theirs_at = (np.cumsum([0, *map(len, tokens)]) for tokens in (ours, theirs))
+    spans = _between(ours_at, theirs_at, 0, head)
+    if tail:
+        spans += _between(ours_at - len(one), theirs_at - len(other), -tail, 0)
+    return spans
+
+
+def _agreement(one: bytes, other: bytes) -> int:
+    """How many bytes two texts have in common at the beginning."""
+    length = min(len(one), len(other))
+    ours, theirs = (np.frombuffer(text[:length], np.uint8) for text in (one, other))
+    differ = ours != theirs
+    return int(differ.argmax()) if differ.any() else length
+
+
+def _between(ours: np.ndarray, theirs: np.ndarray, low: int, high: int) -> list[Span]:
+    """The spans between the boundaries that both have from one offset to another."""
+    common, a, c = np.intersect1d(ours, theirs, return_indices=True)
+    a, c = (places[(common >= low) & (common <= high)].tolist() for places in (a, c))
+    return list(zip(a[:-1], a[1:], c[:-1], c[1:], strict=True))

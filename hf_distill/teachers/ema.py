@@ -1,0 +1,126 @@
+"""The student's own past as the teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerCallback
+
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.tasks import Task
+from hf_distill.teachers.model import ModelTeacher
+
+
+class EMATeacher(TrainerCallback):
+    """A moving average of the student's weights (mean teacher, Tarvainen and Valpola 2017).
+
+    After every ``every``-th optimizer step ``past = decay * past + (1 - decay) * student``; buffers
+    are copied. With ``decay=0`` it is the student of at most ``every`` steps ago. It starts as the
+    student is when a run starts, and a checkpoint holds it. It is in eval mode, in float32 where
+    the student is in half precision (in which so small steps are lost), and every process holds
+    its own copy. arXiv 1703.01780.
+
+    Args:
+        student: The model that is trained; with its adapter if it gets one (`PeftModel`).
+        decay: From 0 (a snapshot) to below 1.
+        every: After how many optimizer steps it follows.
+        warmup: Follow faster at first: ``min(decay, (1 + t) / (10 + t))`` at its t-th update.
+        task: Its row of the task table, if its class does not say it.
+
+    Raises:
+        ValueError: a decay or interval out of its range; when training starts, another model.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        decay: float = 0.999,
+        every: int = 1,
+        warmup: bool = False,
+        task: Task | None = None,
+    ):
+        if not 0 <= decay < 1:
+            raise ValueError(f"Expected a decay of at least 0 and below 1, got {decay}.")
+        if every < 1:
+            raise ValueError(f"Expected to follow after 1 step or more, got every={every}.")
+        self.decay, self.every, self.warmup = decay, every, warmup
+        self.model = copy.deepcopy(student)
+        if decay and any(p.dtype in (torch.float16, torch.bfloat16) for p in student.parameters()):
+            self.model.float()
+        self._teacher = ModelTeacher(self.model, task=task)
+        self.task_model = self._teacher.task_model
+        self.config, self.provides = self._teacher.config, self._teacher.provides
+
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        return self._teacher(batch, needs, items)
+
+    def columns(self) -> set[str]:
+        return self._teacher.columns()
+
+    def tokens(self) -> Mapping[str, int] | None:
+        return self._teacher.tokens()
+
+    def place(self, accelerator: Accelerator) -> None:
+        self._teacher.place(accelerator)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()
+
+    def describe(self) -> dict[str, Any]:
+        past = {"decay": self.decay, "every": self.every, "warmup": self.warmup}
+        return {**self._teacher.describe(), "past_of_the_student": past}
+
+    # ---- as a callback ---------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
+    ) -> None:
+        """Check that this is the student; a new run starts from it, a resumed one goes on."""
+        self._check(model)
+        if state.global_step == 0:
+            self._follow(model, 0.0)
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
+    ) -> None:
+        """Follow the student."""
+        if state.global_step % self.every == 0:
+            done = state.global_step // self.every
+            early = (1 + done) / (10 + done) if self.warmup else 1.0
+            self._follow(model, min(self.decay, early))
+
+    @torch.no_grad()
+    def _follow(self, student: nn.Module, decay: float) -> None:
+        # by name: while it trains, more than its own weights hang on the student
+        new = dict(student.named_parameters())
+        pairs = [(p, new[name]) for name, p in self.model.named_parameters()]
+        moving = [(p, q.to(p)) for p, q in pairs if decay and q.requires_grad]
+        if moving:
+            old, latest = zip(*moving, strict=True)
+            get_ema_multi_avg_fn(decay)(list(old), list(latest), 0)
+        for p, q in pairs:
+            if not (decay and q.requires_grad):
+                p.copy_(q)
+        buffers = dict(student.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def _check(self, student: nn.Module) -> None:
+        theirs = {name: tuple(p.shape) for name, p in student.named_parameters()}
+        ours = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        missing = [name for name, shape in ours.items() if theirs.get(name) != shape]
+        sharded = any(hasattr(p, "to_local") for p in student.parameters())
+        if missing or sharded:
+            raise ValueError(
+                "Expected the student that EMATeacher was made of, with whole weights on every "
+                f"process; of its weights {missing[:4]} are missing or have another shape. Make it "
+                "of the very model that is trained, after its adapter if it gets one "
+                "(get_peft_model instead of peft_config), and train without FSDP and ZeRO-3."
+            )

@@ -1,0 +1,5 @@
+"""Several teachers as one."""
+
+from hf_distill.teachers.ensemble.teacher import Ensemble
+
+__all__ = ["Ensemble"]

@@ -1,0 +1,292 @@
+"""What several teachers say becomes one distribution: pure functions, with the classes last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_distill.losses.numerics import compute_dtype
+from hf_distill.models.signals import BatchItems, Signal, SparseProbs
+from hf_distill.teachers.ensemble.tail_mass import ClassUnion, class_union, spread_tail
+
+
+def log_chances(logits: Tensor, kind: str, temperature: float) -> Tensor:
+    """Log-probabilities at a temperature, in float32 at least.
+
+    Args:
+        logits: ``(..., C)``.
+        kind: How they are read, see `Signal`.
+        temperature: T > 0.
+
+    Returns:
+        ``(..., C)``, log softmax(logits / T); for ``sigmoid`` ``(..., C, 2)``, the logs of
+        sigmoid(logits / T) and of what it leaves to 1, for every class.
+    """
+    softened = logits.to(compute_dtype(logits)) / temperature
+    if kind == "sigmoid":
+        softened = torch.stack([softened, torch.zeros_like(softened)], dim=-1)
+    return softened.log_softmax(-1)
+
+
+def as_logits(chances: Tensor, kind: str, temperature: float) -> Tensor:
+    """The inverse of `log_chances`, up to a constant per item: what has these at T."""
+    odds = chances[..., 0] - chances[..., 1] if kind == "sigmoid" else chances
+    return odds * temperature
+
+
+def entropy(chances: Tensor, kind: str, others: Tensor | None = None) -> Tensor:
+    """-sum p log p in nats, ``(...)``; for ``sigmoid`` summed over the classes.
+
+    Args:
+        chances: What `log_chances` gave; or, with ``others``, ``(..., S + 1)``: the last one is the
+            mass of classes that share it equally.
+        kind: How they are read.
+        others: ``(...)``, how many classes share the last one.
+    """
+    each = chances
+    if others is not None:
+        last = chances[..., -1] - others.clamp(min=1).log()
+        each = torch.cat([chances[..., :-1], last[..., None]], -1)
+    terms = torch.where(chances > -torch.inf, chances.exp() * each, 0.0)  # 0 log 0 = 0
+    return -terms.sum((-2, -1) if kind == "sigmoid" else -1)
+
+
+def label_likelihood(chances: Tensor, kind: str, labels: Tensor, mask: Tensor) -> Tensor:
+    """The log-likelihood of the labels, ``(...)``; 0 for items without one.
+
+    Args:
+        chances: What `log_chances` gave; for ``regression`` the outputs themselves, as the means of
+            normal distributions of variance 1 (up to its constant).
+        kind: How they are read.
+        labels: In the shape of the items; ``(..., C)`` for multi-label and regression heads, where
+            NaN (and, multi-label, below 0) marks a missing one.
+        mask: True for the items that have a label.
+    """
+    if kind in ("softmax", "ctc"):
+        index = labels.masked_fill(~mask, 0)[..., None]
+        values = chances.gather(-1, index).squeeze(-1)
+    elif kind == "sigmoid":
+        labels = labels[..., None] if labels.dim() < chances.dim() - 1 else labels
+        missing = torch.isnan(labels) | (labels < 0)
+        right = labels.masked_fill(missing, 0.0).to(chances.dtype)
+        both = right * chances[..., 0] + (1 - right) * chances[..., 1]
+        values = both.masked_fill(missing, 0.0).sum(-1)
+    else:
+        error = chances - labels.to(chances.dtype).view(chances.shape)
+        values = -0.5 * error.nan_to_num(0.0).square().sum(-1)
+    return torch.where(mask, values, 0.0)
+
+
+class RunningMean:
+    """A weighted mean that is taken one summand after another, so that none has to be kept.
+
+    sum_i softmax(scores)_i x_i; with ``logs`` the x are given as logs, and so is their mean.
+
+    Args:
+        logs: Whether values are logarithms.
+    """
+
+    def __init__(self, logs: bool):
+        self.logs = logs
+        self.value: Tensor | None = None
+        self._total: Tensor | None = None
+
+    def add(self, value: Tensor, score: Tensor) -> None:
+        """Take one more.
+
+        Args:
+            value: ``(..., C)`` or ``(..., C, 2)``.
+            score: The log of its weight, up to a constant that all share: a number, or ``(...)``.
+        """
+        if self.value is None or self._total is None:
+            self.value, self._total = value, score
+            return
+        total = torch.logaddexp(self._total, score)
+        before, share = (
+            s.view(*s.shape, *[1] * (value.dim() - s.dim())) if s.dim() else s
+            for s in (self._total - total, score - total)
+        )
+        if self.logs:
+            self.value = torch.logaddexp(self.value + before, value + share)
+        else:
+            self.value = self.value * before.exp() + value * share.exp()
+        self._total = total
+
+
+@dataclass(frozen=True)
+class MemberProbs:
+    """What one member says of the classes, where all can be compared.
+
+    Attributes:
+        name: The member.
+        kind: How its logits are read, see `Signal`.
+        temperature: T of the chances.
+        chances: ``(..., C)``, see `log_chances`; ``(..., S + 1)`` on a union of classes; the
+            outputs themselves for ``regression``.
+        logits: Its own, where it has some.
+        joined: The union of classes, where no member knows all.
+        exact: False for draws.
+    """
+
+    name: str
+    kind: str
+    temperature: float
+    chances: Tensor
+    logits: Tensor | None = None
+    joined: ClassUnion | None = None
+    unsampled: bool = True
+
+    def values(self, average: str) -> Tensor:
+        """What is averaged; logits are cut off at a quarter of the lowest number."""
+        if average == "probabilities" or self.kind == "regression":
+            return self.chances
+        if self.joined is not None:
+            others = self.chances[..., -1] - self.joined.others.clamp(min=1).log()
+            values = torch.cat([self.chances[..., :-1], others[..., None]], -1)
+        elif self.logits is None:
+            values = self.chances * self.temperature
+        else:
+            values = self.logits.to(compute_dtype(self.logits))
+        return values.clamp(min=torch.finfo(values.dtype).min / 4)
+
+    def entropy(self) -> Tensor:
+        """In nats, ``(...)``."""
+        return entropy(self.chances, self.kind, None if self.joined is None else self.joined.others)
+
+    def likelihood(self, items: BatchItems) -> Tensor:
+        """The log-likelihood of the labels, ``(...)`` and above -1e4; 0 where there is none."""
+        mask = items.masks.get("labels")
+        if items.labels is None or mask is None:
+            return torch.zeros((), dtype=self.chances.dtype)
+        labels, chances = items.labels, self.chances
+        if self.kind == "softmax":
+            labels = items.class_ids("A weight by the likelihood of the label")
+        if self.joined is not None:
+            labels, listed = self.joined.slots(labels)
+            shared = torch.where(listed, 0.0, self.joined.others.clamp(min=1).log())
+            found = label_likelihood(chances, self.kind, labels, mask) - shared
+            found = torch.where(mask, found, 0.0)
+        else:
+            found = label_likelihood(chances, self.kind, labels, mask)
+        return found.clamp(min=-1e4)  # several members without any chance are equally wrong
+
+
+def member_probs(
+    signals: Iterable[tuple[str, Signal]], temperature: float, partial: bool
+) -> Iterator[MemberProbs]:
+    """Bring what the members say onto the same classes, one after another.
+
+    Args:
+        signals: Name and signal of each member, in the order of classes of the first.
+        temperature: At which probabilities are averaged.
+        partial: Whether members are expected that know some classes alone. They come last.
+
+    Raises:
+        ValueError: a member of another kind or shape, or at another temperature.
+    """
+    reference, known = RunningMean(logs=True), None
+    waiting: dict[str, SparseProbs] = {}
+    for name, signal in signals:
+        if signal.sparse is not None and partial:
+            waiting[name] = signal.sparse
+            shape = (*signal.sparse.ids.shape[:-1], signal.sparse.classes)
+            if signal.sparse.temperature != temperature:
+                raise ValueError(
+                    f"Expected the probabilities of the member {name!r} at the ensemble's "
+                    f"temperature {temperature:g}, got them at {signal.sparse.temperature:g}. "
+                    f"Those of some classes alone cannot be softened later: "
+                    f"Ensemble(…, temperature={signal.sparse.temperature:g})."
+                )
+        elif signal.logits is None:
+            raise ValueError(f"Expected logits of the member {name!r}, which gave none.")
+        else:
+            shape = tuple(signal.logits.shape)
+        known = (name, signal.kind, shape) if known is None else known
+        if known[1:] != (signal.kind, shape):
+            raise ValueError(
+                f"Expected all members of an ensemble to say the same kind of thing, got "
+                f"{known[1]} {known[2]} of {known[0]!r} and {signal.kind} {shape} of {name!r}."
+            )
+        if name not in waiting:
+            voice = _dense(name, signal, temperature)
+            if partial:
+                reference.add(voice.chances, torch.zeros((), dtype=torch.float64))
+            yield voice
+    if waiting:
+        kind = "softmax" if known is None else known[1]
+        yield from _sparse(waiting, kind, temperature, reference.value)
+
+
+def _dense(name: str, signal: Signal, temperature: float) -> MemberProbs:
+    logits = signal.logits
+    assert logits is not None
+    if signal.kind == "regression":
+        return MemberProbs(name, signal.kind, temperature, logits.to(compute_dtype(logits)), logits)
+    chances = log_chances(logits, signal.kind, temperature)
+    return MemberProbs(name, signal.kind, temperature, chances, logits)
+
+
+def _sparse(
+    waiting: dict[str, SparseProbs], kind: str, temperature: float, reference: Tensor | None
+) -> Iterator[MemberProbs]:
+    if reference is None:
+        joined = class_union(list(waiting.values()))
+        for (name, sparse), chances in zip(waiting.items(), joined.members, strict=True):
+            yield MemberProbs(name, kind, temperature, chances, None, joined, sparse.unsampled)
+        return
+    for name, sparse in waiting.items():
+        yield MemberProbs(
+            name, kind, temperature, spread_tail(sparse, reference), unsampled=sparse.unsampled
+        )
+
+
+def mean_of(
+    heard: Iterable[MemberProbs], average: str, score: Callable[[MemberProbs], Tensor]
+) -> Signal:
+    """The weighted mean of what the members say.
+
+    Args:
+        heard: See `voices`.
+        average: ``probabilities`` or ``logits``.
+        score: The log of a member's weight, up to a constant: a number, or one per item.
+
+    Returns:
+        Logits, which at the members' temperature have the mean of their probabilities. Sparse
+        probabilities where no member knows all classes, or some are draws (then not exact).
+    """
+    mean: RunningMean | None = None
+    last, exact = None, True
+    for voice in heard:
+        if mean is None:
+            mean = RunningMean(average == "probabilities" and voice.kind != "regression")
+        mean.add(voice.values(average), score(voice))
+        last, exact = voice, exact and voice.unsampled
+    if mean is None or mean.value is None or last is None:
+        return Signal()
+    if last.joined is not None:
+        return Signal(kind=last.kind, sparse=_joined(mean.value, last, last.joined, average, exact))
+    if not exact:  # an estimate: neither to be softened later nor to be taken for probabilities
+        return Signal(kind=last.kind, sparse=_listed(mean.value, last.temperature))
+    if not mean.logs:
+        return Signal(mean.value, last.kind)
+    return Signal(as_logits(mean.value, last.kind, last.temperature), last.kind)
+
+
+def _listed(mean: Tensor, temperature: float) -> SparseProbs:
+    ids = torch.arange(mean.shape[-1], device=mean.device).expand(mean.shape)
+    rest = torch.full_like(mean[..., 0], -torch.inf)
+    return SparseProbs(ids, mean, rest, mean.shape[-1], temperature, unsampled=False)
+
+
+def _joined(
+    mean: Tensor, voice: MemberProbs, joined: ClassUnion, average: str, exact: bool
+) -> SparseProbs:
+    if average == "logits":
+        rest = mean[..., -1] + joined.others.log()
+        listed = mean[..., :-1].masked_fill(~joined.used, -torch.inf)
+        mean = torch.cat([listed, rest[..., None]], -1).log_softmax(-1)
+    listed, rest = mean[..., :-1], mean[..., -1]
+    return SparseProbs(joined.ids, listed, rest, joined.classes, voice.temperature, exact)

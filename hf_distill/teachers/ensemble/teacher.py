@@ -1,0 +1,296 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from hf_distill.losses.numerics import above_zero
+from hf_distill.models.batches import Batch
+from hf_distill.models.class_order import align_classes
+from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal, for_member, of_member
+from hf_distill.models.task_model import TaskModel
+from hf_distill.teachers.ensemble.fitting import fitted_weights, observations
+from hf_distill.teachers.ensemble.members import (
+    check_kind,
+    check_members,
+    check_settings,
+    named,
+    normalised,
+    orders_of,
+    task_of_members,
+)
+from hf_distill.teachers.ensemble.mixing import MemberProbs, mean_of, member_probs
+from hf_distill.teachers.ensemble.routing import Router
+from hf_distill.teachers.protocol import Teacher
+
+
+class Ensemble(TrainerCallback):
+    """Several teachers as one, in the order of classes of the first.
+
+    ``average="probabilities"``: log sum_i w_i softmax(z_i / T), times T, so that an objective at
+    that T sees the mean of the softened distributions (for multi-label heads the mean of each
+    class's probability). ``average="logits"``: sum_i w_i z_i. For regression both are the mean of
+    the outputs.
+
+    A member that knows only some classes (`Sparse`) has the mass of its others divided among the
+    classes that it does not list: in proportion to the mean of the probabilities of the members
+    that know all, or evenly if there are none; then the result is sparse too, on the union of the
+    classes. Draws have no such mass, and count as they are: the mean is unbiased, for objectives
+    that take draws.
+
+    A mean of probabilities is given as its logs: `LogitMSE` and what else looks at more than the
+    differences between logits wants ``average="logits"``. If one member alone has a weight, the
+    result is its own. What each member says by itself reaches the objectives that are `From` it.
+
+    Args:
+        teachers: Teachers or models, by name; without names they are ``teacher_0``, ….
+        weights: One per member, normalised; None: equal; ``"confidence"``: per item
+            exp(-H_i) / sum_j exp(-H_j), H the entropy at T; ``"labels"``: per item
+            p_i(y) / sum_j p_j(y) at T, equal where there is no label (compare CA-MKD, Zhang et al.
+            2022, arXiv 2201.00007, which weighs by the cross-entropy of the labels). `fit` learns
+            fixed ones. Labels are read in the first member's order of classes.
+        average: ``"probabilities"`` or ``"logits"``.
+        route: A batch column (int64, one per example) with the index of the member that teaches
+            the example, alone: each is run on its own examples only.
+        temperature: T at which probabilities are averaged; that of sparse members.
+
+    Raises:
+        ValueError: members that do not fit together, naming them, or settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher | nn.Module] | Sequence[Teacher | nn.Module],
+        weights: Sequence[float] | str | None = None,
+        average: str = "probabilities",
+        route: str | None = None,
+        temperature: float = 1.0,
+    ):
+        self.teachers = named(teachers)
+        self.average, self.route, self.temperature = average, route, float(temperature)
+        self.fitted = 0
+        above_zero(self.temperature)
+        check_settings(weights, average, route)
+        self.weights = weights if isinstance(weights, str) else self._normalised(weights)
+        heads = [getattr(teacher, "task_model", None) for teacher in self.teachers.values()]
+        self.task_model = next((head for head in heads if isinstance(head, TaskModel)), None)
+        task = task_of_members(self.teachers, self.task_model)
+        self._orders, self._tokens, cut = orders_of(self.teachers, task)
+        if self.task_model is not None:
+            check_kind(self.task_model.kind(None), self.weights)
+        check_members({name: self.teachers[name] for name in self._mixed}, average, route)
+        self._router = None if route is None else Router(route, list(self.teachers), task)
+        self.config = next(iter(self.teachers.values())).config
+        if cut is not None:
+            self.config = copy.deepcopy(self.config)
+            self.config.get_text_config().vocab_size = cut
+
+    def _normalised(self, weights: Sequence[float] | None) -> tuple[float, ...]:
+        return normalised(weights, list(self.teachers))
+
+    @property
+    def _mixed(self) -> dict[str, float]:
+        """The members that the average is made of, with their weights (1 where items decide)."""
+        if isinstance(self.weights, str):
+            return dict.fromkeys(self.teachers, 1.0)
+        pairs = zip(self.teachers, self.weights, strict=True)
+        return {name: weight for name, weight in pairs if weight > 0}
+
+    @property
+    def provides(self) -> Needs:
+        """The logits that all give; all else by member, as `From` asks for it."""
+        known = [self.teachers[name].provides for name in self._mixed]
+        exact = all(p.unsampled for p in known)
+        own = Needs(
+            logits=all(p.logits for p in known),
+            unsampled=exact,
+            full_vocabulary=exact and any(p.full_vocabulary for p in known),
+        )
+        if self.route is not None:
+            return own
+        for name, teacher in self.teachers.items():
+            own = own | of_member(name, teacher.provides)
+        return own
+
+    # ---- what it says ----------------------------------------------------------------------------
+
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        """See `Teacher`. The members are run one after another.
+
+        Raises:
+            ValueError: members of different kinds or shapes, temperatures that differ, a wrong
+                route.
+        """
+        if self._router is not None:
+            return self._router(batch, LOGITS & needs, items, self._ask, self.task_model)
+        members: dict[str, Signal] = {}
+        signals = self._asked(batch, needs, items, members)
+        if len(self._mixed) == 1:
+            alone = [signal for _, signal in signals]
+            combined = (
+                Signal(alone[0].logits, alone[0].kind, sparse=alone[0].sparse)
+                if alone
+                else Signal()
+            )
+        else:
+            heard = self._heard(signals)
+            combined = mean_of(heard, self.average, lambda voice: self._score(voice, items))
+        return replace(combined, members=members)
+
+    def _asked(
+        self, batch: Batch, needs: Needs, items: BatchItems, members: dict[str, Signal]
+    ) -> Iterator[tuple[str, Signal]]:
+        """Run every member; keep what is asked of it alone, and pass on what is averaged."""
+        for name in self.teachers:
+            own = for_member(name, needs)
+            shared = LOGITS & needs if name in self._mixed else Needs()
+            if not (own or shared.logits):
+                continue
+            signal = self._ask(name, batch, own | shared, items)
+            if own:
+                kept = signal if own.logits else replace(signal, logits=None, sparse=None)
+                members[name] = kept
+            if shared.logits:
+                yield name, replace(signal, hidden_states={}, attentions={}, qkv={}, modules={})
+
+    def _ask(self, name: str, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        """What one member says, in the order of the first."""
+        teacher = self.teachers[name]
+        return align_classes(teacher(batch, needs & teacher.provides, items), self._orders[name])
+
+    def _heard(self, signals: Iterable[tuple[str, Signal]]) -> Iterator[MemberProbs]:
+        partial = [name for name in self._mixed if not self.teachers[name].provides.full_vocabulary]
+        for voice in member_probs(signals, self.temperature, bool(partial)):
+            check_kind(voice.kind, self.weights)
+            yield voice
+
+    def _score(self, voice: MemberProbs, items: BatchItems) -> Tensor:
+        """The log of a member's weight, up to a constant: a number, or one per item."""
+        if self.weights == "confidence":
+            return -voice.entropy()
+        if self.weights == "labels":
+            return voice.likelihood(items)
+        return torch.tensor(math.log(self._mixed[voice.name]), dtype=torch.float64)
+
+    # ---- learned weights -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(
+        self, batches: Iterable[Batch], items: Callable[[Batch], BatchItems] | None = None
+    ) -> Ensemble:
+        """Learn fixed weights: those under which held-out labels are most likely.
+
+        Exact up to 1e-8 nats per item, the same for any split into batches, and done before the
+        training. With ``average="logits"`` the logits of all labelled items are kept meanwhile
+        (8 bytes for each item, member and class); otherwise one number per item and member.
+
+        Args:
+            batches: Collated batches with labels, in the first member's order of classes. Not
+                those that the members were trained on: there the most overfitted one wins.
+            items: What there is to count in a batch; by default as the first member that is a
+                model says it.
+
+        Returns:
+            This ensemble.
+
+        Raises:
+            ValueError: no labels, or an ensemble that has no weights to learn.
+        """
+        if self._router is not None:
+            raise ValueError("An ensemble with route has no weights to fit.")
+        count = items if items is not None or self.task_model is None else self.task_model.items
+        if count is None:
+            raise ValueError(
+                "None of the members is a model, which would say what is labelled in a batch. Pass "
+                "items=Head(student).items."
+            )
+        if self.average == "logits" and not self.provides.full_vocabulary:
+            raise ValueError(
+                "Mean logits are fitted on those of every class, which none of the members gives. "
+                "Use average='probabilities'."
+            )
+        self.weights = self._normalised(None)
+        tables, targets, kind = [], [], ""
+        for batch in batches:
+            batch = self._placed(batch)
+            rows, target, kind = self._observed(batch, count(batch))
+            tables.append(rows.cpu())
+            targets.append(target.cpu())
+        if not sum(len(target) for target in targets):
+            raise ValueError("Expected batches with labels to fit weights to, got no label at all.")
+        fitted = fitted_weights(torch.cat(tables), torch.cat(targets), kind, self.average)
+        self.weights = self._normalised(fitted.tolist())
+        self.fitted = sum(len(target) for target in targets)
+        return self
+
+    def _placed(self, batch: Batch) -> Batch:
+        if self.task_model is None:
+            return batch
+        device = next(self.task_model.model.parameters()).device
+        return self.task_model.task.share(
+            send_to_device(dict(batch), device), self.task_model.model
+        )
+
+    def _observed(self, batch: Batch, items: BatchItems) -> tuple[Tensor, Tensor, str]:
+        """For every label what each member says of it: ``(n, K, …)``, the labels, and the kind."""
+        found, target, kind = {}, torch.empty(0), ""
+        for voice in self._heard(self._asked(batch, LOGITS, items, {})):
+            found[voice.name], target = observations(voice, self.average, items)
+            kind = voice.kind
+        return torch.stack([found[name] for name in self.teachers], 1), target, kind
+
+    # ---- the rest of the protocol ----------------------------------------------------------------
+
+    def columns(self) -> set[str]:
+        read = set().union(*(teacher.columns() for teacher in self.teachers.values()))
+        return read if self.route is None else read | {self.route}
+
+    def tokens(self) -> Mapping[str, int] | None:
+        return self._tokens
+
+    def place(self, accelerator: Accelerator) -> None:
+        for teacher in self.teachers.values():
+            teacher.place(accelerator)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {
+            f"{name}.{key}": tensor
+            for name, teacher in self.teachers.items()
+            for key, tensor in teacher.tensors().items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        members = {name: teacher.describe() for name, teacher in self.teachers.items()}
+        rule: dict[str, Any] = {"average": self.average, "temperature": self.temperature}
+        if self.route is not None:
+            rule = {"route": self.route}
+        elif isinstance(self.weights, str):
+            rule["weights"] = self.weights
+        else:
+            rule["weights"] = dict(zip(self.teachers, self.weights, strict=True))
+        if self.fitted:
+            rule["weights_fitted_on_items"] = self.fitted
+        return {"architecture": "Ensemble", "members": members, **rule}
+
+
+def _passed_on(event: str) -> Callable[..., Any]:
+    def tell(self: Ensemble, args: Any, state: Any, control: Any, **others: Any) -> None:
+        for teacher in self.teachers.values():
+            if isinstance(teacher, TrainerCallback):
+                getattr(teacher, event)(args, state, control, **others)
+
+    return tell
+
+
+for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
+    setattr(Ensemble, _event, _passed_on(_event))  # members may follow the training

@@ -1,0 +1,335 @@
+"""HTTP with kept connections, a deadline, and retries: what a teacher on a server is asked with."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import io
+import json
+import logging
+import random
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from hf_distill.teachers.remote.deadlines import Deadline, Timed, connect
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT = 600.0
+"""Seconds: a server that asks for more (Retry-After) is given up at once."""
+LONG_WAIT = 30.0
+"""Seconds: a longer break that a server asks for is told in the log."""
+SMALL = 16 << 20
+"""Bytes: the most of an answer, unless more was asked for."""
+EXCERPT = 500
+STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
+"""How a kept connection ends that the server has closed meanwhile."""
+
+
+class Answer(NamedTuple):
+    """An HTTP response, read to its end; ``headers`` has lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def excerpt(self) -> str:
+        """The message of an error in JSON, or the beginning of the body; printable."""
+        text = self.body[: 1 << 16].decode("utf-8", "replace").strip()
+        try:
+            error: Any = json.loads(text)
+            if isinstance(error, dict):
+                error = error.get("error") or error.get("message") or error.get("detail") or error
+            text = error["message"] if isinstance(error, dict) and "message" in error else error
+        except (ValueError, RecursionError):
+            pass
+        return printable(str(text)[:EXCERPT])
+
+
+class OversizedError(ValueError):
+    """An answer with more bytes than what was asked for can have."""
+
+
+def printable(text: str) -> str:
+    """The same text, with escapes in place of what could move a terminal's cursor or hide text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Client:
+    """Asks one server; several threads may use it at once.
+
+    Every request must be one that may be repeated. Refused and broken connections, timeouts, 408,
+    429 and 5xx are tried again after ``backoff * 2**n`` seconds with jitter, or after what the
+    server asks for (Retry-After).
+
+    Args:
+        url: ``http(s)://host[:port][/path]``.
+        timeout: Seconds for one attempt, from connecting to the answer's last byte.
+        retries: How many more attempts there are after the first.
+        backoff: Seconds before the first of them.
+        token: Sent as ``Authorization: Bearer …``; shown nowhere.
+
+    Raises:
+        ValueError: a wrong url, or a number out of its range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 60.0,
+        retries: int = 4,
+        backoff: float = 0.5,
+        token: str | None = None,
+    ):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ValueError(
+                f"Expected a url like http://host:8000, got {_without_secrets(url)!r}. A password "
+                "is given as token=…, not in the url."
+            )
+        if timeout <= 0 or retries < 0 or backoff < 0:
+            raise ValueError(
+                "Expected timeout > 0, retries >= 0 and backoff >= 0, got "
+                f"timeout={timeout}, retries={retries}, backoff={backoff}."
+            )
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+            raise ValueError("Expected a token of printable ASCII characters, got something else.")
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._context = ssl.create_default_context() if self._secure else None
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+        self._random = random.Random()  # its own: the global one belongs to the training
+        weakref.finalize(self, _close_all, self._idle)
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        _close_all(self._idle)
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        kind: str = "application/json",
+        missing_ok: bool = False,
+        most: int = SMALL,
+    ) -> Answer | None:
+        """Ask, until there is an answer.
+
+        Args:
+            method: GET or POST.
+            path: Below the url, with its slash.
+            body: What is sent.
+            kind: Its content type.
+            missing_ok: Return None where the server has no such path (404, 405).
+            most: Bytes: the largest answer that what is asked for can have.
+
+        Raises:
+            ConnectionError: no answer after all attempts.
+            ValueError: the server refuses the request (4xx), or its answer is larger than that.
+        """
+        for attempt in range(self.retries + 1):
+            wait = self.backoff * 2**attempt * self._random.uniform(0.5, 1.0)
+            try:
+                answer = self._attempt(method, path, body, kind, most)
+            except (OSError, http.client.HTTPException) as error:
+                failed = printable(f"{type(error).__name__}: {error}"[:EXCERPT])
+            except OversizedError as error:
+                raise ValueError(f"{method} {self.url}{path}: {error}") from None
+            else:
+                if answer.status < 300:
+                    return answer
+                if missing_ok and answer.status in (404, 405):
+                    return None
+                failed = f"status {answer.status}: {answer.excerpt}"
+                if answer.status < 500 and answer.status not in (408, 429):
+                    raise ValueError(f"{method} {self.url}{path}: {failed}\n{_remedy(answer)}")
+                wait = max(wait, _retry_after(answer))
+                if wait > LONGEST_WAIT:
+                    failed += f" (it asks for a break of {wait:.0f} s)"
+                    break
+                if wait > LONG_WAIT:
+                    logger.warning("%s asks for a break of %.0f s: %s", self.url, wait, failed)
+            if attempt < self.retries:
+                time.sleep(wait)
+        raise ConnectionError(
+            f"{method} {self.url}{path}: no answer in {attempt + 1} attempt(s) with a timeout of "
+            f"{self.timeout:g} s; the last one: {failed}\nCheck that the server runs and can be "
+            "reached from this machine, look at its log, or raise timeout and retries."
+        )
+
+    def json(
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        missing_ok: bool = False,
+        most: int = SMALL,
+    ) -> dict[str, Any] | None:
+        """As `request`, with an object of JSON each way.
+
+        Raises:
+            ValueError: the answer is no JSON object.
+        """
+        body = None if content is None else json.dumps(content).encode()
+        answer = self.request(method, path, body, missing_ok=missing_ok, most=most)
+        if answer is None:
+            return None
+        try:
+            found = json.loads(answer.body)
+        except (ValueError, RecursionError):  # UnicodeDecodeError too
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"Expected a JSON object from {method} {self.url}{path}, got "
+                f"{answer.excerpt[:200]!r}. Check that the url is that of the server's root."
+            )
+        return found
+
+    def _attempt(self, method: str, path: str, body: bytes | None, kind: str, most: int) -> Answer:
+        """One request and its whole answer within the timeout; the connection is kept if it can."""
+        deadline = Deadline(self.timeout)
+        headers = self._headers | ({} if body is None else {"Content-Type": kind})
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        if kept is not None:
+            try:
+                return self._exchange(kept, deadline, method, path, body, headers, most)
+            except STALE:
+                pass  # it was closed while idle: that says nothing of the server
+        fresh = self._connection(deadline)
+        return self._exchange(fresh, deadline, method, path, body, headers, most)
+
+    def _connection(self, deadline: Deadline) -> http.client.HTTPConnection:
+        port = self._port or (443 if self._secure else 80)
+        sock = connect(self._host, port, deadline)
+        try:
+            if self._context is None:
+                connection = http.client.HTTPConnection(self._host, self._port)
+            else:
+                connection = http.client.HTTPSConnection(
+                    self._host, self._port, context=self._context
+                )
+                deadline.apply(sock)
+                sock = self._context.wrap_socket(sock, server_hostname=self._host)
+        except BaseException:
+            sock.close()
+            raise
+        connection.auto_open = 0
+        connection.sock = Timed(sock, deadline)
+        return connection
+
+    def _exchange(
+        self,
+        connection: Any,
+        deadline: Deadline,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        most: int,
+    ) -> Answer:
+        connection.sock.deadline = deadline
+        try:
+            with _asked(connection, method, self._path + path, body, headers) as response:
+                whole = _whole(response, most)
+        except BaseException:
+            connection.close()
+            raise
+        found = {name.lower(): value for name, value in response.getheaders()}
+        if response.will_close:
+            connection.close()
+        else:
+            with self._lock:
+                self._idle.append(connection)
+        return Answer(response.status, found, whole)
+
+
+def _asked(connection: Any, *request: Any) -> http.client.HTTPResponse:
+    """Send a request, and read the head of its answer: also of one that comes before all of the
+    request was taken, because it is too large."""
+    failed = None
+    try:
+        connection.request(*request)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        failed = error
+    try:
+        response: http.client.HTTPResponse = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        raise failed or error from None
+    return response
+
+
+def _whole(response: http.client.HTTPResponse, most: int) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        OversizedError: it has more bytes than that.
+        http.client.IncompleteRead: it ends early.
+    """
+    whole, said = io.BytesIO(), response.length
+    if said is not None and said > most:
+        raise OversizedError(_too_large(most, f"{said}"))
+    while not response.isclosed() and (part := response.read1(1 << 20)):
+        whole.write(part)  # not a list of parts, each of which may be of one byte
+        if whole.tell() > most:
+            raise OversizedError(_too_large(most, "more"))
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return whole.getvalue()
+
+
+def _too_large(most: int, got: str) -> str:
+    return (
+        f"Expected an answer of at most {most} bytes, more than what was asked for can have, got "
+        f"{got}. Check that the url is that of the teacher's server."
+    )
+
+
+def _close_all(connections: list[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def _retry_after(answer: Answer) -> float:
+    """The seconds that a server asks to wait: 0 if it does not."""
+    value = answer.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _remedy(answer: Answer) -> str:
+    said = answer.excerpt.lower()
+    if answer.status in (401, 403):
+        return "The server wants another token: pass token=…, the key it was started with."
+    if answer.status == 404:
+        return "Check the url and the model's name; GET /v1/models of the server lists them."
+    if answer.status == 413:
+        return "The batch is too large for the server: send fewer or shorter examples at once."
+    if "logprobs" in said and ("max" in said or "greater" in said):
+        return "Start the server with a higher limit (vLLM: --max-logprobs), or lower top_k."
+    return "The server refuses this request; its message says why."
+
+
+def _without_secrets(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"…@{tail}" if at else head + tail

@@ -1,0 +1,142 @@
+"""A teacher in a process of its own, on this machine or another: ``hf-distill serve-teacher``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from hf_distill.models.batches import Batch
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.teachers.cache.manifest import tokenizer_fingerprint
+from hf_distill.teachers.remote.http import Client
+from hf_distill.teachers.remote.received import (
+    check_signal,
+    facts_from,
+    vocabulary_bytes,
+    vocabulary_from,
+)
+from hf_distill.teachers.remote.sizes import UTMOST, elements, most_bytes
+from hf_distill.teachers.remote.wire import (
+    CONTENT_TYPE,
+    PROTOCOL,
+    from_bytes,
+    items_to_tree,
+    needs_to_json,
+    signal_from_tree,
+    to_bytes,
+)
+
+
+class HTTPTeacher:
+    """Asks a teacher that ``hf-distill serve-teacher`` (`TeacherServer`) holds: any head.
+
+    What it says is bit for bit what the model on the server says, in the server's dtype. (Another
+    machine than this one may round otherwise.)
+
+    Args:
+        url: Where it is served: ``http://host:port``.
+        timeout: Seconds for one attempt at a batch, waiting for its turn included.
+        retries: How many more attempts there are after the first.
+        token: What the server was started with (``--token-env``); shown nowhere.
+        top_k: Ask for the k likeliest classes and the mass of the rest, instead of all logits:
+            8 + 4 bytes a class instead of 4 a class of the whole vocabulary.
+        backoff: Seconds before the second attempt; doubled for each further one.
+
+    Raises:
+        ConnectionError: there is no server.
+        ValueError: it is no such server, or it refuses this client.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 60.0,
+        retries: int = 4,
+        token: str | None = None,
+        top_k: int | None = None,
+        backoff: float = 0.5,
+    ):
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"Expected top_k of at least 1, or None for all logits, got {top_k}.")
+        self._client = Client(url, timeout, retries, backoff, token)
+        self._top_k = top_k
+        self._tokens: dict[str, int] | None = None
+        facts = self._client.json("GET", "/teacher") or {}
+        if facts.get("protocol", PROTOCOL) != PROTOCOL:
+            raise ValueError(
+                f"Expected version {PROTOCOL} of the protocol at {self._client.url}, got "
+                f"{facts['protocol']!r:.80}. Install the same hf_distill on both sides."
+            )
+        self._facts = facts_from(facts, self._client.url)
+        self.config, self.provides = self._facts.config, self._facts.provides
+        if top_k is not None:
+            self.provides = replace(self.provides, full_vocabulary=False)
+
+    def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        facts, who = self._facts, f"the teacher at {self._client.url}"
+        kept = {key: value for key, value in batch.items() if key in facts.columns}
+        request = {
+            "batch": kept,
+            "items": items_to_tree(items),
+            "needs": needs_to_json(needs),
+            "top_k": self._top_k,
+        }
+        classes = facts.classes if self._top_k is None else 3 * self._top_k + 3  # ids are int64
+        most = most_bytes(elements(facts.config, classes, kept, items, needs, UTMOST))
+        answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE, most=most)
+        try:
+            found = from_bytes(b"" if answer is None else answer.body)
+        except ValueError as error:
+            raise ValueError(f"The answer of {who} cannot be read: {error}") from error
+        if found.get("fingerprint") != facts.fingerprint:
+            raise ValueError(
+                f"The teacher at {self._client.url} is not the one this training started with: "
+                "other weights are served there now. Serve the same model again, and resume."
+            )
+        check_signal(found.get("signal"), facts, items, needs, who)
+        return signal_from_tree(send_to_device(found["signal"], _device(batch)))
+
+    @property
+    def fingerprint(self) -> str:
+        """The server's hash of its weights."""
+        return self._facts.fingerprint
+
+    def columns(self) -> set[str]:
+        return set(self._facts.columns)
+
+    def tokens(self) -> Mapping[str, int] | None:
+        facts = self._facts
+        if facts.vocabulary is not None and self._tokens is None:
+            most = vocabulary_bytes(facts.entries)
+            answer = self._client.request("GET", "/teacher/vocabulary", most=most)
+            body = b"" if answer is None else answer.body
+            tokens = vocabulary_from(body, facts.entries, self._client.url)
+            if tokenizer_fingerprint(tokens) != facts.vocabulary:
+                raise ValueError(
+                    f"Expected the vocabulary that {self._client.url} described, got another one: "
+                    "another teacher is served there now. Serve the same model again."
+                )
+            self._tokens = tokens
+        return self._tokens
+
+    def place(self, accelerator: Accelerator) -> None:
+        """Nothing to move: signals come to the device of their batch."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._facts.describe, "url": self._client.url, "top_k": self._top_k}
+
+    def close(self) -> None:
+        """Close the connections; they are opened anew when needed."""
+        self._client.close()
+
+
+def _device(batch: Batch) -> Any:
+    return next(value.device for value in batch.values() if isinstance(value, Tensor))

@@ -1,0 +1,141 @@
+"""Refusals of a server, and the limits of what it holds and computes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+Turn = Callable[[], contextlib.AbstractContextManager[None]]
+"""Gives the model to whoever asks, for as long as the context is open."""
+FREE = 1 << 16
+"""Bytes of each body that no budget counts: small requests are read beside large ones."""
+PATIENCE = 600.0
+"""Seconds that a request waits for the model; its client has given up long before."""
+
+
+class BadRequest(Exception):  # noqa: N818 - an answer, not a failure of the server
+    """A request that is not served: an HTTP status and the reason."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of what is asked at once.
+
+    Attributes:
+        max_pending: Requests that may run, wait or be answered at once.
+        max_bytes: The largest request, and all that is held of requests at once.
+        max_tokens: Tokens of one request, padding included.
+        max_elements: Numbers of one answer, logits included that are computed and not sent.
+        max_prompts: Prompts of one request for completions.
+    """
+
+    max_pending: int = 16
+    max_bytes: int = 1 << 30
+    max_tokens: int = 1 << 17
+    max_elements: int = 1 << 29
+    max_prompts: int = 256
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"Expected {field.name} >= 1, got {value!r}.")
+
+
+class Budget:
+    """Bytes that may be held at once.
+
+    Args:
+        most: How many.
+        what: Whose they are, for messages.
+    """
+
+    def __init__(self, most: int, what: str):
+        self.most, self.what, self.held = most, what, 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """The share of one request: call it with each number of bytes more.
+
+        Raises:
+            Refused: they would be too many (from the call).
+        """
+        mine = 0
+
+        def take(more: int) -> None:
+            nonlocal mine
+            with self._lock:
+                if self.held > mine and self.held + more > self.most:  # one alone always fits
+                    raise BadRequest(503, f"{self.what} take {self.held} bytes already.")
+                self.held += more
+                mine += more
+
+        try:
+            yield take
+        finally:
+            with self._lock:
+                self.held -= mine
+
+
+class Line:
+    """The line before the model: a number of places, and one turn after another.
+
+    Args:
+        places: How many may be in it.
+    """
+
+    def __init__(self, places: int):
+        self.places, self.taken = places, 0
+        self._waiting: deque[threading.Event] = deque()
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Look for a place, without taking it. Raises: Refused: there is none."""
+        if self.taken >= self.places:
+            raise BadRequest(503, f"{self.places} requests are waiting already.")
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place.
+
+        Raises:
+            Refused: there is none.
+        """
+        with self._lock:
+            self.check()
+            self.taken += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.taken -= 1
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the model: first come, first served, also among the parts of requests.
+
+        Raises:
+            Refused: it takes too long.
+        """
+        mine = threading.Event()
+        with self._lock:
+            self._waiting.append(mine)
+            if self._waiting[0] is mine:
+                mine.set()
+        try:
+            if not mine.wait(PATIENCE):
+                raise BadRequest(503, f"The model was busy for {PATIENCE:.0f} s.")
+            yield
+        finally:
+            with self._lock:
+                self._waiting.remove(mine)
+                if self._waiting:
+                    self._waiting[0].set()

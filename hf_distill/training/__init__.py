@@ -1,0 +1,1 @@
+"""Trainers: one distillation step, its setup, checkpoints, logs and publication."""

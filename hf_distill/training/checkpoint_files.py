@@ -1,0 +1,325 @@
+"""The files of a checkpoint: listed with their checksums when it is written, compared before it is
+resumed from, and rotated by their steps."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import itertools
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_distill.teachers.cache.checked_json import read_sealed, sealed
+from hf_distill.teachers.cache.shards import checksum
+from hf_distill.training.safe_state import STATES, packed
+
+logger = logging.getLogger(__name__)
+
+SAVING, REPLACED = "_saving", "replaced"
+"""The place in the output folder of a checkpoint until it is whole, or while it is removed."""
+LIST = "checksums.json"
+"""The name of the list: ``files``, each with its ``bytes`` and ``xxh3_128``."""
+STATE = "trainer_state.json"
+MISSING = "missing"
+UNREAD = ("training_args.bin", "README.md")
+"""Files that nobody reads on resuming."""
+WEIGHTS = (
+    *("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*"),
+    *("global_step*", "*/*.distcp"),
+)
+"""Patterns of whole weights, adapters and shards (DeepSpeed, FSDP); one of them is enough."""
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "rank*-optimizer.pt", "global_step*")
+PARTS = {
+    "optimizer.pt": OPTIMIZERS,
+    "scheduler.pt": ("scheduler.pt", "global_step*"),
+    "rng_state.pth": ("rng_state*.pth",),
+}
+"""The parts a run goes on with besides weights and `STATE`, each with the patterns of its files."""
+DISPENSABLE = ("replay-*",)
+"""Files without which a trainer begins anew with a warning of its own."""
+READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
+"""Patterns of files that the best model is loaded without."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not as it was written; the message names the files, and a remedy."""
+
+
+def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
+    """List the files of a checkpoint in `LIST`, at once or not at all.
+
+    Args:
+        folder: The checkpoint.
+        names: Its files, as relative POSIX paths; by default all that there are.
+    """
+    found = _files(folder) if names is None else names
+    listed = sorted(n for n in found if n not in UNREAD and n != LIST)
+    with ThreadPoolExecutor(4) as pool:  # reading and hashing leave the interpreter's lock
+        sums = pool.map(lambda name: checksum(folder / name), listed)
+        files = {
+            name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
+            for name, digest in zip(listed, sums, strict=True)
+        }
+    temporary = folder / f".{LIST}.tmp"
+    temporary.write_bytes(sealed({"files": files}))
+    os.replace(temporary, folder / LIST)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> int:
+    """See that a checkpoint is as it was written, and can be read.
+
+    One with a list is compared with it, byte by byte. One without (of `transformers.Trainer`, or of
+    an earlier version) must hold all parts, and files that are whole by their own formats.
+
+    Args:
+        folder: The checkpoint.
+        states: A run is to go on from it; else its model alone is read.
+        anew: Let optimizer, schedule and random states be missing.
+
+    Returns:
+        The optimizer steps that it has done.
+
+    Raises:
+        CheckpointError: naming the files, and what to do.
+    """
+    problems = dict(_problems(folder, states, anew))
+    if problems:
+        raise CheckpointError(_complaint(folder, problems, states))
+    if states and (absent := _absent(folder, packed(folder))):
+        both = "optimizer and learning-rate schedule, which are loaded together, begin anew"
+        what = "the random states begin anew" if absent == ["rng_state.pth"] else both
+        logger.warning("%s holds no %s: %s.", folder, " and ".join(absent), what)
+    return TrainerState.load_from_json(str(folder / STATE)).global_step if states else 0
+
+
+def _problems(folder: Path, states: bool, anew: bool) -> Iterator[tuple[str, str]]:
+    """The names of files, and what is wrong with each."""
+    if not folder.is_dir():
+        yield str(folder), "no such folder"
+        return
+    unread = () if states else READ_ANEW
+    if (folder / LIST).exists():
+        try:
+            listed: Mapping[str, Any] = read_sealed(folder / LIST)["files"]
+            names = set(listed) - set(_matching(listed, unread))
+            found = {n: _difference(folder / n, listed[n]) for n in sorted(names)}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            yield LIST, "the list itself was changed or cut"
+            return
+    else:
+        names = set(_files(folder))
+        names -= set(_matching(names, (*unread, *UNREAD)))
+        found = {n: _unreadable(folder / n) for n in sorted(names)}
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        found["model.safetensors"] = "missing, with all other forms of weights"
+    held = packed(folder)
+    if states:
+        pickles = (p.name for pattern in STATES for p in folder.glob(pattern))
+        found |= {n: _unsafe(folder / n) for n in pickles if not found.get(n)}
+        found[STATE] = found.get(STATE) or _no_state(folder / STATE)
+        found |= dict.fromkeys(_absent(folder, held), MISSING)
+    for name, why in found.items():
+        allowed = (_is_state(name) and (anew or name in held)) or _matching([name], DISPENSABLE)
+        if why and not (why == MISSING and allowed):
+            yield name, why
+
+
+def _absent(folder: Path, held: Iterable[str]) -> list[str]:
+    """The `PARTS` that a checkpoint does not hold in any form."""
+    there = [*held, *(path.name for path in folder.iterdir())]
+    return [part for part, forms in PARTS.items() if not _matching(there, forms)]
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+
+def _is_state(name: str) -> bool:
+    return bool(_matching([name], (*STATES, *OPTIMIZERS)))
+
+
+def _difference(path: Path, record: Mapping[str, Any]) -> str:
+    """The difference of a file from its record; empty if there is none."""
+    if not path.is_file():
+        return MISSING
+    size, wanted = path.stat().st_size, record["bytes"]
+    if size != wanted:
+        word = "cut short" if size < wanted else "too long"
+        return f"{word}, {size:,} bytes instead of {wanted:,}"
+    return "" if checksum(path) == record["xxh3_128"] else "its content was changed"
+
+
+def _unreadable(path: Path) -> str:
+    """Why a file is not whole by its own format; empty if it is, or if that cannot be told."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):  # checks the header and the length
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        return f"damaged ({str(error)[:80]})"
+    return ""
+
+
+def _unsafe(path: Path) -> str:
+    """Why a state must not or cannot be loaded; no code of it is run."""
+    try:
+        with safe_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                torch.load(path, map_location="cpu", weights_only=True)  # an older format
+    except Exception as error:  # a damaged archive or pickle raises what its bytes lead to
+        if isinstance(error, pickle.UnpicklingError):
+            named = re.search(r"GLOBAL (\w[\w.]*\.\w+)", str(error))
+            what = f"calls {named[1]}" if named else "holds more than tensors and numbers"
+            return f"a pickle that {what}, or is damaged: it was not run"
+        return f"damaged ({type(error).__name__})"
+    return ""
+
+
+def _no_state(path: Path) -> str:
+    if not path.is_file():
+        return MISSING
+    try:
+        step = TrainerState.load_from_json(str(path)).global_step
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+        return f"damaged ({str(error)[:80]})"
+    return "" if isinstance(step, int) and step >= 0 else f"damaged (global_step is {step!r})"
+
+
+def _complaint(folder: Path, problems: Mapping[str, str], states: bool) -> str:
+    shown = [f"{name} ({why})" for name, why in list(problems.items())[:6]]
+    more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+    said = [f"Expected the checkpoint {folder} as it was written, got {', '.join(shown)}{more}."]
+    before = _sound_before(folder)
+    if before is not None and states:
+        said.append(
+            f"Resume from {before}, which is whole: name it as resume_from_checkpoint, or delete "
+            "the damaged folder, and recipes and resume_from_checkpoint=True go on from there."
+        )
+    elif before is not None:
+        said.append(f"Take {before}, which is whole, or resume from it to make this one again.")
+    else:
+        said.append(
+            "No whole checkpoint from before it lies beside it: start anew, without "
+            "resume_from_checkpoint (of a recipe: delete the folder)."
+        )
+    if states and any(map(_is_state, problems)):
+        said.append(
+            "To go on with a new optimizer, schedule and random state on purpose, delete what is "
+            "left of them and pass save_only_model=True."
+        )
+    if (folder / LIST).exists():
+        said.append(
+            f"If the files were changed on purpose, delete {LIST}: they are then taken as they are."
+        )
+    return " ".join(said)
+
+
+def _sound_before(folder: Path) -> Path | None:
+    """The newest whole checkpoint of fewer steps beside a damaged one."""
+    beside, own = steps_of(folder.parent), _step(folder.name)
+    for step in sorted((s for s in beside if own is None or s < own), reverse=True):
+        if beside[step] != folder and not dict(_problems(beside[step], True, False)):
+            return beside[step]
+    return None
+
+
+def _step(name: str) -> int | None:
+    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name)
+    return None if match is None else int(match[1])
+
+
+def steps_of(run: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by their steps: nothing else that a person keeps there, whatever
+    its name begins with."""
+    found = {}
+    for path in run.iterdir() if run.is_dir() else ():
+        step = _step(path.name)
+        if step is not None and not path.is_symlink() and (path / STATE).is_file():
+            found[step] = path
+    return found
+
+
+def superseded(run: Path, limit: int | None, newest: int, best: Path | None) -> list[Path]:
+    """The checkpoints that are too many, the first to go first; by step, not by their times.
+
+    Those of more steps than the newest are of a run that was gone back from, and go before all.
+
+    Args:
+        run: Where the checkpoints lie.
+        limit: How many may stay; None or 0: all.
+        newest: The steps of the one that was just written, which stays.
+        best: Stays too.
+    """
+    there = steps_of(run)
+    kept = {path for step, path in there.items() if step == newest or path == best}
+    if not limit or limit < 0:
+        return []
+    order = sorted(there, key=lambda step: (step <= newest, step))
+    gone = [there[step] for step in order if there[step] not in kept]
+    return gone[: max(0, len(there) - max(limit, len(kept)))]
+
+
+def clear_staging(staging: Path) -> None:
+    """Remove what a kill left of a checkpoint that was being written or removed.
+
+    Raises:
+        FileExistsError: a person keeps other things in that folder.
+    """
+    foreign = [p.name for p in staging.glob("*") if p.name != REPLACED and _step(p.name) is None]
+    if foreign:
+        raise FileExistsError(
+            f"Expected {staging} to be free for checkpoints that are being written, found "
+            f"{sorted(foreign)[:4]} there. Move them, or choose another output_dir."
+        )
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def make_way(place: Path, staging: Path) -> None:
+    """Put an earlier checkpoint of this name into ``staging``: half deleted it would be the newest
+    one. Anything else of this name is a person's, and gets another."""
+    if (place / STATE).is_file():
+        os.replace(place, staging / REPLACED)
+    elif place.exists():
+        names = (f"{place.name}.kept-{n}" for n in itertools.count(1))
+        kept = next(path for name in names if not (path := place.with_name(name)).exists())
+        os.replace(place, kept)
+        logger.warning("%s was no checkpoint: it is now %s.", place, kept.name)
+
+
+def remove_whole(folders: Iterable[Path], staging: Path) -> None:
+    """Remove folders by first moving them into ``staging``, so that none is ever half there."""
+    for folder in folders:
+        staging.mkdir(exist_ok=True)
+        shutil.rmtree(staging / folder.name, ignore_errors=True)
+        os.replace(folder, staging / folder.name)
+        shutil.rmtree(staging / folder.name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            staging.rmdir()

@@ -1,0 +1,382 @@
+"""What is refused before training starts, each with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_distill.data.language.checks import check_context, check_packing
+from hf_distill.evaluation.running_metrics import FIGURES
+from hf_distill.models.batch_checks import check_inputs, check_labels, check_readable, check_weights
+from hf_distill.models.modules import unwrapped
+from hf_distill.models.places import soft_prompt
+from hf_distill.models.problems import heads_of
+from hf_distill.models.sharding import gathered_parameters
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel
+from hf_distill.models.tasks import has_task, unknown_head
+from hf_distill.objectives import RouterBalance, WeightDecay
+from hf_distill.objectives.base.objective import Objective, WeightedSum
+from hf_distill.objectives.features import FeatureObjective
+from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.training.checkpoint_files import LIST, check_checkpoint
+
+
+def check_arguments(args: Any, wanted: type, options: Mapping[str, Any]) -> None:
+    """Refuse arguments of another kind, two losses at once, and DataParallel."""
+    if not isinstance(args, wanted):
+        raise ValueError(
+            f"Expected args to be a {wanted.__name__}, got {type(args).__name__}. It takes the "
+            f"same arguments: {wanted.__name__}('out', …)."
+        )
+    if options.get("compute_loss_func") is not None:
+        raise ValueError(
+            "compute_loss_func and an objective would both be the loss. Write an Objective (see "
+            "the README), or override compute_loss in a subclass."
+        )
+    devices: int = getattr(args, "n_gpu", 1)
+    if devices > 1:
+        raise ValueError(
+            f"Expected one device per process, got {devices} in this one: DataParallel cannot "
+            "normalise the loss. Start one process per device (`accelerate launch …` or "
+            "`torchrun …`), or let this one see a single device (CUDA_VISIBLE_DEVICES)."
+        )
+
+
+def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
+    """Put an adapter on the student."""
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "The student has an adapter already, and peft_config would add another. Leave "
+            "peft_config out, or merge the adapter first (model.merge_and_unload())."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"peft_config needs a transformers model, got {type(model).__name__}.")
+    adapted: nn.Module = get_peft_model(model, config)
+    return adapted
+
+
+@contextlib.contextmanager
+def without_smoothing(args: Any, model: Any) -> Iterator[None]:
+    """Let `Trainer` be built for a module without a config, which it asks about label smoothing."""
+    factor = args.label_smoothing_factor
+    plain = model is not None and not hasattr(model, "config")
+    able = any(
+        hasattr(model, f"{which}_checkpointing_enable") for which in ("activation", "gradient")
+    )
+    if model is not None and args.gradient_checkpointing and not able:
+        raise ValueError(
+            f"Activation checkpointing is for models of transformers; {type(model).__name__} has "
+            "no method activation_checkpointing_enable. Leave it out (torch.utils.checkpoint in "
+            "the module's forward does the same)."
+        )
+    if plain:
+        args.label_smoothing_factor = 0.0
+    try:
+        yield
+    finally:
+        args.label_smoothing_factor = factor
+
+
+def find_teacher(teacher: Any, student: TaskModel, init_kwargs: Any) -> Teacher | None:
+    """Make a `Teacher` of whatever was given: an id, a folder, a model, a teacher, or None."""
+    if isinstance(teacher, (str, Path)):
+        if (Path(teacher) / LIST).is_file():  # a checkpoint of ours
+            check_checkpoint(Path(teacher), states=False)
+        return ModelTeacher.load(teacher, student.task, dict(init_kwargs or {}))
+    if init_kwargs:
+        raise ValueError(
+            "teacher_model_init_kwargs are for a teacher given by name or path; this one is a "
+            f"{type(teacher).__name__} already. Pass them to its from_pretrained instead."
+        )
+    if isinstance(teacher, nn.Module):
+        shared = {id(p) for p in student.model.parameters()}
+        if any(id(p) in shared for p in teacher.parameters()):
+            raise ValueError(
+                "The teacher shares weights with the student, and freezing it would freeze both. "
+                "Pass a copy: copy.deepcopy(model)."
+            )
+        known = has_task(teacher) or type(unwrapped(teacher)).__module__.startswith("transformers.")
+        return ModelTeacher(teacher, task=None if known else student.task)
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise ValueError(
+            "Expected teacher_model to be a Hub id, a folder, a model or a Teacher, got "
+            f"{type(teacher).__name__}."
+        )
+    return teacher
+
+
+def check_objective(
+    objective: WeightedSum, teacher: Teacher | None, student: TaskModel, batch: int | None = None
+) -> None:
+    """Refuse an objective that this teacher, this student or this batch size cannot serve.
+
+    Args:
+        objective: What is to be minimised.
+        teacher: The teacher.
+        student: The student's head.
+        batch: Examples per device and step.
+    """
+    for name, _, part in objective.named():
+        if name in FIGURES:
+            raise ValueError(
+                f"The objective {type(part).__name__} is called {name!r}, as is one of the figures "
+                f"of every log or evaluation, and they would mix. Call it {name + '_loss'!r}."
+            )
+    logits = any((part.needs | part.student_needs).logits for _, part in objective.parts)
+    if logits and student.task.name == "other":
+        raise ValueError(unknown_head(student.model))
+    weights = [weight for weight, _ in objective.parts]
+    if weights and all(isinstance(w, int | float) and w == 0 for w in weights):
+        raise ValueError(
+            f"Expected an objective with a weight above 0, got 0 for all of {objective}. Give one "
+            "of them a weight: 1.0 * HardLabels()."
+        )
+    names = [name for name, _, part in objective.named() if part.needs]
+    if teacher is None:
+        if names:
+            raise ValueError(
+                f"Expected a teacher_model for {names}, got none. Pass teacher_model=…, or an "
+                "objective that needs none (alpha=0 trains on the labels alone)."
+            )
+    else:
+        for name, _, part in objective.named():
+            theirs = getattr(teacher, "task_model", None)
+            model = theirs.model if isinstance(theirs, TaskModel) else None
+            _check_provided(name, part, part.needs, teacher.provides, ("teacher", model))
+            own = dataclasses.replace(part.student_needs, logits=False)  # `Objective.check` says it
+            _check_provided(name, part, own, student.provides, ("student", student.model))
+    together = [  # routers compare tokens, of which one example has many
+        name
+        for name, _, part in objective.named()
+        if part.compares_examples and not isinstance(part, RouterBalance)
+    ]
+    if together and batch == 1:
+        raise ValueError(
+            f"The objective {together} compares the examples of a batch, and "
+            "per_device_train_batch_size is 1. Raise it (accumulation does not help: each "
+            "micro-batch is compared within itself)."
+        )
+
+
+def _check_provided(
+    name: str, part: Objective, needs: Needs, provides: Needs, of: tuple[str, nn.Module | None]
+) -> None:
+    (who, model), missing = of, needs.missing_from(provides)
+    if not missing:
+        return
+    near = [m for n in missing for m in get_close_matches(n, provides.modules, 2)]
+    remedy = f"Choose another objective or {who}, or other layers."
+    by_path = isinstance(part, FeatureObjective) and provides.modules
+    if "hidden_states" in missing and model is not None and by_path:
+        some = sorted(n for n, _ in model.named_children())
+        remedy = (
+            f"The forward of {type(model).__name__} takes no `output_hidden_states`. Take the "
+            f"outputs of modules, by their paths: {type(part).__name__}('<module of the teacher>:"
+            f"<module of the student>'); this {who} has {some} and what is in them."
+        )
+    raise ValueError(
+        f"The objective {[name]} needs {missing}, which this {who} does not provide. "
+        + (f"Near names are {near}. " if near else "")
+        + remedy
+    )
+
+
+def check_gradient_norms(asked: bool, sharded: bool) -> None:
+    """Refuse norms of gradients with respect to weights that are not there in the backward."""
+    if asked and sharded:
+        raise ValueError(
+            "log_gradient_norms needs whole weights on every process, and FSDP and ZeRO-3 shard "
+            "them. Set it to False; the norm of the whole gradient is logged all the same."
+        )
+
+
+def check_weight_decay(objective: WeightedSum, sharded: bool, decoupled: float) -> None:
+    """Refuse an explicit L2 term on shards; warn where weights are pulled twice."""
+    if not any(isinstance(part, WeightDecay) for _, part in objective.parts):
+        return
+    if sharded:
+        raise ValueError(
+            "WeightDecay needs whole weights on every process, and FSDP and ZeRO-3 shard them. "
+            "Use the optimizer's weight_decay argument instead."
+        )
+    if decoupled > 0:
+        warnings.warn(
+            "Both the WeightDecay objective and the optimizer's weight_decay are on; weights are "
+            "pulled twice. Set one of them to 0.",
+            stacklevel=2,
+        )
+
+
+def check_weights_are_here(model: nn.Module) -> None:
+    """Refuse to ask a student about the sizes of its layers whose weights are elsewhere."""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ValueError(
+            f"The student's {empty[:4]} have no values on this process, and HiddenStates and its "
+            "like look at its layers before it is sharded: with FSDP's cpu_ram_efficient_loading "
+            "new weights are made on the first process alone. Set fsdp_cpu_ram_efficient_loading "
+            "to false."
+        )
+
+
+def check_data(
+    dataset: Any, sample: Mapping[str, Any] | None, objective: WeightedSum, task_model: TaskModel
+) -> None:
+    """Refuse empty data, data without the labels that are needed, and senseless objectives."""
+    if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(
+            "Expected a train_dataset with examples, got an empty one. Check the filters and the "
+            "split it was made with."
+        )
+    labels = None if sample is None else task_model.items(sample).labels
+    objective.check(task_model.kind(labels), task_model.classes)
+    if sample is not None and objective.needs_labels and labels is None:
+        names = [type(part).__name__ for _, part in objective.parts if part.needs_labels]
+        raise ValueError(
+            f"{' and '.join(names)} needs the label column(s) {list(task_model.task.label_keys)}, "
+            f"and the data gives {sorted(sample)}. Train on the teacher alone (alpha=1.0, or an "
+            f"objective without {names[0]}), or add the labels."
+        )
+    packed = "position_ids" in (getattr(dataset, "column_names", None) or ())
+    if packed and task_model.task.name == "causal_lm":
+        with gathered_parameters(task_model.model.parameters()):
+            check_packing(task_model.model)
+
+
+def check_batch(
+    sample: Mapping[str, Any] | None, task_model: TaskModel, teacher: Teacher | None, labels: bool
+) -> None:
+    """Refuse labels and texts among the first examples that one of the models cannot read.
+
+    Args:
+        sample: A few collated examples.
+        head: The student's.
+        teacher: The teacher.
+        labels: Whether the labels are learned.
+    """
+    if sample is None:
+        return
+    items = task_model.items(sample)
+    check_weights(items, wait=True)
+    if labels:
+        check_labels_of(sample, items, task_model, wait=True)
+    check_inputs(task_model.who, task_model.model, sample)
+    if isinstance(teacher, ModelTeacher) and type(teacher).__call__ is ModelTeacher.__call__:
+        check_inputs(teacher.task_model.who, teacher.task_model.model, sample)
+    _check_context(sample, task_model, teacher)
+
+
+def check_labels_of(
+    batch: Mapping[str, Any], items: BatchItems, task_model: TaskModel, wait: bool = False
+) -> None:
+    """`batch_checks.check_labels` for a head; on a GPU only where it may wait for it."""
+    if items.labels is None or not (wait or check_readable(items.labels)):
+        return
+    classes = task_model.classes
+    if task_model.task.name == "multiple_choice":
+        classes = batch["input_ids"].shape[1]
+    kind, tokens = task_model.kind(items.labels), task_model.task.classes == "vocabulary"
+    check_labels(items, kind, classes, task_model.who, task_model.task.axis or 0, tokens)
+
+
+def _check_context(
+    sample: Mapping[str, Any], task_model: TaskModel, teacher: Teacher | None
+) -> None:
+    """Refuse texts that are longer than what one of two causal language models can read."""
+    if task_model.task.name != "causal_lm" or "input_ids" not in sample:
+        return
+    positions = sample.get("position_ids")
+    length = sample["input_ids"].shape[-1] if positions is None else int(positions.max()) + 1
+    check_context(task_model.config, length, "the student")
+    if teacher is not None and teacher.config is not None:
+        check_context(teacher.config, length, "the teacher")
+    if positions is not None and isinstance(teacher, ModelTeacher):
+        check_packing(teacher.model)
+    heads = (task_model, *heads_of(teacher))
+    prompted = [one.who for one in heads if soft_prompt(one.given)]
+    if prompted and positions is not None and int((positions == 0).sum()) > len(positions):
+        raise ValueError(
+            f"Expected {prompted[0]} to keep packed texts apart by their position_ids, which PEFT "
+            "ignores for a model with a learned prompt. Give one text to a row (no packing), or "
+            "learn another adapter (LoRA)."
+        )
+
+
+def check_targets(teacher: Signal, items: BatchItems) -> None:
+    """Refuse a teacher whose outputs are broken; warn of one that has nothing to teach.
+
+    Args:
+        teacher: What it says about the first batch.
+        items: What there is to count in it.
+
+    Raises:
+        ValueError: NaN or infinity in its logits.
+    """
+    logits, mask = teacher.logits, items.masks.get("items")
+    if teacher.lazy_logits is not None and mask is not None:  # of a few items
+        few = mask.flatten().nonzero().squeeze(-1)[:64]
+        logits = teacher.lazy_logits.items(few).logits()
+        mask = logits.new_ones(len(few), dtype=torch.bool)
+    if logits is None or mask is None or teacher.kind not in ("softmax", "sigmoid"):
+        return
+    kept = logits.detach()[mask].double()
+    if kept.isnan().any() or (kept == torch.inf).any():
+        raise ValueError(
+            "Expected finite logits of the teacher, got NaN or infinity on the first batch. Load "
+            "it in float32 or bfloat16 (teacher_model_init_kwargs={'dtype': 'float32'}), and look "
+            "at its weights and inputs."
+        )
+    if not len(kept) or (logits.shape[-1] < 2 and teacher.kind == "softmax"):
+        return  # the logits of a single pair against its batch say nothing
+    chances = kept.softmax(-1) if teacher.kind == "softmax" else kept.sigmoid()
+    sure = chances.amax(-1) if teacher.kind == "softmax" else torch.maximum(chances, 1 - chances)
+    if (sure > 1 - 1e-7).all():
+        warnings.warn(
+            "The teacher's outputs on the first batch are one-hot: it teaches no more than labels "
+            "do. Raise the temperature (4 or more), use LogitMSE, or a teacher trained less long "
+            "(or with label smoothing).",
+            stacklevel=2,
+        )
+    elif len(kept) > 1 and (chances - chances[:1]).abs().max() < 1e-7:
+        warnings.warn(
+            "The teacher's outputs are the same for every example of the first batch: it teaches "
+            "nothing. Check that it was fine-tuned for this task and sees the right inputs.",
+            stacklevel=2,
+        )
+
+
+def check_signature(trainer: type) -> None:
+    """Refuse a subclass whose `compute_loss` does not take what the training loop gives it."""
+    given: Any = trainer.compute_loss  # type: ignore[attr-defined]
+    parameters = inspect.signature(given).parameters.values()
+    taken = any(p.name == "num_items_in_batch" or p.kind is p.VAR_KEYWORD for p in parameters)
+    if not taken:
+        raise ValueError(
+            f"compute_loss of {trainer.__name__} has no argument num_items_in_batch, which "
+            "transformers gives it in training. Write `def compute_loss(self, model, inputs, "
+            "return_outputs=False, num_items_in_batch=None)`, and hand it on to super()."
+        )
+
+
+def warn_of_own_loss(trainer: str, objective: WeightedSum, teacher: Teacher | None) -> None:
+    """Say that a subclass trains on a loss of its own, once its first step is done."""
+    unused = "is not used" if teacher is None else "and the teacher are not used"
+    warnings.warn(
+        f"compute_loss of {trainer} did not call super(): the objective ({objective}) {unused}, "
+        "and what trains is its own loss alone. Class weights are "
+        "HardLabels(class_weights=...) in the objective, and other losses an Objective; or call "
+        "super().compute_loss(model, inputs, True, num_items_in_batch) and add to its loss.",
+        stacklevel=2,
+    )

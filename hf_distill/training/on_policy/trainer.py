@@ -1,0 +1,312 @@
+"""A trainer that replaces windows of data by the student's own text."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_distill.models.batches import GENERATED
+from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.teachers import CachedTeacher, ModelTeacher
+from hf_distill.training.on_policy.buffer import ReplayBuffer
+from hf_distill.training.on_policy.checks import (
+    check_batching,
+    check_goal,
+    check_inputs,
+    check_teacher,
+    check_writer,
+)
+from hf_distill.training.on_policy.config import OnPolicyConfig, raised
+from hf_distill.training.on_policy.dataset import check_rows, generate_dataset
+from hf_distill.training.on_policy.generating import Generator, ModelGenerator, Tokens, until_end
+from hf_distill.training.on_policy.prompts import (
+    PromptCompletion,
+    Prompts,
+    assemble,
+    longest_prompt,
+    start_token,
+)
+from hf_distill.training.on_policy.stats import OnPolicyStats
+from hf_distill.training.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+OWN, REPLAY, DRAW, SAMPLE = range(4)
+"""What a random number is for."""
+
+
+class OnPolicyDistillationTrainer(DistillationTrainer):
+    """`DistillationTrainer` in which the student writes a share of the texts itself (GKD, Agarwal
+    et al. 2024, arXiv 2306.13649).
+
+    For each optimizer step it is drawn whether its whole window, on all processes, keeps the
+    completions of the data or has the student write them anew; the teacher then judges those, token
+    by token. The denominators count the tokens that were written.
+
+    - Labels (`HardLabels`, and whatever else reads them) count on completions of the data alone:
+      the student's own tokens are no labels. In a window of its own text these parts are 0 and the
+      others keep their weights; logged is their mean over the other windows.
+    - The prompt of a text is what stands before its first learned token, see `OnPolicyConfig`.
+      What is over the contexts of student and teacher together with a completion is cut from the
+      front of a prompt.
+    - Weights of single tokens belong to the data, and do not count on generated text.
+    - Evaluation is on the data as it is, so that ``eval_loss`` is comparable.
+    - A data collator that adds to a batch what it makes of the texts
+      (`CrossTokenizerTeacher.collator`) adds the same to a batch of generated texts:
+      ``text_columns(batch)``.
+
+    Logged besides: ``on_policy`` (share of such windows), ``replayed`` (share of those drawn from
+    the buffer), ``completion_length`` (mean, in tokens), ``completions_finished`` (share that ends
+    by itself).
+
+    Args:
+        model: The student: a causal language model, or an encoder-decoder of text.
+        args: An `OnPolicyConfig`.
+        generator: What completes the prompts instead of the student's ``generate``, see
+            `Generator`; the sampling arguments are then its own affair.
+        *positional: As `DistillationTrainer`.
+        **options: As `DistillationTrainer`.
+
+    Raises:
+        ValueError: anything that cannot work, before training starts, with the remedy.
+    """
+
+    config_class = OnPolicyConfig
+    args: OnPolicyConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: OnPolicyConfig | None = None,
+        *positional: Any,
+        generator: Generator | None = None,
+        **options: Any,
+    ):
+        self.generator = generator
+        self._tally, self._buffer = OnPolicyStats(), ReplayBuffer(0)
+        self._given_dataset: Any = None
+        self._written_dataset: Any = None
+        super().__init__(model, args, *positional, **options)
+        if isinstance(generator, TrainerCallback):
+            self.add_callback(generator)
+        if self.args.seq_kd:
+            check_writer(self.teacher)
+            check_rows(self.train_dataset)
+        if self.args.lmbda > 0 or self.args.adaptive_lmbda:
+            self._check_on_policy()
+
+    def _look_for_labels(self) -> None:
+        if not (self.args.seq_kd or self.args.lmbda > 0):  # else prompts alone are enough
+            super()._look_for_labels()
+
+    def _check_on_policy(self) -> None:
+        if self._first_batch is not None:
+            check_inputs(self._first_batch, self._task_model, self.args, self.data_collator)
+        check_goal(self.training_objective)
+        check_teacher(self.teacher)
+        if self.args.adaptive_lmbda and isinstance(self.eval_dataset, dict):
+            raise ValueError(
+                "adaptive_lmbda follows eval_loss, which several evaluation sets do not have. "
+                "Give one eval_dataset."
+            )
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version != 2:
+            raise ValueError(
+                "A student under FSDP version 1 cannot generate between its steps. Use version 2 "
+                "(fsdp_config={'version': 2}), DDP or ZeRO."
+            )
+        self._prompts()  # checks the length of completions
+        if self.generator is None:
+            own = self._model_generator()
+            if self.args.continuous_batching:
+                check_batching(own, self.is_fsdp_enabled)
+
+    # ---- the windows -------------------------------------------------------------------------
+
+    def get_batch_samples(  # type: ignore[override]
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Mapping[str, Tensor] | None]:
+        """The batches of a window, of the data or generated, and what there is to count in them."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if batches:
+            self._tally.windows += 1
+            if self._random(OWN).random() < self.lmbda:
+                self._tally.own += 1
+                batches = self._own_text(batches)
+        found: Any = super().get_batch_samples(iter(batches), num_batches, device)
+        return found
+
+    @property
+    def lmbda(self) -> float:
+        """The share of the student's windows at this moment."""
+        if not self.args.adaptive_lmbda:
+            return self.args.lmbda
+        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        return raised(self.args.lmbda, losses)
+
+    def _random(self, purpose: int, *more: int) -> np.random.Generator:
+        """Random numbers that follow from the seed and the step alone, on all processes alike."""
+        return np.random.default_rng((self.args.seed, self.state.global_step, purpose, *more))
+
+    def _own_text(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same batches, with what the student writes, or wrote, instead of the data."""
+        prompts = [self._prompts().of(batch) for batch in batches]
+        flat = [prompt for own in prompts for prompt in own]
+        pairs = iter(self._replayed(len(flat)) or self._generated(flat))
+        padding = self._model_generator().padding
+        written = [
+            assemble(list(itertools.islice(pairs, len(own))), self._task_model, padding)
+            for own in prompts
+        ]
+        device = batches[0]["input_ids"].device
+        add: Any = getattr(self.data_collator, "text_columns", lambda batch: {})
+        return [send_to_device({**batch, **add(batch)}, device) for batch in written]
+
+    def _replayed(self, count: int) -> list[PromptCompletion]:
+        """Texts from the buffer, or none if this window is not one of those."""
+        if self._random(REPLAY).random() >= self.args.replay_ratio:
+            return []
+        room = torch.tensor(float(not self._buffer.full), device=self.args.device)
+        if self.accelerator.reduce(room, "sum") > 0:  # on one process at least
+            return []
+        self._tally.replayed += 1
+        return self._buffer.draw(count, self._random(DRAW, self.args.process_index))
+
+    def _generated(self, prompts: list[Tokens]) -> list[PromptCompletion]:
+        own = self._model_generator()
+        seed = int(self._random(SAMPLE, self.args.process_index).integers(2**63))
+        completions = (own if self.generator is None else self.generator)(prompts, seed)
+        self._check_completions(completions, prompts)
+        longest = self.args.max_completion_length
+        completions = [until_end(list(c)[:longest], own.ends) for c in completions]
+        pairs = list(zip(prompts, completions, strict=True))
+        self._tally.add(pairs, own.ends, self.args.log_completions)
+        self._buffer.add(pairs)
+        return pairs
+
+    def _check_completions(self, completions: list[Tokens], prompts: list[Tokens]) -> None:
+        if len(completions) != len(prompts):
+            raise ValueError(
+                f"Expected a completion for each of {len(prompts)} prompts, got "
+                f"{len(completions)}. Look at the generator."
+            )
+        classes = self._task_model.classes
+        wrong = [t for c in completions for t in c if t < 0 or (classes and t >= classes)]
+        if wrong:
+            raise ValueError(
+                f"Expected tokens of the student's vocabulary of {classes}, got {wrong[:4]}. Does "
+                "the generator have another tokenizer, or return text with its prompt?"
+            )
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    def _prompts(self) -> Prompts:
+        teacher = None if self.teacher is None else self.teacher.config
+        configs = [config for config in (self._task_model.config, teacher) if config is not None]
+        longest = longest_prompt(self.args.max_completion_length, configs)
+        start = start_token(self._tokenizer, self._task_model.config)
+        return Prompts(self._task_model, self.args.prompt_length, longest, start)
+
+    def _model_generator(self) -> ModelGenerator:
+        args = self.args
+        size, continuous = args.generation_batch_size, args.continuous_batching
+        return ModelGenerator(self._student, args.sampling(), self._tokenizer, size, continuous)
+
+    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: BatchItems) -> Signal | None:
+        """A cache asks its live teacher about new text, and does not keep the answer."""
+        cached = self.teacher
+        if GENERATED not in batch or not isinstance(cached, CachedTeacher):
+            return super()._teach(batch, needs, items)
+        self.teacher = cached.live
+        try:
+            return super()._teach(batch, needs, items)
+        finally:
+            self.teacher = cached
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As in `transformers.Trainer`; with ``seq_kd`` the teacher writes its texts first."""
+        if self.args.seq_kd and isinstance(self.teacher, ModelTeacher):
+            folder = self.args.seq_kd_folder or Path(str(self.args.output_dir)) / "seq_kd"
+            if self.train_dataset is not self._written_dataset:
+                self._given_dataset = self.train_dataset
+            self.train_dataset = self._written_dataset = generate_dataset(
+                self.teacher,
+                self._given_dataset,
+                self._tokenizer,
+                folder,
+                sampling=self.args.sampling(),
+                prompt_length=self.args.prompt_length,
+                batch_size=self.args.generation_batch_size or 8,
+                seed=self.args.seed,
+            )
+        return super().train(*args, **options)
+
+    def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
+        self._tally = OnPolicyStats()
+        self._buffer = ReplayBuffer(self.args.replay_capacity)
+        folder = options.get("resume_from_checkpoint")
+        if folder is not None and self.args.replay_capacity:
+            path = self._replay_path(folder)
+            if path.is_file():
+                self._buffer.load(path)
+            else:
+                logger.warning("No %s to resume from: the replay buffer starts empty.", path)
+        return super()._inner_training_loop(*args, **options)
+
+    def _replay_path(self, folder: str) -> Path:
+        return Path(folder) / f"replay-{self.args.process_index:05d}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """On every process: what it has drawn belongs to its random state."""
+        super()._save_rng_state(output_dir)
+        if self.args.replay_capacity:
+            self._buffer.save(self._replay_path(output_dir))
+
+    def _sums(self) -> dict[str, Tensor]:
+        counted = {name: torch.tensor(n) for name, n in self._tally.counts().items()}
+        return {**super()._sums(), **{f"tally.{name}": n for name, n in counted.items()}}
+
+    def _take_up(self, sums: Mapping[str, Tensor]) -> None:
+        super()._take_up(sums)
+        for name in self._tally.counts():
+            if (count := sums.get(f"tally.{name}")) is not None:
+                setattr(self._tally, name, int(count))
+
+    # ---- what it tells ------------------------------------------------------------------------
+
+    def run_facts(self) -> dict[str, Any]:
+        """As `DistillationTrainer`, with the share of the student's text and how it is drawn."""
+        args, names = self.args, ("lmbda", "seq_kd", "replay_ratio", "generation_temperature")
+        return {**super().run_facts(), "on_policy": {name: getattr(args, name) for name in names}}
+
+    def _mean_components(self) -> dict[str, float]:
+        labelled = {name for name, _, part in self.training_objective.named() if part.needs_labels}
+        return self._tally.of_data(super()._mean_components(), labelled)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mine = "loss" in logs and self._tally.windows > 0
+        if mine and (self.args.lmbda > 0 or self.args.adaptive_lmbda):
+            logs.update(self._tally.figures(self._summed, self.args.device))
+        super().log(logs, start_time)
+        if mine:
+            if self._tally.shown and self.is_world_process_zero():
+                tqdm.write(self._tally.text(self._tokenizer))
+            self._tally = OnPolicyStats()
+
+    def _summed(self, values: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(values, "sum")
+        return total

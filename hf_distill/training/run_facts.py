@@ -1,0 +1,173 @@
+"""Facts of a run as plain values, for cards and reports."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import warnings
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_distill.evaluation.statistics import wilson
+from hf_distill.hub.exported import read_exports
+from hf_distill.hub.inherit import local_card
+from hf_distill.teachers import Teacher
+
+CARD_ARGUMENTS = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
+    *("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "neftune_noise_alpha"),
+    *("alpha", "temperature", "beta", "gamma", "load_best_model_at_end", "metric_for_best_model"),
+    *("train_sampling_strategy", "optim_args", "parallelism_config"),
+)
+"""Arguments that a card tells where they are not the default, whatever they are."""
+ALWAYS = (
+    *("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size"),
+    "optim",
+)
+"""Arguments that a card tells even where they are the default."""
+_SILENT = (
+    *("output_dir", "logging_", "log_", "save_", "eval_", "do_", "hub_", "push_", "report_to"),
+    *("disable_tqdm", "dataloader_", "ddp_", "local_", "use_cpu", "remove_unused_columns", "seed"),
+    *("data_seed", "skip_memory_metrics", "resume_", "prediction_loss_only", "trackio_", "project"),
+)
+"""Beginnings of names of arguments that say nothing of what was learned."""
+LOG_ROWS = 12
+SHOWN = ("eval_accuracy", "eval_f1", "eval_perplexity", "eval_agreement", "eval_kl_forward")
+"""Figures of the training log besides the losses."""
+
+
+def plain(value: Any) -> Any:
+    """An argument as a card writes it: of an enumeration its value."""
+    return str(getattr(value, "value", value)) if isinstance(value, str) else value
+
+
+def is_on_card(name: str, value: Any) -> bool:
+    """Tell whether an argument is on the card: `CARD_ARGUMENTS`, and all numbers and switches.
+
+    Other texts are left out: they may hold a path, or what is nobody's business.
+    """
+    number = isinstance(value, bool | int | float)
+    return name in CARD_ARGUMENTS or (number and not name.startswith(_SILENT))
+
+
+def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+    """What a teacher says of itself, where its outputs come from, and what its own card says."""
+    facts = teacher.describe()
+    more = local_card(facts.get("name"), facts.get("revision"))
+    if "cache" not in facts:
+        facts = {**facts, "outputs": "over HTTP" if "url" in facts else "computed in every step"}
+    return {**facts, **{key: more[key] for key in ("license", "quote") if key in more}}
+
+
+def exports_of(folder: Path) -> list[dict[str, Any]]:
+    """What was exported from the student in a folder; of other weights nothing, with a warning."""
+    try:
+        return read_exports(folder)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        warnings.warn(f"The card leaves the exported files out. {error}", stacklevel=2)
+        return []
+
+
+def last_components(history: list[dict[str, Any]], terms: Iterable[str]) -> dict[str, float]:
+    """The loss and its parts as they were logged last in training."""
+    logged = [row for row in history if "loss" in row]
+    names = tuple(terms)
+    kept = [key for key in (logged[-1] if logged else {}) if key == "loss" or key.startswith(names)]
+    return {key: logged[-1][key] for key in kept}
+
+
+def log_rows(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """One row per evaluation in training, `LOG_ROWS` at most: losses, and the student's figures."""
+    rows, loss = [], None
+    for entry in history:
+        loss = entry.get("loss", loss)
+        if "eval_loss" in entry and loss is not None:
+            row = {"step": entry["step"], "training loss": loss}
+            row["validation loss"] = entry["eval_loss"]
+            rows.append(row | {k.removeprefix("eval_"): entry[k] for k in SHOWN if k in entry})
+    rows = [row for row in rows if row.keys() == rows[-1].keys()]  # of evaluations of one kind
+    return rows[:: -max(1, -(-len(rows) // LOG_ROWS))][::-1]
+
+
+def label_names(config: Any) -> list[str]:
+    """The names of a model's classes, if somebody gave them names, and no more than 20."""
+    names = list((getattr(config, "id2label", None) or {}).values())
+    given = names and not all(str(name).startswith("LABEL_") for name in names)
+    return names if given and len(names) <= 20 else []
+
+
+def accuracy_interval(accuracy: float, examples: int) -> dict[str, Any]:
+    """Wilson's 95 % interval, as `StudentCard.claim` has it."""
+    low, high = wilson(round(accuracy * examples), examples)
+    return {"low": low, "high": high, "level": 0.95, "method": "Wilson, over the examples"}
+
+
+def describe_processor(processor: Any) -> dict[str, Any]:
+    """What a tokenizer, image processor or feature extractor does to the inputs."""
+    found: dict[str, Any] = {}
+    if processor is None:
+        return found
+    length = getattr(processor, "model_max_length", None)
+    if isinstance(length, int) and length < 1_000_000:
+        found["max_length"] = length
+    side = getattr(getattr(processor, "size", None), "get", dict[str, int]().get)
+    if side("height") and side("width"):
+        found["image_size"] = [side("height"), side("width")]
+    for key in ("image_mean", "image_std", "sampling_rate"):
+        value = getattr(processor, key, None)
+        if value is not None:
+            found[key] = list(value) if isinstance(value, list | tuple) else value
+    return {**found, "processor": type(processor).__name__}
+
+
+def measured_carbon(folder: Path) -> dict[str, Any]:
+    """What codecarbon measured, if it was installed: its callback writes emissions.csv there."""
+    file = folder / "emissions.csv"
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        last = rows[-1] if rows else {}  # of every run the total so far
+        measured = {
+            name: float(last[column])
+            for name, column in (("kg", "emissions"), ("kwh", "energy_consumed"))
+            if last.get(column)
+        }
+    except (OSError, ValueError, csv.Error) as error:  # cut short by a kill, or another's
+        warnings.warn(f"The card leaves the emissions out: {file}: {error}", stacklevel=2)
+        return {}
+    if "kg" not in measured:
+        return {}
+    tool = f"codecarbon {last.get('codecarbon_version', '')}".strip()
+    facts = {**measured, "tool": tool, "country": last.get("country_name")}
+    facts["hardware"] = last.get("gpu_model") or last.get("cpu_model")
+    return facts
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware."""
+    found = {"python": platform.python_version()}
+    packages = (
+        "hf_distill",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "torch",
+    )
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a checkout that is not installed
+            continue
+    cuda = torch.cuda.is_available()
+    found["hardware"] = torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores"
+    return found
