@@ -20,7 +20,7 @@ NEAR = 1e-3
 
 def heads_of(teacher: Any) -> Iterator[TaskModel]:
     """The models of a teacher: its own, those of its members, that of a cache's live teacher."""
-    yield from (getattr(teacher, "heads", None) or {}).values()
+    yield from (getattr(teacher, "task_models", None) or {}).values()
     if isinstance(getattr(teacher, "task_model", None), TaskModel):
         yield teacher.task_model
     for member in (getattr(teacher, "teachers", None) or {}).values():
@@ -66,7 +66,7 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
         problem = _by_labels(student, who, problem, labels)
     if problem is None:
         return
-    trained = (getattr(teacher, "heads", None) or {}).values()
+    trained = (getattr(teacher, "task_models", None) or {}).values()
     for head in (student, *heads):
         head.problem = problem
         if head is student or head in trained:

@@ -116,7 +116,7 @@ class Looking(Trainer):
                 self._task_model.ask(self._student, own, LOGITS, self._task_model.items(own))
             if any(isinstance(head, TaskModel) and head.unseen for head in heads):
                 self._teach(sample, LOGITS, items)
-            for name, head in getattr(teacher, "heads", {}).items():  # peers
+            for name, head in getattr(teacher, "task_models", {}).items():  # peers
                 if head.unseen:
                     head.ask(teacher.models[name], sample, LOGITS, items)
         self._student.train(training)

@@ -120,7 +120,7 @@ class Setup(Looking):
 
     def _settle(self) -> None:
         """Settle for all models what they solve, and what is padding."""
-        heads = getattr(self.teacher, "heads", None) or {}
+        heads = getattr(self.teacher, "task_models", None) or {}
         share_padding(self.processing_class, *(head.given for head in heads.values()))
         tell_tokens(self.teacher, text_config(self._task_model.config))
         check_unmasked(self._first_batch or {}, self._task_model, self.teacher)
