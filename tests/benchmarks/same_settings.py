@@ -17,18 +17,15 @@ OLD_NAMES = {
     "BaseModelTeacher": "AdaptersOff",
     "CrossTokenizerTeacher": "TranslatedTeacher",
     "EMATeacher": "PastStudent",
-    "FromTeacher": "From",
-    "IAD": "Introspection",
     "OnlineDistillationTrainer": "JointTrainer",
-    "SecondDropout": "Again",
 }
 """Name at the top of `hf_distill` -> its name in the older layout."""
 HELPERS = {
-    "crossing_zoo": ("crossing_zoo",),
+    "tokenizer_families": ("tokenizer_families", "crossing_zoo"),
     "every_class": ("every_class",),
     "objective_table": ("objective_table",),
     "unknown_heads": ("unknown_heads",),
-    "zoo": ("zoo",),
+    "tiny_models": ("tiny_models", "zoo"),
 }
 """A module of the tests -> the names that it has had, the newest first."""
 BUILT = {
@@ -56,7 +53,7 @@ def helper(name: str) -> Any:
     raise ImportError(f"Expected one of the modules {HELPERS[name]} in the tests, got none.")
 
 
-zoo = helper("zoo")
+zoo = helper("tiny_models")
 
 
 @dataclass
@@ -120,7 +117,7 @@ def unknown_setting() -> Setting:
 
 def two_tokenizers() -> Setting:
     """A teacher with another tokenizer than the student's."""
-    families = helper("crossing_zoo")
+    families = helper("tokenizer_families")
     ours, theirs = families.family("byte_level"), families.family("fallback")
     student, teacher = families.model(len(ours)), families.model(len(theirs), 1, width=24)
     across = public("CrossTokenizerTeacher")(teacher, theirs, ours, folder="translation")

@@ -68,13 +68,13 @@ def accesses(tree: ast.AST) -> Iterator[str]:
 
 
 def ranks(test: Path) -> int:
-    """How many layers the architecture test has."""
+    """The number of layers in the architecture test."""
     for node in ast.walk(ast.parse(test.read_text())):
         names = [t.id for t in getattr(node, "targets", ()) if isinstance(t, ast.Name)]
-        if "LAYERS" in names and isinstance(node, ast.Assign):
+        if {"RANKS", "LAYERS"} & set(names) and isinstance(node, ast.Assign):
             layers = ast.literal_eval(node.value)
             return len(layers.split("|") if isinstance(layers, str) else layers)
-    raise ValueError(f"Expected a table LAYERS in {test}, got none.")
+    raise ValueError(f"Expected a table RANKS in {test}, got none.")
 
 
 def layout(checkout: Path) -> Facts:
@@ -129,7 +129,7 @@ class Walk:
         sys.setprofile(None)
 
     def __str__(self) -> str:
-        moves = sum(a != b for a, b in zip(self.calls, self.calls[1:]))
+        moves = sum(a != b for a, b in zip(self.calls, self.calls[1:], strict=False))
         counts = (len(set(self.calls)), len(self.functions), len(self.calls), moves)
         return " / ".join(f"{count:,}" for count in counts)
 
