@@ -97,7 +97,22 @@ def teachers() -> str:
     return table(("class", "definition"), rows)
 
 
+def packages() -> str:
+    """The packages by rank, lowest first, as the architecture test has them."""
+    import importlib
+
+    from test_architecture import RANKS
+
+    rows = []
+    for rank, names in enumerate(RANKS):
+        for name in filter(str.isalpha, names.split()):  # without __main__
+            line = first_line(importlib.import_module(f"hf_distill.{name}"))
+            rows.append((str(rank), f"`{name}`", line))
+    return table(("rank", "package", "contents"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "packages": packages,
     "objectives": objectives,
     "methods": methods,
     "tasks": tasks,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
 from hf_distill.models.batches import Batch
 from hf_distill.models.redirect import redirected_forward
@@ -17,9 +17,10 @@ from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel, describe_model
 from hf_distill.models.tasks import Task
 from hf_distill.teachers.cache.keys import model_fingerprint
+from hf_distill.teachers.protocol import Teacher
 
 
-class BaseModelTeacher:
+class BaseModelTeacher(Teacher):
     """The model below a student's adapters, which stays as it was: no second model in memory.
 
     For each batch the adapters are switched off, the model is in eval mode and asked without
@@ -34,6 +35,8 @@ class BaseModelTeacher:
     Raises:
         ValueError: a model without adapters.
     """
+
+    provides: Needs
 
     def __init__(self, student: nn.Module, tokenizer: Any = None, task: Task | None = None):
         if not isinstance(student, PeftModel):
@@ -90,9 +93,6 @@ class BaseModelTeacher:
 
     def place(self, accelerator: Accelerator) -> None:
         self._autocast = accelerator.autocast
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {}
 
     def describe(self) -> dict[str, Any]:
         return {**describe_model(self.task_model.model), "adapters": "off"}

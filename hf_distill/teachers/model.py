@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -20,9 +20,10 @@ from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_vocabulary
 from hf_distill.models.tasks import Task, task_of
+from hf_distill.teachers.protocol import Teacher
 
 
-class ModelTeacher:
+class ModelTeacher(Teacher):
     """A frozen model, in its own dtype and quantisation.
 
     It is in eval mode and asks for no gradients; it is no part of the student, so that it is in no
@@ -128,9 +129,6 @@ class ModelTeacher:
         """Whether transformers has put it where it must stay."""
         own = ("hf_quantizer", "hf_device_map")
         return any(getattr(self.task_model.model, name, None) is not None for name in own)
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {}
 
     def describe(self) -> dict[str, Any]:
         dtypes = (p.dtype for p in self.task_model.model.parameters() if p.is_floating_point())

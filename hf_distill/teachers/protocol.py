@@ -1,9 +1,9 @@
-"""The seam between the trainer and whatever teaches."""
+"""Protocol of teachers, with default bodies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -14,44 +14,50 @@ from hf_distill.models.signals import BatchItems, Needs, Signal
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Whatever says, for a batch, what a teacher says.
+    """Source of the teacher's outputs for a batch.
 
-    One that is a `transformers.TrainerCallback` too follows the training: the trainer calls it.
+    A subclass needs `provides` and `__call__`; everything else has a default body. Classes that
+    have all of the methods need not be subclasses. A teacher that is also a
+    `transformers.TrainerCallback` receives the trainer's events.
 
     Attributes:
-        config: The configuration that names its labels and vocabulary; None if there is none.
+        config: The configuration with its labels and vocabulary; None if there is none.
     """
 
-    config: Any
+    config: Any = None
 
-    @property
-    def provides(self) -> Needs:
-        """The outputs that it can give; a plain attribute will do."""
-        ...
+    if TYPE_CHECKING:
+
+        @property
+        def provides(self) -> Needs:
+            """The outputs that it can provide; may be a plain attribute."""
+            ...
+    else:  # a property here would forbid subclasses to set the attribute
+        provides: Needs
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         """The signal for a batch, detached, in the teacher's own order of classes."""
         ...
 
     def columns(self) -> set[str]:
-        """The batch keys it reads, so that they are not dropped from the data."""
-        ...
+        """The batch keys that it reads besides the student's, so that they are kept in the data."""
+        return set()
 
     def tokens(self) -> Mapping[str, int] | None:
         """Its tokenizer's vocabulary, token -> id, if known."""
-        ...
+        return None
 
     def place(self, accelerator: Accelerator) -> None:
         """Move to the accelerator's device; called again when there is a new accelerator."""
-        ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """What a checkpoint must hold for a resumed run to have the same teacher.
+        """State that a checkpoint must contain for a resumed run.
 
-        Empty for a frozen one; otherwise the tensors themselves, into which they are loaded back.
+        Empty for a frozen teacher; otherwise the tensors themselves, into which saved values are
+        loaded.
         """
-        ...
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Facts for logs and model cards: name, revision, parameters, …"""
-        ...
+        return {"name": None, "architecture": type(self).__name__}

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 
 from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.teachers.cache.manifest import tokenizer_fingerprint
+from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.remote.http import Client
 from hf_distill.teachers.remote.received import (
     check_signal,
@@ -32,7 +32,7 @@ from hf_distill.teachers.remote.wire import (
 )
 
 
-class HTTPTeacher:
+class HTTPTeacher(Teacher):
     """Asks a teacher that ``hf-distill serve-teacher`` (`TeacherServer`) holds: any head.
 
     What it says is bit for bit what the model on the server says, in the server's dtype. (Another
@@ -51,6 +51,8 @@ class HTTPTeacher:
         ConnectionError: there is no server.
         ValueError: it is no such server, or it refuses this client.
     """
+
+    provides: Needs
 
     def __init__(
         self,
@@ -123,12 +125,6 @@ class HTTPTeacher:
                 )
             self._tokens = tokens
         return self._tokens
-
-    def place(self, accelerator: Accelerator) -> None:
-        """Nothing to move: signals come to the device of their batch."""
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {}
 
     def describe(self) -> dict[str, Any]:
         return {**self._facts.describe, "url": self._client.url, "top_k": self._top_k}

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
+from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.remote.http import SMALL, Client
 from hf_distill.teachers.remote.prompts import (
     Answered,
@@ -43,7 +44,7 @@ PROBE = 'Tokens: naïve 東京 🙂\n\tdef f(x): return x**2 - 1_000  # "same"?\
 """A text on which tokenizers differ."""
 
 
-class VLLMTeacher:
+class VLLMTeacher(Teacher):
     """Reads token log-probabilities from an OpenAI-compatible completion server.
 
     Each text of a batch goes, without its padding, as token ids to ``POST {url}/v1/completions``
@@ -277,9 +278,6 @@ class VLLMTeacher:
     def place(self, accelerator: Accelerator) -> None:
         """Look at the server; signals come to the device of their batch."""
         self._connect()
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {}
 
     def describe(self) -> dict[str, Any]:
         return {
