@@ -1,14 +1,4 @@
-"""Data with a perturbed version of each example beside it: clean for the teacher, noisy for the
-student.
-
-    perturb = lambda text, rng: perturbation("keyboard_typos").apply(text, 3, rng)
-    trainer = DistillationTrainer(
-        ...,
-        train_dataset=Noisy(train, tokenizer, perturb),
-        data_collator=NoisyCollator(DataCollatorWithPadding(tokenizer)),
-        objective=ForwardKL() + OnPerturbed(ForwardKL(), Columns()),
-    )
-"""
+"""Pairs of a clean and a perturbed example: clean for the teacher, perturbed for the student."""
 
 from __future__ import annotations
 
@@ -22,23 +12,23 @@ from torch.utils.data import Dataset
 
 Example = dict[str, Any]
 PREFIX = "noisy_"
-"""Of the columns that hold the perturbed version."""
+"""Prefix of the columns with the perturbed version."""
 
 
 class PairedPerturbation(Dataset[Example]):
-    """A data set whose examples have a perturbed version of their input in columns of its own.
+    """A data set that adds a perturbed version of each input in further columns.
 
-    Beside ``input_ids`` of the text there is ``noisy_input_ids`` of its perturbed version, and so
-    on for whatever ``encode`` gives. The text itself is left out.
+    ``noisy_input_ids`` of the perturbed text stands next to ``input_ids``, and so on for every key
+    that ``encode`` returns. The text itself is left out.
 
     Args:
         data: Examples by index.
-        encode: Makes model inputs of one value: a tokenizer, or a function.
-        perturb: Takes a value and a generator, gives another value.
-        column: What is perturbed and encoded.
-        prefix: Of the columns of the perturbed version.
-        seed: Each example has one perturbed version, whatever the order of reading; None: another
-            one each time that it is read, drawn from torch's global generator (as `Views` are).
+        encode: Makes model inputs from one value: a tokenizer, or a function.
+        perturb: Takes a value and a generator, returns another value.
+        column: The column that is perturbed and encoded.
+        prefix: Prefix of the columns of the perturbed version.
+        seed: Each example has one perturbed version, independent of the order of reading; None: a
+            new one at each reading, drawn from torch's global generator (like `Views`).
 
     Raises:
         ValueError: data without a length or without the column.
@@ -87,7 +77,7 @@ class NoisyCollator:
     Args:
         collate: What makes a batch of examples without perturbed columns; called once for each
             version, so that both are padded.
-        prefix: Of the columns of the perturbed version.
+        prefix: Prefix of the columns of the perturbed version.
     """
 
     collate: Callable[[list[Example]], Mapping[str, Any]]

@@ -19,7 +19,7 @@ from transformers.trainer_utils import has_length
 logger = logging.getLogger(__name__)
 
 COMPARED = 2
-"""Examples of each reading that are compared: one alone may be like the next."""
+"""Number of examples of each reading that are compared; a single one may equal the next."""
 
 
 class Replayed(IterableDataset[Any]):
@@ -45,7 +45,7 @@ class Replayed(IterableDataset[Any]):
 
 
 class SizedReplayed(Replayed):
-    """The same for a stream that knows its length."""
+    """The same for a stream with a length."""
 
     def __len__(self) -> int:
         return len(self._stream)
@@ -83,7 +83,7 @@ def first_of(stream: Any) -> tuple[Any, Any]:
 
 
 def first_row(dataset: Any) -> tuple[Any, Any]:
-    """`first_of` for a data set of `datasets`, which stays one; None where it has no rows."""
+    """`first_of` for a data set of `datasets`, which keeps its type; None if it is empty."""
     if isinstance(dataset, datasets.Dataset):
         return (dataset[0] if len(dataset) else None), dataset
     try:
@@ -109,7 +109,7 @@ def same_randomness() -> Iterator[None]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tell whether two examples hold the same."""
+    """True if two examples have equal contents."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):

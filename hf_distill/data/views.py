@@ -1,8 +1,8 @@
-"""Augmented views that teacher and student share: "patient and consistent" (arXiv 2106.05237).
+"""Augmented views shared by teacher and student: "patient and consistent" (arXiv 2106.05237).
 
-The view is made where the example is read, before there is a batch, so that both models see the
-same one: the teacher's target belongs to the view, and no label is needed. (Targets of the plain
-picture, or of another crop, are what Beyer et al. find to fail.) Wrap the training data alone:
+The view is made when the example is read, before collation, so that both models see the same one:
+the target belongs to the view, and no label is needed. (Targets of the original image, or of
+another crop, fail according to Beyer et al.) Wrap only the training data:
 
     trainer = DistillationTrainer(..., train_dataset=Views(train, flip(), shift(4), mixup()),
                                   objective=ForwardKL())
@@ -29,7 +29,7 @@ Example = dict[str, Any]
 View = Callable[[Example, "Views"], Example]
 """Takes an example and the data that it comes from, gives a view of it."""
 Parameters = dict[str, Any]
-"""What was drawn for one view: plain JSON values."""
+"""Random values of one view, as plain JSON values."""
 PICTURES = "pixel_values"
 LABELS = frozenset({"label", "labels"})
 
@@ -38,12 +38,12 @@ LABELS = frozenset({"label", "labels"})
 
 
 class Views(Dataset[Example]):
-    """A data set whose examples are another random view each time they are read.
+    """A data set that returns a new random view of an example at each reading.
 
     Args:
         data: Examples by index, with tensors ``pixel_values`` ``(C, h, w)`` or ``input_ids``.
-        *views: What is done to an example, in turn: `flip`, `shift`, `noise`, `mixup`,
-            `drop_tokens`, a `RandomView` or a function of one's own.
+        *views: Applied to an example in turn: `flip`, `shift`, `noise`, `mixup`, `drop_tokens`, a
+            `RandomView` or a function.
 
     Raises:
         ValueError: no views, or data without a length.
@@ -68,11 +68,11 @@ class Views(Dataset[Example]):
         return example
 
     def content_keys(self) -> list[str]:
-        """The content keys of all plain examples, sorted; the first call reads all of them."""
+        """The content keys of all original examples, sorted; the first call reads all of them."""
         return sorted(self._index())
 
     def find(self, key: str) -> Example:
-        """The plain example with this content key; the first call reads all of them.
+        """The original example with this content key; the first call reads all of them.
 
         Raises:
             ValueError: there is none.
@@ -93,14 +93,15 @@ class Views(Dataset[Example]):
 
 
 def plain_key(example: Mapping[str, Any]) -> str:
-    """The hash of what an example holds, wherever it stands: xxh3-128 in hexadecimal.
+    """Hash of an example's content, independent of its position: xxh3-128 in hexadecimal.
 
-    All its numbers, lists, arrays and tensors count, by column name, shape and value, except the
-    columns ``label`` and ``labels``. Integers are read as int64 and the rest as float32, so that a
-    list and a tensor of the same values have the same key. Texts and other objects do not count.
+    All its numbers, lists, arrays and tensors are included, by column name, shape and value, except
+    the columns ``label`` and ``labels``. Integers are read as int64 and the rest as float32, so
+    that a list and a tensor of the same values have the same key. Texts and other objects are not
+    included.
 
     Raises:
-        ValueError: there is nothing to hash.
+        ValueError: the example has no numbers.
     """
     digest, found = xxhash.xxh3_128(), False
     for path, array in _arrays({k: v for k, v in example.items() if k not in LABELS}, ""):
@@ -117,7 +118,7 @@ def plain_key(example: Mapping[str, Any]) -> str:
 
 
 def _arrays(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of numbers within a value, in an order that depends on nothing but names."""
+    """Every array of numbers within a value, in the order of names."""
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Tensor):
         value = value.detach().cpu()
@@ -141,17 +142,17 @@ def _arrays(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class RandomView:
-    """A view in two steps: what is random is drawn, and what was drawn is applied, now or later.
+    """A view in two steps: draw random values, then apply them, now or later.
 
-    One of your own is a frozen dataclass (its repr tells its settings) with these two methods.
+    A custom one is a frozen dataclass (its repr shows its settings) with these two methods.
     """
 
     def draw(self, example: Example, data: Views) -> Parameters:
-        """Draw from torch's global generator; gives plain JSON values."""
+        """Draw values from torch's global generator, as plain JSON."""
         raise NotImplementedError
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
-        """The view that these parameters say, and no other: nothing is random here."""
+        """The view with these parameters; nothing is random here."""
         raise NotImplementedError
 
     def __call__(self, example: Example, data: Views) -> Example:
@@ -183,7 +184,7 @@ def _seeded(parameters: Parameters) -> torch.Generator:
 
 @dataclass(frozen=True)
 class flip(RandomView):  # noqa: N801 (a verb, as the other views)
-    """Mirror a picture, left to right."""
+    """Mirror an image, left to right."""
 
     chance: float = 0.5
 
@@ -200,7 +201,7 @@ class flip(RandomView):  # noqa: N801 (a verb, as the other views)
 
 @dataclass(frozen=True)
 class shift(RandomView):  # noqa: N801
-    """Move a picture by up to so many pixels each way; what it uncovers repeats the border."""
+    """Shift an image by up to this number of pixels each way, repeating the border."""
 
     pixels: int = 4
 
@@ -220,7 +221,7 @@ class shift(RandomView):  # noqa: N801
 
 @dataclass(frozen=True)
 class noise(RandomView):  # noqa: N801
-    """Add Gaussian noise, in the units of the processed picture."""
+    """Add Gaussian noise, in the units of the processed image."""
 
     deviation: float = 0.1
 
@@ -243,10 +244,10 @@ class noise(RandomView):  # noqa: N801
 
 @dataclass(frozen=True)
 class mixup(RandomView):  # noqa: N801
-    """Mix a picture with another one, any share of it: function matching.
+    """Mix an image with another one, in any ratio: function matching.
 
-    The mixture has no label: it is marked as unlabelled (-100), and only the teacher teaches it.
-    A recorded mixture names the other picture by its content, not by its place in the data.
+    The mixture is marked as unlabelled (-100): its only target is the teacher. A recorded mixture
+    names the other image by its content, not by its position in the data.
     """
 
     labels: tuple[str, ...] = ("labels",)
@@ -259,7 +260,7 @@ class mixup(RandomView):  # noqa: N801
         return self._mixed(example, data.find(parameters["other"]), parameters["share"])
 
     def __call__(self, example: Example, data: Views) -> Example:
-        """By place, as nothing is recorded: no keys of all examples are needed."""
+        """Choose the other image by position: without recording no content keys are needed."""
         other = data.data[int(torch.randint(len(data.data), ()))]
         return self._mixed(example, other, float(torch.rand(())))
 

@@ -309,7 +309,7 @@ def _hidden(
     causal: bool,
     device: torch.device,
 ) -> Tensor | None:
-    """Which pairs (B or 1, 1, Q, K) of query and key are left out."""
+    """Mask (B or 1, 1, Q, K) of the pairs of query and key that are left out."""
     batch, queries, keys = shape
     hidden = None
     if mask is not None:

@@ -1,8 +1,8 @@
-"""Distances between the decisions of student and teacher: what they choose, and by how much.
+"""Distances between the decisions of student and teacher: predicted class and margin.
 
 Each function takes logits ``(student, teacher)`` of one shape ``(..., C)`` and returns ``(...)``:
-one value per item, summed over the C classes. The teacher's choice is its likeliest class (of
-equals, the first). Nothing is detached unless it says so. Values are computed in float32 at least.
+one value per item, summed over the C classes. The teacher's choice is its most likely class (of
+equals, the first). Nothing is detached unless stated. Values are computed in float32 at least.
 """
 
 import torch
@@ -64,9 +64,9 @@ def confidence_weighted_kl(
 ) -> Tensor:
     """w · T² · KL(p_t ‖ p_s), p = softmax(logits / T), w = (max_c softmax(t)_c)^power at T = 1.
 
-    The student follows the teacher where the teacher is sure. The weight is detached: a teacher
-    that learns cannot lower the loss by being less sure. It lies in [C^-power, 1]: a power of 0 is
-    the plain forward KL.
+    The student follows the teacher where the teacher is confident. The weight is detached: a
+    trained teacher cannot lower the loss by being less confident. It lies in [C^-power, 1]: a power
+    of 0 is the plain forward KL.
 
     Args:
         student: logits (..., C).
@@ -100,7 +100,7 @@ def confidence_weighted_kl(
 
 
 def label_agreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - p_s[argmax t]: how probably a draw from the student is not the teacher's choice.
+    """1 - p_s[argmax t]: the probability that a draw from the student is not the teacher's choice.
 
     The expected disagreement, a bounded form of :func:`hard_teacher_labels` that is less upset by
     wrong teachers; where the student is sure of another class its gradient vanishes. It is not 0 at
@@ -127,7 +127,7 @@ def label_agreement(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def margin(student: Tensor, teacher: Tensor) -> Tensor:
-    """((s_a - s_b) - (t_a - t_b))², a and b the teacher's likeliest two classes.
+    """((s_a - s_b) - (t_a - t_b))², a and b the teacher's two most likely classes.
 
     How far each model is from its decision boundary between the two, in logits. The other classes
     have no part; scale and constant of the logits are the teacher's.
@@ -165,7 +165,7 @@ def boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
 
     The student has to lie on the teacher's side of each decision boundary, at the margin or at the
     teacher's own distance, where that is less. Thus it is exactly 0 at equality, and wherever the
-    student is as sure as it has to be; unlike a distance it asks for nothing else.
+    student's margin suffices; unlike a distance it requires nothing else.
 
     Args:
         student: logits (..., C).
@@ -200,7 +200,7 @@ def boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
 def probability_mse(
     student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, t_squared: bool = True
 ) -> Tensor:
-    """T² · Σ_c (p_s - p_t)², p = softmax(logits / T): how well the student rebuilds the decision.
+    """T² · Σ_c (p_s - p_t)², with p = softmax(logits / T).
 
     The founding article's L_recon, ‖student's output - teacher's output‖², on probabilities; on
     logits it is ``logit_mse``. With a label for the teacher it is the Brier score. At most 2 T²:

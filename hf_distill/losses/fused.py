@@ -25,7 +25,7 @@ BUDGET = {"cpu": 64 * 2**20}
 """Bytes of logits of both models that are held at a time, by type of device."""
 OTHERWISE = 512 * 2**20
 BLOCK = {"cpu": 2**19}
-"""How many logits the losses look at together: few stay in a processor's cache."""
+"""Number of logits per block of the losses, small enough for a processor's cache."""
 LARGE = 2**25
 
 
@@ -54,11 +54,11 @@ class LazyLogits:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the logits, ``(..., C)``."""
+        """Shape of the logits, ``(..., C)``."""
         return (*self.hidden[0].shape[:-1], self.classes or self.weight[0].shape[0])
 
     def items(self, index: Tensor | slice) -> LazyLogits:
-        """Those of some items of all, as if they were in one row: ``(n, C)``."""
+        """The logits of some items, flattened: ``(n, C)``."""
         flat = (hidden.flatten(0, -2) for hidden in self.hidden)
         return dataclasses.replace(self, hidden=tuple(hidden[index] for hidden in flat))
 
@@ -112,17 +112,18 @@ def linear_loss(
     float32 at least.
 
     Args:
-        student: Of N items, ``(N, H)``; gradients flow to all of its tensors that want one.
-        teacher: Of the same items, without gradient; None: the loss needs none.
-        loss: Called on consecutive blocks of items, with gradients on. It must be final: the
-            result may be multiplied by one number, and not otherwise changed.
+        student: Logits of N items, ``(N, H)``; gradients flow to all of its tensors that require
+            one.
+        teacher: Logits of the same items, without gradient; None: the loss needs none.
+        loss: Called on consecutive blocks of items, with gradients on. The result may be multiplied
+            by one number, and not otherwise changed.
         budget: Bytes of logits to hold at a time; the default depends on the device.
 
     Returns:
         The sum of the losses, ``()``; a zero with a graph where there is no item.
 
     Raises:
-        ValueError: student and teacher are not of the same items and classes.
+        ValueError: student and teacher differ in items or classes.
 
     >>> hidden, weight = torch.eye(2, requires_grad=True), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> ours = Linear((hidden,), (weight,))
@@ -290,7 +291,7 @@ def _blocks(rows: slice, raw: Tensor) -> Iterator[slice]:
 
 
 def _dtype_of(weight: Tensor) -> torch.dtype:
-    """What products with a weight are computed in."""
+    """Dtype of products with a weight."""
     device = weight.device.type
     if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return weight.dtype

@@ -38,8 +38,7 @@ def jacobian(
         student: input gradients (B, ...).
         teacher: input gradients (B, ...), of the same input.
         normalize: compare directions, not lengths.
-        mask: (B, T), 1 = real, for gradients (B, T, ...): what is padded has no part, and N counts
-            what is real.
+        mask: (B, T), 1 = real, for gradients (B, T, ...): padding is excluded, also from N.
 
     Returns:
         (B,), at least float32, >= 0.

@@ -34,7 +34,7 @@ NOT_OF_TEXT = ("vis", "video", "image", "audio", "pixel", "patch")
 
 
 def check_readable(values: Tensor) -> bool:
-    """Tell whether values can be looked at without waiting for a device."""
+    """True if values can be read without waiting for a device."""
     return values.device.type == "cpu"
 
 
@@ -49,15 +49,15 @@ def check_labels(
     axis: int = 0,
     vocabulary: bool = False,
 ) -> None:
-    """Refuse labels that are no class of a head, before a loss takes them for an index.
+    """Raise on labels that are not a class of a head, before a loss uses them as an index.
 
     Args:
-        items: What there is to count in a batch, with its labels.
-        kind: How the head's logits are read, see `Signal`.
-        classes: How many there are; None: not known.
-        who: Whose head it is.
+        items: The items of a batch, with its labels.
+        kind: Form of the head's logits, see `Signal`.
+        classes: Number of classes; None: unknown.
+        who: The model, for messages.
         axis: The dimension of the labels that is the batch.
-        vocabulary: Whether the classes are tokens.
+        vocabulary: True if the classes are tokens.
 
     Raises:
         ValueError: labels below 0 (but -100, which stands for none) or above the last class; for
@@ -146,10 +146,10 @@ def check_inputs(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def explained_errors(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Say what in its inputs made a model's forward fail, where that is known.
+    """Replace an error of a model's forward by its cause in the inputs, where one is found.
 
     Raises:
-        ValueError: as `check_inputs`, in place of the error that came.
+        ValueError: as `check_inputs`, in place of the original error.
     """
     try:
         yield
@@ -168,7 +168,8 @@ def explained_errors(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> I
 
 @contextlib.contextmanager
 def collated(examples: Sequence[Any]) -> Iterator[None]:
-    """Say which example made a data collator fail: an empty text, or a value that is no number.
+    """Name the example that made a data collator fail: an empty text, or a value that is not a
+    number.
 
     Raises:
         ValueError: one of the examples has no tokens, no value, or text in a column; or the
@@ -350,16 +351,16 @@ def token_table(model: nn.Module, names: tuple[str, ...], decoder: bool | None =
 
 
 def check_teacher_signal(signal: Any, items: BatchItems, who: str) -> Signal:
-    """Refuse what a `Teacher` says if no loss can read it. Types and shapes alone are looked at.
+    """Raise if a teacher's signal cannot be read by a loss. Only types and shapes are checked.
 
     Args:
-        signal: What it said.
-        items: What there is to count in the batch.
-        who: Who said it.
+        signal: The teacher's signal.
+        items: The items of the batch.
+        who: The teacher, for messages.
 
     Raises:
-        ValueError: something else than a `Signal`; tensors that are none, or not of floating
-            numbers; logits of another number of items.
+        ValueError: not a `Signal`; fields that are not floating tensors; logits of another number
+            of items.
     """
     if not isinstance(signal, Signal):
         raise ValueError(
@@ -394,15 +395,15 @@ def check_teacher_signal(signal: Any, items: BatchItems, who: str) -> Signal:
 
 
 def finite_mark(signal: Signal) -> Tensor | None:
-    """Mark whether what a teacher says of a batch is finite, without waiting for its device.
+    """Finiteness mark of a teacher's signal, computed without waiting for its device.
 
     Args:
-        signal: What it said.
+        signal: The teacher's signal.
 
     Returns:
-        A number in float32 at least: 0, or NaN if there is NaN or infinity in its logits, its
-        likeliest classes (whose unused slots are -inf), its last layers or modules; None if it said
-        nothing of these.
+        A number in float32 at least: 0, or NaN if there is NaN or infinity in its logits, its top
+        classes (whose unused slots are -inf), its last layers or modules; None if it has none of
+        these.
     """
     values = [*signal.modules.values()]
     values += [own[-1] for own in (*signal.hidden_states.values(), *signal.attentions.values())]

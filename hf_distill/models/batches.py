@@ -1,4 +1,4 @@
-"""Reading batches before any model runs, and outputs after: one function per kind of head."""
+"""Item masks and labels of batches: one function per task."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from hf_distill.models.signals import BatchItems
 Batch = Mapping[str, Any]
 IGNORE = -100
 WEIGHTS = "token_weights"
-"""The key of a batch that says how much each label token counts; aligned with the labels."""
+"""Batch key of the weights of label tokens, aligned with the labels."""
 GENERATED = "generated"
-"""The key of a batch that marks, ``(B,)``, the texts that a student wrote: their tokens are items
-for a teacher to judge, and no labels."""
+"""Batch key ``(B,)`` that marks student-generated texts: their tokens are items without labels."""
 ALIGNED = "teacher_positions"
-"""The key of a batch with a teacher of another tokenizer: at each position the teacher's position
-that predicts the same text, or -1."""
+"""Batch key for a teacher with another tokenizer: at each position the teacher's position that
+predicts the same text, or -1."""
 
 
 # ---- reading the batch: what is there to count -----------------------------------------------
@@ -45,8 +44,8 @@ def batch_size(batch: Batch) -> int:
 
 
 def by_row(batch: Batch) -> bool:
-    """Whether every tensor has one row per example: the patches of all pictures of a batch may come
-    in one list (Qwen2-VL)."""
+    """True if every tensor has one row per example; not so where the patches of all images of a
+    batch form one list (Qwen2-VL)."""
     size = batch_size(batch)
     tensors = (v for v in batch.values() if isinstance(v, Tensor) and v.dim() > 0)
     return all(tensor.shape[0] == size for tensor in tensors)
@@ -55,12 +54,12 @@ def by_row(batch: Batch) -> bool:
 def rows_of(
     batch: Batch, items: BatchItems, rows: Sequence[int], axis: int = 0
 ) -> tuple[dict[str, Any], BatchItems]:
-    """Some rows of a batch, and what there is to count in them.
+    """Select examples of a batch and their items.
 
     Args:
         batch: The collated batch.
-        items: What there is to count in it.
-        rows: Which rows, in this order.
+        items: Its items.
+        rows: Indices of the examples, in this order.
         axis: The dimension of the items that is the batch.
     """
     size = batch_size(batch)
@@ -79,7 +78,7 @@ def rows_of(
 
 
 def without_places(items: BatchItems) -> BatchItems:
-    """The items without their places, for models that are asked about some of them."""
+    """The items without the mask of single items."""
     return replace(items, masks={u: mask for u, mask in items.masks.items() if u != "items"})
 
 
@@ -93,8 +92,8 @@ def _token_mask(batch: Batch, rows: Tensor) -> Tensor:
 
 
 def _within_texts(reference: Tensor, positions: Tensor | None) -> Tensor:
-    """Without a mask every token counts, but those at the end of a packed row that are all at
-    position 0: so `hf_distill.data.language.LanguageCollator` pads rows of several texts."""
+    """Mask of tokens without an attention mask: all but those at the end of a packed row with
+    position 0, as `LanguageCollator` pads packed rows."""
     if positions is None or positions.shape != reference.shape:
         return torch.ones_like(reference, dtype=torch.bool)
     return (positions != 0).flip(-1).cumsum(-1).flip(-1) > 0
@@ -180,10 +179,10 @@ def of_both_stacks(
 
 
 def _class_ids(labels: Any, shape: Sequence[int], places: str) -> Tensor:
-    """Labels that are one class for each of some places.
+    """Check that labels are one class index for each position.
 
     Raises:
-        ValueError: they have another shape, or are no integers.
+        ValueError: they have another shape, or are not integers.
     """
     fits = isinstance(labels, Tensor) and tuple(labels.shape) == tuple(shape)
     if fits and not labels.is_floating_point():
@@ -197,8 +196,8 @@ def _class_ids(labels: Any, shape: Sequence[int], places: str) -> Tensor:
 
 
 def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """Token classification: a row with labels counts its labelled tokens, a row without any
-    counts its real tokens, so that labelled and unlabelled sentences can be mixed."""
+    """Labelled tokens of examples with labels, all real tokens of examples without, so that
+    labelled and unlabelled sentences can be mixed."""
     real, labels = _token_mask(batch, rows), batch.get("labels")
     hidden = with_pictures(real, batch, model)
     if labels is None:
@@ -219,9 +218,10 @@ def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """The labels are shifted, and not the logits, whose copy would be as large as the vocabulary:
-    the last position predicts nothing. What a padding position before the first token would predict
-    is no item either: it would depend on how long the other texts of the batch are."""
+    """Next tokens with a label, or all real ones without labels. The labels are shifted, not the
+    logits, whose copy would be as large as the vocabulary: the last position predicts nothing. A
+    padding position before the first token is not an item either: it would depend on the length of
+    the other texts of the batch."""
     real = _token_mask(batch, rows)
     if batch.get("shift_labels") is not None:  # a collator that has shifted them already
         labels = batch["shift_labels"]
@@ -247,7 +247,7 @@ def aligned_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def _given(labelled: Tensor, batch: Batch) -> Tensor:
-    """Without the texts that a model wrote."""
+    """Labels without those of student-generated texts."""
     generated = batch.get(GENERATED)
     return labelled if generated is None else labelled & ~generated[:, None]
 
@@ -263,7 +263,7 @@ def _aligned(items: BatchItems, batch: Batch) -> BatchItems:
 
 
 def _next(values: Tensor, none: float) -> Tensor:
-    """What each position ``(B, T)`` has to its right; the last one ``none``."""
+    """Shift ``(B, T)`` to the left by one; the last position gets ``none``."""
     return F.pad(values[:, 1:], (0, 1), value=none)
 
 
@@ -329,14 +329,14 @@ def pairs(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def matches(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """For every text a yes or no to every picture."""
+    """Every pair of a text and an image, as a binary label."""
     labels = torch.eye(len(rows), device=rows.device)
     return _count(rows, rows, labels, rows, text=_token_mask(batch, rows))
 
 
 def own_labels(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """Examples alone, for a head whose own loss is all that is known; labelled where its labels
-    are there, or where its class takes none (masked autoencoders)."""
+    """Examples, for a head with only its own loss; labelled where the batch has its labels, or
+    where its class takes none (masked autoencoders)."""
     masks = _sequence_groups(batch, model, rows)
     config: Any = config_of(model)
     if "hidden" in masks and getattr(config, "is_encoder_decoder", False):

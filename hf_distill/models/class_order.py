@@ -14,8 +14,8 @@ from hf_distill.models.signals import Signal, SparseProbs
 from hf_distill.models.task_model import TaskModel, vocabulary_size
 
 ClassOrder = int | Tensor | None
-"""How to bring logits into the common order: None (as they are), n (the first n classes: the rest
-is padding of the vocabulary), or an index per class."""
+"""Mapping of logits to the common order of classes: None (unchanged), n (the first n classes: the
+rest is padding of the vocabulary), or an index per class."""
 
 
 def reorder(logits: Tensor, order: ClassOrder) -> Tensor:
@@ -121,7 +121,7 @@ def _same_problem(student: Any, teacher: Any) -> None:
 
 
 def _same_blank(student: TaskModel, teacher: Any) -> None:
-    """Frames of silence would be taught as a letter."""
+    """Raise if the blank classes differ: blank frames would be aligned with a letter."""
     name = type(student.model).__name__
     blanks = [getattr(config, "pad_token_id", None) or 0 for config in (student.config, teacher)]
     if blanks[0] != blanks[1]:
@@ -140,8 +140,8 @@ FOREIGN = {
     "labels": "or let this one read columns of its own, made with its tokenizer: a subclass of "
     "ModelTeacher of ten lines, which its documentation holds (help(hf_distill.ModelTeacher)).",
 }
-"""Remedies for another tokenizer: for causal language models, and for heads that say one
-thing about an example."""
+"""Remedies for another tokenizer: for causal language models, and for heads with one output per
+example."""
 
 
 def _same_tokens(
@@ -150,7 +150,7 @@ def _same_tokens(
     teacher: Mapping[str, int] | None,
     task: Any,
 ) -> int | None:
-    """Return the number of real classes where the vocabularies differ by padding alone."""
+    """Return the number of real classes where the vocabularies differ only by padding."""
     more = FOREIGN.get(task.name, "")
     if task.name.endswith("_classification") and task.name != "token_classification":
         more = FOREIGN["labels"]

@@ -1,4 +1,4 @@
-"""Taking from a model's forward what its outputs do not hold, and leaving the model as it was."""
+"""Forward hooks for intermediate outputs, attention maps and input gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUE = ("value", "v_proj", "v_lin", "value_proj", "v")
 FUSED = ("c_attn", "Wqkv", "qkv")
 """One matrix whose output is queries, keys and values, a third each."""
 CROSS = ("cross", "encoder_attn", "EncDecAttention")
-"""Parts of the names of attention to another sequence, which has no relations of its own."""
+"""Name parts of cross-attention, which has no relations within a sequence."""
 LAYERS = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
 Projections = tuple[str, ...]
@@ -61,10 +61,10 @@ def features_of(module: nn.Module, output: Any, length: int | None = None) -> Te
     """The output of a module, with the examples first.
 
     Args:
-        module: The module. What it is says whether its output has the examples second.
-        output: A tensor, or a tuple, list or dict of which the first entry counts: an LSTM's
+        module: The module; its class determines the batch dimension.
+        output: A tensor, or a tuple, list or dict whose first entry is used: an LSTM's
             ``(states, (h, c))``. Packed sequences are padded with zeros.
-        length: To which; None: to the longest.
+        length: Padded length; None: the longest.
     """
     while not isinstance(output, Tensor | PackedSequence):
         output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]

@@ -1,4 +1,4 @@
-"""Which input of a model is perturbed, in which units, and within which bounds."""
+"""Perturbed inputs of models: key, units and bounds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ EMBEDDINGS = "inputs_embeds"
 
 @dataclass(frozen=True)
 class InputSpace:
-    """The input of a model that attacks change.
+    """The perturbed input of a model, with its units and bounds.
 
-    Pictures: grey levels from 0 to 1, whatever the processor makes of them (RobustBench's ε of
-    8/255 is the same for all models). Sound: the units of the samples that the model gets (where
-    the feature extractor normalises, deviations of the clip). Text: the output of the token
-    embeddings; one unit is the length of the token's own embedding, and every token has a ball of
-    its own, so that ε does not depend on the width or on the number of tokens.
+    Images: pixel levels from 0 to 1, independent of the processor's normalisation (RobustBench's ε
+    of 8/255 is the same for all models). Audio: the units of the model's input samples (where the
+    feature extractor normalises, standard deviations of the clip). Text: the output of the token
+    embeddings; one unit is the length of the token's embedding, and every token has its own ball,
+    so that ε does not depend on the width or the number of tokens.
 
     Attributes:
         key: The batch's key: ``pixel_values``, ``input_values``, ``input_features``,
@@ -50,16 +50,16 @@ class InputSpace:
         return embedded
 
     def replaced(self, batch: Batch, x: Tensor) -> dict[str, Any]:
-        """The batch with this input instead of its own."""
+        """The batch with its input replaced."""
         own = {key: v for key, v in batch.items() if self.key != EMBEDDINGS or key != "input_ids"}
         return {**own, self.key: x}
 
     def ball(self, batch: Batch, center: Tensor, epsilon: float, norm: str) -> NormBall:
-        """The ball around a batch's input (or a part of it: rows of both).
+        """The ball around a batch's input (or a part of it: the same examples of both).
 
         Args:
             batch: The batch, for its padding.
-            center: What `point` gave.
+            center: Result of `point`.
             epsilon: The radius.
             norm: ``linf`` or ``l2``.
         """
@@ -76,10 +76,10 @@ class InputSpace:
         return NormBall(center, epsilon, norm, 1.0 if scale is None else scale, low, high, mask)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Pictures as grey levels from 0 to 1, the form that models with other processors share.
+        """Images as pixel levels from 0 to 1, a form common to all processors.
 
         Raises:
-            ValueError: no pictures, or no processor to say what black and white are.
+            ValueError: no images, or no processor to define black and white.
         """
         low, scale = self._unit(x)
         return (x - low) / scale
@@ -117,15 +117,15 @@ class InputSpace:
 
 @contextlib.contextmanager
 def embedded(task_model: TaskModel, x: Tensor) -> Iterator[None]:
-    """Let a model read these embeddings in place of those of its tokens.
+    """Replace the token embeddings of a model by these.
 
-    The model still gets ``input_ids``, which ``inputs_embeds`` would hide from it: where the text
-    ends (a classifier on a decoder reads the last token that is no padding) and which positions it
-    has (RoBERTa counts from the first token that is no padding).
+    Unlike with ``inputs_embeds``, the model still gets ``input_ids``, from which it determines the
+    end of the text (a classifier on a decoder reads the last token that is not padding) and
+    positions (RoBERTa counts from the first token that is not padding).
 
     Args:
         head: The model.
-        x: ``(..., T, H)``, of the tokens that it is called with.
+        x: ``(..., T, H)``, for the tokens of its input.
 
     Raises:
         ValueError: the model did not use its embeddings.
@@ -155,7 +155,7 @@ def _embeddings(task_model: TaskModel) -> Any:
 
 
 def _real(batch: Batch, center: Tensor) -> Tensor | None:
-    """Where an input is no padding, ready to be broadcast; None where nobody says so."""
+    """Mask of an input without padding, ready to be broadcast; None if the batch has none."""
     mask = batch.get("attention_mask")
     if mask is None:
         return None
@@ -167,15 +167,15 @@ def _real(batch: Batch, center: Tensor) -> Tensor | None:
 
 
 def input_space(task_model: TaskModel, processor: Any = None) -> InputSpace:
-    """The space of a model's input, in the units of its processor.
+    """Find the input space of a model, in the units of its processor.
 
     Args:
         head: The model.
-        processor: Its image processor, or what holds one; without it pictures have no bounds, and
-            the units of ``pixel_values``.
+        processor: Its image processor, or an object that has one; without it images have no bounds,
+            and the units of ``pixel_values``.
 
     Raises:
-        ValueError: a model without an input that attacks could change.
+        ValueError: a model without an input that can be perturbed.
     """
     key = task_model.floating
     if key is None:

@@ -40,8 +40,8 @@ class OutputEmbedding:
 
     @property
     def known(self) -> bool:
-        """Whether the layer is one whose product can be computed elsewhere: a linear one with
-        whole floating weights, or one with a low-rank adapter on it."""
+        """True if the layer's product can be computed outside it: a linear layer with unsharded
+        floating weights, also with a low-rank adapter."""
         base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
         if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
             return False
@@ -92,13 +92,13 @@ class OutputEmbedding:
         return LazyLogits(hidden, weight, bias, self.scale, self.softcap, classes, within)
 
     def is_last(self, run: Callable[[], Tensor | None]) -> bool:
-        """Tell whether the model computes from the layer's output as `LazyLogits` does.
+        """Return whether the model computes from the layer's output as `LazyLogits` does.
 
-        The layer gives numbers as large as a trained model's: a bias that still is zero, or a cap
-        that small logits do not come near, is not to be seen in those of a fresh one.
+        The comparison uses outputs as large as a trained model's: with those of a fresh model a
+        zero bias or a soft cap would have no visible effect.
 
         Args:
-            run: Runs the model; gives its logits.
+            run: Runs the model and returns its logits.
         """
         made: list[Tensor] = []
 
@@ -118,7 +118,7 @@ class OutputEmbedding:
 
 
 def same_logits(linear: Signal | None, logits: Signal | None) -> bool:
-    """Whether a model's `LazyLogits` gives the logits that the model itself gives."""
+    """True if a model's `LazyLogits` reproduce its logits."""
     if linear is None or logits is None or linear.lazy_logits is None or logits.logits is None:
         return False
     return _alike(linear.lazy_logits.logits(), logits.logits)

@@ -28,8 +28,8 @@ def without_parallel(model: nn.Module) -> nn.Module:
 
 
 def opened(model: nn.Module | None) -> tuple[nn.Module | None, nn.Module | None]:
-    """A student that can be saved: the model inside of DataParallel, DistributedDataParallel and
-    ``torch.compile``; and beside it its compiled form, if it came as one."""
+    """The model inside DataParallel, DistributedDataParallel and ``torch.compile``, which can be
+    saved; and its compiled form, if there is one."""
     model = None if model is None else without_parallel(model)
     inner = getattr(model, "_orig_mod", None)
     return (without_parallel(inner), model) if isinstance(inner, nn.Module) else (model, None)
@@ -50,7 +50,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def held(module: nn.Module) -> PreTrainedModel | None:
-    """The transformers model with all the weights of a wrapper of one's own, if there is one."""
+    """The transformers model that holds all the weights of a custom wrapper, if there is one."""
     if isinstance(module, PreTrainedModel):
         return None
     parts = (m for m in module.modules() if m is not module)
@@ -62,16 +62,16 @@ def held(module: nn.Module) -> PreTrainedModel | None:
 
 
 def doubles_of(model: nn.Module) -> set[str]:
-    """The further names of tied weights, which would be saved as weights of their own."""
+    """The further names of tied weights, which would be saved as separate weights."""
     first: dict[int, str] = {}
     named = list(model.named_parameters(remove_duplicate=False))
     return {name for name, p in named if first.setdefault(id(p), name) != name}
 
 
 def config_of(model: nn.Module) -> Any:
-    """The config of a model; one of transformers in its place where a module has none.
+    """The config of a model; a substitute config where a module has none.
 
-    The latter knows no number of labels (None) and no vocabulary until `learn` tells it.
+    A substitute has no number of labels (None) and no vocabulary until `learn` sets them.
     """
     config = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig):
@@ -93,18 +93,18 @@ def text_config(config: Any) -> Any:
 
 
 def has_config(model: nn.Module) -> bool:
-    """Tell whether a model has a config of transformers."""
+    """True if a model has a config of transformers."""
     return isinstance(getattr(model, "config", None), PretrainedConfig)
 
 
 def learn(model: nn.Module, fields: frozenset[str], classes: str, count: int | None) -> None:
-    """Keep what the first answer of a module without a config says.
+    """Store output names and classes from the first forward of a module without a config.
 
     Args:
         model: The module.
         fields: The names of its outputs.
-        classes: What they are: ``labels``, ``vocabulary`` or something else.
-        count: How many there are.
+        classes: Their meaning: ``labels``, ``vocabulary`` or something else.
+        count: Number of classes.
     """
     config, _FIELDS[model] = config_of(model), fields
     if count is not None and classes == "labels" and config.num_labels is None:
@@ -119,8 +119,8 @@ def seen_fields(model: nn.Module) -> frozenset[str] | None:
 
 
 def mentions(model: nn.Module, *words: str) -> bool:
-    """Tell whether the source of a model's ``forward``, or of one of its base classes, has one of
-    these words; true where there is no source."""
+    """True if the source of a model's ``forward``, or of one of its base classes, contains one of
+    these words, or if there is no source."""
     forwards = (vars(kind).get("forward") for kind in type(model).__mro__ if kind is not nn.Module)
     sources = [_source(forward) for forward in forwards if inspect.isfunction(forward)]
     return not all(sources) or any(word in source for word in words for source in sources)
@@ -145,12 +145,11 @@ def forward_inputs(outer: nn.Module, inner: nn.Module) -> tuple[set[str], bool]:
     what the model inside takes.
 
     Args:
-        outer: The model, or a wrapper of one's own.
+        outer: The model, or a custom wrapper.
         inner: The model that it passes its inputs to, or the same.
 
     Returns:
-        The names, and whether what is asked for by name (``output_hidden_states``) arrives at the
-        inner model.
+        The names, and True if switches of outputs (``output_hidden_states``) reach the inner model.
     """
     names: set[str] = set()
     for model in (outer, inner) if inner is not outer else (outer,):

@@ -1,4 +1,4 @@
-"""A model's outputs by name: `ModelOutput`, dict, tuple or tensor, as `Trainer` takes them."""
+"""Outputs by name, from `ModelOutput`, dict, tuple or tensor, as `Trainer` accepts them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Named(dict[str, Any]):
 
 
 def by_name(outputs: Any, fields: Sequence[str], labelled: bool = False) -> Any:
-    """A model's outputs with names.
+    """Convert the outputs of a model to outputs by name.
 
     Args:
-        outputs: What its ``forward`` returned.
-        fields: What the entries of a tuple are called, in their order; a tensor is the first.
-        labelled: Whether it was given labels: a tuple then begins with the loss, as in `Trainer`.
+        outputs: Result of its ``forward``.
+        fields: Names of the entries of a tuple, in order; a tensor is the first.
+        labelled: True if the inputs had labels: a tuple then begins with the loss, as in `Trainer`.
 
     Returns:
-        A `ModelOutput` as it is; of anything else a `Named`. A dict that holds nothing but one
-        tensor (and a loss) holds it under the first name, whatever it called it.
+        A `ModelOutput` unchanged; otherwise a `Named`. In a dict with a single tensor (and a loss)
+        the tensor gets the first name, whatever its key.
     """
     if isinstance(outputs, ModelOutput):
         return outputs
@@ -114,12 +114,13 @@ def at_pixels(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
 
 
 def spans_over_padding(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-    """As the model's own loss reads them."""
+    """Start and end logits including padding, as the model's own loss reads them."""
     return torch.stack([outputs.start_logits, outputs.end_logits])
 
 
 def similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-    """``(2, B, B)``: of each picture (or sound, or film) to the texts, and of each text to them."""
+    """Logits ``(2, B, B)`` of each image (audio clip, video) against the texts, and of each text
+    against them."""
     per_text = outputs.logits_per_text
     return torch.stack([per_text.t(), per_text])
 

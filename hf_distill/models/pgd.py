@@ -14,19 +14,19 @@ NORMS = ("linf", "l2")
 
 @dataclass(frozen=True)
 class NormBall:
-    """The inputs within a distance of given ones, and within their bounds.
+    """Norm ball around each input, within bounds.
 
-    A distance is measured in units of one's own (grey levels from 0 to 1, say), of which ``scale``
-    of the input's make one: a processor that divides by a deviation s has ``scale = 1 / s``.
+    Distances are in units of the norm (for example pixel levels from 0 to 1); ``scale`` converts
+    them to units of the input: a processor that divides by a deviation s has ``scale = 1 / s``.
 
     Args:
-        center: ``(B, ...)``, the inputs as the model gets them; within the bounds.
+        center: ``(B, ...)``, the inputs of the model; within the bounds.
         epsilon: The radius, at least 0, in units of the norm.
         norm: ``linf`` or ``l2``.
-        scale: How much of the input is one unit; broadcasts to the center.
+        scale: Units of the input per unit of the norm; broadcasts to the center.
         low: The smallest value, in units of the input; broadcasts; None: no bound.
         high: The largest value.
-        mask: Boolean, broadcasts: where it is false the input stays as it is (padding).
+        mask: Boolean, broadcasts: where it is false the input is not changed (padding).
         each: How many leading dimensions index balls: 1, one for every example; 2, one for every
             token ``(B, T, H)``.
 
@@ -61,7 +61,7 @@ class NormBall:
         return replace(self, center=self.center[index], **parts)
 
     def distances(self, x: Tensor) -> Tensor:
-        """How far an input is from its center, in units of the norm: one value per ball."""
+        """Distance of an input from its center, in units of the norm: one value per ball."""
         moved = ((x - self.center) / self.scale).flatten(self.each)
         return moved.abs().amax(-1) if self.norm == "linf" else moved.norm(dim=-1)
 

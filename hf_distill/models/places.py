@@ -1,4 +1,4 @@
-"""Places of a model's sequences that are no tokens of the batch, and those that are padding."""
+"""Positions of a model's sequences that are not tokens of the batch, and padding."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def prompt_config(model: nn.Module) -> Any:
 
 
 def cached_prompt(model: nn.Module) -> bool:
-    """Tell whether an adapter puts keys and values in front of each layer's (prefix tuning)."""
+    """True if an adapter puts keys and values in front of each layer's (prefix tuning)."""
     config = prompt_config(model)
     return config is not None and config.peft_type in CACHED
 
 
 def soft_prompt(model: nn.Module) -> bool:
-    """Tell whether an adapter puts places in front of the tokens (prompt tuning, p-tuning)."""
+    """True if an adapter puts positions in front of the tokens (prompt tuning, p-tuning)."""
     return prompt_config(model) is not None and not cached_prompt(model)
 
 
@@ -52,7 +52,7 @@ def task_columns(model: nn.Module) -> set[str]:
 
 
 def needs_labels(model: nn.Module) -> bool:
-    """Tell whether PEFT makes the decoder's inputs of the labels, and passes no others on."""
+    """True if PEFT derives the decoder's inputs from the labels, and passes no others on."""
     config = prompt_config(model)
     multitask = config is not None and config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
     return multitask and bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
@@ -65,10 +65,10 @@ class Prompt:
     Nothing is cut where no prompt was (an adapter that is switched off).
 
     Attributes:
-        size: How many.
-        tokens: T of the tokens ``(..., T)``; None: the batch has none.
-        decoded: That of a decoder's tokens behind an encoder; None: there is no encoder.
-        cached: How many keys and values stand in front of each layer's (prefix tuning too).
+        size: Number of positions.
+        tokens: Length T of the tokens ``(..., T)``; None: the batch has none.
+        decoded: Length of the decoder's tokens behind an encoder; None: there is no encoder.
+        cached: Number of keys and values in front of each layer's (prefix tuning too).
     """
 
     size: int
@@ -92,11 +92,11 @@ class Prompt:
         return cls(0 if cached_prompt(model) else size, tokens, last, size)
 
     def after(self, values: Tensor, encoded: bool = False) -> Tensor:
-        """``(B, size + T, ...)`` without its first places; anything else as it is.
+        """``(B, size + T, ...)`` without the first positions; anything else unchanged.
 
         Args:
-            values: Of one layer.
-            encoded: Whether it is of an encoder, which a decoder follows.
+            values: Output of one layer.
+            encoded: True for an encoder that a decoder follows.
         """
         count = self.tokens if encoded or self.decoded is None else self.decoded
         if not self.size or values.dim() < 2 or values.shape[1] != (count or 0) + self.size:
@@ -152,10 +152,10 @@ class Prompt:
 
 
 def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
-    """The mask of a model's states: of its tokens ``(B, T)``, and of the picture that it puts
-    behind them, whose places all count.
+    """Mask of a model's states: its tokens ``(B, T)`` and the image positions behind them, which
+    all count.
 
-    LayoutLMv3 has a place for each patch and one for the picture; VisualBERT gets them made.
+    LayoutLMv3 has a position for each patch and one for the image; VisualBERT gets them as inputs.
     """
     config: Any = getattr(model, "config", None)
     kind, rows = getattr(config, "model_type", ""), mask.any(-1, keepdim=True)
@@ -171,10 +171,10 @@ def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> T
 
 
 def check_order(model: nn.Module, path: str, values: Tensor, batch: Mapping[str, Any]) -> None:
-    """Refuse the outputs ``(B, T, H)`` of a module in which pictures have no order of their own.
+    """Raise on outputs ``(B, T, H)`` of a module that shuffles image patches.
 
     Raises:
-        ValueError: of ViLT, which shuffles the patches of a picture in every forward.
+        ValueError: for ViLT, which shuffles the patches of an image in every forward.
     """
     kind = getattr(getattr(model, "config", None), "model_type", "")
     if kind == "vilt" and values.dim() == 3 and "pixel_values" in batch:
@@ -190,14 +190,14 @@ def check_order(model: nn.Module, path: str, values: Tensor, batch: Mapping[str,
 
 
 def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: bool) -> Tensor:
-    """Mark the frames of a sound ``(B, F)`` that are no padding, by the model's own arithmetic.
+    """Mask ``(B, F)`` of audio frames without padding, by the model's own arithmetic.
 
     Args:
-        batch: With the sound, and maybe its ``attention_mask`` ``(B, samples or frames)``.
-        model: Its ``_get_feat_extract_output_lengths``, or the like, says how samples become
-            frames; the frames of a model without one are those of the batch.
-        rows: ``(B,)``, the examples that count.
-        last: Whether the frames below the logits are meant: an adapter may shorten them once more.
+        batch: The audio and, if present, its ``attention_mask`` ``(B, samples or frames)``.
+        model: Its ``_get_feat_extract_output_lengths``, or the like, converts samples to frames;
+            the frames of a model without one are those of the batch.
+        rows: ``(B,)``, the counted examples.
+        last: True for the frames below the logits, which an adapter may shorten once more.
     """
     known = [batch[name] for name in SOUNDS if name in batch]
     floats = [v for v in batch.values() if isinstance(v, Tensor) and v.is_floating_point()]
@@ -222,7 +222,7 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
 
 
 def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
-    """Count the frames that so many samples become."""
+    """Number of frames for a number of samples."""
     for shorten in _arithmetic(model):
         adapted = "add_adapter" in signature(shorten).parameters and not last
         options = {"add_adapter": False} if adapted else {}
@@ -236,7 +236,7 @@ def _subsampled(lengths: Tensor, model: nn.Module, last: bool) -> Tensor:
 
 
 def _arithmetic(model: nn.Module) -> list[Any]:
-    """The methods of a model, and of its parts, that know how many frames there will be."""
+    """The methods of a model, and of its parts, that compute the number of frames."""
     names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
     found = (getattr(part, name, None) for part in model.modules() for name in names)
     return [method for method in found if method is not None]
@@ -248,14 +248,14 @@ def _arithmetic(model: nn.Module) -> list[Any]:
 def check_length(
     who: str, what: str, length: int, mask: Tensor, layers: Sequence[int] | None = None
 ) -> None:
-    """Refuse states or maps whose places are not those that the batch says are real.
+    """Raise if states or maps do not match the batch's mask of real positions.
 
     Args:
         who: The model.
-        what: What they are.
-        length: How many places they have.
+        what: Their name in messages.
+        length: Their number of positions.
         mask: ``(B, T)``, the real ones.
-        layers: Of how many places each layer of this model is, for the remedy.
+        layers: Number of positions of each layer of this model, for the remedy.
 
     Raises:
         ValueError: the two lengths differ.

@@ -30,7 +30,7 @@ def heads_of(teacher: Any) -> Iterator[TaskModel]:
 
 
 def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
-    """Settle what is solved, and tell all models; the config of those that are trained too.
+    """Determine the problem type and apply it to all models, also to the configs of trained ones.
 
     The student's config decides, then the teacher's, then the labels, as transformers' own forward
     decides by them: floats are several labels per example, integers are one, and one class is a
@@ -40,11 +40,10 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
     Args:
         student: The student.
         teacher: The teacher; None: there is none.
-        labels: Of a first batch; None: it has none.
+        labels: Labels of a first batch; None: it has none.
 
     Raises:
-        ValueError: two of them disagree, or the labels have another shape than the head expects;
-            with the shapes, and the remedy.
+        ValueError: two of them disagree, or the labels have another shape than the head expects.
     """
     if student.task.kind is not None:
         return
@@ -155,7 +154,7 @@ def _distributions(rows: Tensor) -> bool:
 
 
 def _soft(rows: Tensor) -> bool:
-    """Tell whether rows are probabilities, and not all of them 0 or 1."""
+    """True if rows are probabilities, not all of them 0 or 1."""
     hard = (rows == 0) | (rows == 1)
     return rows.numel() > 0 and _distributions(rows) and not bool(hard.all())
 
@@ -170,12 +169,12 @@ def share_padding(processor: Any, *models: nn.Module) -> None:
 
 
 def tell_tokens(teacher: Any, holder: Any) -> None:
-    """Tell a teacher's models which tokens pad and end the texts of the data: by them a classifier
-    finds the place that it reads, and its own config may name others.
+    """Set the padding and end tokens of the data in a teacher's models: a classifier finds the
+    position of its logits by them, and its own config may name others.
 
     Args:
         teacher: The teacher.
-        holder: The tokenizer, or the config of a model that reads the data rightly; None: unknown.
+        holder: The tokenizer, or the config of a model that matches the data; None: unknown.
     """
     for head in heads_of(teacher):
         head.tokens.told = special_tokens(holder)

@@ -1,4 +1,4 @@
-"""Running code inside the forward of a module, or in its place."""
+"""Redirected forwards: a function run inside a module's forward, or in its place."""
 
 from __future__ import annotations
 

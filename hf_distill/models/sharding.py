@@ -17,11 +17,11 @@ from transformers.integrations import deepspeed as deepspeed_settings
 
 
 def choose_blocks(plugin: Any, model: nn.Module) -> None:
-    """Name the blocks to shard, where the user has not: those of the model's class without the one
+    """Choose the blocks to shard, unless the user has: those of the model's class without the one
     around its input embeddings.
 
-    accelerate (1.15) shards those by themselves and fails where a block holds them already: BERT
-    and ViT count their embeddings among their blocks.
+    accelerate (1.15) shards the embeddings separately and fails if a block contains them: BERT and
+    ViT list their embeddings among their blocks.
 
     Args:
         plugin: `accelerate.utils.FullyShardedDataParallelPlugin`, version 2.
@@ -41,9 +41,10 @@ def choose_blocks(plugin: Any, model: nn.Module) -> None:
 def shardable(plugin: Any, model: nn.Module) -> Iterator[None]:
     """Help accelerate (1.15) prepare a model.
 
-    It gives embeddings and head groups of their own, and torch refuses parameters that several
+    It puts embeddings and head into separate groups, and torch rejects parameters that several
     groups share (T5's three embeddings, the bias of BERT's head for masked words): here they stay
-    with the rest of the model. And it checkpoints the blocks of a sharded model a second time.
+    with the rest of the model. It also applies activation checkpointing to the blocks of a sharded
+    model a second time.
 
     Args:
         plugin: `accelerate.utils.FullyShardedDataParallelPlugin`, version 2.
@@ -64,7 +65,7 @@ def shardable(plugin: Any, model: nn.Module) -> Iterator[None]:
 
 
 def _shares_elsewhere(model: Any) -> bool:
-    """Whether a parameter belongs to several modules that are not just embeddings and head."""
+    """True if a parameter belongs to several modules other than embeddings and head."""
     names = ("get_input_embeddings", "get_output_embeddings")
     ends = {getattr(model, name, lambda: None)() for name in names}
     holders: dict[int, set[nn.Module]] = {}
@@ -75,7 +76,7 @@ def _shares_elsewhere(model: Any) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards; all processes must ask for it."""
+    """The full tensor of shards; a collective call of all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -91,7 +92,7 @@ def copy_full_tensor(tensor: Tensor, value: Tensor) -> None:
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether DeepSpeed holds this parameter: outside its module's forward it is empty."""
+    """True if DeepSpeed partitions this parameter: outside its module's forward it is empty."""
     return hasattr(parameter, "ds_id")
 
 
@@ -110,11 +111,11 @@ def loaded_unsharded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gathered_parameters(parameters: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
-    """Make parameters whole on every process; all processes must do so together.
+    """Gather parameters on every process; a collective call of all processes.
 
     Args:
-        parameters: Those that are not partitioned are left alone.
-        changed: Keep what the first process writes into them.
+        parameters: Those that are not partitioned are not changed.
+        changed: Keep changes by the first process.
     """
     partitioned = [p for p in parameters if is_partitioned(p)]
     if not partitioned:
@@ -127,18 +128,18 @@ def gathered_parameters(parameters: Iterable[Tensor], changed: bool = False) -> 
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a process alone cannot run a model: all must take each of its steps together."""
+    """True if all processes must run a model together."""
     return any(isinstance(p, DTensor) or is_partitioned(p) for p in model.parameters())
 
 
 def remote_numel(model: nn.Module) -> int:
-    """How many of a model's numbers are not on this process."""
+    """Number of a model's elements that are not on this process."""
     spread: list[Any] = [p for p in model.parameters() if is_partitioned(p)]
     return sum(int(p.ds_numel) - p.numel() for p in spread)
 
 
 def local_shard(parameter: Tensor) -> Tensor:
-    """What this process holds of a parameter, whoever has spread it: FSDP2, ZeRO-3 or nobody."""
+    """This process's part of a parameter under FSDP2 or ZeRO-3, or all of it."""
     held = parameter.detach()
     if isinstance(held, DTensor):
         return held.to_local()

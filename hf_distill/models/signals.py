@@ -1,4 +1,4 @@
-"""What a model says about a batch: the seam between teachers and objectives."""
+"""Signals: the outputs of one model for one batch, in one form for all heads."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WORDS = {
     "cross_tokenizer": "a teacher with another tokenizer (CrossTokenizerTeacher)",
     "own_loss": "a loss of its own forward",
 }
-"""What is said of a need that is missing."""
+"""Descriptions of missing needs, for messages."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective wants from a model, or what a model can provide.
+    """Outputs requested from a model, or that it can provide.
 
     Attributes:
         logits: Its logits.
@@ -37,13 +37,13 @@ class Needs:
         attentions: Its attention maps.
         qkv: The queries, keys and values of its self-attention.
         inputs: Logits that can be differentiated with respect to the model's input.
-        unsampled: Its exact probabilities: not an estimate by draws.
+        unsampled: Exact probabilities, not an estimate from draws.
         full_vocabulary: The logits of every class; else the top classes and their rest suffice.
-        lazy_logits: Instead of the logits what they are computed from, see `Signal.lazy_logits`.
+        lazy_logits: Factors of the logits in their place, see `Signal.lazy_logits`.
         router_loss: The balancing loss of its routers (mixture of experts).
-        cross_tokenizer: What it says in the tokens of another tokenizer than the student's.
+        cross_tokenizer: Outputs in the tokens of another tokenizer than the student's.
         own_loss: The loss that its own forward computes from the labels of the batch.
-        modules: Paths of modules whose outputs are wanted.
+        modules: Paths of modules whose outputs are requested.
     """
 
     logits: bool = False
@@ -93,16 +93,15 @@ LOGITS = Needs(logits=True, unsampled=True, full_vocabulary=True)
 
 @dataclass(frozen=True)
 class BatchItems:
-    """What a batch itself says, before any model has seen it.
+    """Masks, labels and weights of the items of a batch, read before any model runs.
 
     Attributes:
-        masks: For each unit a boolean tensor, true where there is something to count.
-            ``samples`` is ``(B,)``; ``items`` has the shape of the logits without their last
-            dimension; ``labels`` marks the items that carry a label, ``spans`` those and answers
-            on padding; a hidden-state group that has
-            padding has ``(B, T)`` under its own name; ``batches`` is a single true.
+        masks: A boolean tensor per unit, true where an item is counted. ``samples`` is ``(B,)``;
+            ``items`` has the shape of the logits without their last dimension; ``labels`` marks the
+            items that carry a label, ``spans`` those and answers on padding; a hidden-state group
+            that has padding has ``(B, T)`` under its own name; ``batches`` is a single true.
         labels: The labels in the shape of the items, or None for an unlabelled batch.
-        weights: How much each item counts, in the shape of the items; None: all count 1.
+        weights: Weight of each item, in the shape of the items; None: all 1.
     """
 
     masks: Mapping[Unit, Tensor]
@@ -124,10 +123,10 @@ class BatchItems:
         """The labels, one class for each item.
 
         Args:
-            who: Asks for them, for the message.
+            who: The caller, for messages.
 
         Raises:
-            ValueError: soft labels, of which there is more than one.
+            ValueError: soft labels.
         """
         if self.labels is None:
             raise ValueError(f"{who} needs labels, and this batch has none.")
@@ -141,8 +140,8 @@ class BatchItems:
 
     @property
     def soft(self) -> bool:
-        """Tell whether the labels are probabilities of a class each (or yes and no, for a head with
-        several labels), and not classes."""
+        """True if the labels are probabilities (or 0 and 1 per class, for a multi-label head), not
+        class indices."""
         mask = self.masks.get("labels")
         if self.labels is None or mask is None or not self.labels.is_floating_point():
             return False
@@ -164,7 +163,7 @@ class SparseProbs:
             unused slot.
         log_rest: ``(...)``, the log of the mass of all other classes; -inf: none.
         classes: How many classes there are.
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
         unsampled: False for draws, whose log_probs are log(count / draws).
     """
 
@@ -177,22 +176,21 @@ class SparseProbs:
 
     @property
     def likeliest(self) -> Tensor:
-        """``(...)``: the likeliest class of each item."""
+        """Most likely class of each item, ``(...)``."""
         best = self.log_probs.argmax(-1, keepdim=True)
         return self.ids.gather(-1, best).squeeze(-1)
 
 
 @dataclass(frozen=True)
 class CrossTokenizerLogits:
-    """What a teacher with another tokenizer says about the student's text in tokens of its own.
+    """Outputs of a teacher with another tokenizer on the student's text.
 
     Attributes:
-        logits: ``(B, T, C_t)``, at the student's positions; where there is no item they are of
-            another place.
-        student_classes: ``(C_s,)``: for each of the student's tokens one of the K tokens that both
-            have (itself, or the longest that it begins with); K: none.
+        logits: ``(B, T, C_t)``, at the student's positions; arbitrary where there is no item.
+        student_classes: ``(C_s,)``: for each of the student's tokens one of the K shared tokens
+            (itself, or its longest shared prefix); K: none.
         teacher_classes: ``(C_t,)``: the same for the teacher's.
-        classes: K + 1; K where one of them has no such token, which then is left out of both.
+        classes: K + 1; K if one of the vocabularies has only shared tokens.
         tokens: ``(B, T)``, the token that follows each of the student's positions.
         spans: ``(B, T)``, for each of these tokens the position that predicts the first one of its
             span (the tokens of both that cover the same bytes); -1: none.
@@ -210,30 +208,30 @@ class CrossTokenizerLogits:
 
 @dataclass(frozen=True)
 class Signal:
-    """What one model says about one batch.
+    """Outputs of one model for one batch.
 
     Attributes:
-        logits: ``(..., C)``: classes last, one row per item (see `tasks.py` for each head).
+        logits: ``(..., C)``: classes last (see `tasks.py` for each head).
         sparse: In place of logits, the probabilities of some classes.
         lazy_logits: In place of logits, hidden states and the head's weights.
-        kind: How the logits are read: ``softmax``, ``sigmoid``, ``regression``, ``ctc`` (softmax
-            over frames with a CTC label loss) or ``none`` (a model without logits).
+        kind: Form of the logits: ``softmax``, ``sigmoid``, ``regression``, ``ctc`` (softmax over
+            frames with a CTC label loss) or ``none`` (a model without logits).
         hidden_states: For each group the outputs of the embeddings and of every layer, each
-            ``(B, T, H)``, or ``(B, H)`` for a pooled embedding.
-            Feature maps stay as they are, ``(B, C, h, w)``.
+            ``(B, T, H)``, or ``(B, H)`` for a pooled embedding. Feature maps are ``(B, C, h, w)``.
         attentions: For each group the attention maps of every layer, ``(B, heads, T, T)``.
         qkv: For each group the queries, keys and values of every layer, each ``(B, heads, T, d)``,
             before any rotary position.
-        modules: The outputs of the modules that were asked for, by path.
+        modules: The outputs of the requested modules, by path.
         traced: The logits with their graph and the input that they depend on, see `Needs.inputs`.
-        members: What each member of an ensemble says, by name.
-        router_loss: A number: how unevenly its routers use their experts in this batch.
-        cross_tokenizer: What a teacher with another tokenizer says, beside ``sparse``.
-        label_logits: What the label loss reads, if not ``logits``: spans over padding too.
+        members: The signals of the members of an ensemble, by name.
+        router_loss: The load-balancing loss of its routers, a number.
+        cross_tokenizer: Outputs of a teacher with another tokenizer, in addition to ``sparse``.
+        label_logits: Logits for the label loss if they differ from ``logits``: spans including
+            padding.
         own_loss: A number, or ``(B,)``: the loss of the model's own forward.
-        blank: Of a ``ctc`` head the class that stands for no label.
-        zero_infinity: Of a ``ctc`` head: a target with too few frames counts 0, not infinity.
-        who: Says it, for messages: ``the teacher (BertModel)``.
+        blank: The blank class of a ``ctc`` head.
+        zero_infinity: A target of a ``ctc`` head with too few frames counts 0, not infinity.
+        who: The model, for messages: ``the teacher (BertModel)``.
     """
 
     logits: Tensor | None = None
@@ -276,22 +274,22 @@ def _detached(groups: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tenso
 
 
 MEMBER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-"""What a member may be called: it becomes part of names in logs and of learned parts."""
+"""Permitted names of members: they become part of the names in logs and of learned parts."""
 _FLAGS = tuple(f.name for f in dataclasses.fields(Needs) if f.name != "modules")
 
 
 def of_member(name: str, needs: Needs) -> Needs:
-    """What is needed of one member of an ensemble: paths ``name/logits``, ``name/encoder.layer.3``.
+    """Needs from one member of an ensemble: paths ``name/logits``, ``name/encoder.layer.3``.
 
-    An ensemble provides exactly such paths, so that a member is asked for what an objective needs
-    of it, and nothing is kept of the others.
+    An ensemble provides exactly such paths, so that a member computes only what an objective needs
+    from it.
     """
     paths = {flag for flag in _FLAGS if getattr(needs, flag)} | needs.modules
     return Needs(modules=frozenset(f"{name}/{path}" for path in paths))
 
 
 def for_member(name: str, needs: Needs) -> Needs:
-    """The inverse of `of_member`: what is asked of this member, and of no other."""
+    """Inverse of `of_member`: the needs from this member only."""
     own = {p.removeprefix(f"{name}/") for p in needs.modules if p.startswith(f"{name}/")}
     flags = {flag: True for flag in _FLAGS if flag in own}
     return Needs(**flags, modules=frozenset(own - set(_FLAGS)))

@@ -1,4 +1,4 @@
-"""The tokens by which a classifier of texts finds the place that it reads."""
+"""Special tokens by which a text classifier finds the position of its logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def special_tokens(holder: Any) -> dict[str, int]:
 
 
 class SpecialTokens:
-    """The tokens that a model takes for padding and for the end of a text.
+    """Padding and end tokens of a model.
 
     A classifier on a decoder reads its logits at the last token that is not its config's padding,
     BART's at the last end token.
@@ -29,10 +29,10 @@ class SpecialTokens:
         model: The model.
         config: Its config.
         who: The model, for messages.
-        reads: Whether it is a classifier of texts.
+        reads: True for a classifier of texts.
 
     Attributes:
-        told: What the data have, where its config may name others.
+        told: The tokens of the data, where the config may name others.
     """
 
     def __init__(self, model: nn.Module, config: Any, who: str, reads: bool):
@@ -43,7 +43,7 @@ class SpecialTokens:
 
     @property
     def finds_padding(self) -> bool:
-        """Tell whether it finds the end of a text by its padding."""
+        """True if it finds the end of a text by its padding."""
         return PADDING in self._names
 
     @property
@@ -51,13 +51,13 @@ class SpecialTokens:
         return self.told.get(PADDING, getattr(text_config(self._config), PADDING, None))
 
     def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with the token that this model takes for padding where the mask says padding.
+        """Inputs with this model's padding token at masked positions.
 
-        What stands at a masked place does nothing else, so that data that are padded with another
-        token are read at the last real one too.
+        Masked positions have no other effect, so data padded with another token are read at the
+        last real one too.
 
         Raises:
-            ValueError: it knows no padding, and has several texts to read.
+            ValueError: it has no padding token, and the batch has several texts.
         """
         found, ids, mask = dict(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
         if not self.finds_padding or ids is None:

@@ -18,17 +18,17 @@ from hf_distill.models.tasks import Task
 def layers_of(
     outputs: Any, group: str, path: str, items: BatchItems, who: str
 ) -> tuple[Tensor, ...]:
-    """The hidden states of one group: a tensor a layer, or the pooled embedding.
+    """The hidden states of one group: one tensor per layer, or the pooled embedding.
 
     Args:
         outputs: A model's outputs.
         group: The group.
-        path: Where they are in the outputs.
-        items: What there is to count in the batch.
+        path: Their path in the outputs.
+        items: The items of the batch.
         who: The model, for messages.
 
     Raises:
-        ValueError: there are none, or not one row for each example.
+        ValueError: there are none, or not one row per example.
     """
     value = entry(outputs, path)
     value = tuple(value) if isinstance(value, list) else value  # Reformer's
@@ -49,13 +49,13 @@ def layers_of(
 
 
 def other_items(model: nn.Module, shape: Sequence[int], mask: Tensor, task: Task, role: str) -> str:
-    """Describe logits ``(..., C)`` that have no row for each item of the batch.
+    """Describe logits ``(..., C)`` that do not match the items of the batch.
 
     Args:
-        model: The model that gives them.
-        shape: Theirs.
-        mask: Of the items, ``(...)``.
-        task: How they are read.
+        model: The model that returned them.
+        shape: Their shape.
+        mask: Mask of the items, ``(...)``.
+        task: The model's task.
         role: ``student``, ``teacher``, ….
     """
     name, over = type(model).__name__, tuple(mask.shape)
@@ -98,7 +98,7 @@ def _one_row_each(layer: Any, mask: Tensor, who: str) -> Tensor:
     """A layer's states; several streams of a token ``(B, T, n, H)`` (DeepSeek-V4) are one vector.
 
     Raises:
-        ValueError: no tensor, or not one row for each row of the mask ``(B, ...)``.
+        ValueError: not a tensor, or not one row for each row of the mask ``(B, ...)``.
     """
     if not isinstance(layer, Tensor) or len(layer) != len(mask):
         got = f"shape {tuple(layer.shape)}" if isinstance(layer, Tensor) else f"{type(layer)}"
@@ -110,7 +110,7 @@ def _one_row_each(layer: Any, mask: Tensor, who: str) -> Tensor:
 
 
 def stacks(outputs: Any, items: BatchItems) -> dict[str, str]:
-    """Group -> field, of all hidden states with one row per example that an output holds."""
+    """Fields of all hidden states in an output with one row per example, by group."""
     size, suffix, found = len(items.masks["samples"]), "hidden_states", dict[str, str]()
     for name, value in outputs.items():
         layers = value if name.endswith(suffix) and isinstance(value, tuple) else ()

@@ -1,4 +1,4 @@
-"""A model together with its row of the task table: what to feed it and how to read it."""
+"""A model with its task: inputs from a batch, outputs to a signal."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class TaskModel:
     """Feeds one model its part of a batch and reads its outputs into a `Signal`.
 
     Args:
-        model: A model, of transformers or any module; or what is around one: an adapter of PEFT,
-            ``torch.compile``, a wrapper.
-        task: Its row of the task table, or the row's name; found by the class when not given.
-        role: What it is, for messages: ``student``, ``teacher``, ….
+        model: A model of transformers or any module, also inside a PEFT adapter, ``torch.compile``
+            or a wrapper.
+        task: Its task, or the task's name; found by the class when not given.
+        role: Its role in messages: ``student``, ``teacher``, ….
     """
 
     def __init__(self, model: nn.Module, task: Task | str | None = None, role: str = "model"):
@@ -85,11 +85,11 @@ class TaskModel:
 
     @property
     def takes_all(self) -> bool:
-        """Tell whether its ``forward`` names no input at all (``**kwargs`` alone)."""
+        """True if its ``forward`` names no input (``**kwargs`` only)."""
         return not self.accepts
 
     def takes(self, column: str, labels: bool = False) -> bool:
-        """Tell whether this column of a batch is given to the model, labels if they are wanted."""
+        """True if this column of a batch is passed to the model, labels on request."""
         wanted = labels or column not in self.label_keys
         return wanted and (self.takes_all or column in self.accepts)
 
@@ -100,21 +100,21 @@ class TaskModel:
 
     @property
     def unseen(self) -> bool:
-        """Tell whether it is a module without a config that has not run yet."""
+        """True for a module without a config that has not run yet."""
         return not has_config(self.model) and seen_fields(self.model) is None
 
     def _gives(self, what: str) -> bool:
-        """Tell whether it returns ``hidden_states`` or ``attentions``, asked to or not."""
+        """True if it returns ``hidden_states`` or ``attentions``, always or on request."""
         return self._listens(what) or what in (seen_fields(self.model) or ())
 
     def _listens(self, what: str) -> bool:
-        """Tell whether its ``forward`` can be asked for an output (``output_hidden_states``)."""
+        """True if its ``forward`` takes the switch of an output (``output_hidden_states``)."""
         through = isinstance(self.model, PreTrainedModel) and self._asks
         return through or f"output_{what}" in self.accepts
 
     @property
     def provides(self) -> Needs:
-        """The outputs it can be asked for; more are known of a plain module that has run."""
+        """The outputs it can provide; those of a plain module are complete after its first run."""
         if self._known is None:
             self._known = self._provided()
         return self._known
@@ -141,14 +141,14 @@ class TaskModel:
 
     @property
     def classes(self) -> int | None:
-        """How many classes the logits have; None where that varies from batch to batch."""
+        """Number of classes of the logits; None if it varies from batch to batch."""
         if self.task.classes == "labels":
             return None if self.config.num_labels is None else int(self.config.num_labels)
         return vocabulary_size(self.config) if self.task.classes == "vocabulary" else None
 
     @property
     def _projects(self) -> bool:
-        """Whether its logits are one product of hidden states and a matrix."""
+        """True if its logits are one product of hidden states and a matrix."""
         owner: Any = self.model
         known = self.task.classes == "vocabulary" and self.task.kind == "softmax"
         known = known and isinstance(owner, PreTrainedModel)
@@ -176,19 +176,19 @@ class TaskModel:
     def ask(
         self, call: Callable[..., Any], batch: Batch, needs: Needs, items: BatchItems
     ) -> tuple[Any, Signal]:
-        """Run the model on its part of a batch and read what it says.
+        """Run the model on its part of a batch and read its outputs.
 
         Args:
-            call: The model itself, or what wraps it.
+            call: The model itself, or its wrapper.
             batch: The collated batch.
-            needs: What is asked for.
-            items: What there is to count in the batch.
+            needs: Requested outputs.
+            items: The items of the batch.
 
         Returns:
             The model's outputs, and the signal.
 
         Raises:
-            ValueError: the model does not give what it was asked for.
+            ValueError: the model does not return a requested output.
         """
         inputs = self.inputs(batch, needs)
         layers = [p for layers in self._projections.values() for p in layers] if needs.qkv else []
@@ -225,8 +225,8 @@ class TaskModel:
             return outputs, signal
 
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
-        """The part of a batch that this model takes, and the outputs asked for; labels only where
-        its own loss is asked for.
+        """Inputs of this model from a batch, with the switches of requested outputs; labels only if
+        its own loss is requested.
 
         Floating inputs get the dtype of its weights: that of the student under DeepSpeed (`Trainer`
         casts the batch) need not be the teacher's.
@@ -257,7 +257,7 @@ class TaskModel:
         return inputs
 
     def _first(self, call: Callable[..., Any], inputs: Mapping[str, Any], batch: Batch) -> Any:
-        """The first answer of this model; an error that it ends in says whose it is."""
+        """First forward of this model; errors get its name."""
         try:
             outputs = call(**inputs)
         except Exception as error:
@@ -292,15 +292,15 @@ class TaskModel:
         )
 
     def projects_last(self, run: Callable[[], Tensor | None]) -> bool:
-        """Tell whether `LazyLogits` makes its logits of its output layer (`Projection.is_last`).
+        """Return whether `LazyLogits` makes its logits of its output layer (`Projection.is_last`).
 
         Args:
-            run: Runs the model; gives its logits.
+            run: Runs the model and returns its logits.
         """
         return self._projection is None or self._projection.is_last(run)
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> BatchItems:
-        """What there is to count in a batch.
+        """Items of a batch.
 
         Args:
             batch: The collated batch.
@@ -314,7 +314,7 @@ class TaskModel:
         return self.task.items(batch, self.model, rows)
 
     def kind(self, labels: Tensor | None) -> str:
-        """How this head's logits are read, as transformers itself decides it."""
+        """Form of this head's logits, as transformers determines it."""
         if self.task.kind is not None:
             return "sigmoid" if self._binary_map() else self.task.kind
         problem = getattr(self.config, "problem_type", None) or self.problem
@@ -409,7 +409,7 @@ class TaskModel:
         return logits
 
     def _check_rows(self, shape: Sequence[int], items: BatchItems) -> None:
-        """Refuse logits ``(..., C)`` that have no row for each item of the batch."""
+        """Raise if logits ``(..., C)`` do not match the items of the batch."""
         mask = items.masks.get("items")
         if mask is not None and tuple(shape[:-1]) != mask.shape:
             raise ValueError(other_items(self.model, shape, mask, self.task, self.role))

@@ -1,8 +1,8 @@
-"""One table: for each kind of model head, what its logits are and what is counted.
+"""Task table: how each kind of head is fed, counted and read.
 
-Everything a batch can say by itself (item masks, labels, counts) is read before any model runs, so
-that a whole accumulation window can be counted first; everything a model says is brought to one
-form, ``(..., C)`` with the classes last, so that every objective works with every head.
+Item masks, labels and counts are read from the batch before any model runs, so that a whole
+accumulation window can be counted first. Logits are brought to one form, ``(..., C)`` with the
+classes last, so that every objective works with every head.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ PLACEHOLDERS = (
     *("image_token_id", "image_token_index", "video_token_id"),
     *("audio_token_id", "audio_token_index"),
 )
-"""Fields of a config with the token that stands where a part of a picture or a sound is."""
+"""Config fields with the placeholder tokens of images and audio."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """How one kind of head is fed, counted and read.
+    """Definition of one kind of head: inputs, items, logits, layers.
 
     Attributes:
         name: The task's name, as in ``TASKS``.
         auto_class: The `transformers` auto class that loads such a model.
         mapping: The part of `transformers`' ``MODEL_FOR_…_MAPPING_NAMES`` that lists its classes.
-        items: ``(batch, model, rows) -> Items``; rows are the examples that count.
+        items: ``(batch, model, rows) -> Items``; rows are the counted examples.
         read: ``(outputs, batch) -> (..., C)``, or None where there are no logits.
         predictions: the inverse of ``read``, for `compute_metrics`.
-        kind: how the logits are read; None: decided by the model's ``problem_type``.
-        classes: what the last dimension is: the config's ``labels``, its ``vocabulary``, or
-            ``positions`` (nothing to match between two models).
+        kind: form of the logits; None: decided by the model's ``problem_type``.
+        classes: meaning of the last dimension: the config's ``labels``, its ``vocabulary``, or
+            ``positions`` (nothing to align between two models).
         hidden: hidden-state group -> path in the outputs.
         attentions: attention group -> path in the outputs.
         label_keys: the batch keys that hold labels; they are never fed to a model.
-        share: adds the inputs that both models must share.
+        share: adds inputs that both models must have in common.
         axis: which dimension of the items is the batch; None where the items are pairs of examples.
-        label_read: as ``read``, of the logits that the label loss reads, if they are others.
-        fields: the names of the outputs that it reads; what a model gives as a tuple or a tensor
-            is taken to be these, in this order.
+        label_read: as ``read``, for the logits of the label loss, if they differ.
+        fields: the names of the outputs that it reads; tuples and tensors are read as these, in
+            this order.
     """
 
     name: str
@@ -94,11 +94,11 @@ UNSHIFTED = {
     *("MvpForCausalLM", "PLBartForCausalLM", "PegasusForCausalLM", "TrOCRForCausalLM"),
     *("WhisperForCausalLM", "XLNetLMHeadModel"),
 }
-"""Causal classes whose own loss does not shift the labels: the data have done it."""
+"""Causal classes whose own loss does not shift the labels: their data contain shifted labels."""
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Tell whether the own loss of a causal language model shifts the labels."""
+    """True if a causal language model's own loss shifts the labels."""
     return not {cls.__name__ for cls in type(model).__mro__} & UNSHIFTED
 
 
@@ -108,7 +108,8 @@ def _language_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems
 
 
 def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
-    """Texts and something else, judged in pairs: one softmax each way, or a yes or no a pair."""
+    """Dual encoder of texts and another modality: one softmax each way, or a binary label per
+    pair."""
     tower = "vision" if other == "image" else other
     return Task(
         ("sigmoid_" if sigmoid else "" if other == "image" else f"{other}_") + "dual_encoder",
@@ -133,8 +134,7 @@ def _dual(other: str, mapping: str = "", sigmoid: bool = False) -> Task:
 
 
 def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """As `reading.next_tokens`; without labels the places of pictures and sounds are no items,
-    which would be most of them."""
+    """`next_tokens`, without placeholder tokens of images and audio where there are no labels."""
     config: Any = config_of(model)
     items = batches.next_tokens(batch, model, rows)
     if items.labels is not None or "input_ids" not in batch:
@@ -147,7 +147,7 @@ def _next_words(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def _beside_text(what: str, auto_class: str = "", mapping: str = "") -> Task:
-    """A decoder that reads pictures (or sounds) and text as one sequence."""
+    """Decoder that reads images (or audio) and text as one sequence."""
     return Task(
         f"{what}_text_to_text",
         auto_class,
@@ -274,14 +274,14 @@ CUSTOM_TASKS: dict[str, str | Task] = {
 
 
 def register_task(model: type[nn.Module] | str, task: str | Task) -> None:
-    """Say how the outputs of a class of models are read.
+    """Register the task of a class of models.
 
     Args:
         model: The class, or its name.
-        task: The name of a row of `TASKS`, or a row of one's own.
+        task: The name of a task in `TASKS`, or a `Task`.
 
     Raises:
-        ValueError: no class and no name of one, or a task that is not known.
+        ValueError: not a class or its name, or an unknown task.
     """
     name = model if isinstance(model, str) else getattr(model, "__name__", "")
     if not name.isidentifier() or isinstance(model, nn.Module):
@@ -294,7 +294,7 @@ def register_task(model: type[nn.Module] | str, task: str | Task) -> None:
 
 
 def named_task(name: str) -> Task:
-    """The row of the table with this name.
+    """Return the task with this name.
 
     Raises:
         ValueError: there is none.
@@ -305,8 +305,8 @@ def named_task(name: str) -> Task:
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The model whose config and layers are read: inside of wrappers that pass everything on, and
-    of one of one's own that has no weights and no task of its own."""
+    """The model whose config and layers are read: inside wrappers that pass everything on, and
+    inside custom modules without own weights and task."""
     model = unwrapped(model)
     inner = None if _registered(model) else held(model)
     row = None if inner is None else _row(inner)
@@ -314,13 +314,14 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 
 def task_of(model: nn.Module) -> Task:
-    """Find the row of the table for a model, by the names of its class and its bases.
+    """Find the task of a model by the names of its class and its bases.
 
-    A transformers model whose head has no row is ``other``: its own loss and its hidden states are
-    all that is known of it.
+    A transformers model without a task is ``other``: only its own loss and its hidden states are
+    used.
 
     Raises:
-        ValueError: no row is known; the message lists the model's output fields and the remedy.
+        ValueError: no task is registered; the message lists the model's output fields and the
+            remedy.
     """
     row = _row(model)
     if row is not None:
@@ -348,7 +349,7 @@ def unknown_head(model: nn.Module) -> str:
 
 
 def has_task(model: nn.Module) -> bool:
-    """Tell whether a row of the table is known for a model, or for the one inside of it."""
+    """True if a model, or the one inside it, has a task."""
     return _row(inner_model(model)) is not None
 
 
@@ -357,7 +358,7 @@ def _registered(model: nn.Module) -> bool:
 
 
 def _row(model: nn.Module) -> Task | None:
-    """The row for a model's class, as far as the outputs that the class declares allow it."""
+    """Task of a model's class, restricted to the outputs that the class declares."""
     declared = _declared(model)
     for name in (cls.__name__ for cls in type(model).__mro__):
         said = CUSTOM_TASKS.get(name)
@@ -391,7 +392,7 @@ def _row_by_name(name: str) -> Task | None:
 
 
 def _by_stacks(row: Task | None, model: nn.Module) -> Task | None:
-    """The row as the config has it: the auto mappings list audio language models, which read sound
+    """Task by the config's stacks: the auto mappings list audio language models, which read audio
     and text as one sequence, among those with an encoder, and the reverse (Florence-2)."""
     both = getattr(getattr(model, "config", None), "is_encoder_decoder", None)
     if row is None or both is None or row.classes != "vocabulary":
@@ -402,8 +403,8 @@ def _by_stacks(row: Task | None, model: nn.Module) -> Task | None:
 
 
 def _grouped(row: Task, declared: Sequence[str]) -> Task:
-    """The row with the groups of layers that a class declares to give: those of an encoder and a
-    decoder, where others have one stack (BART's classifiers)."""
+    """Task with the groups of layers that a class declares: those of an encoder and a decoder,
+    where others have one stack (BART's classifiers)."""
     if "hidden" not in row.hidden or not declared:
         return row
     groups = {name: path for name, path in row.hidden.items() if path in declared}

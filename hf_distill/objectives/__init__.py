@@ -1,7 +1,7 @@
-"""What a student is trained towards: a frozen dataclass of settings per objective.
+"""Objectives: one frozen dataclass of settings each.
 
-Adding one takes three edits: the function in `losses/`, its dataclass here, its row in the table of
-contract tests. `OBJECTIVES` lists what this package exports by name.
+Three edits add one: the function in `losses/`, its dataclass here, its row in the table of contract
+tests. `OBJECTIVES` lists what this package exports by name.
 """
 
 from __future__ import annotations
@@ -275,9 +275,9 @@ __all__ = [
 def objective_from(rows: Sequence[Mapping[str, Any]]) -> WeightedSum:
     """Build an objective from a recipe's rows: ``[{name: forward_kl, weight: 0.7, …}, …]``.
 
-    A row may name a method of several parts (``rslad``). An objective around another one takes that
-    as a row of its own: ``{name: on_perturbed, objective: {name: forward_kl}, by: {name: pgd,
-    epsilon: 0.03}}``.
+    A row may name a method of several parts (``rslad``). An objective around another one takes it
+    as a nested row:
+    ``{name: on_perturbed, objective: {name: forward_kl}, by: {name: pgd, epsilon: 0.03}}``.
 
     Raises:
         ValueError: an unknown name or setting (the known ones are listed), or a bad value.
@@ -324,7 +324,7 @@ def settings_of(name: str) -> dict[str, str]:
 
 
 def _single(row: Mapping[str, Any]) -> Objective:
-    """The objective of a row that stands within another one."""
+    """Build the objective of a nested row."""
     parts = objective_from([row]).parts
     if len(parts) != 1 or parts[0][0] != 1:
         raise ValueError(

@@ -29,15 +29,15 @@ from hf_distill.objectives.perturbed import (
 
 @dataclass(frozen=True)
 class IAD(Objective):
-    """IAD-I: the student trusts the teacher as far as it still knows the label of x' (Zhu et al.
-    2022, arXiv 2106.04928).
+    """Introspective adversarial distillation (IAD-I): the weight of the teacher is its probability
+    of the label of x' (Zhu et al. 2022, arXiv 2106.04928).
 
     w T² KL(T(x) || S(x')) + (1 - w) T² KL(S(x) || S(x')) with w = p_T(y | x')^beta; S(x) is fixed.
     The two parts are logged as ``iad`` and ``iad_itself``. (The authors' code
     leaves the first part at full weight, and S(x) in the graph; here it is as in the paper.)
 
     Args:
-        by: What perturbs; the paper's is ``PGD(8 / 255)``.
+        by: The perturbation; ``PGD(8 / 255)`` in the paper.
         beta: How fast trust falls with the teacher's probability of the label; 0: full trust.
         temperature: Of both divergences.
         begin: The epoch before which w is 1.
@@ -115,10 +115,11 @@ def label_probability(signal: Signal, items: BatchItems) -> Tensor:
 
 @dataclass(frozen=True)
 class FreeLB(Objective):
-    """The mean of an objective over the steps of its own ascent (Zhu et al. 2020, 1909.11764).
+    """Mean of an objective over the steps of the ascent that maximises it (Zhu et al. 2020,
+    1909.11764).
 
     From a random start in the ball, each of K passes in training mode gives both a part of the loss
-    and the gradient of the next step, so that the search costs no forward of its own. All passes
+    and the gradient of the next step, so that the search costs no additional forward. All passes
     have the same dropout mask. (All K graphs are kept until the backward: K times the memory.)
 
     Args:
@@ -211,7 +212,8 @@ class FreeLB(Objective):
 
 
 def _gradient(terms: list[Term], x: Tensor) -> Tensor:
-    """Of the weighted sum of the terms by the input; the graph stays for the parameters."""
+    """Gradient of the weighted sum of the terms with respect to the input; the graph of the
+    parameters is kept."""
     total = x.new_zeros(())
     with torch.enable_grad():  # an evaluation turns it off
         for term in terms:

@@ -64,10 +64,10 @@ CITATIONS = {
 
 @dataclass(frozen=True)
 class PGD(InputPerturbation):
-    """The input in a ball around the plain one that projected gradient ascent finds.
+    """Adversarial input from projected gradient ascent in a ball around the clean one.
 
-    Each step asks the student in eval mode (without dropout, and without moving the statistics of a
-    batch normalisation), and differentiates by the input alone. For text the ball is one of
+    Each step runs the student in eval mode (no dropout, no update of batch normalisation
+    statistics) and differentiates with respect to the input only. For text the ball is one of
     embeddings, around each token's own; padding stays.
 
     Args:
@@ -145,7 +145,7 @@ class PGD(InputPerturbation):
         return pair.perturbed(x)
 
     def begin(self, ball: NormBall, generator: torch.Generator | None) -> Tensor:
-        """Where the ascent starts."""
+        """Starting point of the ascent."""
         if self.start == "random":
             return ball.start(generator)
         if self.start == "none":
@@ -155,11 +155,12 @@ class PGD(InputPerturbation):
 
 @dataclass(frozen=True)
 class VirtualAdversary(InputPerturbation):
-    """The direction to which the student's output is most sensitive (VAT, arXiv 1704.03976).
+    """Virtual adversarial direction: the one the student's output is most sensitive to (VAT, arXiv
+    1704.03976).
 
     The first eigenvector of the Hessian of KL(S(x) || S(x + r)) at r = 0 by power iteration: from a
     random direction d, repeat d = g / |g| with g the gradient at x + xi d. Then x' = x + epsilon d.
-    The student is asked in eval mode. For text every token has a direction of its own.
+    The student is in eval mode. For text every token has its own direction.
 
     Args:
         epsilon: The length, in the units of the input's `hf_distill.models.input_space.InputSpace`.
@@ -213,7 +214,7 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _itself(pair: ModelsInStep) -> Signal:
-    """What the student says about the plain batch, as a target."""
+    """The student's output on the clean batch, as a target."""
     device = next(pair.task_model.model.parameters()).device.type
     # a cached cast of the weights, made without a graph, would have none in the loss either
     with (
@@ -232,7 +233,8 @@ def _total(student: Signal, target: Signal | None, items: BatchItems) -> Tensor:
 
 
 def _by_inputs(total: Tensor, inputs: list[Tensor]) -> Tensor:
-    """The gradient by the inputs alone: none of a parameter is computed, none is added up."""
+    """Gradient with respect to the inputs only; no gradients of parameters are computed or
+    accumulated."""
     with torch.autocast(total.device.type, enabled=False):  # a backward runs outside of it
         first, *others = torch.autograd.grad(total, inputs)
     return sum(others, first)
@@ -276,11 +278,11 @@ def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tenso
 
 
 def ask_teacher(pair: ModelsInStep, batch: Batch, needs: Needs, who: str) -> Signal:
-    """What the teacher says about a perturbed batch.
+    """The teacher's output on a perturbed batch.
 
     Raises:
-        ValueError: there is no teacher; it knows the plain data alone; the student's embeddings
-            are what is perturbed.
+        ValueError: there is no teacher; it has outputs for the clean data only; the student's
+            embeddings are perturbed.
     """
     if pair.ask_teacher is None:
         raise ValueError(f"{who} asks the teacher, and there is none. Pass teacher_model=….")

@@ -82,7 +82,7 @@ class AttentionObjective(Objective):
             name: Of the terms.
             field: What is compared: ``attentions`` or ``qkv``.
             signals: Of the student and of the teacher.
-            items: What there is to count.
+            items: Masks and labels of the batch.
             compare: Gives the values of one pair of layers.
         """
         student, teacher = (getattr(signal, field) for signal in signals)

@@ -15,18 +15,18 @@ from hf_distill.objectives.perturbed import describe_nested, one_objective, rena
 
 @dataclass(frozen=True)
 class AuxiliaryHead(Objective):
-    """An objective on the logits of one of the student's heads, in place of its answer.
+    """An objective on the logits of one head of the student, in place of its output.
 
-    For students with several heads on one body. DeiT answers with the mean of two, which its hard
-    distillation teaches apart (Touvron et al. 2020, arXiv 2012.12877): one the labels, one the
-    teacher's decisions::
+    For students with several heads on one body. DeiT outputs the mean of two heads, which its hard
+    distillation trains separately (Touvron et al. 2020, arXiv 2012.12877): one on the labels, one
+    on the teacher's decisions::
 
         0.5 * AuxiliaryHead("cls_classifier", HardLabels())
         + 0.5 * AuxiliaryHead("distillation_classifier", HardTeacherLabels())
 
     Args:
         path: The module that gives the logits, as ``named_modules`` calls it; they have the shape
-            of the student's answer.
+            of the student's logits.
         objective: Any one objective on logits (weights and sums go outside).
 
     Raises:

@@ -142,7 +142,7 @@ class Dist(Divergence):
 
 @dataclass(frozen=True)
 class TopKKL(Divergence):
-    """Forward KL over the teacher's k likeliest classes and one bucket for the rest.
+    """Forward KL over the teacher's k most likely classes and one bucket for the rest.
 
     Args:
         temperature: As in every divergence.

@@ -50,10 +50,10 @@ class _Crossing(Objective):
 
 @dataclass(frozen=True)
 class PrefixKL(_Crossing):
-    """Forward KL over the shared tokens, with every other token counted as how it begins.
+    """Forward KL over the shared tokens; every other token counts as its longest shared prefix.
 
-    A token of one side alone (``1100``) is its longest beginning that both have (``1``), so that a
-    student is not taught to avoid its own tokens, as where they are one bucket.
+    A token of only one vocabulary (``1100``) counts as its longest prefix in both (``1``), so that
+    the student does not learn to avoid its own tokens, as it would with one bucket for all of them.
 
     Args:
         temperature: Softens both distributions.
@@ -117,7 +117,7 @@ class UniversalLogitDistance(_Crossing):
 
 @dataclass(frozen=True)
 class SpanKL(_Crossing):
-    """KL of writing the very text of a span, or another, with each model's own tokens.
+    """KL between the models' probabilities of the text of each span, in their own tokens.
 
     The probability of a span is the product of those of its tokens, so that spans of several tokens
     of either side are compared as well.

@@ -35,7 +35,7 @@ class HardTeacherLabels(LogitObjective):
 
 @dataclass(frozen=True)
 class ConfidenceWeightedKL(Divergence):
-    """Forward KL, weighted by how sure the teacher is.
+    """Forward KL, weighted by the teacher's confidence.
 
     Args:
         temperature: As in every divergence.
@@ -58,7 +58,7 @@ class LabelAgreement(LogitObjective):
 
 @dataclass(frozen=True)
 class Margin(LogitObjective):
-    """Squared difference of the margins between the teacher's two likeliest classes."""
+    """Squared difference of the margins between the teacher's two most likely classes."""
 
     name: ClassVar[str] = "margin"
     loss: ClassVar[Loss] = staticmethod(decision.margin)
@@ -84,7 +84,7 @@ class Boundary(LogitObjective):
 
 @dataclass(frozen=True)
 class ProbabilityMSE(Divergence):
-    """The founding article's L_recon: how well the student reconstructs the teacher's output.
+    """Squared L2 distance between the models' probabilities.
 
     Squared differences of the probabilities, summed over the classes; for regression those of the
     outputs. The article's whole objective is
@@ -101,10 +101,11 @@ class MarginMSE(LogitObjective):
     """Squared differences of the margins between candidates, for rerankers (2010.02666).
 
     In a multiple-choice head the first choice is the positive one. A regression head scores single
-    candidates: every ``candidates`` rows in a batch are one query's, the positive one first.
+    candidates: every ``candidates`` examples in a batch belong to one query, the positive one
+    first.
 
     Args:
-        candidates: Rows per query in a head with one score; the batch size is a multiple of it.
+        candidates: Examples per query in a head with one score; the batch size is a multiple of it.
     """
 
     candidates: int = 2

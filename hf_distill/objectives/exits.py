@@ -151,7 +151,7 @@ class Exit(nn.Module):
 
 
 def _form(logits: Tensor, states: Tensor) -> str:
-    """What the last layer's logits are about, and with them those of an exit."""
+    """Classes and reading of the last layer's logits, which those of an exit share."""
     size, shape = states.shape, logits.shape
     if len(shape) == 4 and len(size) == 4 and shape[0] == size[0]:
         return "pixels"

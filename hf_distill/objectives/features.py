@@ -164,7 +164,7 @@ def unit_of(pair: LayerPair, items: BatchItems) -> str:
 
 
 def check_places(pair: LayerPair, mask: Tensor | None, signals: tuple[Signal, Signal]) -> None:
-    """Refuse layers of sequences with other places than the batch says are real or padding."""
+    """Raise if the hidden states have another length than the batch's mask of real tokens."""
     for who, states, signal in zip(pair.who, (pair.student, pair.teacher), signals, strict=True):
         if mask is not None and states.dim() == 3 and states.shape[1] != mask.shape[-1]:
             stack = tuple.__iter__(signal.hidden_states.get(pair.group, ()))
@@ -184,8 +184,8 @@ def term_of(name: str, values: Tensor, unit: str, items: BatchItems) -> Term:
 class HiddenStates(FeatureObjective):
     """Distance of hidden states, averaged over the features and over the pairs of layers.
 
-    Padding does not count; groups without padding (images) are averaged over their positions
-    first. Pictures of another resolution are averaged down to the smaller one.
+    Padding does not count; groups without padding (images) are averaged over their positions first.
+    Images of different resolution are average-pooled to the smaller one.
 
     Args:
         layers: As in every feature objective.
@@ -220,7 +220,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class FSP(FeatureObjective):
-    """The flow from each aligned layer to the next: Gram matrices of two layers (Yim et al. 2017).
+    """Flow between aligned layers: Gram matrices of each layer with the next (Yim et al. 2017).
 
     It takes the pairs of the layer map in turn, so that it needs two pairs or more.
     """
@@ -256,7 +256,7 @@ class FSP(FeatureObjective):
 
 @dataclass(frozen=True)
 class TokenGram(FeatureObjective):
-    """How the positions of a sequence relate: squared differences of token Gram matrices.
+    """Relations between the positions of a sequence: squared differences of token Gram matrices.
 
     TextBrewer's ``mmd_loss`` (Yang et al. 2020, arXiv 2002.12620), of layers with themselves.
     """

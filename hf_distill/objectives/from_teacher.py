@@ -12,12 +12,12 @@ from hf_distill.models.signals import MEMBER_NAME, BatchItems, Needs, Signal, of
 from hf_distill.objectives.base.objective import Context, Objective, Term
 
 SAME = ("compares_examples", "needs_labels", "needs_initial", "citation")
-"""What it has of its objective."""
+"""Attributes taken over from its objective."""
 
 
 @dataclass(frozen=True)
 class FromTeacher(Objective):
-    """An objective towards one member of an `Ensemble`, with learned parts of its own.
+    """An objective between the student and one member of an `Ensemble`, with its own projections.
 
     ``0.5 * From("large", HiddenStates()) + 0.5 * From("small", HiddenStates("last"))`` gives the
     student one head (projection) per teacher. It is logged as ``hidden_states_large``.
@@ -27,8 +27,8 @@ class FromTeacher(Objective):
         objective: Any objective that needs a teacher.
 
     Raises:
-        ValueError: a name that no member can have, something else than an objective, or one that
-            asks nothing of a teacher.
+        ValueError: an invalid name of a member, something other than an objective, or one that
+            needs no teacher.
     """
 
     teacher: str

@@ -20,15 +20,15 @@ class Jacobian(Objective):
     """Distance of the gradients of both outputs with respect to the input (arXiv 1706.04859).
 
     The outputs are projected to one number per example, so that each model is differentiated once:
-    one backward more for each. The input is the picture or sound, or the output of the embeddings
-    for text; padding does not count. (Batch normalisation in training ties an example's output to
-    the inputs of the others, whose gradients are then a part of it.)
+    one more backward pass for each. The input is the image or audio, or the output of the
+    embeddings for text; padding does not count. (Batch normalisation in training ties an example's
+    output to the inputs of the others, whose gradients are then a part of it.)
 
     Args:
-        direction: What the outputs are projected to: the class of the ``label`` (the original),
-            the class that the ``teacher`` finds likeliest, or a ``random`` vector of signs, drawn
-            anew at each step, which covers the whole Jacobian (Srinivas & Fleuret, 1803.00443).
-        normalize: Compare directions alone: each example's gradient gets length 1.
+        direction: Projection of the outputs: the class of the ``label`` (the original), the most
+            likely class of the ``teacher``, or a ``random`` vector of signs, drawn anew at each
+            step, which covers the whole Jacobian (Srinivas & Fleuret, 1803.00443).
+        normalize: Compare directions only: each example's gradient is normalised to length 1.
         saliency: Compare the length of the gradient at each position of a text, for models whose
             embeddings differ.
     """

@@ -92,7 +92,8 @@ class Grouped(Objective):
 
 @dataclass(frozen=True)
 class GroupDRO(Grouped):
-    """The objective's worst groups weigh more (Sagawa et al. 2020, arXiv 1911.08731).
+    """Group DRO: an objective with more weight on the groups of highest loss (Sagawa et al. 2020,
+    arXiv 1911.08731).
 
     Minimises the sum of q_g L_g; after each optimizer step q_g grows by exp(step L_g) and is
     normalised, with L_g the group's mean loss in the step. Each value counts with q_g / p_g, where
@@ -158,7 +159,7 @@ class GroupDRO(Grouped):
 
 @dataclass(frozen=True)
 class GroupWeights(Grouped):
-    """Each group counts alike: a value of group g counts with n / (groups n_g), with n_g of n
+    """Balanced group weights: a value of group g has weight n / (groups n_g), with n_g of n
     examples in the group.
 
     Args:

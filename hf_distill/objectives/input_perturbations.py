@@ -1,4 +1,4 @@
-"""What the student is shown in place of the batch: noise, other columns, another dropout mask."""
+"""Input perturbations in training: noise, other columns, another dropout mask."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SEEN = ("pixel_values", "pixel_mask", "input_values", "input_features")
 
 @dataclass(frozen=True)
 class InputPerturbation:
-    """Base: makes another batch of the same items, which the student is shown.
+    """Base of input perturbations: another batch of the same items, for the student.
 
-    ``needs`` is what it reads of the teacher's answer about the batch itself.
+    ``needs`` lists the teacher outputs on the clean batch that it reads.
     """
 
     name: ClassVar[str]
@@ -47,10 +47,10 @@ class InputPerturbation:
         """The perturbed batch.
 
         Args:
-            pair: Both models and the plain batch.
-            teacher: What the teacher says about the plain batch, as far as ``needs`` asks.
-            items: What there is to count.
-            context: Where training is.
+            pair: Both models and the clean batch.
+            teacher: The teacher's signal on the clean batch, as far as ``needs`` requests.
+            items: Masks and labels of the batch.
+            context: Progress of the training.
         """
         raise NotImplementedError
 

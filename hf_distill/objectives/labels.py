@@ -15,14 +15,14 @@ from hf_distill.objectives.base.objective import Context, Objective, Term
 
 @dataclass(frozen=True)
 class HardLabels(Objective):
-    """The loss of the labels, on the items that have one.
+    """Label loss, on the items that have a label.
 
-    Cross-entropy, also of soft labels (rows of probabilities, for a head whose config says that an
-    example has one label); for multi-label heads the binary cross-entropies summed over the classes
-    (transformers divides them by the number of classes); for regression the squared error; for CTC
-    the negative log-likelihood, divided by the number of target tokens, with the blank that the
-    student's config names (``pad_token_id``). It is the loss of the model's own forward, up to
-    these factors; the trainer compares the two once (`hf_distill.training.own_loss`).
+    Cross-entropy, also of soft labels (probabilities, for a head whose config has one label per
+    example); for multi-label heads the binary cross-entropies summed over the classes (transformers
+    divides them by the number of classes); for regression the squared error; for CTC the negative
+    log-likelihood, divided by the number of target tokens, with the blank that the student's config
+    names (``pad_token_id``). It is the loss of the model's own forward, up to these factors; the
+    trainer compares the two once (`hf_distill.training.own_loss`).
 
     Args:
         label_smoothing: Between 0 and 1, as in `torch.nn.functional.cross_entropy`; None: the
@@ -131,14 +131,14 @@ class HardLabels(Objective):
 class ModelLoss(Objective):
     """The loss that the student's own forward computes from the labels of the batch.
 
-    For every `transformers` model, known to the table of heads or not, with whatever labels its
-    forward takes: object detection, instance segmentation, masked autoencoders, time series, ….
-    Together with objectives on hidden states or named modules it distils models whose logits cannot
-    be compared.
+    For every `transformers` model, in the table of tasks or not, with whatever labels its forward
+    takes: object detection, instance segmentation, masked autoencoders, time series, …. Together
+    with objectives on hidden states or named modules it distils models whose logits cannot be
+    compared.
 
     It is one number per forward. Over several forwards (accumulation, processes, an evaluation)
-    these are averaged by their labels, or by their examples where only the model knows what its
-    labels are: there, and for CTC, the split into batches matters as it does in `Trainer`.
+    these are averaged over labels, or over examples where the form of the labels is specific to the
+    model: there, and for CTC, the split into batches matters as it does in `Trainer`.
     """
 
     name: ClassVar[str] = "model_loss"

@@ -26,10 +26,11 @@ PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
 WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 COARSE = Needs(logits=True, unsampled=True)
-"""What is defined by probabilities alone: for some classes and one for the rest as well."""
+"""Divergences that need probabilities only; those of some classes and the mass of the rest
+suffice."""
 DRAWN = Needs(logits=True)
-"""What is linear in the teacher's probabilities, up to a constant: its gradient is unbiased if they
-are an unbiased estimate."""
+"""Divergences that are linear in the teacher's probabilities, up to a constant: their gradient is
+unbiased if the probabilities are an unbiased estimate."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LogitObjective(Objective):
     kinds: ClassVar[frozenset[str]] = PROBABILITIES
     gaussian: ClassVar[float] = 0.0
     """For regression both outputs are means of normal distributions of variance 1; the divergence
-    is then this factor times the squared difference. 0: it has no closed form."""
+    is then this factor times the squared difference. 0: no closed form."""
     needs: ClassVar[Needs] = WHOLE
 
     @property
@@ -183,7 +184,7 @@ class Divergence(LogitObjective):
 
 @dataclass(frozen=True)
 class LabelledDivergence(Divergence):
-    """Base of what tells the target class from the others, and needs the labels for it."""
+    """Base of divergences that treat the target class separately, and therefore need labels."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"softmax"})
     needs_labels: ClassVar[bool] = True

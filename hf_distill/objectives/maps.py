@@ -1,4 +1,4 @@
-"""Objectives on whole feature maps: convolutional stages, or pictures made of patches."""
+"""Objectives on whole feature maps: convolutional stages, or images as patches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hf_distill.objectives.features import FITNETS, FeatureObjective
 
 @dataclass(frozen=True)
 class MapObjective(FeatureObjective):
-    """Base of what compares whole feature maps, or pictures made of patches.
+    """Base of objectives on whole feature maps, or images as patches.
 
-    Maps of another resolution are averaged down to the smaller one. Sequences with padding have no
-    map: compare them with HiddenStates.
+    Maps of different resolution are average-pooled to the smaller one. Sequences with padding have
+    no map: compare them with HiddenStates.
     """
 
     loss: ClassVar[Callable[..., Tensor]]
@@ -51,7 +51,8 @@ class Hint(MapObjective):
 
 @dataclass(frozen=True)
 class AttentionTransfer(MapObjective):
-    """Where the activations are: squared differences of normalised energy maps (AT, 1612.03928).
+    """Attention transfer: squared differences of normalised activation energy maps (AT,
+    1612.03928).
 
     Args:
         layers: As in every feature objective.
@@ -111,7 +112,7 @@ class ReviewKD(MapObjective):
 
 @dataclass(frozen=True)
 class ActivationBoundary(MapObjective):
-    """Which neurons fire: a hinge on the signs of the activations (AB, arXiv 1811.03233).
+    """Activation boundaries: a hinge on the signs of the activations (AB, arXiv 1811.03233).
 
     Args:
         layers: As in every feature objective; best the outputs of modules before their activation.

@@ -67,7 +67,7 @@ def ard(
     """Adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
 
     alpha T² KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y), x' maximising CE(S(x'), y). The teacher
-    answers about the plain input alone, so that its outputs may be cached.
+    sees only the clean input, so that its outputs may be cached.
 
     Args:
         epsilon: As in `PGD`, as are the others.
@@ -91,7 +91,7 @@ def rslad(
     """Robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969).
 
     alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first. No labels; the
-    teacher answers about the plain input alone, so that its outputs may be cached.
+    teacher sees only the clean input, so that its outputs may be cached.
 
     Args:
         epsilon: As in `PGD`, as are the others.
@@ -134,7 +134,7 @@ def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> WeightedSu
     or, with ``ForwardKL()``, the divergence from the teacher.
 
     Args:
-        alpha: The weight of the agreement (5 in the paper for translation, .3 for pictures).
+        alpha: The weight of the agreement (5 in the paper for translation, .3 for images).
         objective: L; None: ``HardLabels()``.
     """
     part = HardLabels() if objective is None else one_objective(objective, "r_drop")
@@ -160,8 +160,8 @@ def smart(
     """CE(S(x), y) + weight (KL(S(x) || S(x')) + KL(S(x') || S(x))), x' within epsilon of x (Jiang
     et al. 2020, arXiv 1911.03437): the smoothness of SMART, without its proximal point steps.
 
-    The divergence is the textbook one, x' stays in the ball and padding as it is: in the authors'
-    code neither holds.
+    The divergence is the textbook one, x' stays in the ball and padding is not changed: in the
+    authors' code neither holds.
 
     Args:
         epsilon: As in `PGD`, as are the steps.

@@ -16,11 +16,11 @@ from hf_distill.objectives.labels import HardLabels
 
 @dataclass(frozen=True)
 class TrustedLabels(Objective):
-    """The loss of each label, as far as the teacher believes it: p_T(y)^power CE(S(x), y).
+    """Label loss weighted by the teacher's probability of the label: p_T(y)^power CE(S(x), y).
 
-    A label that the teacher holds for impossible counts nothing. The values are divided by the
-    number of labels, not by the sum of the weights, so that the split does not matter. (A teacher
-    trained to the end on the same wrong labels believes all of them: stop its training early.)
+    A label with teacher probability 0 has weight 0. The values are divided by the number of labels,
+    not by the sum of the weights, so that the split does not matter. (A teacher trained to
+    convergence on the same wrong labels has fitted all of them: stop its training early.)
 
     Args:
         power: 0: all labels count.

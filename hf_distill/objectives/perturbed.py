@@ -49,7 +49,7 @@ ARD = bibtex(
 
 @dataclass(frozen=True)
 class OnPerturbed(Objective):
-    """An objective whose student is shown a perturbed batch.
+    """An objective with the student on a perturbed batch.
 
     ``OnPerturbed(HardLabels(), PGD(8 / 255))`` is adversarial training; with ``ForwardKL()`` it is
     ARD; with ``Gaussian`` or ``PerturbedColumns`` the
@@ -60,8 +60,8 @@ class OnPerturbed(Objective):
 
     Args:
         objective: Any one objective (weights and sums go outside).
-        by: What perturbs; or as a recipe writes it, ``{name: pgd, epsilon: 0.03}``.
-        teacher: What the teacher answers about: the ``clean`` batch or the ``perturbed`` one.
+        by: The perturbation; or its form in a recipe, ``{name: pgd, epsilon: 0.03}``.
+        teacher: The teacher's input: the ``clean`` batch or the ``perturbed`` one.
 
     Raises:
         ValueError: something else than one objective, an unknown perturbation or word, a teacher
@@ -171,7 +171,7 @@ def perturbation_from(by: Any) -> InputPerturbation:
 
 
 def inside(needs: Needs) -> Needs:
-    """What is needed, if it is more than the logits: learned parts are sized by it."""
+    """Needs beyond the logits, by which learned parts are sized."""
     more = needs.hidden_states or needs.attentions or needs.qkv or needs.modules
     return needs if more else Needs()
 
@@ -180,7 +180,7 @@ def pair_of(context: Context, who: str) -> ModelsInStep:
     """Both models.
 
     Raises:
-        ValueError: the student cannot be asked again here.
+        ValueError: no second forward of the student is possible here.
     """
     if context.pair is None:
         raise ValueError(
@@ -200,7 +200,8 @@ def shown(
 
 
 def answer(pair: ModelsInStep, by: InputPerturbation, batch: Batch, needs: Needs) -> Signal:
-    """What the student says about a perturbed batch, once for all parts that ask the same."""
+    """The student's signal on a perturbed batch, computed once for all objectives that request
+    it."""
     return pair.once((by, id(batch), needs), lambda: pair.show(batch, needs))
 
 

@@ -94,7 +94,7 @@ class RKD(BatchObjective):
 
 @dataclass(frozen=True)
 class SimilarityPreserving(BatchObjective):
-    """Which examples activate a layer alike (SP, Tung & Mori 2019, arXiv 1907.09682)."""
+    """Similarities of the examples' activations (SP, Tung & Mori 2019, arXiv 1907.09682)."""
 
     pooling: str = field(default="none", kw_only=True)
     name: ClassVar[str] = "similarity_preserving"
@@ -110,7 +110,8 @@ class SimilarityPreserving(BatchObjective):
 
 @dataclass(frozen=True)
 class PKT(BatchObjective):
-    """Which examples are near which, as probabilities (Passalis & Tefas 2018, arXiv 1803.10837)."""
+    """Conditional probabilities of the examples' neighbours (PKT, Passalis & Tefas 2018, arXiv
+    1803.10837)."""
 
     name: ClassVar[str] = "pkt"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.pkt)
@@ -125,7 +126,8 @@ class PKT(BatchObjective):
 
 @dataclass(frozen=True)
 class CorrelationCongruence(BatchObjective):
-    """Products of the differences of examples (CC, Peng et al. 2019, arXiv 1904.01802).
+    """Correlation congruence: products of the differences of neighbouring examples (CC, Peng et al.
+    2019, arXiv 1904.01802).
 
     Args:
         layers: As in every objective on a batch.
@@ -167,7 +169,7 @@ class CKA(BatchObjective):
 
 @dataclass(frozen=True)
 class InfoNCE(BatchObjective):
-    """Contrastive: an example's own teacher vector among those of the batch (1807.03748).
+    """Contrastive loss: an example's own teacher vector against those of the batch (1807.03748).
 
     CRD (arXiv 1910.10699) draws its negatives from a memory of the whole data set instead.
 
@@ -199,10 +201,10 @@ class InfoNCE(BatchObjective):
 
 @dataclass(frozen=True)
 class InBatchSimilarity(BatchObjective):
-    """How similar an example's embedding is to the others', as a distribution (SEED, 2101.04731).
+    """KL between the distributions of an example's similarities to the others (SEED, 2101.04731).
 
-    It needs no labels: self-supervised embedding distillation. SEED compares with a queue of past
-    batches, this with the batch.
+    No labels: self-supervised embedding distillation. SEED compares with a queue of past batches,
+    this objective with the batch.
 
     Args:
         layers: As in every objective on a batch.

@@ -13,16 +13,15 @@ from hf_distill.objectives.labels import ModelLoss
 
 @dataclass(frozen=True)
 class RouterBalance(Objective):
-    """How unevenly the student's routers use their experts: ``E * sum_e f_e * P_e``.
+    """Load-balancing loss of a mixture of experts: ``E * sum_e f_e * P_e``.
 
     f_e is the share of the tokens that go to expert e, P_e the mean probability that its router
-    gives it, over all layers and all real tokens of a micro-batch; E is the number of experts. It
-    is smallest, at the number of experts per token, where all are used alike. `transformers`
-    computes it, and adds it to the loss of the labels with the model's factor
-    (``router_aux_loss_coef``). As every micro-batch is balanced by itself, the value depends
-    on how the data is split into them.
+    gives it, over all layers and all real tokens of a micro-batch; E is the number of experts. Its
+    minimum, the number of experts per token, is reached at uniform use. `transformers` computes it,
+    and adds it to the label loss with the model's factor (``router_aux_loss_coef``). It is computed
+    per micro-batch, so it depends on how the data is split into them.
 
-    A student whose config says ``output_router_logits`` gets it in any case, with that factor.
+    It is added for every student whose config has ``output_router_logits``, with that factor.
     """
 
     name: ClassVar[str] = "router_balance"
@@ -49,14 +48,14 @@ class RouterBalance(Objective):
 
 
 def with_router_balance(objective: WeightedSum, student: TaskModel) -> WeightedSum:
-    """The objective, with the balancing loss where `transformers` would add it to the labels'.
+    """Add the balancing loss to an objective where `transformers` would add it to the label loss.
 
-    That is where the student's config says ``output_router_logits`` and has a factor for it. An
-    objective that has a `RouterBalance` of its own, or the model's own loss, is left as it is.
+    That is the case if the student's config has ``output_router_logits`` and a factor. An objective
+    that contains a `RouterBalance` or a `ModelLoss` is not changed.
 
     Raises:
-        ValueError: the config says so, and the student gives no balancing loss by itself
-            (encoder-decoders add it to their own loss alone).
+        ValueError: the config has it, and the student returns no balancing loss (encoder-decoders
+            only add it to their own loss).
     """
     given = any(isinstance(part, (RouterBalance, ModelLoss)) for _, part in objective.parts)
     config: Any = student.config.get_text_config()

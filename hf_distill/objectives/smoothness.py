@@ -17,7 +17,7 @@ LOGITS = Needs(logits=True)
 
 @dataclass(frozen=True)
 class Smoothness(Objective):
-    """KL(S(x) || S(x')) between the student's answers to the batch and to a perturbed one.
+    """KL(S(x) || S(x')) between the student's outputs on the batch and on a perturbed one.
 
     With ``PGD(…, maximise="itself")`` it is the regulariser of TRADES (Zhang et al. 2019,
     arXiv 1901.08573), with `Virtual` and ``detach`` that of VAT (Miyato et al. 2018, 1704.03976),
@@ -26,7 +26,7 @@ class Smoothness(Objective):
     2021, 2106.14448). Needs neither teacher nor labels.
 
     Args:
-        by: What perturbs; or as a recipe writes it.
+        by: The perturbation; or its form in a recipe.
         temperature: Of both distributions; the value is multiplied by its square.
         symmetric: The mean of KL(S(x) || S(x')) and KL(S(x') || S(x)).
         detach: S(x) is a target: the gradient goes through S(x') alone (and through each of them

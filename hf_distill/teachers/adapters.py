@@ -21,16 +21,16 @@ from hf_distill.teachers.protocol import Teacher
 
 
 class BaseModelTeacher(Teacher):
-    """The model below a student's adapters, which stays as it was: no second model in memory.
+    """The base model below a student's adapters: no second model in memory.
 
-    For each batch the adapters are switched off, the model is in eval mode and asked without
-    gradients, and then everything is again as it was. What PEFT trains besides
-    (``modules_to_save``, such as a new classifier) is replaced by its first weights too.
+    For each batch the adapters are switched off and the model runs in eval mode without gradients;
+    afterwards everything is restored. Other modules that PEFT trains (``modules_to_save``, such as
+    a new classifier) are replaced by their original weights too.
 
     Args:
-        student: The very `PeftModel` that is trained.
+        student: The `PeftModel` that is trained.
         tokenizer: Its tokenizer, if it is to be compared with the trainer's.
-        task: Its row of the task table, if its class does not say it.
+        task: Its task, if its class does not determine it.
 
     Raises:
         ValueError: a model without adapters.
@@ -61,9 +61,9 @@ class BaseModelTeacher(Teacher):
 
     @contextlib.contextmanager
     def _off(self) -> Iterator[None]:
-        """The model in eval mode without its adapters, and after that as it was before.
+        """Context with the model in eval mode and without its adapters, restored afterwards.
 
-        PEFT's own context makes every adapter trainable on its way out, whatever it was.
+        PEFT's own context makes every adapter trainable at its end.
         """
         training = [module for module in self.student.modules() if module.training]
         trained = [p for p in self.student.parameters() if p.requires_grad]

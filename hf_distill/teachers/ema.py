@@ -19,20 +19,20 @@ from hf_distill.teachers.model import ModelTeacher
 
 
 class EMATeacher(TrainerCallback):
-    """A moving average of the student's weights (mean teacher, Tarvainen and Valpola 2017).
+    """Moving average of the student's weights (mean teacher, Tarvainen and Valpola 2017).
 
     After every ``every``-th optimizer step ``past = decay * past + (1 - decay) * student``; buffers
-    are copied. With ``decay=0`` it is the student of at most ``every`` steps ago. It starts as the
-    student is when a run starts, and a checkpoint holds it. It is in eval mode, in float32 where
-    the student is in half precision (in which so small steps are lost), and every process holds
-    its own copy. arXiv 1703.01780.
+    are copied. With ``decay=0`` it is the student of at most ``every`` steps ago. It starts as a
+    copy of the student at the start of a run, and is saved in checkpoints. It is in eval mode, in
+    float32 if the student is in half precision (in which the small updates underflow), with a copy
+    on every process. arXiv 1703.01780.
 
     Args:
-        student: The model that is trained; with its adapter if it gets one (`PeftModel`).
+        student: The model that is trained, with its adapter if it has one (`PeftModel`).
         decay: From 0 (a snapshot) to below 1.
-        every: After how many optimizer steps it follows.
-        warmup: Follow faster at first: ``min(decay, (1 + t) / (10 + t))`` at its t-th update.
-        task: Its row of the task table, if its class does not say it.
+        every: Optimizer steps between updates.
+        warmup: Faster updates at first: ``min(decay, (1 + t) / (10 + t))`` at its t-th update.
+        task: Its task, if its class does not determine it.
 
     Raises:
         ValueError: a decay or interval out of its range; when training starts, another model.
@@ -82,7 +82,7 @@ class EMATeacher(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
     ) -> None:
-        """Check that this is the student; a new run starts from it, a resumed one goes on."""
+        """Check the student's weights; a new run starts from them, a resumed one continues."""
         self._check(model)
         if state.global_step == 0:
             self._follow(model, 0.0)
@@ -90,7 +90,7 @@ class EMATeacher(TrainerCallback):
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
     ) -> None:
-        """Follow the student."""
+        """Update the average."""
         if state.global_step % self.every == 0:
             done = state.global_step // self.every
             early = (1 + done) / (10 + done) if self.warmup else 1.0

@@ -26,13 +26,13 @@ from hf_distill.teachers.protocol import Teacher
 class ModelTeacher(Teacher):
     """A frozen model, in its own dtype and quantisation.
 
-    It is in eval mode and asks for no gradients; it is no part of the student, so that it is in no
-    checkpoint, no optimizer and no ``train()`` call. However the student is distributed, every
-    process holds a whole copy of the teacher, unless it is sharded.
+    It is in eval mode and computes no gradients; it is not a submodule of the student, so that it
+    is in no checkpoint, no optimizer and no ``train()`` call. Independent of the student's
+    distribution, every process holds a full copy of the teacher, unless it is sharded.
 
-    One that reads inputs of its own (of another tokenizer, another picture size) is a subclass,
-    for heads with one row of logits per example. The data (and the collator) hold its columns
-    beside the student's; here ``teacher_input_ids`` and ``teacher_attention_mask``::
+    A teacher with different inputs (another tokenizer, another image size) is a subclass, for heads
+    with one row of logits per example. The data (and the collator) contain its columns in addition
+    to the student's; here ``teacher_input_ids`` and ``teacher_attention_mask``::
 
         class OwnInputs(ModelTeacher):
             names = ("input_ids", "attention_mask")
@@ -45,14 +45,14 @@ class ModelTeacher(Teacher):
                 return super().__call__(own, needs, items)
 
     Args:
-        model: The model: of transformers, any module, or what is around one (an adapter of PEFT,
-            ``torch.compile``, DataParallel).
-        tokenizer: Its tokenizer, to make sure that it is the student's; found in the model's local
-            folder when not given.
-        task: Its row of the task table, or the row's name, if its class does not say it.
+        model: A model of transformers or any module, also inside a PEFT adapter, ``torch.compile``
+            or DataParallel.
+        tokenizer: Its tokenizer, compared with the student's; found in the model's local folder
+            when not given.
+        task: Its task, or the task's name, if its class does not determine it.
         shard: Spread the weights over all processes with PyTorch's FSDP2 (`fully_shard`), block by
-            block, whether the student is under DDP, FSDP2 or ZeRO. Each block is put together for
-            its forward, so all processes must ask it equally often, as a training does.
+            block, whether the student is under DDP, FSDP2 or ZeRO. Each block is gathered for its
+            forward, so all processes must call it equally often, as a training does.
 
     Raises:
         ValueError: the weights are quantised or on several devices already, and cannot be sharded.
@@ -84,7 +84,7 @@ class ModelTeacher(Teacher):
         """Load a teacher by Hub id or folder with the auto class of a task.
 
         Raises:
-            OSError: there is no such model; the message says how `teacher_model` is given.
+            OSError: there is no such model; the message lists the forms of `teacher_model`.
         """
         try:
             model = _loaded(str(name), task, init_kwargs)
@@ -126,7 +126,7 @@ class ModelTeacher(Teacher):
 
     @property
     def _placed(self) -> bool:
-        """Whether transformers has put it where it must stay."""
+        """True if transformers has placed it."""
         own = ("hf_quantizer", "hf_device_map")
         return any(getattr(self.task_model.model, name, None) is not None for name in own)
 

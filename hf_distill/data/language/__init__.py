@@ -1,4 +1,4 @@
-"""Data for language models: text, prompts and conversations become tokens, labels and weights."""
+"""Data for language models: tokens, labels and weights from text, prompts and conversations."""
 
 from hf_distill.data.language.chat import one_answer_each
 from hf_distill.data.language.checks import check_context, check_packing

@@ -28,14 +28,14 @@ MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 class Chat:
     """Reads conversations with a tokenizer's chat template.
 
-    Templates that mark what the assistant writes (``{% generation %}``) are taken at their word.
-    For all others, an answer is what the conversation up to its end has more than the conversation
+    Templates that mark the assistant's text (``{% generation %}``) are used directly. For all
+    others, an answer is the difference between the rendered conversation up to its end and the one
     up to the generation prompt before it.
 
     Args:
         tokenizer: A transformers tokenizer.
         assistant_only: Learn the answers only, each with its end-of-turn token.
-        options: What the template takes besides, or another ``chat_template``.
+        options: Further arguments of the template, or another ``chat_template``.
 
     Raises:
         ValueError: there is no chat template.
@@ -57,18 +57,18 @@ class Chat:
     def read(
         self, messages: Sequence[Message], tools: Any = None, first: int = 0
     ) -> tuple[list[int], list[float]]:
-        """The tokens of a conversation, and how much each of them is learned.
+        """Tokens of a conversation with their label weights.
 
         Args:
             messages: Dicts with ``role``, ``content`` and, if wanted, the answer's ``weight``.
-            tools: What the template says of tools.
-            first: Which message is the first that may be learned.
+            tools: Tools for the template.
+            first: Index of the first message that may get labels.
 
         Returns:
-            Token ids, and for each a weight; 0: not learned.
+            Token ids, and a weight for each; 0: no label.
 
         Raises:
-            ValueError: the answers cannot be told from the rest; a weight makes no sense.
+            ValueError: the answers cannot be separated from the rest; an invalid weight.
         """
         if not messages:
             return [], []
@@ -157,8 +157,8 @@ class Chat:
         return text, [(a, b, w) for (a, b), w in zip(marks, weights, strict=True) if w]
 
     def _end_of_turn(self, ids: Sequence[int], start: int, stop: int) -> int:
-        """Where an answer ends: with its end-of-turn token, and not after the line break that the
-        template writes behind it, which no model ever has to write."""
+        """End of an answer: its end-of-turn token, without the line break that the template adds,
+        which a model never generates."""
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
         ends = [index for index in range(start, stop) if ids[index] in special]
@@ -185,9 +185,9 @@ def one_answer_each(
 ) -> Dataset | IterableDataset:
     """One row for each answer of the assistant, with the conversation up to it.
 
-    Only the last answer of a row is learned: the ones before have the weight 0. This is for chat
-    templates that write earlier answers in another way, such as those that leave out the thoughts
-    of all answers but the last.
+    Only the last answer of a row has labels: the ones before have the weight 0. This is for chat
+    templates that render earlier answers differently, such as those that leave out the reasoning of
+    all answers but the last.
 
     Args:
         dataset: Rows with conversations.

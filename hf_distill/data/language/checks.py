@@ -1,4 +1,4 @@
-"""What a model must be able to do with the data, tried before training."""
+"""Checks of a model against the data, before training."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ TEXTS = (5, 4)
 
 
 def check_context(config: Any, length: int, who: str) -> None:
-    """Refuse texts that are longer than a model's context.
+    """Raise if texts are longer than a model's context.
 
     Args:
         config: The model's config; one without ``max_position_embeddings`` has no limit.
         length: Tokens of the longest text; of packed rows, of their longest example.
-        who: Whom to name: "the teacher", "the student".
+        who: The model in messages: "the teacher", "the student".
 
     Raises:
-        ValueError: the texts are longer, and no scaling of the positions makes up for it.
+        ValueError: the texts are longer, and the positions are not scaled enough.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
@@ -37,7 +37,8 @@ def check_context(config: Any, length: int, who: str) -> None:
 
 
 def _scaled(limit: int, rope: dict[str, Any]) -> list[int]:
-    """How far rotary positions reach by their scaling; some models have one for each layer type."""
+    """Context length after scaling of rotary positions; some models have one for each layer
+    type."""
     if nested := [part for part in rope.values() if isinstance(part, dict)]:
         return [reach for part in nested for reach in _scaled(limit, part)]
     factor = rope.get("factor")
@@ -47,14 +48,14 @@ def _scaled(limit: int, rope: dict[str, Any]) -> list[int]:
 
 
 def check_packing(model: nn.Module, rows: int = 2) -> None:
-    """Refuse a model that mixes the examples of a packed row.
+    """Raise if a model mixes the examples of a packed row.
 
-    Two short texts are read packed and alone, and once more with the first of them changed: a few
-    tokens, no gradients.
+    Two short texts are read packed and separately, and once more with the first of them changed: a
+    few tokens, no gradients.
 
     Args:
         model: A causal language model of transformers, or a PEFT model around one.
-        rows: How many packed rows a batch has.
+        rows: Packed rows per batch.
 
     Raises:
         ValueError: a text's logits depend on the texts before it in its row.

@@ -1,4 +1,4 @@
-"""Rows of tokens become a batch."""
+"""Collation of rows of tokens."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ OWN = ("input_ids", "attention_mask", "labels", "token_weights", "position_ids")
 class LanguageCollator:
     """Pads rows of tokens on the right.
 
-    The rows of `pack` come out without an attention mask: their position ids keep the examples
-    apart. Their padding has the position 0 throughout, so that each of its tokens is an example of
-    its own, which sees nothing and is seen by nothing.
+    The rows of `pack` get no attention mask: their position ids separate the examples. Their
+    padding has position 0 throughout, so that each of its tokens is a separate example.
 
-    Padding is told by the mask and the labels and never by its token; so a tokenizer without a
+    Padding is recognised by the mask and the labels, never by its token; so a tokenizer without a
     padding token pads with its end token.
 
     Args:
-        tokenizer: Knows the padding token.
-        pad_to_multiple_of: Pad to a multiple of so many tokens.
+        tokenizer: Source of the padding token.
+        pad_to_multiple_of: Pad to a multiple of this number of tokens.
     """
 
     tokenizer: Any
@@ -45,10 +44,11 @@ class LanguageCollator:
 
         Returns:
             ``input_ids``, ``labels``, ``token_weights`` and ``attention_mask`` or ``position_ids``,
-            ``(B, T)``; numbers as ``default_data_collator`` has them.
+            ``(B, T)``; numbers as from ``default_data_collator``.
 
         Raises:
-            ValueError: a list that is not as long as the row's tokens; rows of both kinds.
+            ValueError: a list of another length than the row's tokens; packed and unpacked rows
+                together.
         """
         packed = ["position_ids" in row for row in rows]
         if any(packed) and not all(packed):

@@ -1,4 +1,4 @@
-"""From text to tokens, with places that no token may span."""
+"""Tokenization with boundaries that no token may span."""
 
 from __future__ import annotations
 

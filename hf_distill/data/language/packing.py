@@ -1,4 +1,4 @@
-"""Several short examples in one row, none of which sees the others."""
+"""Packing: several short examples in one row, without attention between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distill.data.streams import first_row
 Part = tuple[int, int, int]
 """An example, and which of its tokens: from, to."""
 FIRST = {"labels": IGNORE, "token_weights": 0.0}
-"""What an example begins with in a row, where the tokens before it must not predict it."""
+"""Label of the first token of an example in a row: the tokens before it must not predict it."""
 
 
 def pack(
@@ -25,26 +25,26 @@ def pack(
     strategy: Literal["first_fit", "wrapped"] = "first_fit",
     buffer_size: int = 1000,
 ) -> Dataset | IterableDataset:
-    """Rows of at most ``length`` tokens, each of several examples.
+    """Pack examples into rows of at most ``length`` tokens.
 
-    The position ids begin anew with every example, by which a model that is given no attention
-    mask keeps them apart (see `check_packing` for those that do not), and its first token is no
-    label: so the loss is that of the examples one by one.
+    The position ids restart with every example, by which a model without an attention mask
+    separates them (see `check_packing` for those that do not), and the first token of an example is
+    not a label: the loss equals that of the separate examples.
 
     Args:
         dataset: Rows of ``input_ids`` and, where they have them, ``labels`` and ``token_weights``,
             as `tokenize` gives them; other columns are left out.
         length: Tokens per row.
         strategy: ``first_fit`` keeps examples whole; ``wrapped`` fills every row to the last token
-            and cuts examples where the row ends: what follows is an example of its own.
-        buffer_size: Among how many examples those are sought that fit together.
+            and cuts examples at the end of the row: the remainder is a separate example.
+        buffer_size: Number of examples among which those that fit together are chosen.
 
     Returns:
         ``input_ids``, ``labels``, ``position_ids`` and ``token_weights`` if there.
 
     Raises:
-        ValueError: rows that are not tokenised, or packed already; with ``first_fit`` an example
-            that is longer than a row.
+        ValueError: rows that are not tokenized, or packed already; with ``first_fit`` an example
+            longer than a row.
     """
     if strategy not in ("first_fit", "wrapped"):
         raise ValueError(f"Expected the strategy 'first_fit' or 'wrapped', got {strategy!r}.")
@@ -96,14 +96,14 @@ class _Packer:
 
 
 def first_fit(lengths: Sequence[int], length: int) -> list[list[Part]]:
-    """Put the longest examples first, each into the first row with room for it.
+    """Pack the longest examples first, each into the first row with room for it.
 
     Args:
-        lengths: Of the examples; those of one token teach nothing, and are left out.
-        length: Of a row.
+        lengths: Lengths of the examples; those of one token are left out.
+        length: Length of a row.
 
     Returns:
-        For each row the examples in it, in their order.
+        The examples of each row, in order.
     """
     longest = max(lengths, default=0)
     if longest > length:
@@ -123,14 +123,14 @@ def first_fit(lengths: Sequence[int], length: int) -> list[list[Part]]:
 
 
 def wrapped(lengths: Sequence[int], length: int) -> list[list[Part]]:
-    """Put one example after the other, and cut them where a row is full.
+    """Concatenate the examples and cut them where a row is full.
 
     Args:
-        lengths: Of the examples; pieces of one token teach nothing, and are left out.
-        length: Of a row.
+        lengths: Lengths of the examples; pieces of one token are left out.
+        length: Length of a row.
 
     Returns:
-        For each row the pieces in it, in their order.
+        The pieces of each row, in order.
     """
     rows: list[list[Part]] = [[]]
     room = length

@@ -1,4 +1,4 @@
-"""Rows of text, prompts with completions, or conversations become tokens and labels."""
+"""Tokenization of texts, prompts with completions, and conversations."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def tokenize(
     """Tokens, labels and weights for a causal language model.
 
     A row is a conversation (``messages``), a ``prompt`` with its ``completion`` (both text, or both
-    lists of messages), or a text; the columns say which, in this order. Texts and completions end
-    with the tokenizer's end token, answers with the end of their turn: so an empty completion
-    teaches to end at once. Rows in which nothing is learned are dropped, and counted in a warning:
-    empty texts, conversations without an answer, answers that lie beyond ``max_length``.
+    lists of messages), or a text; the columns decide, in this order. Texts and completions end with
+    the tokenizer's end token, answers with the end of their turn: an empty completion trains the
+    student to end at once. Rows without labels are dropped, and counted in a warning: empty texts,
+    conversations without an answer, answers that lie beyond ``max_length``.
 
-    A message of the assistant may have a ``weight`` (0: not learned); then the rows have
+    A message of the assistant may have a ``weight`` (0: no labels); then the rows have
     ``token_weights``. A column ``tools`` is passed to the chat template.
 
     Args:
         dataset: One split, streamed or not.
         tokenizer: A transformers tokenizer.
-        max_length: In tokens; what is longer loses its end.
+        max_length: In tokens; longer rows are truncated at the end.
         text_column: The column of plain texts.
-        assistant_only: In conversations, learn the assistant's messages only.
-        completion_only: Learn completions only, and not their prompts.
-        chat_template_kwargs: What the chat template takes besides, such as ``enable_thinking``.
+        assistant_only: In conversations, labels on the assistant's messages only.
+        completion_only: Labels on completions only, not on their prompts.
+        chat_template_kwargs: Further arguments of the chat template, such as ``enable_thinking``.
         num_proc: Processes; not for streams.
 
     Returns:
-        ``input_ids``, ``labels`` (-100 where nothing is learned; not shifted) and, where messages
-        have weights, ``token_weights``; each a list as long as the row has tokens.
+        ``input_ids``, ``labels`` (-100: none; not shifted) and, where messages have weights,
+        ``token_weights``; each as long as the row.
 
     Raises:
         TypeError: not a data set.
-        ValueError: columns that are not understood; messages without a chat template; a template
-            that does not show the answers; nothing left to learn.
+        ValueError: unknown columns; messages without a chat template; a template without the
+            answers; no labels at all.
     """
     first, dataset = _first_row(dataset)
     kind = _kind(list(first), text_column)
@@ -104,7 +104,7 @@ def _kind(columns: Sequence[str], text_column: str) -> str:
 
 
 def _weighted(dataset: Dataset | IterableDataset, first: Mapping[str, Any]) -> bool:
-    """Whether messages have weights: said by the columns' types, or else by the first row."""
+    """True if messages have weights, by the columns' types or else by the first row."""
     names = [n for n in ("messages", "completion") if n in first]
     known = dataset.features
     if known is not None:
@@ -184,7 +184,7 @@ class _Reader:
 
 @dataclass
 class _Warning:
-    """Says once that rows are dropped: how many a stream has is known only at its end."""
+    """Warn once that rows are dropped; the number in a stream is only known at its end."""
 
     read: _Reader
     said: bool = False

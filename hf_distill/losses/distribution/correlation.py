@@ -90,7 +90,7 @@ def dist(
 
 
 def _real(student: Tensor, mask: Tensor | None) -> Tensor:
-    """Which items (...) count."""
+    """Mask (...) of the counted items."""
     items = student.shape[:-1]
     if mask is None:
         return torch.ones(items, dtype=torch.bool, device=student.device)

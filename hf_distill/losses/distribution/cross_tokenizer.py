@@ -113,7 +113,7 @@ def span_kl(student: Tensor, teacher: Tensor) -> Tensor:
 def _log_probs(
     name: str, student: Tensor, teacher: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / T) of both, which have classes of their own."""
+    """log softmax(logits / T) of both models, whose classes differ."""
     if student.shape[:-1] != teacher.shape[:-1]:
         raise ValueError(
             f"{name}: expected logits (..., C_s) and (..., C_t) of the same items, got "
@@ -135,7 +135,7 @@ def _merged(log_probs: Tensor, classes: Tensor, count: int) -> Tensor:
 
 
 def summed_over_spans(values: Tensor, spans: Tensor, positions: int) -> Tensor:
-    """Values ``(B, U)``, added up where their spans ``(B, U)`` say: ``(B, positions)``."""
+    """Sum values ``(B, U)`` by the span indices ``(B, U)``, to ``(B, positions)``."""
     places = spans.masked_fill(spans < 0, positions)
     found = values.new_zeros(len(values), positions + 1)
     return found.scatter_add(1, places, values)[:, :positions]

@@ -1,4 +1,4 @@
-"""Forward KL over the teacher's likeliest classes and one bucket for the rest."""
+"""Forward KL over the teacher's most likely classes and one bucket for the rest."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ def top_k_kl(
 ) -> Tensor:
     """T² · [Σ_{c in top k} p_t (log p_t - log p_s) + r_t (log r_t - log r_s)], r = 1 - Σ_top p.
 
-    Forward KL over the teacher's k likeliest classes and one bucket with the mass r of all others;
-    p = softmax(logits / T). Never above :func:`forward_kl`, and equal to it from k = C - 1 on.
-    Without the bucket the student could lower it by putting all its mass on the k classes.
+    Forward KL over the teacher's k most likely classes and one bucket with the mass r of all
+    others; p = softmax(logits / T). Never above :func:`forward_kl`, and equal to it from k = C - 1
+    on. Without the bucket the student could lower it by putting all its mass on the k classes.
 
     Args:
         student: logits (..., C).
@@ -160,12 +160,12 @@ def coarsened(
 
 
 class _Coarsening(torch.autograd.Function):
-    """log softmax(z) of some classes, and the log of what all others have together.
+    """log softmax(z) of some classes, and the log of the total mass of all others.
 
     Three passes over the classes forward and one backward, as many as a cross-entropy has. The mass
-    of the others is a sum of its own, and not 1 minus the rest. It is no less than the smallest
-    number: a student so sure is not drawn to the others any more, but is still pushed from the
-    classes that it is too sure of.
+    of the others is summed, not computed as 1 minus the rest, and is at least the smallest positive
+    number: below it a student gets no gradient towards the others, but still one away from classes
+    with too much mass.
     """
 
     @staticmethod

@@ -5,7 +5,7 @@ projection to the teacher's width) and return one value per item: states (..., H
 maps (B, C, *positions) give ``(B,)``, token Gram matrices ``(B, T)``, and what compares the
 examples of a batch gives one per anchor example, ``(B,)``. Nothing is reduced over items, and
 nothing is detached. Values are computed in float32 at least (float16 and bfloat16 are upcast,
-float64 stays), whatever autocast says.
+float64 stays), also under autocast.
 """
 
 from hf_distill.losses.features.examples import cka, correlation_congruence, pkt

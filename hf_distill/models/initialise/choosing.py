@@ -1,4 +1,4 @@
-"""What a student keeps of its teacher when importance decides."""
+"""Selection of the teacher's parts by importance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def choose_by(importance: Importance, plan: DepthPlan) -> Choose:
 
 
 def _row(values: Mapping[str, Tensor], name: str, plan: DepthPlan) -> Tensor:
-    """What was measured of the layer that a weight of the student comes from."""
+    """Importance of the layer that a weight of the student comes from."""
     for path, rows in values.items():
         if name.startswith(f"{path}."):
             index = int(name.removeprefix(f"{path}.").partition(".")[0])

@@ -1,4 +1,4 @@
-"""Which layers of a teacher its student keeps."""
+"""Depth: selection of the teacher's layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_distill.models.initialise.weights import Weights, init_empty, most_important, weights_of
 
 Layers = int | str | Sequence[int]
-"""How many layers, which ones, or a rule: 3, [0, 2, 5], "0,2,5", "uniform:3", "first:3"."""
+"""Number of layers, their indices, or a rule: 3, [0, 2, 5], "0,2,5", "uniform:3", "first:3"."""
 DepthPlan = dict[str, list[int]]
 """The path of a list of layers -> the indices that stay, in order."""
 
@@ -32,7 +32,7 @@ def pick_layers(layers: Layers, count: int, importance: Tensor | None = None) ->
     `importance` of each layer, ``(count,)``, a number without a rule takes the most important.
 
     Raises:
-        ValueError: what is no number, list or rule; layers that are not there or named twice.
+        ValueError: not a number, list or rule; layers that do not exist or are named twice.
 
     >>> pick_layers(6, 12)  # DistilBERT's
     [0, 2, 4, 7, 9, 11]
@@ -88,7 +88,7 @@ def kept_layers(
     layers: Layers | Mapping[str, Layers],
     importance: Mapping[str, Tensor] | None = None,
 ) -> DepthPlan:
-    """Which layers `student_from_teacher` keeps.
+    """The layers that `student_from_teacher` keeps.
 
     Args:
         teacher: The model.
@@ -149,7 +149,7 @@ def stacks_of(model: PreTrainedModel) -> dict[str, Stack]:
 
 
 def _counted(config: Any) -> Iterable[tuple[str, str, tuple[str, ...]]]:
-    """What a config counts: the name of a stack, its sub-config, the fields."""
+    """Layer counts in a config: the name of a stack, its sub-config, the fields."""
     if config.is_encoder_decoder:
         for side, fields in SIDES.items():
             present = tuple(field for field in fields if hasattr(config, field))
@@ -164,7 +164,7 @@ def _counted(config: Any) -> Iterable[tuple[str, str, tuple[str, ...]]]:
 
 
 def _is_in(path: str, name: str) -> bool:
-    """Whether a list belongs to a stack; lists within layers belong to none."""
+    """True if a list belongs to a stack; lists within layers belong to none."""
     words = path.split(".")
     names = ALIASES.get(name, (name,))
     mine = any(word == n or word.startswith(f"{n}_") for word in words for n in names)
@@ -206,7 +206,7 @@ def _kept_blocks(teacher: PreTrainedModel, layers: Any, depths: list[int]) -> De
 
 
 def set_depth(config: Any, teacher: PreTrainedModel, plan: DepthPlan) -> None:
-    """Write the number of layers, and what a config says of single ones, into a config."""
+    """Write the number of layers, and the settings of single ones, into a config."""
     if plan and isinstance(getattr(config, "depths", None), (list, tuple)):
         config.depths = [len(kept) for kept in plan.values()]
     elif plan:
@@ -221,12 +221,12 @@ def set_depth(config: Any, teacher: PreTrainedModel, plan: DepthPlan) -> None:
 
 
 def take_layers(teacher: PreTrainedModel, config: Any, plan: DepthPlan) -> Weights:
-    """The weights of the layers that stay, under their new names.
+    """The weights of the kept layers, under their new names.
 
-    What the first layer alone has (T5's position biases, which all layers use) stays there.
+    Weights that only the first layer has (T5's position biases, which all layers use) stay there.
 
     Raises:
-        ValueError: layers that together make no model that the config describes.
+        ValueError: a selection of layers that the config cannot describe.
     """
     weights, model = weights_of(teacher), init_empty(type(teacher), config)
     taken = {new: value for name, value in weights.items() if (new := _moved(name, plan))}

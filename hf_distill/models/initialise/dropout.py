@@ -9,14 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 DROPOUT = re.compile(r"dropout|pdrop")
-"""In the names of the settings; ``layerdrop`` and ``drop_path_rate`` drop whole layers."""
+"""Name parts of dropout settings; ``layerdrop`` and ``drop_path_rate`` drop whole layers."""
 
 
 def with_dropout(model: PreTrainedModel, dropout: float) -> PreTrainedModel:
-    """The same weights in a model with another chance of dropout, everywhere it has one.
+    """Copy a model with another dropout probability, wherever it has one.
 
     Args:
-        model: The model, which stays as it is.
+        model: The model, which is not changed.
         dropout: From 0 to 1, 1 excluded.
 
     Raises:

@@ -38,23 +38,23 @@ def write_student(
 ) -> None:
     """Load a teacher, make its student, and write it with the teacher's tokenizer or processor.
 
-    The folder appears at the end, whole, or not at all.
+    The folder appears at the end, complete, or not at all.
 
     Args:
         source: The teacher: a Hub id or a folder.
         output: A new or empty folder.
-        say: Takes a line on what was done.
+        say: Receives a line of progress.
         layers: One word as `student_from_teacher` reads it, or ``name=word`` for several stacks.
         hidden_size: As `student_from_teacher` takes it, like the sizes that follow.
         intermediate_size: Units of each feed-forward layer.
-        vocabulary: How many of the first tokens to keep.
+        vocabulary: Number of the first tokens to keep.
         importance: Texts on which the importance of the teacher's parts is measured, to keep the
             most important ones: a file with one text a line (``.txt``), or as JSON (``.jsonl``),
             in the columns of `hf_distill.data.language.tokenize`.
 
     Raises:
-        ValueError: nothing to change, a folder that is in use, a tokenizer with more tokens than
-            the student, a file without texts; and as `student_from_teacher`.
+        ValueError: nothing to change, a folder in use, a tokenizer with more tokens than the
+            student, a file without texts; and as `student_from_teacher`.
         OSError: a teacher that cannot be loaded, a folder that cannot be written.
     """
     output = Path(output)

@@ -1,4 +1,4 @@
-"""How much each part of a model does on some data: its layers, heads, units, channels, tokens."""
+"""Importance of a model's parts on data: layers, heads, units, channels, tokens."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ TEXTS = ("input_ids", "decoder_input_ids")
 
 @dataclass(frozen=True)
 class Importance:
-    """What `importance` measured; more is more important. Nothing is comparable between fields.
+    """Importances of a model's parts; higher is more important. Fields are not comparable with one
+    another.
 
     Attributes:
-        layers: Path of a stack of layers -> ``(L,)``: how far a layer turns what it is given, the
-            mean over tokens of 1 - cos(input, output): the block influence of ShortGPT (Men et
-            al., 2024, arXiv 2403.03853).
+        layers: Path of a stack of layers -> ``(L,)``: the mean over tokens of 1 - cos(input,
+            output) of a layer: the block influence of ShortGPT (Men et al., 2024, arXiv
+            2403.03853).
         heads: Path -> ``(L, heads)``: the mean norm of what a query head adds to the residual
-            stream. Stacks whose heads cannot be told apart are left out.
+            stream. Stacks whose heads cannot be separated are left out.
         units: Path -> ``(L, units)``: the same for the units of the feed-forward layers: the
             absolute activation times the norm of the weights that read it.
         channels: ``(H,)``: the mean absolute value of each channel behind the norms of all layers;
-            None where the model has no single width.
+            None if the model has no single width.
         tokens: ``(V,)``: how often each token occurs; None without a vocabulary.
 
     Heads, units and channels are those of Minitron (Muralidharan et al., 2024, arXiv 2407.14679),
@@ -54,7 +55,7 @@ class Importance:
 
 
 def importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Importance:
-    """Measure on data how much each part of a model does, to prune the rest of it.
+    """Measure the importance of a model's parts on data, for pruning.
 
     Args:
         model: Any model whose layers `student_from_teacher` can pick.
@@ -106,7 +107,7 @@ class _Sums:
     items: BatchItems | None = None
 
     def add(self, name: tuple[Any, ...], path: str, values: Tensor) -> None:
-        """Add ``(B, T, K)``, or ``(N, K)`` of tokens that are in no rows, without padding."""
+        """Add ``(B, T, K)``, or ``(N, K)`` of flattened tokens, without padding."""
         mask = self._mask(path, values)
         kept = values.flatten(0, -2) if mask is None else values[mask]
         total = kept.float().sum(0).cpu().double()
@@ -243,7 +244,7 @@ def _no_tokens(task_model: TaskModel) -> Tensor | None:
 
 
 def _count(batch: Batch, vocabulary: int) -> Tensor:
-    """How often each token occurs in a batch, without padding."""
+    """Counts of the tokens in a batch, without padding."""
     total = torch.zeros(vocabulary, dtype=torch.long)
     for name in TEXTS:
         ids, mask = batch.get(name), batch.get(name.replace("input_ids", "attention_mask"))

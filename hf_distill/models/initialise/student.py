@@ -1,4 +1,4 @@
-"""Putting a student together out of what its depth, width and vocabulary leave of a teacher."""
+"""Students made from a teacher's weights: depth, width and vocabulary."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def student_from_teacher(
     vocabulary: int | Sequence[int] | None = None,
     importance: Importance | None = None,
 ) -> PreTrainedModel:
-    """Make a student out of a teacher's weights, the usual start of a distillation.
+    """Make a student from a teacher's weights, the usual start of a distillation.
 
-    Depth: the layers named by `layers` are copied, all else is kept. This is how DistilBERT
-    (Sanh et al., 2019, arXiv 1910.01108: every second layer), BERT-PKD (Sun et al., 2019, arXiv
-    1908.09355: the first ones) and distil-whisper (Gandhi et al., 2023, arXiv 2311.00430: evenly
-    spaced, the first and the last among them) begin.
+    Depth: the layers named by `layers` are copied, everything else is kept. This is the start of
+    DistilBERT (Sanh et al., 2019, arXiv 1910.01108: every second layer), BERT-PKD (Sun et al.,
+    2019, arXiv 1908.09355: the first ones) and distil-whisper (Gandhi et al., 2023, arXiv
+    2311.00430: evenly spaced, including the first and the last).
 
     Width: the first `hidden_size` channels between the layers, the first attention heads, whole and
     in proportion, and the first units of each feed-forward layer: the weight subcloning of Samragh
-    et al. (2023, arXiv 2312.09299) without its sorting by importance. Such a student computes
-    something else than its teacher until it is trained.
+    et al. (2023, arXiv 2312.09299) without its sorting by importance. Such a student does not
+    approximate its teacher before training.
 
     With `importance`, measured on data (`importance`), the most important
     parts stay instead of the first: layers where a number is given without a rule, channels, and in
@@ -61,7 +61,7 @@ def student_from_teacher(
         intermediate_size: Units of each feed-forward layer; in proportion to the width by default.
         vocabulary: The tokens to keep, by id and in their new order, or how many of the first. The
             tokenizer is not changed: ids are the caller's to translate.
-        importance: What decides which parts stay.
+        importance: Importances by which parts are kept.
 
     Returns:
         A model of the teacher's class with weights of its own in the teacher's dtype, and a config
@@ -70,7 +70,8 @@ def student_from_teacher(
 
     Raises:
         ValueError: layers, sizes or tokens that the teacher does not have; a teacher whose weights
-            cannot be told apart by their names and shapes; a student that would not load again.
+            cannot be identified by their names and shapes; a student that could not be loaded
+            again.
     """
     config, kind = copy.deepcopy(teacher.config), type(teacher)
     influence = None if importance is None else importance.layers

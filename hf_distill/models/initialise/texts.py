@@ -25,7 +25,7 @@ def read_texts(path: Path) -> list[Row]:
     """The rows of a file: its lines (``.txt``), or their JSON objects (``.jsonl``).
 
     Raises:
-        ValueError: another kind of file, a line that is no JSON object, or no texts.
+        ValueError: another kind of file, a line that is not a JSON object, or no texts.
         OSError: a file that cannot be read.
     """
     if path.suffix not in (".txt", ".jsonl"):
@@ -47,7 +47,7 @@ def read_texts(path: Path) -> list[Row]:
 
 
 def measure(teacher: PreTrainedModel, processor: Any, rows: list[Row]) -> Importance:
-    """What each part of a teacher of text does on these rows.
+    """Importance of a text model's parts on these rows.
 
     Raises:
         ValueError: a teacher without a tokenizer; rows that `tokenize` refuses.

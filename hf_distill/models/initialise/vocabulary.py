@@ -38,10 +38,10 @@ def pick_tokens(vocabulary: int | Sequence[int], config: Any) -> list[int]:
 def cut_vocabulary(
     kind: type[PreTrainedModel], config: Any, weights: Weights, tokens: list[int]
 ) -> Weights:
-    """Keep some tokens wherever there is one row for each: embeddings, head, the head's bias.
+    """Keep some tokens in every weight with a row per token: embeddings, head, the head's bias.
 
     Raises:
-        ValueError: a special token that is not kept; a vocabulary that is no plain axis.
+        ValueError: a special token that is not kept; a vocabulary that is not a plain axis.
     """
     text = config.get_text_config()
     count = text.vocab_size

@@ -1,4 +1,4 @@
-"""How much of a teacher's width its student keeps: whole attention heads, the first ones."""
+"""Width: the first channels, whole attention heads and units of each layer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Width:
     feed_forward: tuple[int, ...]
 
     def size(self, part: str) -> int:
-        """How long an axis or a part of it is."""
+        """Length of an axis or a part of it."""
         return {
             "queries": self.heads * self.head_dim,
             "keys": self.key_heads * self.head_dim,
@@ -71,18 +71,18 @@ def cut_width(
     intermediate_size: int | None,
     choose: Choose | None = None,
 ) -> Weights:
-    """Keep the first channels, whole heads and units of every weight, or those that are chosen.
+    """Keep the first channels, whole heads and units of every weight, or the chosen ones.
 
     Args:
         kind: The class of the model.
-        config: Its config, to which the new sizes are written.
+        config: Its config, which gets the new sizes.
         weights: Its weights.
-        hidden_size: The new width; None: as it is.
+        hidden_size: The new width; None: unchanged.
         intermediate_size: The new number of units; None: in proportion.
-        choose: What knows which parts are to stay, given the sizes before and after.
+        choose: Selects the parts to keep, given the sizes before and after.
 
     Raises:
-        ValueError: a width that would split heads; weights whose axes cannot be told apart.
+        ValueError: a width that would split heads; weights whose axes cannot be identified.
     """
     before = _width(config, kind)
     after = _smaller(before, hidden_size or before.hidden, intermediate_size)
@@ -214,7 +214,8 @@ def _set_width(config: Any, before: Width, after: Width) -> None:
 
 
 def _check_groups(model: PreTrainedModel, weights: Weights) -> None:
-    """A channel of a grouped layer has its place within a group: the first ones are no model."""
+    """Raise on grouped layers: a channel's position within its group matters, so the first ones
+    cannot be kept."""
     for path, module in model.named_modules():
         grouped = getattr(module, "groups", 1) > 1 or isinstance(module, nn.GroupNorm)
         changed = any(

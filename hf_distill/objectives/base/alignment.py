@@ -44,10 +44,10 @@ def align(
     teacher: Signal,
     groups: Sequence[str] | None = None,
 ) -> list[LayerPair]:
-    """The pairs of layers that a map names, in all groups or in some.
+    """Pairs of layers of a map, in all groups or in some.
 
     Raises:
-        ValueError: a group that one of the models has not, or what `layer_map` refuses.
+        ValueError: a group that one of the models does not have, or an error of `layer_map`.
     """
     paths = module_pairs(spec)
     who = (student.who or "the student", teacher.who or "the teacher")
@@ -81,10 +81,10 @@ def is_square(positions: int) -> bool:
 
 
 def as_map(features: Tensor) -> Tensor:
-    """``(B, C, *positions)``: a sequence ``(B, T, H)`` of patches becomes its picture.
+    """Reshape a sequence ``(B, T, H)`` of patches to its image ``(B, C, *positions)``.
 
-    A class token (a first position that leaves a square behind) is dropped; a sequence that is no
-    square stays one-dimensional, ``(B, H, T)``.
+    A class token (a first position before a square number of others) is dropped; a sequence whose
+    length is not a square stays one-dimensional, ``(B, H, T)``.
     """
     if features.dim() != 3:
         return features
@@ -103,10 +103,10 @@ def as_states(features: Tensor) -> Tensor:
 
 
 def same_size(pair: LayerPair) -> LayerPair:
-    """Bring two pictures of different resolutions to the smaller one by averaging areas.
+    """Average-pool two feature maps of different resolution to the smaller one.
 
     Raises:
-        ValueError: they are not both pictures.
+        ValueError: one of them has no spatial dimensions.
     """
     if pair.student.shape[2:] == pair.teacher.shape[2:] and pair.student.dim() == 4:
         return pair
@@ -145,9 +145,9 @@ def pooled(features: Tensor, mask: Tensor | None, how: str = "mean") -> Tensor:
 
 
 class LayerProjections(nn.Module):
-    """How much each pair of layers counts: a learned transport plan between two stacks.
+    """Learned weights of layer pairs: a transport plan between two stacks.
 
-    Every student layer has the same total weight, and so has every teacher layer (an earth mover's
+    Every student layer has the same total weight, as does every teacher layer (an earth mover's
     plan with uniform marginals, by Sinkhorn iterations on learned scores). BERT-EMD (Li et al.
     2020, arXiv 2010.06133) solves for the plan in every batch instead, which would depend on the
     split into batches; here training itself moves mass to the cheap pairs.
@@ -167,7 +167,7 @@ class LayerProjections(nn.Module):
 
 
 def projection_key(pair: LayerPair, kind: str) -> str:
-    """Which projection a pair uses: its own, or the one of all pairs of these widths."""
+    """Key of the projection of a pair: its own, or that of all pairs of these widths."""
     widths = f"shared_{width(pair.student)}_{width(pair.teacher)}"
     return widths if kind == "shared" else pair.key
 

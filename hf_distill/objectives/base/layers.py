@@ -1,4 +1,4 @@
-"""Which layer learns from which."""
+"""Layer maps: pairs of aligned layers of student and teacher."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LAYER_MAPS = ("uniform", "skip", "last", "emd")
 def parse_layers(spec: str | Sequence[Sequence[Place]]) -> str | tuple[tuple[Place, Place], ...]:
     """Read a layer map: one of `LAYER_MAPS`, or pairs (student, teacher).
 
-    In a string a pair is written ``teacher:student``, as "layer 4 teaches layer 2" (the notation
-    of syntaxdot and of TextBrewer's ``layer_T``, ``layer_S``); in a list it is (student, teacher).
-    A place without a colon means the same place in both models.
+    In a string a pair is ``teacher:student`` (the notation of syntaxdot and of TextBrewer's
+    ``layer_T``, ``layer_S``); in a list it is (student, teacher). A layer without a colon is the
+    same layer in both models.
 
     Raises:
-        ValueError: what is neither a name nor a list of pairs; a fraction out of [0, 1]; module
-            paths mixed with indices within a pair.
+        ValueError: neither a name nor a list of pairs; a fraction outside [0, 1]; module paths
+            mixed with indices within a pair.
 
     >>> parse_layers("0:0, 4:2, 8:4, 12:6")
     ((0, 0), (2, 4), (4, 8), (6, 12))

@@ -1,4 +1,4 @@
-"""What weights follow: the running means of a loss's parts, and the losses of groups."""
+"""State of weights that adapt: running means of the components, and losses of groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 DECAY = 0.95
-"""How much of the running mean of a component stays at each optimizer step."""
+"""Decay of a component's running mean per optimizer step."""
 
 
 class LossShares(nn.Module):

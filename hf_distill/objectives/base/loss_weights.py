@@ -1,4 +1,4 @@
-"""What a part of an objective may be weighted by: a number, a schedule, a share of the loss."""
+"""Weights of objectives: a number, a schedule, a share of the loss."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def weight_from(value: Any) -> Weight:
 
 
 def product(own: Weight, weight: Weight) -> Weight:
-    """The product of two weights, of which one at least is a number (1 beside a share)."""
+    """Product of two weights, at least one of them a number (1 if the other is a share)."""
     for one, other in ((own, weight), (weight, own)):
         if isinstance(one, LossShare) and other == 1:
             return one

@@ -1,4 +1,4 @@
-"""Student and teacher at hand, for objectives that show them more than the batch itself."""
+"""Access to both models for objectives that need extra forward passes (perturbed inputs)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class ModelsInStep:
-    """Both models, and the batch that they have been shown.
+    """Both models and the current batch, for objectives that need further forward passes.
 
     Attributes:
         batch: The batch, on the device, with all its columns.
         head: The student.
-        ask_student: Runs the student on another batch of the same items, with its graph, in the
-            mode that it is in; its classes in the order of the signals.
+        ask_student: Runs the student on another batch of the same items, with its graph, in its
+            current mode; its classes in the order of the signals.
         ask_teacher: Runs the teacher, which is cut off from the graph (``traced`` apart); None:
             there is no teacher.
         processor: The student's processor or tokenizer.
-        memory: What was made for one part of a sum, for the others; see `once`.
+        memory: Results that the objectives of a sum share; see `once`.
     """
 
     batch: Batch
@@ -46,15 +46,15 @@ class ModelsInStep:
         return input_space(self.task_model, self.processor)
 
     def perturbed(self, x: Tensor) -> Batch:
-        """The batch with this input instead of its own; for text the tokens stay beside it."""
+        """The batch with another input; for text the tokens stay in the batch."""
         return {**self.batch, self.space.key: x}
 
     def show(self, batch: Batch, needs: Needs) -> Signal:
-        """What the student says about a perturbed batch.
+        """The student's signal on a perturbed batch.
 
         Args:
-            batch: What `perturbed` gave, or another batch of the same items.
-            needs: What is asked for.
+            batch: The result of `perturbed`, or another batch of the same items.
+            needs: Requested outputs.
         """
         x = batch.get(EMBEDDINGS)
         if x is None or batch.get("input_ids") is None:
@@ -63,7 +63,7 @@ class ModelsInStep:
             return self.ask_student({k: v for k, v in batch.items() if k != EMBEDDINGS}, needs)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` gives, made for the first that asks with this key.
+        """The result of ``make``, computed once per key.
 
         Args:
             key: Equal keys stand for one thing.
@@ -75,6 +75,6 @@ class ModelsInStep:
         return made
 
     def generator(self) -> torch.Generator | None:
-        """Where noise is drawn from: in training torch's global state, as for dropout, which
-        checkpoints hold; in an evaluation the same numbers for every batch, and no state moves."""
+        """Generator of noise: in training torch's global state, as for dropout, which checkpoints
+        hold; in an evaluation the same numbers for every batch, without a change of state."""
         return None if self.task_model.model.training else torch.Generator().manual_seed(0)

@@ -45,15 +45,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may need besides the two signals.
+    """Additional inputs of an objective, besides the two signals.
 
     Attributes:
-        module: What `Objective.build` made (projections), if anything.
+        module: The result of `Objective.build` (projections), if any.
         parameters: The student's trainable parameters that are subject to weight decay, by name.
         initial: Their values before training.
-        progress: Where training is.
-        pair: Both models, for what is asked beyond the batch; None where they cannot be asked
-            again.
+        progress: Progress of the training.
+        pair: Both models, for forward passes beyond the batch; None where these are not possible.
     """
 
     module: nn.Module | None = None
@@ -85,8 +84,8 @@ class Objective:
 
     @property
     def is_itemwise(self) -> bool:
-        """Whether its values look at the logits of each item alone, at nothing else of the models
-        and at no learned part: it may then be computed from a few items at a time."""
+        """True if the values depend only on the logits of each single item: they may then be
+        computed a few items at a time."""
         return False
 
     @property
@@ -96,7 +95,7 @@ class Objective:
 
     @property
     def student_needs(self) -> Needs:
-        """What is asked of the student; by default the same as of the teacher."""
+        """Outputs requested from the student; by default the same as from the teacher."""
         return self.needs
 
     def terms(
@@ -106,15 +105,15 @@ class Objective:
         raise NotImplementedError
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
-        """Make the learned parts (projections), from what both models say about a sample."""
+        """Make the learned parts (projections), from the signals of both models on a sample."""
         return None
 
     def check(self, kind: str, classes: int | None = None) -> None:
-        """Raise where this objective makes no sense for a head.
+        """Raise if this objective is not defined for a head.
 
         Args:
-            kind: How its logits are read, see `Signal`.
-            classes: How many there are; None if their number varies from batch to batch.
+            kind: Form of its logits, see `Signal`.
+            classes: The number of classes; None if it varies from batch to batch.
         """
 
     def mapped(self, change: Callable[[Objective], Objective]) -> Objective:
@@ -164,7 +163,7 @@ class WeightedSum:
         return WeightedSum(tuple((weight, part.mapped(change)) for weight, part in self.parts))
 
     def named(self) -> list[tuple[str, Weight, Objective]]:
-        """Every part with a name of its own: a second ``hidden_states`` is ``hidden_states_2``."""
+        """All objectives with unique names: a second ``hidden_states`` is ``hidden_states_2``."""
         seen: dict[str, int] = {}
         named = []
         for weight, part in self.parts:
@@ -175,12 +174,12 @@ class WeightedSum:
 
     @property
     def needs(self) -> Needs:
-        """What is asked of the teacher."""
+        """Outputs requested from the teacher."""
         return _all(part.needs for _, part in self.parts)
 
     @property
     def student_needs(self) -> Needs:
-        """What is asked of the student."""
+        """Outputs requested from the student."""
         return _all(part.student_needs for _, part in self.parts)
 
     @property
@@ -212,14 +211,14 @@ class WeightedSum:
         context: Context,
         only: Callable[[str], bool] = lambda name: True,
     ) -> list[Term]:
-        """The terms of all parts, with their names and their weights of this moment.
+        """The terms of all objectives, with their names and current weights.
 
         Args:
-            student: What the student says.
-            teacher: What the teacher says.
-            items: What there is to count.
-            context: What else they need.
-            only: Whether a part, by its name, is wanted.
+            student: The student's signal.
+            teacher: The teacher's signal.
+            items: Masks and labels of the batch.
+            context: Additional inputs.
+            only: Selects objectives by name.
         """
         found = []
         modules = built_modules(context)
@@ -326,7 +325,7 @@ def bibtex(key: str, title: str, authors: str, year: int, arxiv: str) -> str:
 
 
 def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
-    """One term for what several sources say of the same items: the mean of their values.
+    """Mean of several terms of the same items, as one term.
 
     Args:
         terms: Of the same unit, mask and weight.

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is; the same for every micro-batch of an optimizer step."""
+    """Progress of the training; the same for every micro-batch of an optimizer step."""
 
     step: int = 0
     epoch: float = 0.0

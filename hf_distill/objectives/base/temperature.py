@@ -92,8 +92,8 @@ class _Learned(nn.Module):
 
 
 Temperature = float | Schedule | tuple[float, ...] | AdaptiveTemperature | LearnedTemperature
-"""A number; a `Schedule`; one number per class, of which an example takes that of the class that
-the teacher finds likeliest (multi-label heads: that of each class); per example; learned."""
+"""A number; a `Schedule`; one number per class, of which an example takes that of the teacher's
+most likely class (multi-label heads: that of each class); per example; learned."""
 
 
 def temperature_from(value: Any) -> Temperature:
@@ -158,14 +158,14 @@ def temperature_at(
     progress: Progress,
     module: nn.Module | None,
 ) -> float | Tensor:
-    """The temperature of this moment: a number, or one per item.
+    """Current temperature: a number, or one per item.
 
     Args:
-        temperature: What was asked for.
+        temperature: The setting of the objective.
         student: Logits ``(..., C)``.
         teacher: Logits ``(..., C)``.
-        progress: Where training is.
-        module: What `LearnedTemperature.module` made.
+        progress: Progress of the training.
+        module: The result of `LearnedTemperature.module`.
     """
     if isinstance(temperature, Schedule):
         return temperature.at(progress)

@@ -21,7 +21,7 @@ NUMBERS = (
     pa.uint16(),
     pa.uint8(),
 )
-"""The types of numbers that a shard holds, alone or in lists."""
+"""Types of numbers in a shard, single or in lists."""
 
 
 def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordBatch]:
@@ -32,8 +32,8 @@ def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordB
         wanted: The columns that it must have; None: keys, and any that `NUMBERS` allow.
 
     Raises:
-        ValueError: it is no such file: other columns or types, compressed columns, missing values,
-            lengths or offsets beyond its buffers, keys of another width.
+        ValueError: it is not such a file: other columns or types, compressed columns, missing
+            values, lengths or offsets beyond its buffers, keys of another width.
         OSError: it cannot be read.
     """
     messages = pa.ipc.MessageReader.open_stream(pa.memory_map(str(path)))
@@ -59,11 +59,11 @@ def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Tell whether a ``RecordBatch`` has the field ``compression``.
+    """Return whether a ``RecordBatch`` has the field ``compression``.
 
-    pyarrow does not tell. ``metadata`` is a FlatBuffer that pyarrow has verified: a table begins
-    with the distance to its vtable, two bytes of whose size, two of the table's, and then for each
-    field where it is in the table, 0 if it is not (Arrow's Message.fbs).
+    pyarrow does not expose it. ``metadata`` is a FlatBuffer that pyarrow has verified: a table
+    begins with the distance to its vtable, two bytes of whose size, two of the table's, and then
+    for each field where it is in the table, 0 if it is not (Arrow's Message.fbs).
     """
     data = memoryview(metadata)
 

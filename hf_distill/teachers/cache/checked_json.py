@@ -21,7 +21,7 @@ import xxhash
 from hf_distill.utils.folders import lock
 
 FORMAT_VERSION = 2
-"""Of the layout of a cache; another one is refused. 2: the records of the shards are bound to the
+"""Version of a cache's layout; others are rejected. 2: the records of the shards are bound to the
 manifest, see `bindings`."""
 MANIFEST = "cache.json"
 SEAL = "checksum"
@@ -44,20 +44,20 @@ PARTS = {
 
 
 class DiskFullError(OSError):
-    """No space is left for what was to be written; what was finished before is whole."""
+    """No space left on the disk; finished shards are intact."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is complete and on the disk.
+    """Open a file that gets its name when it is complete and on the disk.
 
     Args:
-        path: Where it will be.
+        path: Its path.
 
     Raises:
-        DiskFullError: there is no space, or no quota. The unfinished file is removed, as after
-            every other error.
-        ValueError: a folder has this name, or a file that of its folder.
+        DiskFullError: there is no space, or no quota. The unfinished file is removed, as after any
+            error.
+        ValueError: the path is a folder, or its folder is a file.
     """
     unfinished = partial_name(path)
     refuse_no_file(path)
@@ -193,11 +193,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON with a checksum, at once or not at all.
+    """Write values atomically as JSON with a checksum.
 
     Raises:
         DiskFullError: see `replacing`.
-        TypeError, ValueError: values that are no JSON.
+        TypeError, ValueError: values that JSON cannot represent.
     """
     content = sealed(values)
     with replacing(path) as file:
@@ -213,10 +213,10 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The values that `write_sealed` wrote.
+    """Read the values of `write_sealed`.
 
     Raises:
-        ValueError: any byte differs, or it is no file.
+        ValueError: any byte differs, or it is not a file.
         OSError: the file cannot be read.
     """
     refuse_no_file(path)
@@ -248,12 +248,13 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
-    """Write what a cache says of itself, `cache.json`, at once or not at all.
+    """Write the manifest of a cache, `cache.json`, atomically.
 
     Args:
         directory: The cache.
         manifest: Plain JSON; `format_version` is added. ``shards``, where the number of shards is
-            known, lets `Store` tell an unfinished cache. To its `PARTS` the shards are bound.
+            known, lets `ExampleStore` recognise an unfinished cache. The shards are bound to its
+            `PARTS`.
 
     Raises:
         DiskFullError: see `replacing`.
@@ -271,10 +272,10 @@ def bindings(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_manifest` wrote, with `format_version`.
+    """Read the manifest of `write_manifest`, with `format_version`.
 
     Raises:
-        ValueError: there is none, a byte of it differs, or the layout is another one.
+        ValueError: there is none, a byte of it differs, or the layout has another version.
     """
     path = Path(directory) / MANIFEST
     refuse_no_file(path)

@@ -34,18 +34,18 @@ KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
 MOST_LAYERS = 2**14
 """The most layers of a group."""
 Wanted = bool | Mapping[str, Sequence[int] | bool]
-"""Which hidden states: all, none, or by group all or the layers with these indices."""
+"""Selection of hidden states: all, none, or by group all or the layers with these indices."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a cache keeps of every example.
+    """Stored outputs of every example.
 
     Attributes:
         kind: How the logits are read, see `Signal`.
-        logits: How they are kept; None: not at all.
-        states: How hidden states and attention maps are kept; None: not at all.
-        layers: How many layers each group of the teacher has, ``hidden.<group>`` and
+        logits: Format of logits; None: not stored.
+        states: Format of hidden states and attention maps; None: not stored.
+        layers: Number of layers of each group of the teacher, ``hidden.<group>`` and
             ``attention.<group>``.
         axis: The dimension of the items that is the batch.
     """
@@ -58,7 +58,7 @@ class Content:
 
     @property
     def trimmed(self) -> bool:
-        """Whether the classes are positions of a text, padding included (question answering)."""
+        """True if the classes are positions of a text, padding included (question answering)."""
         return self.axis == 1
 
     @property
@@ -69,7 +69,7 @@ class Content:
 
     @property
     def provides(self) -> Needs:
-        """What can be read from it."""
+        """Outputs that can be read from it."""
         kept = self.states.shapes if self.states is not None else {}
         return Needs(
             logits=self.logits is not None,
@@ -80,7 +80,7 @@ class Content:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
+        """Convert to JSON, see `from_json`."""
         return {
             **dataclasses.asdict(self),
             "logits": None if self.logits is None else formats.to_json(self.logits),
@@ -131,16 +131,16 @@ class Content:
     def decode(
         self, rows: Sequence[Row], found: Sequence[ExampleSlice], items: BatchItems, needs: Needs
     ) -> Signal:
-        """The signal of a batch, float32, padded as the batch is; what does not count is 0.
+        """The signal of a batch, float32, padded like the batch; 0 where nothing is counted.
 
         Args:
-            rows: What `encode` gave for the examples, in the order of ``found``.
+            rows: Rows of `encode` for the examples, in the order of ``found``.
             found: The examples of the batch.
-            items: What there is to count in it.
-            needs: What is asked for.
+            items: Its items.
+            needs: Requested outputs.
 
         Raises:
-            ValueError: rows that `encode` did not give, or gave for other examples.
+            ValueError: rows that are not from `encode`, or from other examples.
         """
         device = items.masks["samples"].device
         whole, sparse = None, None
@@ -203,7 +203,7 @@ class Content:
         return None, SparseProbs(ids, log_probs, rest, spec.width, spec.temperature, exact)
 
     def _no_classes(self, items: BatchItems) -> tuple[Tensor | None, SparseProbs | None]:
-        """For a batch whose rows all repeat others, at the end of a distributed evaluation."""
+        """Empty signal for a batch of repeated examples, at the end of a distributed evaluation."""
         mask, spec = items.masks["items"], self.logits
         if spec is None or isinstance(spec, Full):
             width = items.masks["hidden"].shape[-1] if self.trimmed else getattr(spec, "width", 1)
@@ -238,16 +238,16 @@ def content_of(
     axis: int,
     rows: int,
 ) -> Content:
-    """What to keep, from what the teacher says of a first batch.
+    """Determine the stored outputs from the teacher's signal on a first batch.
 
     Args:
-        signal: What it says.
+        signal: Its signal.
         found: The examples of the batch.
-        logits: How its logits are to be kept.
-        hidden_states: Which hidden states.
-        dtype: Of hidden states and attention maps.
+        logits: Format of its logits.
+        hidden_states: Selection of hidden states.
+        dtype: Dtype of hidden states and attention maps.
         axis: The dimension of the items that is the batch.
-        rows: How many examples the batch has.
+        rows: Number of examples of the batch.
 
     Raises:
         ValueError: probabilities of single classes for a head that has none; no such layer; states

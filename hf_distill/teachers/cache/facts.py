@@ -52,7 +52,7 @@ def check_facts(folder: str | Path, facts: Mapping[str, Any]) -> Content:
     """The content that a manifest describes.
 
     Args:
-        folder: Of the cache.
+        folder: Folder of the cache.
         facts: The manifest, as `read_manifest` gives it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How the outputs of one example are kept: whole logits, the likeliest classes, draws, states."""
+"""Formats of the outputs of one example: all logits, most likely classes, samples, states."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Full:
         """The logits of several examples; where C varies, -inf fills up to the largest.
 
         Raises:
-            ValueError: rows that `encode` did not give.
+            ValueError: rows that are not from `encode`.
         """
         flat = unpack("logits", self.dtype, rows)
         widths = [int(row["logits.width"]) if self.width is None else self.width for row in rows]

@@ -1,8 +1,7 @@
-"""The key of an example: a hash of its content as the models see it, wherever it stands.
+"""Keys of examples: a hash of the content of their model inputs.
 
-A position says nothing after shuffling, filtering or packing; the content does. Padding is no part
-of it, nor are the labels themselves, but which items the labels ask for is: a cache holds these
-items and no others.
+Positions change with shuffling, filtering and packing; the content does not. Padding and the labels
+themselves are excluded, but the choice of counted items is included: a cache holds only these.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Unit
 
 UNITS = frozenset({"batches", "samples", "items", "labels"})
-"""Units that are no hidden-state group."""
+"""Units other than hidden-state groups."""
 BESIDES = frozenset({"attention_mask", "decoder_attention_mask", "position_ids"})
-"""Inputs that say where the content is, and are no content."""
+"""Inputs that locate the content and are not part of it."""
 
 Range = tuple[int, int]
 
@@ -35,7 +34,7 @@ class ExampleSlice:
     Attributes:
         row: Its row.
         key: The hash of its content, 16 bytes.
-        items: Where its items begin and end in the row's item mask; None: the whole row.
+        items: Range of its items in the row's item mask; None: the whole row.
         ranges: For each hidden-state group that has padding, its positions.
     """
 
@@ -48,12 +47,12 @@ class ExampleSlice:
 def example_slices(
     batch: Batch, items: BatchItems, inputs: Collection[str], axis: int = 0
 ) -> list[ExampleSlice]:
-    """The examples of a batch with their keys, without the rows that do not count.
+    """The counted examples of a batch, with their keys.
 
     Args:
         batch: The collated batch.
-        items: What there is to count in it.
-        inputs: The names of the teacher's inputs; other keys of the batch do not matter.
+        items: Its items.
+        inputs: The names of the teacher's inputs; other keys of the batch are ignored.
         axis: The dimension of the item mask that is the batch.
     """
     arrays = {
@@ -147,7 +146,7 @@ def _slice(row: _Row, cut: Mapping[str, Range], counted: Range | None) -> Exampl
 
 
 def _pattern(wanted: np.ndarray, counted: Range | None, origin: int) -> np.ndarray:
-    """Which items are asked for, whatever the padding before and after them."""
+    """Pattern of counted items, independent of the padding around them."""
     if wanted.ndim != 1:
         return np.concatenate([np.array(wanted.shape, np.int64), np.packbits(wanted)])
     start, stop = (0, len(wanted)) if counted is None else counted
@@ -155,7 +154,7 @@ def _pattern(wanted: np.ndarray, counted: Range | None, origin: int) -> np.ndarr
 
 
 def _real(batch: Batch, masks: Mapping[Unit, np.ndarray], side: str) -> np.ndarray | None:
-    """Where the content of the inputs of one side is."""
+    """Mask of the content of the inputs of one side."""
     mask = batch.get(f"{side}attention_mask")
     if isinstance(mask, Tensor) and mask.dim() > 1:
         return mask.bool().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a cache says of itself: whose outputs it holds, of what, and how they are kept."""
+"""Manifest of a cache: teacher, data and formats."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def config_values(config: Any) -> dict[str, Any] | None:
 
 
 def public(value: Any) -> Any:
-    """What a teacher says of itself, without the folders of this machine."""
+    """A teacher's description without local paths."""
     if isinstance(value, Mapping):
         return {str(key): public(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -202,7 +202,7 @@ def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | 
     """The vocabulary that is kept, if there is one.
 
     Args:
-        folder: Of the cache.
+        folder: Folder of the cache.
         facts: Its manifest.
 
     Raises:
@@ -292,13 +292,13 @@ def refuse_other_card(folder: Path) -> None:
 def complete(
     folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None, anew: bool = False
 ) -> None:
-    """Write the files of a cache besides its manifest and shards, each whole or not at all.
+    """Write the further files of a cache atomically.
 
     Args:
-        folder: Of the cache.
+        folder: Folder of the cache.
         facts: Its manifest.
         tokens: The teacher's vocabulary, if it has one.
-        anew: Also those that are there, which may be of something else while there is no manifest.
+        anew: Also existing ones, which may belong to other data while there is no manifest.
     """
     if tokens is not None and (anew or not (folder / VOCABULARY).is_file()):
         write_vocabulary(folder, tokens)

@@ -13,13 +13,13 @@ from torch import Tensor
 from hf_distill.teachers.cache.shards import Row
 
 STORED = {"float32": "float32", "float16": "float16", "bfloat16": "int16", "int8": "int8"}
-"""What may be kept, and the Arrow type that holds it: Arrow has no bfloat16, so its bits."""
+"""Dtypes and their Arrow types; bfloat16, which Arrow lacks, is stored as its bits."""
 MASKED = -128
 """The int8 code of -inf; numbers have -127 to 127."""
 SHORT = 2**16
-"""Up to so many classes an id takes 2 bytes, above 3."""
+"""Largest number of classes with ids of 2 bytes; above, 3 bytes."""
 MOST = 2**24
-"""How many classes 3 bytes can tell apart."""
+"""Largest number of classes with ids of 3 bytes."""
 
 
 def check_dtype(dtype: str, known: Sequence[str] = tuple(STORED)) -> None:

@@ -1,4 +1,4 @@
-"""Where the tensors of single examples lie within those of a batch."""
+"""Placement of single examples' tensors within a batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def named_states(signal: Signal) -> Iterator[tuple[str, Tensor]]:
 
 
 def ranged(name: str, tensor: Tensor, piece: ExampleSlice) -> bool:
-    """Whether a tensor has positions, which padding may follow."""
+    """True if a tensor has positions, which padding may follow."""
     group = name.split(".")[1]
     return group in piece.ranges and tensor.dim() >= 3
 
@@ -63,10 +63,10 @@ def part_of(name: str, tensor: Tensor, piece: ExampleSlice) -> Tensor:
 def padded(
     name: str, parts: Sequence[Tensor], found: Sequence[ExampleSlice], items: BatchItems
 ) -> Tensor:
-    """The examples' parts in the shape of the batch, 0 where there is none.
+    """Arrange the examples' parts in the shape of the batch, 0 elsewhere.
 
     Raises:
-        ValueError: a part that has not the places of its example.
+        ValueError: a part that does not have the positions of its example.
     """
     group, rows = name.split(".")[1], len(items.masks["samples"])
     attention = name.startswith("attention.")

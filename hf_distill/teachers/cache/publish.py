@@ -44,22 +44,22 @@ def push_cache(
 ) -> CommitInfo:
     """Publish a cache as a data set; `datasets.load_dataset(repo_id, streaming=True)` reads it.
 
-    One commit adds its files and removes those of an earlier cache: the shards of another teacher
-    would answer for examples that this one does not hold.
+    One commit adds its files and removes those of an earlier cache: otherwise shards of another
+    teacher would be read for examples that this one does not contain.
 
     Args:
         path: The folder that `write_cache` wrote.
         repo_id: ``namespace/name``.
-        token: Default: what ``hf auth login`` stored, or the variable HF_TOKEN.
+        token: Default: that of ``hf auth login``, or the variable HF_TOKEN.
         private: Visibility of a repository that is created.
         revision: Branch to push to, created when missing.
 
     Raises:
-        ValueError: the cache is unfinished or damaged, or holds shards of another one, a file of
-            it is a link, or holds a token or a local path; the repository holds a data set that
-            is no cache.
+        ValueError: the cache is unfinished or damaged, or holds shards of another one, a file of it
+            is a link, or holds a token or a local path; the repository holds a data set that is not
+            a cache.
         PermissionError: not logged in, or the Hub refuses the token.
-        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
+        ConnectionError: the Hub could not be reached, or kept returning errors.
     """
     files, problems = check_files(Path(path), cache_files(path))
     if problems:
@@ -79,7 +79,7 @@ def push_cache(
 
 
 def local_cache(path: str | Path) -> Path:
-    """The folder of a cache, downloaded from the Hub if it is not one of this machine.
+    """The folder of a cache, downloaded from the Hub unless it is local.
 
     Raises:
         FileNotFoundError: there is no such folder, and it cannot be downloaded.

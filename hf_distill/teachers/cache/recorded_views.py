@@ -1,9 +1,10 @@
-"""Views whose parameters are recorded, so that a cache of the teacher's outputs fits them.
+"""Recorded views: augmentation with cached teacher outputs.
 
 A cache finds the outputs of an example by its content, and under random augmentation every example
-is new; outputs of the plain picture are others (a ViT's features of a picture and of its mirror
-image agree to 0.87 only). So k views of every example are drawn once, what was drawn is kept, and
-training makes these views again: arXiv 2303.08983 (dataset reinforcement), 2311.17049 (MobileCLIP).
+is new; outputs of the original image differ (the cosine between a ViT's features of an image and of
+its mirror image is only 0.87). So k views of every example are drawn once, their parameters are
+stored, and training repeats these views: arXiv 2303.08983 (dataset reinforcement), 2311.17049
+(MobileCLIP).
 
     views = (flip(), shift(2))
     records = record_views(train, views, count=4, seed=0)
@@ -33,20 +34,20 @@ FILE = "views.jsonl"
 """Within the folder of the cache: a line of settings, a line for each example, a checksum."""
 VERSION = 1
 KEY = len('{"key": "') + np.arange(32)
-"""Where the key stands in the line of an example."""
+"""Position of the key in the line of an example."""
 
 
 class AugmentationLog:
-    """For every example the parameters of its recorded views; made by `record_views` or `load`.
+    """Parameters of the recorded views of every example; made by `record_views` or `load`.
 
     Attributes:
         views: The views with their settings, as ``flip(chance=0.5)``.
-        count: How many views of each example there are.
-        seed: What they were drawn with.
+        count: Number of views of each example.
+        seed: Seed of the parameters.
     """
 
     def __init__(self, body: np.ndarray):
-        """``body``: the bytes of all lines but the last; a line is parsed when it is asked for."""
+        """Take ``body``, the bytes of all lines but the last; a line is parsed on access."""
         self._body = body
         self._ends = np.flatnonzero(body == ord("\n"))
         header = json.loads(body[: self._ends[0]].tobytes())
@@ -65,21 +66,21 @@ class AugmentationLog:
         return len(self._keys)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides, with the data, which views there are."""
+        """Settings that, with the data, determine the views."""
         return {"views": list(self.views), "count": self.count, "seed": self.seed}
 
     def place(self, key: str) -> int | None:
-        """Where an example stood in the data when it was recorded, or None: it did not."""
+        """Index of an example in the recorded data, or None."""
         found = int(np.searchsorted(self._keys, key.encode(), sorter=self._order))
         if found == len(self) or self._keys[self._order[found]] != key.encode():
             return None
         return int(self._order[found])
 
     def parameters(self, place: int) -> list[list[Parameters]]:
-        """For each recorded view of an example what was drawn, one set for each of ``views``.
+        """Parameters of each recorded view of an example, one set for each of ``views``.
 
         Raises:
-            ValueError: the line of the example holds something else.
+            ValueError: the line of the example has another form.
         """
         line = self._body[self._ends[place] + 1 : self._ends[place + 1]].tobytes()
         try:
@@ -144,18 +145,18 @@ def _checksum(body: np.ndarray) -> bytes:
 
 
 def record_views(data: Any, views: Sequence[Any], count: int = 4, seed: int = 0) -> AugmentationLog:
-    """Draw views of every example, from the seed and its content alone: not from its place.
+    """Draw views of every example, from the seed and its content only, not its position.
 
-    The global generator is left as it is, and every process draws the same.
+    The global generator is not changed, and every process draws the same.
 
     Args:
         data: Examples by index.
-        views: What is done to an example, in turn; each a `RandomView`.
-        count: How many views of an example.
+        views: Applied to an example in turn; each a `RandomView`.
+        count: Number of views of an example.
         seed: Another one gives other views.
 
     Raises:
-        ValueError: a view cannot be recorded or made again alike, or the data are random.
+        ValueError: a view cannot be recorded or repeated exactly, or the data are random.
     """
     if count < 1:
         raise ValueError(f"Expected at least one view of each example, got count={count}.")
@@ -287,16 +288,16 @@ class _Recorded(Views):
 
 
 class RecordedViews(_Recorded):
-    """A data set whose examples are one of their recorded views each time they are read.
+    """A data set that returns one of the recorded views of an example at each reading.
 
-    Which one is drawn from torch's global generator, as `Views` draws. Shuffling, selecting and
-    filtering the data does not matter: records are found by content. (`mixup` looks for its other
-    picture where it was recorded; where the data were reordered it reads all of them once, in
-    every worker of a `DataLoader`.)
+    The view is drawn from torch's global generator, like `Views`. Shuffling, selecting and
+    filtering the data do not matter: records are found by content. (`mixup` looks for its other
+    image at its recorded index; if the data were reordered it reads all of them once, in every
+    worker of a `DataLoader`.)
 
     Args:
         data: Examples by index.
-        records: What `record_views` gave, or the folder where it was saved.
+        records: The result of `record_views`, or the folder where it was saved.
         *views: The views that were recorded.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Records of the shards of a cache: all that is known without reading their rows.
+"""Records of a cache's shards: their facts without their rows.
 
-A shard with a valid record is whole, and one without is unfinished. A record also holds hashes of
-the parts of the manifest that the shard was written for: the same file beside another manifest
-would be another teacher's outputs.
+A shard with a valid record is complete, and one without is unfinished. A record also holds hashes
+of the parts of the manifest that the shard was written for: next to another manifest the same file
+would be read as another teacher's outputs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def record_path(directory: str | os.PathLike[str], index: int) -> Path:
 
 
 def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
-    """For each shard with a record: the record, or None where it is damaged."""
+    """Records by shard; None for a damaged record."""
     found: dict[int, Record | None] = {}
     folder = Path(directory) / DATA
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
@@ -92,7 +92,7 @@ def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
 
 
 def _as_record(values: Mapping[str, Any]) -> Record:
-    """Raise ValueError for what is no record; one of an earlier version has no ``of``."""
+    """Check a record, or raise ValueError; one of an earlier version has no ``of``."""
     kinds = {"rows": int, "bytes": int, "file": str, "keys": str}
     fits = all(type(values.get(name)) is kind for name, kind in kinds.items())
     if not fits or not isinstance(values.get("of", ""), str):
@@ -137,7 +137,7 @@ def finished(
     manifest: Mapping[str, Any] | None = None,
     known: Mapping[int, Record | None] | None = None,
 ) -> set[int]:
-    """The cache's own shards with a valid record and as many bytes as it says; no data is read.
+    """The cache's own shards with a valid record and the recorded size; no data is read.
 
     Arguments and errors are those of `foreign`.
     """

@@ -1,9 +1,9 @@
-"""The shards of a cache: Arrow files that `datasets` reads, each with a record of what it holds.
+"""Shards of a cache: Arrow files that `datasets` reads, each with a record of its contents.
 
-``data/shard-00000.arrow`` is written first, its record ``data/shard-00000.json`` last: a shard
-with a valid record is whole, and one without is written again. The same rows give the same bytes.
-A record also holds hashes of the parts of the manifest that the shard was written for: the same
-file beside another manifest would be another teacher's outputs.
+``data/shard-00000.arrow`` is written first, its record ``data/shard-00000.json`` last: a shard with
+a valid record is complete, and one without is written again. The same rows give the same bytes. A
+record also holds hashes of the parts of the manifest that the shard was written for: next to
+another manifest the same file would be read as another teacher's outputs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ Row = Mapping[str, Any]
 BATCH_BYTES = 2**24
 """About how many bytes one Arrow record batch holds: what streaming reads at once."""
 LARGEST = 2**31 - 1
-"""How many numbers the lists of one Arrow record batch may hold."""
+"""Largest number of list elements in one Arrow record batch."""
 
 
 def write_shard(
@@ -84,18 +84,18 @@ def write_shard(
 
     Args:
         directory: The cache.
-        index: Of the shard, from 0 on.
+        index: Index of the shard, from 0.
         rows: One mapping for each example, with its 16-byte ``key`` and exactly the columns of
             `features` besides; taken one after the other, a few MB are held.
         features: The columns: see `formats`.
-        manifest: The cache's, as it was read: to its parts the shard is bound.
+        manifest: The cache's manifest as read: the shard is bound to its parts.
 
     Returns:
         The record.
 
     Raises:
-        ValueError: rows that do not fit the features; a folder lies where a file belongs.
-        DiskFullError: no space is left; finished shards stay, nothing unfinished does.
+        ValueError: rows that do not fit the features; a folder in place of a file.
+        DiskFullError: no space is left; only finished shards remain.
     """
     features = _with_key(features)
     record, keys, count = record_path(directory, index), xxhash.xxh3_128(), 0
@@ -222,12 +222,12 @@ def open_shard(
 
     Args:
         directory: The cache.
-        index: Of the shard.
+        index: Index of the shard.
         record: Its record.
         schema: The columns that it must have, see `schema_of`.
 
     Raises:
-        DamagedCacheError: it cannot be read, or is not as the record says.
+        DamagedCacheError: it cannot be read, or differs from its record.
     """
     try:
         found = read_batches(arrow_path(directory, index), schema)
@@ -244,7 +244,7 @@ def read_keys(directory: str | os.PathLike[str], index: int) -> list[bytes]:
     """The keys of a shard, in the order of its rows.
 
     Raises:
-        DamagedCacheError: they are not those that were written, or cannot be read.
+        DamagedCacheError: they differ from those written, or cannot be read.
     """
     record = records(directory).get(index)
     batches = open_shard(directory, index, record)

@@ -1,4 +1,4 @@
-"""Some classes of every item in place of all: the likeliest, or random draws."""
+"""Sparse classes of every item: the most likely, or random samples."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from hf_distill.teachers.cache.packing import (
 )
 
 BLOCK = {True: 2**18, False: 2**24}
-"""How many float64 numbers are worked on at once, on a CPU (2 MiB: its cache) and elsewhere."""
+"""Number of float64 numbers per block, on a CPU (2 MiB: its cache) and elsewhere."""
 NONE = -1e4
 """Log-probabilities below are kept as -inf: exp of it is 0 in every floating type."""
 
 
 class SparseClasses(NamedTuple):
-    """The classes of several examples' items, after one another.
+    """The classes of several examples' items, concatenated.
 
     Attributes:
         ids: ``(N, k)`` int64; an unused slot repeats the first id of its item.
@@ -54,20 +54,21 @@ class SparseClasses(NamedTuple):
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest classes and the mass of all others.
+    """The k most likely classes and the mass of all others.
 
     Attributes:
-        k: How many classes of each item (all of them if there are fewer).
-        dtype: Of their log-probabilities: ``float16``, ``float32`` or ``bfloat16``. They are read
-            so that they make up 1 less the mass of the others, which is kept in float32.
-        temperature: Of the softmax.
-        tail: Keep the mass of the others. Without it the k classes are read as if they were all,
-            which teaches another distribution; kept for comparison.
+        k: Number of classes of each item (all of them if there are fewer).
+        dtype: Dtype of their log-probabilities: ``float16``, ``float32`` or ``bfloat16``. On
+            reading they are normalised to 1 minus the mass of the others, which is stored in
+            float32.
+        temperature: Temperature of the softmax.
+        tail: Keep the mass of the others. Without it the k classes are normalised as if they were
+            all, which is another distribution; only for comparison.
         width: The number of classes C; needed for reading and writing.
 
     Raises:
-        ValueError: an unknown dtype; k < 1; a temperature that is not above 0; more classes than
-            3 bytes can tell apart.
+        ValueError: an unknown dtype; k < 1; a temperature that is not above 0; too many classes for
+            ids of 3 bytes.
     """
 
     k: int
@@ -119,10 +120,10 @@ class TopK:
         return self.decode_batch([row])[:3]
 
     def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
-        """The classes of several examples' items, after one another.
+        """The classes of several examples' items, concatenated.
 
         Raises:
-            ValueError: rows that `encode` did not give.
+            ValueError: rows that are not from `encode`.
         """
         width = width_of(self)
         k = min(self.k, width)
@@ -145,7 +146,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Random classes of the distribution, with how often each was drawn.
+    """Random classes of the distribution, with their counts.
 
     count / draws estimates p without bias: the draws are stratified, u_i = (i + U_i) / draws for
     i = 0 … draws - 1 with U uniform, each the class where the cumulated p passes it. U comes from
@@ -155,14 +156,14 @@ class Sampled:
     drawn, at most 4 · draws.
 
     Attributes:
-        draws: How many for each item, at most 255.
-        temperature: Of the softmax that is drawn from.
-        seed: Another one gives other draws.
+        draws: Draws per item, at most 255.
+        temperature: Temperature of the softmax that is drawn from.
+        seed: Seed of the draws.
         width: The number of classes C; needed for reading and writing.
 
     Raises:
-        ValueError: draws not in 1 … 255; a temperature that is not above 0; a seed that is no
-            integer from 0 on; more classes than 3 bytes can tell apart.
+        ValueError: draws not in 1 … 255; a temperature that is not above 0; a seed that is not an
+            integer from 0; too many classes for ids of 3 bytes.
     """
 
     draws: int = 12
@@ -215,10 +216,10 @@ class Sampled:
         return self.decode_batch([row])[:3]
 
     def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
-        """The classes of several examples' items, after one another; k is the most of any.
+        """The classes of several examples' items, concatenated; k is the largest of any.
 
         Raises:
-            ValueError: rows that `encode` did not give.
+            ValueError: rows that are not from `encode`.
         """
         flat, counts = unpack_ids(rows, width_of(self)), joined(rows, "counts")
         upto = np.append(0, np.cumsum(counts, dtype=np.int64))
@@ -237,7 +238,7 @@ class Sampled:
         return SparseClasses(torch.from_numpy(ids), torch.from_numpy(log_probs), rest, sizes)
 
     def _check_counts(self, rows: Sequence[Row], counts: np.ndarray, upto: np.ndarray) -> None:
-        """See that the counts of each item, and of each example, make up all its draws."""
+        """Check that the counts of each item, and of each example, add up to its draws."""
         if any(len(row["ids"]) != len(row["counts"]) for row in rows):
             raise ValueError("Expected as many counts as ids.")
         ends = np.cumsum([0, *(len(row["counts"]) for row in rows)])
@@ -269,7 +270,7 @@ def blocks(logits: Tensor) -> Iterator[slice]:
 
 
 def checked(total: Tensor, logits: Tensor) -> Tensor:
-    """The normalisers themselves. Raises ValueError where they are no numbers."""
+    """Return the normalisers, or raise ValueError if they are not numbers."""
     if not bool(total.isfinite().all()):
         raise ValueError(
             "Expected for each item at least one finite logit, and no NaN or +inf, got items "

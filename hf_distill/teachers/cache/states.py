@@ -1,4 +1,4 @@
-"""How hidden states and attention maps of one example are kept."""
+"""Format of hidden states and attention maps of one example."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class States:
         object.__setattr__(self, "shapes", shapes)
 
     def columns(self) -> Features:
-        """For each tensor its values (flat), ``….scale`` for int8, ``….shape`` where needed."""
+        """Columns of each tensor: its values (flat), ``….scale`` for int8, ``….shape`` where
+        needed."""
         found: dict[str, Any] = {}
         for name, shape in self.shapes.items():
             found |= number_columns(name, self.dtype)
@@ -94,12 +95,12 @@ class States:
     def decode_batch(
         self, rows: Sequence[Row], names: Sequence[str] | None = None
     ) -> dict[str, list[Tensor]]:
-        """For each name (default: all) the tensors of several examples, float32.
+        """Tensors of several examples by name (default: all), float32.
 
         The tensors of one name are views of one block.
 
         Raises:
-            ValueError: rows that `encode` did not give.
+            ValueError: rows that are not from `encode`.
         """
         found = {}
         for name in self.shapes if names is None else names:

@@ -27,20 +27,20 @@ class ExampleStore:
     """The examples of a cache, read-only and memory-mapped.
 
     Any number of processes may open the same cache, also while a writer adds shards to it, and a
-    store may be used in forked or spawned data loader workers. In memory it holds 24 bytes an
+    store may be used in forked or spawned data loader workers. It takes 24 bytes of memory per
     example.
 
     Args:
         directory: The cache.
         verify: Compare the checksum of every shard: each is read once.
-        partial: Accept that shards are missing.
+        partial: Accept missing shards.
         features: The columns that each shard must have; None: any that `read_batches` allows.
 
     Attributes:
-        manifest: What the cache says of itself.
+        manifest: The manifest of the cache.
 
     Raises:
-        ValueError: no cache, one of another format, or an unfinished one.
+        ValueError: not a cache, one of another format, or an unfinished one.
         ForeignShardsError: shards that were written for another cache.
         DamagedCacheError: a shard differs from what was written.
     """
@@ -130,7 +130,7 @@ class ExampleStore:
         """The row ``(len(keys),)`` int64 of each key, for `take`.
 
         Raises:
-            MissingExample: keys that are not there.
+            MissingExample: unknown keys.
         """
         rows = self._find(keys)
         if (rows < 0).any():
@@ -157,7 +157,7 @@ class ExampleStore:
         """The examples of these keys: views of the file, read-only and not copied.
 
         Raises:
-            MissingExample: keys that are not there.
+            MissingExample: unknown keys.
         """
         return self.take(self.find(keys))
 

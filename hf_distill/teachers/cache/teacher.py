@@ -1,4 +1,4 @@
-"""A teacher that has said it all before: its outputs are read from disk."""
+"""Teacher whose outputs are read from an on-disk cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hf_distill.utils.processes import process_state
 
 
 class CachedTeacher(TrainerCallback):
-    """Reads what `write_cache` wrote; no model is in memory.
+    """Outputs from a cache of `write_cache`; no model is in memory.
 
     An example is found by its content as the models see it, wherever it stands: order, batch size,
     epochs, processes and packing do not matter. Logits in float32 are bit for bit what the teacher
@@ -40,16 +40,16 @@ class CachedTeacher(TrainerCallback):
 
     Args:
         path: The folder of the cache, or a downloaded data set of the Hub that is one.
-        live: The teacher itself, to ask for examples that are missing. They are added to the cache
-            at the end of the training.
-        processing_class: The tokenizer or processor of the training, to make sure that it is the
-            one that the cache was written with.
-        verify: Read every file once to check its checksum; without it a damaged file is found when
-            its Arrow structure is broken, or not at all. A downloaded cache is always verified.
+        live: The teacher itself, for missing examples. They are added to the cache at the end of
+            the training.
+        processing_class: The tokenizer or processor of the training, compared with the one that the
+            cache was written with.
+        verify: Compare the checksum of every file; without it, damage is only found if it breaks
+            the Arrow structure. A downloaded cache is always verified.
 
     Raises:
-        ValueError: a cache that is unfinished, damaged or of something else than ``live`` and
-            ``processing_class``, saying in which part they differ.
+        ValueError: a cache that is unfinished or damaged, or that does not match ``live`` and
+            ``processing_class``; the message names the difference.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CachedTeacher(TrainerCallback):
         batch: Batch,
         items: BatchItems,
     ) -> None:
-        """Ask the live teacher for the rows in which something is missing, and keep its answer."""
+        """Run the live teacher on the missing examples, and keep its outputs."""
         live: Any = self.live
         wanted = sorted({piece.row for piece in missing})
         part, own = rows_of(batch, items, wanted, self.content.axis)
@@ -113,7 +113,7 @@ class CachedTeacher(TrainerCallback):
         self._added.update({row["key"]: row for row in self.content.encode(signal, asked, own)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Add what the live teacher was asked for to the cache."""
+        """Add the outputs of the live teacher to the cache."""
         self.save()
 
     def save(self) -> None:

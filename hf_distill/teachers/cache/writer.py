@@ -1,4 +1,4 @@
-"""Running a teacher once over a data set, and keeping what it says."""
+"""Writing a cache: one pass of a teacher over a data set."""
 
 from __future__ import annotations
 
@@ -51,36 +51,36 @@ def write_cache(
     views: Any = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Run a teacher over data and keep what it says, for `CachedTeacher`.
+    """Run a teacher over data and store its outputs, for `CachedTeacher`.
 
-    Every process of a launch calls this; they share the shards. Interrupted, the same call goes on:
-    finished shards stay, and none is made twice. A shard that was damaged is made again.
+    Every process of a launch calls this; they share the shards. An interrupted call is simply
+    repeated: finished shards are kept, damaged ones are written again.
 
     Args:
         path: The folder of the cache.
         teacher: A `Teacher`: a model, an ensemble, a server, ….
         data: A data set with a length, or a list of them; collated as training will collate them.
         data_collator: Makes a batch of examples. It must not change them at random.
-        format: How logits are kept, by ``kind``: ``full`` (``dtype``), ``top_k`` (``k``, ``dtype``,
+        format: Format of logits, by ``kind``: ``full`` (``dtype``), ``top_k`` (``k``, ``dtype``,
             ``temperature``), ``sampled`` (``draws``, ``temperature``, ``seed``), ``none``; see
             `hf_distill.teachers.cache.formats`. By default all logits in float32.
-        hidden_states: Keep hidden states: all, or ``{group: [layers]}``.
-        attentions: Keep attention maps.
-        dtype: Of hidden states and attention maps: float32, float16, bfloat16, int8.
+        hidden_states: Store hidden states: all, or ``{group: [layers]}``.
+        attentions: Store attention maps.
+        dtype: Dtype of hidden states and attention maps: float32, float16, bfloat16, int8.
         batch_size: Examples per forward.
         shard_size: Examples per file.
-        head: How the batches are read; by default the teacher's own.
-        processing_class: The tokenizer or processor, to be recognised later.
-        views: What `hf_distill.teachers.cache.record_views` recorded, if ``data`` are those views.
-        say: Prints a line, on the main process.
+        head: The task model that reads the batches; by default the teacher's own.
+        processing_class: The tokenizer or processor, for later comparison.
+        views: The result of `record_views`, if ``data`` are those views.
+        say: Receives lines of progress, on the main process.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a cache of another teacher, tokenizer, preprocessing or format is there, saying
-            which; data that change from one reading to the next; a head that cannot be cached.
-        OSError: the disk is full; what is finished stays.
+        ValueError: the folder holds a cache of another teacher, tokenizer, preprocessing or format;
+            data that change from one reading to the next; a head that cannot be cached.
+        OSError: the disk is full; finished shards are kept.
     """
     maker = TeacherRunner(teacher, task_model, data_collator, batch_size)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -152,7 +152,7 @@ def write_cache(
 
 
 class TeacherRunner:
-    """Asks the teacher, and turns what it says into rows."""
+    """Runs the teacher and encodes its outputs as rows."""
 
     def __init__(
         self, teacher: Any, task_model: TaskModel | None, collate: Collator, batch_size: int
@@ -183,14 +183,14 @@ class TeacherRunner:
         teacher.place(self.accelerator)
 
     def name_inputs(self, source: ExampleSource) -> None:
-        """For a model that takes any column: its inputs are those that there are."""
+        """Determine the inputs of a model that takes any column: all columns."""
         if ANY in self.inputs:
             self.inputs = {str(name) for name in self._batch([source[0]])} - self._labels
 
     def ask(
         self, examples: list[Any], needs: Needs
     ) -> tuple[Signal, list[ExampleSlice], BatchItems]:
-        """What the teacher says of some examples, and where they are in the batch."""
+        """The teacher's signal on some examples, and their places in the batch."""
         batch = self._batch(examples)
         items = self.task_model.items(batch)
         if needs.hidden_states or needs.attentions or self.axis == 1:
@@ -200,7 +200,7 @@ class TeacherRunner:
         return said, self._pieces(batch, items), items
 
     def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
-        """The rows of a shard; texts of about one length together, so that little is padding."""
+        """The rows of a shard; texts of similar length share a batch, to limit padding."""
         order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = [examples[i] for i in order[start : start + self.batch_size]]
@@ -210,10 +210,10 @@ class TeacherRunner:
     def refuse_other_data(
         self, folder: Path, source: ExampleSource, size: int, done: set[int]
     ) -> None:
-        """See that what is there is of these data: the first example of each shard is in it.
+        """Check that existing shards belong to this data set, by the first example of each.
 
         Raises:
-            ValueError: it is not, or examples change from one reading to the next.
+            ValueError: they do not, or examples change from one reading to the next.
         """
         first, again = ([p.key for p in self._look(source, [0])] for _ in range(2))
         if first != again:
@@ -285,7 +285,7 @@ def _holds_data(data: Sequence[Any]) -> bool:
 
 
 def _selected(part: Any, columns: set[str]) -> Any:
-    """Without the columns that no model takes, as `Trainer` leaves them out."""
+    """Remove the columns that no model takes, as `Trainer` does."""
     if not isinstance(part, datasets.Dataset) or part.format["type"] == "custom":
         return part
     kept = [name for name in part.column_names if name in columns or ANY in columns]

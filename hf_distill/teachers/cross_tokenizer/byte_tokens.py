@@ -9,30 +9,30 @@ from typing import Any
 from tokenizers import Tokenizer
 
 UNKNOWN = b"\xff"
-"""For a token that may stand for anything: a byte that no text has in UTF-8."""
+"""Byte of the unknown token, which no UTF-8 text contains."""
 ROLES = ("eos", "bos", "pad")
 """The end comes first: where one token has several roles, it is what a model predicts."""
 EMPTY = {"type": "Sequence", "normalizers": []}
 
 
 class ByteTokens:
-    """Reads and cuts text as a tokenizer does, but in bytes and without special tokens in it.
+    """Byte form of a tokenizer: tokenization of text in bytes, without special tokens.
 
-    Known are byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece (Llama 2, Gemma, T5), and
-    WordPiece, whose words are spelt with the space before them.
+    Supported are byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece (Llama 2, Gemma, T5), and
+    WordPiece, whose words include the space before them.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
 
     Attributes:
-        bytes: For each id its bytes; None for a special token and for an id that is no token.
+        bytes: Bytes of each id; None for a special token and for an id without a token.
         special: The special tokens, string -> id.
         roles: The ids of those that are ``bos``, ``eos`` and ``pad``.
         unknown: The id for what the tokenizer cannot write, or None.
         prefix: The ids that it puts before a text.
 
     Raises:
-        ValueError: a tokenizer whose tokens cannot be spelt.
+        ValueError: a tokenizer whose tokens have no byte form.
     """
 
     def __init__(self, tokenizer: Any):
@@ -70,11 +70,11 @@ class ByteTokens:
         return [UNKNOWN if (spelt := self.bytes[i]) is None else spelt for i in ids]
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is no part of a text."""
+        """True for a token that is not part of a text."""
         return token != self.unknown and (token >= len(self) or self.bytes[token] is None)
 
     def text(self, spelt: Sequence[bytes], first: bool) -> str:
-        """The text of tokens; what is no UTF-8 becomes a replacement character.
+        """Text of tokens; bytes that are not UTF-8 become a replacement character.
 
         Args:
             spelt: Their bytes.
@@ -114,14 +114,14 @@ class ByteTokens:
         return list(whole[: next(starts, 0)])
 
     def _adds_space(self, first: bool) -> bool:
-        """Whether the tokenizer puts a space before a text, or before what follows a special."""
+        """True if the tokenizer puts a space before a text, or after a special token."""
         self._whole.encode_special_tokens = False
         before = "" if first else next(iter(self.special), "")
         ids = self._whole.encode(before + "a", add_special_tokens=False).ids
         return b"".join(self.spell(ids[bool(before) :])) == b" a"
 
     def gives_back(self, text: str) -> bool:
-        """Whether the tokens of a text are that text, unknown characters aside."""
+        """True if the tokens of a text reproduce it, except for unknown characters."""
         back = self._back(text)
         return back == text or "\ufffd" in back
 
@@ -142,7 +142,7 @@ def _parts(spec: Any) -> Iterator[dict[str, Any]]:
 
 
 def _speller(spec: Any) -> Any:
-    """The function token -> bytes, as the tokenizer's decoder says it."""
+    """The function token -> bytes of the tokenizer's decoder."""
     model = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
     decoders = {part["type"]: part for part in _parts(spec["decoder"])}
     if "ByteLevel" in decoders:

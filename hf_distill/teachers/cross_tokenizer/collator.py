@@ -1,4 +1,4 @@
-"""Batches of the student's tokens with the teacher's tokens of the same texts beside them."""
+"""Batches with the student's and the teacher's tokens of the same texts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PACKED = ("cu_seq_lens_q", "seq_idx")
 
 
 class AligningCollator:
-    """Collates as another collator does, and adds the teacher's tokens of the same texts.
+    """Collator that adds the teacher's tokens of the same texts to another collator's batch.
 
-    What is added, for B rows of T tokens of the student and U of the teacher, padded on the right:
+    Added keys, for B rows of T tokens of the student and U of the teacher, padded on the right:
 
     - ``teacher_input_ids``, ``teacher_attention_mask``: ``(B, U)``.
-    - ``teacher_positions``: ``(B, T)``, at each position where both stand between the same bytes
-      the teacher's position, so that both predict what comes next; -1 elsewhere. The items of the
-      batch are those where it is not -1.
+    - ``teacher_positions``: ``(B, T)``, at each position where both have a boundary at the same
+      byte, the teacher's position, so that both predict the same text; -1 elsewhere. The items of
+      the batch are those where it is not -1.
     - ``student_spans`` ``(B, T)`` and ``teacher_spans`` ``(B, U)``: for each position, of the token
       that it predicts, the student's position that predicts the first token of the same span;
       -1: none.
@@ -35,7 +35,7 @@ class AligningCollator:
         collate: Makes batches with ``input_ids``, and ``attention_mask`` if they are padded.
         translator: From the student's tokens to the teacher's.
         padding: The id for the teacher's padding.
-        longest: How many tokens the teacher can read; what lies beyond is not compared.
+        longest: The teacher's context length; later tokens are not compared.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class AligningCollator:
         return {**batch, **self.text_columns(batch)}
 
     def text_columns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is added to a batch, or must be again when its texts have become others.
+        """Keys added to a batch, to be computed again when its texts change.
 
         Raises:
-            ValueError: no ``input_ids``; several texts packed into a row; special tokens that the
-                teacher has nothing for (those that a student wrote are left out).
+            ValueError: no ``input_ids``; several texts packed into a row; special tokens without a
+                counterpart of the teacher (in student-generated texts they are left out).
         """
         ids: Any = batch.get("input_ids")
         if ids is None:
@@ -102,7 +102,7 @@ def _place(
     ours: Tensor,
     theirs: Tensor,
 ) -> None:
-    """Write the spans of one row: what predicts a token stands one before it."""
+    """Write the spans of one row: a token is predicted one position before it."""
     for a, b, c, d in row.spans:
         start = places[a] - 1
         gapless = places[b - 1] - places[a] == b - 1 - a

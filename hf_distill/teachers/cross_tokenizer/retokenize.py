@@ -18,12 +18,12 @@ PLAIN = "The end, (a) b"
 
 @dataclass(frozen=True)
 class Retokenized:
-    """A row of tokens in another vocabulary.
+    """Tokens of a text in another vocabulary.
 
     Attributes:
         ids: The other ids.
-        spans: In order, the smallest groups of tokens of both that stand for the same bytes, or for
-            the same special token.
+        spans: In order, the smallest groups of tokens of both with the same bytes, or the same
+            special token.
     """
 
     ids: list[int]
@@ -31,20 +31,20 @@ class Retokenized:
 
 
 class Retokenizer:
-    """Cuts what one tokenizer has cut with another one.
+    """Tokenizes the text of one tokenizer's tokens with another one.
 
     A special token is matched by its string, else as the beginning, the end, or padding; it is
-    never read as text. Text that the teacher's tokenizer changes (by normalising it), and bytes
-    that are no text, are in no span; the pieces of a character at the ends of a text are left out.
+    never read as text. Text that the teacher's tokenizer normalises, and bytes that are not text,
+    are in no span; incomplete characters at the ends of a text are left out.
 
     Args:
         student: The tokenizer of the ids that are given.
         teacher: The tokenizer of the ids that are wanted.
-        specials: For special tokens of the student what the teacher reads in their place, as text
-            with special tokens: ``{"<|im_start|>": "<|start_header_id|>"}``; ``""`` is nothing.
+        specials: The teacher's text for special tokens of the student:
+            ``{"<|im_start|>": "<|start_header_id|>"}``; ``""`` removes them.
 
     Raises:
-        ValueError: ``specials`` names what is no special token of the student; the teacher's
+        ValueError: a key of ``specials`` is not a special token of the student; the teacher's
             tokenizer changes every text.
     """
 
@@ -68,12 +68,12 @@ class Retokenizer:
             self.specials[student.special[token]] = _with_specials(teacher, text)
 
     def __call__(self, ids: Sequence[int], *, strict: bool = True) -> Retokenized:
-        """Translate a row of real tokens.
+        """Retokenize a row without padding.
 
         Args:
             ids: The student's.
-            strict: Refuse a special token of the student, or an id that is no token, that the
-                teacher has nothing for; otherwise it is left out of what the teacher reads.
+            strict: Raise on a special token of the student, or an id without a token, without a
+                counterpart of the teacher; otherwise it is left out.
 
         Raises:
             ValueError: such a token, if strict.
@@ -192,7 +192,7 @@ def common_spans(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[Span]:
 
 
 def _agreement(one: bytes, other: bytes) -> int:
-    """How many bytes two texts have in common at the beginning."""
+    """Length in bytes of the common prefix of two texts."""
     length = min(len(one), len(other))
     ours, theirs = (np.frombuffer(text[:length], np.uint8) for text in (one, other))
     differ = ours != theirs

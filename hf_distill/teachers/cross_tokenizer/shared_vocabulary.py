@@ -40,7 +40,7 @@ class SharedVocabulary:
 
     @property
     def classes(self) -> int:
-        """How many classes can be compared: the pairs, and none of them where both have that."""
+        """Number of comparable classes: the pairs, and one for all others if both have some."""
         pairs = len(self.student)
         both = (self.student_classes, self.teacher_classes)
         return pairs + all(bool((side == pairs).any()) for side in both)
@@ -98,7 +98,7 @@ def _compare(translator: Retokenizer) -> SharedVocabulary:
 
 
 def _by_bytes(spelling: ByteTokens) -> dict[bytes, int]:
-    """Bytes -> the token that writes them; a byte's spare token only if there is no other."""
+    """Tokens by their bytes; a byte's fallback token only if there is no other."""
     found: dict[bytes, int] = {}
     for token, index in sorted(spelling.vocabulary.items(), key=lambda pair: pair[1]):
         spelt = spelling.bytes[index]

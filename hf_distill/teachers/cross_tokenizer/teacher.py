@@ -36,29 +36,29 @@ WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 
 
 class CrossTokenizerTeacher:
-    """A causal language model with a tokenizer of its own, which reads the student's texts.
+    """A causal language model with another tokenizer than the student's.
 
-    The collator that it makes (`collator`) cuts every text with the teacher's tokenizer too, and
-    marks where both stand between the same bytes: there, and nowhere else, the teacher says
-    something, and there the items are. It gives the probabilities of the tokens that both have, and
-    that of all its others as one, so that every divergence that takes those (`ForwardKL`, …) is a
-    lower bound of one over all texts; `PrefixKL`, `SpanKL` and `UniversalLogitDistance` use more.
+    Its collator (`collator`) tokenizes every text with the teacher's tokenizer too, and marks the
+    positions where both have a boundary at the same byte: these are the items. It provides the
+    probabilities of the shared tokens, and that of all its others as one, so that a divergence on
+    these (`ForwardKL`, …) is a lower bound of one over all texts; `PrefixKL`, `SpanKL` and
+    `UniversalLogitDistance` use more.
 
-    The two read the same text without the special tokens that one of them lacks; a chat template of
-    the teacher's own is not applied.
+    Both read the same text without the special tokens that one of them lacks; the teacher's chat
+    template is not applied.
 
     Args:
-        teacher: The model, or a teacher that gives logits.
+        teacher: The model, or a teacher with logits.
         tokenizer: The teacher's tokenizer.
         student_tokenizer: The student's.
-        temperature: Of its probabilities: the objective's.
-        top: Give only so many likeliest of the shared tokens, and count the others to the rest:
-            much less memory, and a smaller lower bound.
+        temperature: Temperature of its probabilities: the objective's.
+        top: Keep only this many most likely shared tokens, and add the others to the rest: much
+            less memory, and a smaller lower bound.
         specials: See `hf_distill.teachers.cross_tokenizer.Retokenizer`.
-        folder: Where the shared tokens are kept, see `shared_tokens`.
+        folder: Cache of the shared tokens, see `shared_tokens`.
 
     Raises:
-        ValueError: tokenizers that cannot be spelt in bytes or share nothing; no causal language
+        ValueError: tokenizers without a byte form or without shared tokens; not a causal language
             model.
     """
 
@@ -89,10 +89,10 @@ class CrossTokenizerTeacher:
         self._all_shared = len(self.shared.student) == len(spellings[0])
 
     def collator(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> AligningCollator:
-        """The data collator to train with.
+        """Data collator for the training.
 
         Args:
-            collate: The one for the student alone: it gives ``input_ids``, ``attention_mask`` and
+            collate: The student's collator: it returns ``input_ids``, ``attention_mask`` and
                 ``labels``.
         """
         config = self.teacher.config and self.teacher.config.get_text_config()
@@ -134,7 +134,7 @@ class CrossTokenizerTeacher:
         return SparseProbs(ids.expand(log_probs.shape), log_probs, rest, classes, self.temperature)
 
     def _foreign(self, batch: Batch, logits: Tensor, here: Tensor) -> CrossTokenizerLogits:
-        """What the objectives for two tokenizers need."""
+        """Inputs of the objectives for two tokenizers."""
         dtype = compute_dtype(logits)
         following = batch[TEACHER_IDS].roll(-1, 1)[..., None]
         said = logits.gather(-1, following).squeeze(-1).to(dtype)

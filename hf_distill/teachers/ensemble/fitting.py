@@ -11,11 +11,11 @@ from hf_distill.models.signals import BatchItems
 from hf_distill.teachers.ensemble.mixing import MemberProbs
 
 GAP = 1e-8
-"""How far from the best mean log-likelihood per observation the weights may be, in nats."""
+"""Tolerance of the mean log-likelihood per observation, in nats."""
 
 
 def observations(voice: MemberProbs, average: str, items: BatchItems) -> tuple[Tensor, Tensor]:
-    """What a member says of every label, and the labels.
+    """Outputs of a member for every label, and the labels.
 
     Returns:
         ``(n,)`` the log-likelihoods of the labels, or for ``average="logits"`` ``(n, S)`` logits;
@@ -70,7 +70,8 @@ def mixture_weights(likelihoods: Tensor, steps: int = 100_000) -> Tensor:
     possible is at most log max_i g_i: it ends where that is below `GAP`.
 
     Args:
-        likelihoods: ``(N, K)`` log-likelihoods; an observation that no member allows says nothing.
+        likelihoods: ``(N, K)`` log-likelihoods; an observation with probability 0 under all members
+            is ignored.
         steps: At most so many.
 
     Returns:

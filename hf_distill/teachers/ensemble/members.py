@@ -19,7 +19,7 @@ from hf_distill.teachers.protocol import Teacher
 Tokens = Mapping[str, int] | None
 AVERAGES = ("probabilities", "logits")
 PER_ITEM = ("confidence", "labels")
-"""Weights that every item has of its own."""
+"""Settings with a weight per item."""
 
 
 def named(teachers: Any) -> dict[str, Teacher]:
@@ -109,11 +109,11 @@ def check_members(mixed: Mapping[str, Teacher], average: str, route: str | None)
 
 
 def task_of_members(teachers: Mapping[str, Teacher], task_model: TaskModel | None) -> Task | None:
-    """The row of the task table that the members share, as far as they say it.
+    """The task that the members share, if it can be determined.
 
     Args:
-        teachers: The members by name; those that are no models may have a `task`.
-        head: That of the first member which is a model, if there is one.
+        teachers: The members by name; those that are not models may have a `task`.
+        head: The task model of the first member that is a model, if there is one.
 
     Raises:
         ValueError: members whose classes are of different sorts.
@@ -133,14 +133,14 @@ def task_of_members(teachers: Mapping[str, Teacher], task_model: TaskModel | Non
 def orders_of(
     teachers: Mapping[str, Teacher], task: Task | None
 ) -> tuple[dict[str, ClassOrder], Tokens, int | None]:
-    """How each member's classes come into the order of the first.
+    """Orders that align each member's classes with those of the first.
 
     Returns:
-        The order of each; the tokens of the vocabulary, if one of them knows it; the size of the
-        vocabulary where the members differ in its padding, which is cut off.
+        The order of each; the tokens of the vocabulary, if one of them has it; the size of the
+        vocabulary if the members differ in its padding, which is cut off.
 
     Raises:
-        ValueError: a member that does not fit the first one, naming it.
+        ValueError: a member that does not fit the first one, with its name.
     """
     first_name, first = next(iter(teachers.items()))
     known = {name: teacher.tokens() for name, teacher in teachers.items()}

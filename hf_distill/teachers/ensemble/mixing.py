@@ -1,4 +1,4 @@
-"""What several teachers say becomes one distribution: pure functions, with the classes last."""
+"""Averages of several teachers' distributions: pure functions, with the classes last."""
 
 from __future__ import annotations
 
@@ -118,17 +118,17 @@ class RunningMean:
 
 @dataclass(frozen=True)
 class MemberProbs:
-    """What one member says of the classes, where all can be compared.
+    """Probabilities of one member, on classes common to all members.
 
     Attributes:
         name: The member.
-        kind: How its logits are read, see `Signal`.
+        kind: Form of its logits, see `Signal`.
         temperature: T of the chances.
         chances: ``(..., C)``, see `log_chances`; ``(..., S + 1)`` on a union of classes; the
             outputs themselves for ``regression``.
-        logits: Its own, where it has some.
-        joined: The union of classes, where no member knows all.
-        exact: False for draws.
+        logits: Its logits, if there are any.
+        joined: The union of classes, if no member has all.
+        exact: False for samples.
     """
 
     name: str
@@ -140,7 +140,7 @@ class MemberProbs:
     unsampled: bool = True
 
     def values(self, average: str) -> Tensor:
-        """What is averaged; logits are cut off at a quarter of the lowest number."""
+        """Values to average; logits are clipped at a quarter of the lowest number."""
         if average == "probabilities" or self.kind == "regression":
             return self.chances
         if self.joined is not None:
@@ -153,7 +153,7 @@ class MemberProbs:
         return values.clamp(min=torch.finfo(values.dtype).min / 4)
 
     def entropy(self) -> Tensor:
-        """In nats, ``(...)``."""
+        """Entropy ``(...)`` in nats."""
         return entropy(self.chances, self.kind, None if self.joined is None else self.joined.others)
 
     def likelihood(self, items: BatchItems) -> Tensor:
@@ -177,12 +177,12 @@ class MemberProbs:
 def member_probs(
     signals: Iterable[tuple[str, Signal]], temperature: float, partial: bool
 ) -> Iterator[MemberProbs]:
-    """Bring what the members say onto the same classes, one after another.
+    """Convert the members' signals to the same classes, one after another.
 
     Args:
         signals: Name and signal of each member, in the order of classes of the first.
-        temperature: At which probabilities are averaged.
-        partial: Whether members are expected that know some classes alone. They come last.
+        temperature: Temperature at which probabilities are averaged.
+        partial: True if there are top-k members. They come last.
 
     Raises:
         ValueError: a member of another kind or shape, or at another temperature.
@@ -246,7 +246,7 @@ def _sparse(
 def mean_of(
     heard: Iterable[MemberProbs], average: str, score: Callable[[MemberProbs], Tensor]
 ) -> Signal:
-    """The weighted mean of what the members say.
+    """Weighted mean of the members' outputs.
 
     Args:
         heard: See `voices`.
@@ -255,7 +255,7 @@ def mean_of(
 
     Returns:
         Logits, which at the members' temperature have the mean of their probabilities. Sparse
-        probabilities where no member knows all classes, or some are draws (then not exact).
+        probabilities if no member has all classes, or some are samples (then not exact).
     """
     mean: RunningMean | None = None
     last, exact = None, True

@@ -19,12 +19,12 @@ Ask = Callable[[str, Batch, Needs, BatchItems], Signal]
 
 
 class Router:
-    """Splits a batch by a column, asks the members, and puts their answers together again.
+    """Splits a batch by a column, runs the members, and joins their outputs.
 
     Args:
         column: The batch key that holds the index of each example's member.
         names: The members.
-        task: Their row of the task table, if known.
+        task: Their task, if known.
 
     Raises:
         ValueError: a head that compares the examples of a batch.
@@ -91,7 +91,7 @@ class Router:
 
 
 def check_rows(batch: Batch) -> None:
-    """Refuse a batch with a tensor or list that has not one row per example."""
+    """Raise on a batch with a tensor or list that does not have one row per example."""
     size = batch_size(batch)
     for key, value in batch.items():
         rows = len(value) if isinstance(value, (list, tuple)) else size

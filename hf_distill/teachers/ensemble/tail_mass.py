@@ -14,17 +14,16 @@ from hf_distill.models.signals import SparseProbs
 
 
 def spread_tail(sparse: SparseProbs, reference: Tensor) -> Tensor:
-    """Some classes' probabilities and the rest, as probabilities of all classes.
+    """Spread the tail mass of sparse probabilities over all other classes.
 
-    The mass of the rest is divided among the classes that are not listed, in proportion to what a
-    reference gives them: p(c) = rest * q(c) / q(all that are not listed).
+    The tail is divided in proportion to a reference: p(c) = rest * q(c) / q(all others).
 
     Args:
         sparse: The probabilities of k of the C classes.
         reference: ``(..., C)``, log q.
 
     Returns:
-        ``(..., C)``, log p. -inf where there is no mass: for draws, that is all but the drawn.
+        ``(..., C)``, log p; -inf without mass, as for all classes that were not sampled.
     """
     dtype = compute_dtype(sparse.log_probs, reference)
     reference = reference.to(dtype)
@@ -100,11 +99,11 @@ def class_union(members: Sequence[SparseProbs]) -> ClassUnion:
 
 
 def stacked_rows(parts: Sequence[tuple[Tensor, SparseProbs]], axis: int = 0) -> SparseProbs:
-    """One sparse distribution of the rows that several speak of.
+    """Join sparse distributions of parts of a batch.
 
     Args:
-        parts: For each, its rows ``(b,)`` of the whole, and its distributions. All rows together
-            are 0 … B-1, each once.
+        parts: Row indices ``(b,)`` and distributions of each part. All indices together are 0 …
+            B-1, each once.
         axis: The dimension of the rows.
     """
     width = max(sparse.ids.shape[-1] for _, sparse in parts)

@@ -35,22 +35,21 @@ from hf_distill.teachers.protocol import Teacher
 
 
 class Ensemble(TrainerCallback):
-    """Several teachers as one, in the order of classes of the first.
+    """Several teachers as one, with the classes in the order of the first.
 
     ``average="probabilities"``: log sum_i w_i softmax(z_i / T), times T, so that an objective at
     that T sees the mean of the softened distributions (for multi-label heads the mean of each
     class's probability). ``average="logits"``: sum_i w_i z_i. For regression both are the mean of
     the outputs.
 
-    A member that knows only some classes (`Sparse`) has the mass of its others divided among the
-    classes that it does not list: in proportion to the mean of the probabilities of the members
-    that know all, or evenly if there are none; then the result is sparse too, on the union of the
-    classes. Draws have no such mass, and count as they are: the mean is unbiased, for objectives
-    that take draws.
+    The tail mass of a top-k member (`SparseProbs`) is distributed over its other classes: in
+    proportion to the mean probabilities of the full members, or evenly if there are none; then the
+    result is sparse too, on the union of the classes. Sampled members have no tail: the mean is
+    unbiased, for objectives that take samples.
 
-    A mean of probabilities is given as its logs: `LogitMSE` and what else looks at more than the
-    differences between logits wants ``average="logits"``. If one member alone has a weight, the
-    result is its own. What each member says by itself reaches the objectives that are `From` it.
+    A mean of probabilities is returned as its logs: objectives that use more than the differences
+    between logits (`LogitMSE`) need ``average="logits"``. If only one member has a weight, the
+    result is its own. Outputs of single members are available to `FromTeacher`.
 
     Args:
         teachers: Teachers or models, by name; without names they are ``teacher_0``, ….
@@ -60,12 +59,12 @@ class Ensemble(TrainerCallback):
             2022, arXiv 2201.00007, which weighs by the cross-entropy of the labels). `fit` learns
             fixed ones. Labels are read in the first member's order of classes.
         average: ``"probabilities"`` or ``"logits"``.
-        route: A batch column (int64, one per example) with the index of the member that teaches
-            the example, alone: each is run on its own examples only.
+        route: A batch column (int64, one per example) with the index of the single member for the
+            example: each is run on its own examples only.
         temperature: T at which probabilities are averaged; that of sparse members.
 
     Raises:
-        ValueError: members that do not fit together, naming them, or settings that make no sense.
+        ValueError: members that do not fit together, with their names, or contradictory settings.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Ensemble(TrainerCallback):
 
     @property
     def provides(self) -> Needs:
-        """The logits that all give; all else by member, as `From` asks for it."""
+        """Logits, if all members provide them; everything else per member, for `FromTeacher`."""
         known = [self.teachers[name].provides for name in self._mixed]
         exact = all(p.unsampled for p in known)
         own = Needs(
@@ -125,7 +124,7 @@ class Ensemble(TrainerCallback):
     # ---- what it says ----------------------------------------------------------------------------
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
-        """See `Teacher`. The members are run one after another.
+        """Compute the signal, see `Teacher`. The members are run one after another.
 
         Raises:
             ValueError: members of different kinds or shapes, temperatures that differ, a wrong
@@ -150,7 +149,7 @@ class Ensemble(TrainerCallback):
     def _asked(
         self, batch: Batch, needs: Needs, items: BatchItems, members: dict[str, Signal]
     ) -> Iterator[tuple[str, Signal]]:
-        """Run every member; keep what is asked of it alone, and pass on what is averaged."""
+        """Run every member; keep its own requested outputs, and pass on what is averaged."""
         for name in self.teachers:
             own = for_member(name, needs)
             shared = LOGITS & needs if name in self._mixed else Needs()
@@ -164,7 +163,7 @@ class Ensemble(TrainerCallback):
                 yield name, replace(signal, hidden_states={}, attentions={}, qkv={}, modules={})
 
     def _ask(self, name: str, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
-        """What one member says, in the order of the first."""
+        """Signal of one member, in the order of the first."""
         teacher = self.teachers[name]
         return align_classes(teacher(batch, needs & teacher.provides, items), self._orders[name])
 
@@ -197,8 +196,7 @@ class Ensemble(TrainerCallback):
         Args:
             batches: Collated batches with labels, in the first member's order of classes. Not
                 those that the members were trained on: there the most overfitted one wins.
-            items: What there is to count in a batch; by default as the first member that is a
-                model says it.
+            items: Items of a batch; by default those of the first member that is a model.
 
         Returns:
             This ensemble.
@@ -242,7 +240,7 @@ class Ensemble(TrainerCallback):
         )
 
     def _observed(self, batch: Batch, items: BatchItems) -> tuple[Tensor, Tensor, str]:
-        """For every label what each member says of it: ``(n, K, …)``, the labels, and the kind."""
+        """Outputs of each member for every label, ``(n, K, …)``, the labels, and the kind."""
         found, target, kind = {}, torch.empty(0), ""
         for voice in self._heard(self._asked(batch, LOGITS, items, {})):
             found[voice.name], target = observations(voice, self.average, items)

@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Deadline:
-    """A moment: every operation of a socket gets the time that is left until then.
+    """A deadline: every operation of a socket gets the time left until then.
 
-    The timeouts of http.client, urllib3 and httpx hold for each read alone: a peer that sends one
-    byte now and then is never late.
+    The timeouts of http.client, urllib3 and httpx hold for each single read: a peer that sends one
+    byte now and then never exceeds them.
 
     Args:
         seconds: From now.
@@ -23,7 +23,7 @@ class Deadline:
         self.set(seconds)
 
     def set(self, seconds: float) -> None:
-        """Move it to so many seconds from now."""
+        """Move it to this many seconds from now."""
         self.moment = time.monotonic() + seconds
 
     def apply(self, sock: socket.socket) -> None:
@@ -61,7 +61,7 @@ def reader(sock: socket.socket, deadline: Deadline) -> io.BufferedReader:
 
 
 def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -> None:
-    """Send all of it until a deadline.
+    """Send data before a deadline.
 
     Raises:
         TimeoutError: the other side has not taken it.
@@ -73,9 +73,9 @@ def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -
 
 
 def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
-    """Connect to the first address of a host that answers, all within the deadline.
+    """Connect to the first address of a host that answers, within the deadline.
 
-    The look-up of its name alone is the system's, which has limits of its own.
+    The name look-up has the system's limits instead.
 
     Raises:
         OSError: there is no such host, or nothing listens there.

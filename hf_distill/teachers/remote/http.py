@@ -1,4 +1,4 @@
-"""HTTP with kept connections, a deadline, and retries: what a teacher on a server is asked with."""
+"""HTTP client of teachers on servers: kept connections, a deadline, retries."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hf_distill.teachers.remote.deadlines import Deadline, Timed, connect
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 600.0
-"""Seconds: a server that asks for more (Retry-After) is given up at once."""
+"""Longest accepted Retry-After, in seconds; with a longer one the request fails at once."""
 LONG_WAIT = 30.0
-"""Seconds: a longer break that a server asks for is told in the log."""
+"""Retry-After above which the wait is logged, in seconds."""
 SMALL = 16 << 20
-"""Bytes: the most of an answer, unless more was asked for."""
+"""Largest answer in bytes, unless more was requested."""
 EXCERPT = 500
 STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
-"""How a kept connection ends that the server has closed meanwhile."""
+"""Errors of a kept connection that the server has closed."""
 
 
 class Answer(NamedTuple):
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 
 class OversizedError(ValueError):
-    """An answer with more bytes than what was asked for can have."""
+    """An answer with more bytes than the request allows."""
 
 
 def printable(text: str) -> str:
@@ -62,18 +62,18 @@ def printable(text: str) -> str:
 
 
 class Client:
-    """Asks one server; several threads may use it at once.
+    """Client of one server; several threads may use it at once.
 
-    Every request must be one that may be repeated. Refused and broken connections, timeouts, 408,
-    429 and 5xx are tried again after ``backoff * 2**n`` seconds with jitter, or after what the
-    server asks for (Retry-After).
+    Every request must be idempotent. Refused and broken connections, timeouts, 408, 429 and 5xx are
+    tried again after ``backoff * 2**n`` seconds with jitter, or as the server requests
+    (Retry-After).
 
     Args:
         url: ``http(s)://host[:port][/path]``.
         timeout: Seconds for one attempt, from connecting to the answer's last byte.
-        retries: How many more attempts there are after the first.
+        retries: Attempts after the first.
         backoff: Seconds before the first of them.
-        token: Sent as ``Authorization: Bearer …``; shown nowhere.
+        token: Sent as ``Authorization: Bearer …``; never printed.
 
     Raises:
         ValueError: a wrong url, or a number out of its range.
@@ -127,19 +127,19 @@ class Client:
         missing_ok: bool = False,
         most: int = SMALL,
     ) -> Answer | None:
-        """Ask, until there is an answer.
+        """Send a request, with retries.
 
         Args:
             method: GET or POST.
-            path: Below the url, with its slash.
-            body: What is sent.
+            path: Path below the url, with its slash.
+            body: Content of the request.
             kind: Its content type.
-            missing_ok: Return None where the server has no such path (404, 405).
-            most: Bytes: the largest answer that what is asked for can have.
+            missing_ok: Return None if the server does not have the path (404, 405).
+            most: Largest possible answer, in bytes.
 
         Raises:
             ConnectionError: no answer after all attempts.
-            ValueError: the server refuses the request (4xx), or its answer is larger than that.
+            ValueError: the server rejects the request (4xx), or its answer is larger.
         """
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt * self._random.uniform(0.5, 1.0)
@@ -179,10 +179,10 @@ class Client:
         missing_ok: bool = False,
         most: int = SMALL,
     ) -> dict[str, Any] | None:
-        """As `request`, with an object of JSON each way.
+        """Send and receive JSON objects, see `request`.
 
         Raises:
-            ValueError: the answer is no JSON object.
+            ValueError: the answer is not a JSON object.
         """
         body = None if content is None else json.dumps(content).encode()
         answer = self.request(method, path, body, missing_ok=missing_ok, most=most)
@@ -305,7 +305,7 @@ def _close_all(connections: list[http.client.HTTPConnection]) -> None:
 
 
 def _retry_after(answer: Answer) -> float:
-    """The seconds that a server asks to wait: 0 if it does not."""
+    """Seconds of the Retry-After header; 0 without one."""
     value = answer.headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

@@ -1,4 +1,4 @@
-"""A teacher in a process of its own, on this machine or another: ``hf-distill serve-teacher``."""
+"""Client of ``hf-distill serve-teacher``: a teacher in another process or on another machine."""
 
 from __future__ import annotations
 
@@ -33,23 +33,22 @@ from hf_distill.teachers.remote.wire import (
 
 
 class HTTPTeacher(Teacher):
-    """Asks a teacher that ``hf-distill serve-teacher`` (`TeacherServer`) holds: any head.
+    """Teacher behind ``hf-distill serve-teacher`` (`TeacherServer`), for any head.
 
-    What it says is bit for bit what the model on the server says, in the server's dtype. (Another
-    machine than this one may round otherwise.)
+    Its outputs are bit-equal to those of the model on the server, in the server's dtype.
 
     Args:
-        url: Where it is served: ``http://host:port``.
+        url: Address of the server: ``http://host:port``.
         timeout: Seconds for one attempt at a batch, waiting for its turn included.
-        retries: How many more attempts there are after the first.
-        token: What the server was started with (``--token-env``); shown nowhere.
-        top_k: Ask for the k likeliest classes and the mass of the rest, instead of all logits:
-            8 + 4 bytes a class instead of 4 a class of the whole vocabulary.
+        retries: Attempts after the first.
+        token: The server's token (``--token-env``); never printed.
+        top_k: Request the k most likely classes and the mass of the rest, instead of all logits: 8
+            + 4 bytes a class instead of 4 a class of the whole vocabulary.
         backoff: Seconds before the second attempt; doubled for each further one.
 
     Raises:
         ConnectionError: there is no server.
-        ValueError: it is no such server, or it refuses this client.
+        ValueError: it is not such a server, or it rejects this client.
     """
 
     provides: Needs

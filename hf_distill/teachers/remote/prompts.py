@@ -1,4 +1,4 @@
-"""From a batch to the texts a server is asked about, and from vLLM's ``prompt_logprobs`` back."""
+"""Prompts from a batch, and log-probabilities from vLLM's ``prompt_logprobs``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems
 
 IMPOSSIBLE = -9999.0
-"""What vLLM writes for a log-probability of -inf, which JSON has no word for."""
+"""vLLM's number for a log-probability of -inf, which JSON cannot represent."""
 ABOVE_ONE = 1e-3
-"""By how much float16 and bfloat16 servers' probabilities may add up to more than 1."""
+"""Tolerance above 1 of the sum of probabilities from float16 and bfloat16 servers."""
 COMPARED = 64
-"""How many tokens of the first text are compared as text."""
+"""Number of tokens of the first text that are compared as text."""
 
 
 class Prompt(NamedTuple):
@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What a server says of a text of n tokens: ``(n - 1, k)`` twice and ``(n - 1)``."""
+    """Log-probabilities of a text of n tokens: ``(n - 1, k)`` twice and ``(n - 1)``."""
 
     ids: Tensor
     log_probs: Tensor
@@ -39,19 +39,19 @@ class Answered(NamedTuple):
 
 
 def prompts_of(batch: Batch, items: BatchItems) -> tuple[list[Prompt], tuple[int, int]]:
-    """The texts of a batch in which something counts.
+    """Texts of a batch with at least one item.
 
     Args:
         batch: ``input_ids`` (B, T); ``attention_mask`` (B, T), its padding on either side;
             ``position_ids`` (B, T), which start anew where another text is packed into the row.
-        items: What there is to count, by the shape of the head's logits.
+        items: The items, in the shape of the head's logits.
 
     Returns:
         The texts, and the shape of the items.
 
     Raises:
-        ValueError: there are no token ids, the padding is inside a text, or something counts that
-            no text has a prediction for.
+        ValueError: there are no token ids, the padding is inside a text, or an item has no
+            prediction.
     """
     ids = batch.get("input_ids")
     if ids is None or ids.dim() != 2:
@@ -87,7 +87,7 @@ def prompts_of(batch: Batch, items: BatchItems) -> tuple[list[Prompt], tuple[int
 
 
 def _firsts(positions: Tensor | None, ids: Tensor) -> list[list[bool]]:
-    """Where a text begins in its row, besides the beginning."""
+    """Starts of texts within a row, after the first."""
     firsts = torch.zeros_like(ids, dtype=torch.bool)
     if positions is not None:
         if positions.dim() != 2 or positions.shape[-1] != ids.shape[-1]:
@@ -123,15 +123,16 @@ def read_prompt(prompt: Prompt, entries: Any, top_k: int, classes: int) -> Answe
     """Read the ``prompt_logprobs`` of one text.
 
     Args:
-        prompt: What was asked.
+        prompt: The request.
         entries: One per token: null for the first, then
-            ``{token id: {"logprob": …, "rank": …, "decoded_token": …}}`` with the k likeliest
-            tokens, and with the token itself where it is none of them.
+            ``{token id: {"logprob": …, "rank": …, "decoded_token": …}}`` with the k most likely
+            tokens and, in any case, the token itself.
         top_k: k.
-        classes: How many classes there are; what the server says of more counts as the rest.
+        classes: Number of classes; probabilities of further ones are added to the rest.
 
     Raises:
-        ValueError: the answer is not of this text, is not complete, or is no probabilities.
+        ValueError: the answer belongs to another text, is incomplete, or does not contain
+            probabilities.
     """
     if not isinstance(entries, list) or len(entries) != len(prompt.ids):
         got = len(entries) if isinstance(entries, list) else repr(entries)[:80]
@@ -253,11 +254,11 @@ def check_decoded(entries: Sequence[Any], tokenizer: Any, url: str) -> None:
 
 
 def _names(tokenizer: Any, token: int) -> list[str]:
-    """What a token is called, as text and as an entry of the vocabulary."""
+    """Names of a token: its text and its entry in the vocabulary."""
     entry = tokenizer.convert_ids_to_tokens(token)
     return [str(tokenizer.decode([token])), "" if entry is None else str(entry)]
 
 
 def _plain(text: str) -> str:
-    """Without the marks of a word's beginning, which some decoders drop."""
+    """Remove marks of a word's beginning, which some decoders drop."""
     return text.replace("▁", " ").replace("Ġ", " ").strip()

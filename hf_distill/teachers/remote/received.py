@@ -1,4 +1,4 @@
-"""Answers of a teacher's server, judged before use: facts, vocabularies and signals."""
+"""Validation of a server's answers: facts, vocabularies and signals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hf_distill.teachers.remote.sizes import CLASSES
 from hf_distill.teachers.remote.wire import needs_from_json, signal_from_tree
 
 LABELS = 1 << 16
-"""The most labels that are believed without their names."""
+"""Largest accepted number of labels without names."""
 ABOVE_ONE = 1e-3
-"""By how much probabilities in bfloat16 may add up to more than 1."""
+"""Tolerance above 1 of the sum of probabilities in bfloat16."""
 PER_TOKEN = 512
 """Bytes of JSON for each token of a vocabulary: escaped Cyrillic and Thai ones have up to 200."""
 
@@ -29,8 +29,8 @@ class Facts(NamedTuple):
     """The facts of a server before the first batch.
 
     Attributes:
-        classes: Of the logits; None: as many as a batch has rows.
-        entries: Of the model's vocabulary, if it has one.
+        classes: Classes of the logits; None: the batch size.
+        entries: Size of the model's vocabulary, if it has one.
         numbers: All whole numbers of its config, of which the width of its states is one.
     """
 
@@ -50,10 +50,10 @@ def facts_from(found: Mapping[str, Any], url: str) -> Facts:
 
     Args:
         found: The JSON object of ``GET /teacher``.
-        url: Where it is from, for messages.
+        url: Its source, for messages.
 
     Raises:
-        ValueError: it is no such object, or one of its parts cannot be right.
+        ValueError: it is not such an object, or has an impossible value.
     """
     wanted = ("describe", "fingerprint", "columns", "vocabulary", "config", "provides")
     if missing := [key for key in wanted if key not in found]:
@@ -152,7 +152,7 @@ def _classes(task: Any, config: Any) -> tuple[int | None, int | None]:
 
 
 def vocabulary_bytes(entries: int | None) -> int:
-    """The most bytes of JSON that a vocabulary of so many entries is believed to have."""
+    """Largest accepted vocabulary in bytes of JSON, for a number of entries."""
     return (1 << 20) + PER_TOKEN * (entries or LABELS)
 
 
@@ -160,12 +160,12 @@ def vocabulary_from(body: bytes, entries: int | None, url: str) -> dict[str, int
     """Read a vocabulary: token -> id as JSON, compressed with gzip.
 
     Args:
-        body: What the server sent.
-        entries: How many the model has, for its largest size; None: not known.
-        url: Where it is from, for messages.
+        body: The server's answer.
+        entries: The model's number of entries, for the largest size; None: unknown.
+        url: Its source, for messages.
 
     Raises:
-        ValueError: it is no vocabulary, or one that is too large.
+        ValueError: it is not a vocabulary, or too large.
     """
     return unpack_vocabulary(io.BytesIO(body), url, vocabulary_bytes(entries))
 
@@ -174,17 +174,17 @@ def vocabulary_from(body: bytes, entries: int | None, url: str) -> dict[str, int
 
 
 def check_signal(tree: Any, facts: Facts, items: BatchItems, needs: Needs, who: str) -> None:
-    """Compare a signal with what was asked.
+    """Check a signal against its request.
 
     Args:
-        tree: What the server sent, on the CPU.
-        facts: What it told before.
-        items: What there is to count in the batch.
-        needs: What was asked for.
-        who: Who says it, for messages.
+        tree: The server's answer, on the CPU.
+        facts: The server's facts.
+        items: The items of the batch.
+        needs: The requested outputs.
+        who: The teacher, for messages.
 
     Raises:
-        ValueError: it is no signal, or not one for this batch.
+        ValueError: it is not a signal, or not one for this batch.
     """
     try:
         if not isinstance(tree, Mapping):

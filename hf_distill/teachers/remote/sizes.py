@@ -1,4 +1,4 @@
-"""The size of an answer before there is one, from what is asked of which model."""
+"""Size estimates of answers, from the model and the requested outputs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WIDTHS = ("hidden_size", "d_model", "n_embd", "projection_dim", "embedding_size"
 DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "n_layer")
 HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head")
 CLASSES = 1 << 24
-"""The most classes or tokens of a vocabulary that are believed; the largest have about 2**20."""
+"""Largest accepted number of classes or tokens; the largest vocabularies have about 2**20."""
 LARGEST = 1 << 20
-"""The largest number of layers, heads or dimensions that a config is believed."""
+"""Largest accepted number of layers, heads or dimensions of a config."""
 USUAL, UTMOST = 2, 16
-"""Numbers of a layer for each number of a picture or sound: ViT-B 1, Whisper-large and the stem of
+"""Numbers of a layer per number of an image or audio input: ViT-B 1, Whisper-large and the stem of
 a ResNet 8."""
 
 
@@ -45,16 +45,16 @@ def elements(
     needs: Needs,
     per_input: int = USUAL,
 ) -> int:
-    """Estimate how many numbers a signal has.
+    """Estimate the number of elements of a signal.
 
     Args:
-        config: The teacher's.
-        classes: Of its logits; None: as many as the batch has rows.
-        batch: What it reads.
-        items: What there is to count in it.
-        needs: What is asked for.
-        per_input: Numbers of a layer for each of a picture or sound: these differ from model to
-            model, and are a guess.
+        config: The teacher's config.
+        classes: Classes of its logits; None: the batch size.
+        batch: Its input.
+        items: Its items.
+        needs: Requested outputs.
+        per_input: Numbers of a layer per number of an image or audio input: an estimate, which
+            differs from model to model.
 
     Returns:
         Logits (one row for each item, and for each token where the classes are tokens), hidden
@@ -87,7 +87,7 @@ def _text(config: Any) -> Any:
 
 
 def _patch_squares(config: Any, others: list[Tensor], layer: int, heads: int) -> int:
-    """Pairs of patches of all pictures; of other models as if a map were as large as a layer."""
+    """Pairs of patches of all images; for other models, a map is assumed as large as a layer."""
     sizes = [getattr(part, "patch_size", None) for part in configs(config)]
     patch = next((size for size in sizes if type(size) is int and size > 0), None)
     if not others:
@@ -103,5 +103,5 @@ def _patch_squares(config: Any, others: list[Tensor], layer: int, heads: int) ->
 
 
 def most_bytes(estimate: int) -> int:
-    """The largest answer of so many numbers, in bytes: float64, and 32 MiB for its description."""
+    """Largest answer in bytes for a number of elements: float64, and 32 MiB for its description."""
     return (1 << 25) + 8 * estimate

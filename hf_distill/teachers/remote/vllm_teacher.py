@@ -37,35 +37,36 @@ ENTRIES = 1 << 20
 PER_ENTRY = 512
 """Bytes of JSON for one of them: a number, a rank and the token's text, escaped; and some more."""
 PHANTOMS = 1024
-"""The most classes without a token that are believed, besides as many as there are tokens."""
+"""Largest accepted number of classes without a token, in addition to the number of tokens."""
 LONGEST = 1 << 31
-"""The longest text, in tokens, that a server is believed to read."""
+"""Longest accepted context of a server, in tokens."""
 PROBE = 'Tokens: naïve 東京 🙂\n\tdef f(x): return x**2 - 1_000  # "same"?\r\n'
 """A text on which tokenizers differ."""
 
 
 class VLLMTeacher(Teacher):
-    """Reads token log-probabilities from an OpenAI-compatible completion server.
+    """Teacher behind an OpenAI-compatible completion server with prompt log-probabilities (vLLM).
 
     Each text of a batch goes, without its padding, as token ids to ``POST {url}/v1/completions``
     with vLLM's ``prompt_logprobs``; texts that are packed into one row (``position_ids``) go one by
-    one. What comes back are the ``top_k`` likeliest tokens of every position, the token that is
-    there, and the mass of all others: exact, for every objective that needs no whole logits.
+    one. The answer has the ``top_k`` most likely tokens of every position, the token of the text,
+    and the mass of all others: exact, for every objective that does not need all logits.
 
-    The server must have the student's tokenizer. Its tokenization of a probe text, the ids and the
-    texts of the tokens it answers with are compared with ``tokenizer``.
+    The server must have the student's tokenizer. Its tokenization of a probe text, and the ids and
+    texts of the tokens in its answers, are compared with ``tokenizer``.
 
     Args:
         url: The server's root: ``http://host:8000``; with or without ``/v1``.
         model: Its name there; needed only if there are several.
-        tokenizer: Its tokenizer (the student's), or a folder or Hub id of it. Only
-            ``hf-distill serve-teacher`` can be asked without one.
-        top_k: How many tokens of each position; at most the server's ``--max-logprobs`` (vLLM: 20).
-        temperature: 1; servers give no other.
+        tokenizer: Its tokenizer (the student's), or a folder or Hub id of it. Optional only for
+            ``hf-distill serve-teacher``.
+        top_k: Number of tokens of each position; at most the server's ``--max-logprobs`` (vLLM:
+            20).
+        temperature: 1; servers provide no other.
         timeout: Seconds for one attempt at a request.
-        retries: How many more attempts there are after the first.
-        concurrency: The most requests under way at once.
-        token: The server's API key; shown nowhere.
+        retries: Attempts after the first.
+        concurrency: Maximum number of simultaneous requests.
+        token: The server's API key; never printed.
         backoff: Seconds before the second attempt; doubled for each further one.
 
     Raises:
@@ -129,7 +130,7 @@ class VLLMTeacher(Teacher):
         return Signal(kind="softmax", sparse=sparse)
 
     def _all(self, ask: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """Ask for all parts at once, at most `concurrency` of them; in their order."""
+        """Request all parts, at most `concurrency` at once; results are in order."""
         if len(parts) == 1:
             return [ask(parts[0])]
         if self._pool is None:
@@ -310,7 +311,7 @@ def _ordered(choices: Sequence[Any], url: str) -> list[dict[str, Any]]:
 
 
 def _groups(prompts: Iterable[Prompt], most: int, longest: int) -> Iterable[list[Prompt]]:
-    """Texts for one request each: at most so many, and not too many tokens."""
+    """Split texts into requests, by number of texts and of tokens."""
     group: list[Prompt] = []
     for prompt in prompts:
         tokens = sum(len(p.ids) for p in group) + len(prompt.ids)

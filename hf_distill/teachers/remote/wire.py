@@ -1,4 +1,4 @@
-"""Batches and signals as bytes: safetensors, whose header says in JSON how they belong together."""
+"""Batches and signals as bytes: safetensors, with their structure as JSON in the header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
 
 KEY = "hf_distill"
 PROTOCOL = 1
-"""Of the bytes and of the paths of the server; raised when either changes."""
+"""Version of the bytes and of the server's paths; raised when either changes."""
 CONTENT_TYPE = "application/x-safetensors"
 HEADER = 16 << 20
 """The most bytes of JSON in front of the tensors: parsed, they take some 20 times as much."""
@@ -31,7 +31,7 @@ UNREADABLE = (
 )
 """Errors that reading the bytes of a stranger may raise."""
 NOT_SENT = ("traced",)
-"""What of a signal has a graph, and stays where it is."""
+"""Fields of a signal with a graph, which are not sent."""
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -46,10 +46,10 @@ def to_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def from_bytes(body: bytes) -> dict[str, Any]:
-    """The inverse; sequences come back as tuples.
+    """Inverse of `to_bytes`; sequences become tuples.
 
     Raises:
-        ValueError: they are no such bytes.
+        ValueError: they are not such bytes.
     """
     try:
         size = int.from_bytes(body[:8], "little")
@@ -94,16 +94,16 @@ def _restore(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def needs_to_json(needs: Needs) -> dict[str, Any]:
-    """As plain values."""
+    """Convert needs to plain values."""
     found = {f.name: getattr(needs, f.name) for f in fields(needs)}
     return {**found, "modules": sorted(needs.modules)}
 
 
 def needs_from_json(values: Mapping[str, Any]) -> Needs:
-    """The inverse; what this version does not know is not needed.
+    """Inverse of `needs_to_json`; unknown names are ignored.
 
     Raises:
-        ValueError: they are no needs.
+        ValueError: they are not needs.
     """
     switches = {f.name: values.get(f.name, False) for f in fields(Needs) if f.name != "modules"}
     modules = values.get("modules", ())
@@ -114,7 +114,7 @@ def needs_from_json(values: Mapping[str, Any]) -> Needs:
 
 
 def signal_to_tree(signal: Signal) -> dict[str, Any]:
-    """As nested mappings, for `to_bytes`."""
+    """Convert to nested mappings, for `to_bytes`."""
     tree = {f.name: getattr(signal, f.name) for f in fields(signal) if f.name not in NOT_SENT}
     sparse = signal.sparse
     tree["sparse"] = sparse and {f.name: getattr(sparse, f.name) for f in fields(sparse)}
@@ -126,7 +126,7 @@ def signal_from_tree(tree: Mapping[str, Any]) -> Signal:
     """The inverse.
 
     Raises:
-        ValueError: it is no signal.
+        ValueError: it is not a signal.
     """
     try:
         sparse = tree["sparse"] and SparseProbs(**tree["sparse"])
@@ -137,7 +137,7 @@ def signal_from_tree(tree: Mapping[str, Any]) -> Signal:
 
 
 def items_to_tree(items: BatchItems) -> dict[str, Any]:
-    """As nested mappings, for `to_bytes`."""
+    """Convert to nested mappings, for `to_bytes`."""
     return {"masks": items.masks, "labels": items.labels}
 
 
@@ -145,7 +145,7 @@ def items_from_tree(tree: Any) -> BatchItems:
     """The inverse.
 
     Raises:
-        ValueError: they are no items.
+        ValueError: they are not items.
     """
     masks = tree.get("masks") if isinstance(tree, dict) else None
     if not isinstance(masks, dict) or not all(

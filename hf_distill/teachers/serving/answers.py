@@ -1,4 +1,4 @@
-"""What a served teacher says of itself and of batches: the other side of `HTTPTeacher`."""
+"""Request handling for `HTTPTeacher`: facts and signals."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from hf_distill.teachers.serving.limits import BadRequest, Limits, Turn
 
 
 class RequestHandler:
-    """Answers for one teacher.
+    """Requests for one teacher.
 
     Args:
         teacher: The model.
-        limits: Of what may be asked.
+        limits: Limits of requests.
     """
 
     def __init__(self, teacher: ModelTeacher, limits: Limits):
@@ -54,7 +54,7 @@ class RequestHandler:
         self._tokens = b"" if tokens is None else gzip.compress(json.dumps(dict(tokens)).encode())
 
     def facts(self) -> dict[str, Any]:
-        """What a client must know before the first batch."""
+        """Facts for a client before the first batch."""
         teacher = self.teacher
         return {
             "protocol": PROTOCOL,
@@ -119,10 +119,10 @@ class RequestHandler:
 
 
 def likeliest(signal: Signal, k: int) -> SparseProbs:
-    """The k likeliest classes of every item, and the mass of all others, in at least float32.
+    """The k most likely classes of every item, and the mass of all others, in at least float32.
 
     Raises:
-        Refused: these logits are no softmax's.
+        Refused: the logits are not those of a softmax.
     """
     if signal.logits is None or signal.kind not in ("softmax", "ctc"):
         raise BadRequest(400, f"top_k is for the logits of a softmax, these are {signal.kind!r}.")
@@ -136,7 +136,7 @@ def likeliest(signal: Signal, k: int) -> SparseProbs:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating inputs in the model's dtype, as its own processor would be told to give them."""
+    """Convert floating inputs to the model's dtype."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

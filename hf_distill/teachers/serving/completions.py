@@ -17,7 +17,7 @@ from hf_distill.teachers.serving.failures import reading
 from hf_distill.teachers.serving.limits import BadRequest, Limits, Turn
 
 IMPOSSIBLE = -9999.0
-"""As vLLM says -inf, which JSON has no word for."""
+"""vLLM's number for -inf, which JSON cannot represent."""
 WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 ONLY = {
     "n": 1,
@@ -35,13 +35,13 @@ LETTERS = 1 << 20
 
 
 class Completions:
-    """Answers for one causal language model.
+    """Completion requests for one causal language model.
 
     Args:
         teacher: The model.
         tokenizer: Its tokenizer; without one, prompts are token ids.
-        name: What it is called.
-        limits: Of what may be asked.
+        name: Its name.
+        limits: Limits of requests.
     """
 
     def __init__(self, teacher: ModelTeacher, tokenizer: Any, name: str, limits: Limits):
@@ -86,9 +86,9 @@ class Completions:
         return {"tokens": ids, "count": len(ids), "max_model_len": self._longest}
 
     def complete(self, request: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
-        """POST /v1/completions: what each prompt's tokens were given, and one more token.
+        """POST /v1/completions: log-probabilities of each prompt's tokens, and one more token.
 
-        Each prompt is a turn of its own: a request with many lets others go between them.
+        Prompts are separate turns: other requests run between them.
         """
         self._check_task()
         k = self._top_k(request)
@@ -218,7 +218,7 @@ class Completions:
         return signal.logits[0].log_softmax(-1, dtype=dtype)
 
     def _entries(self, ids: list[int], log_probs: Tensor, k: int) -> list[Any]:
-        """vLLM's format: null for the first token, then the k likeliest and the token itself."""
+        """vLLM's format: null for the first token, then the k most likely and the token itself."""
         given = log_probs[:-1]
         values, found = given.topk(k, dim=-1)
         own = given.gather(-1, torch.tensor(ids[1:], device=given.device)[:, None])

@@ -31,13 +31,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Tell whether an error means that the device of this process is lost: what follows on it
-    fails too."""
+    """Return True if an error means that the device of this process is lost: later calls fail
+    too."""
     return any(_is_lost(each) for each in causes(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, of which there may be enough for another request."""
+    """Return True if memory ran out, of which there may be enough for another request."""
     return any(
         isinstance(each, MemoryError) or "out of memory" in str(each).lower()
         for each in causes(error)

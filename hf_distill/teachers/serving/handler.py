@@ -1,4 +1,4 @@
-"""HTTP/1.1 for a `TeacherServer`: who may ask, how much may be sent, what an error looks like."""
+"""HTTP/1.1 for a `TeacherServer`: access, limits and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Route(NamedTuple):
 
 
 class Service(Protocol):
-    """What is served."""
+    """Interface of the served object."""
 
     line: Line
     bodies: Budget
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         return route
 
     def _body(self, length: int, take: Callable[[int], None]) -> bytes:
-        """Read the body; what is beyond a free part counts as soon as it is there."""
+        """Read the body; bytes beyond a free part are charged to the budget as they arrive."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             send(self.connection, b"HTTP/1.1 100 Continue\r\n\r\n", self._deadline)
         whole = io.BytesIO()  # which gives its bytes away without a copy
@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             yield
 
     def _is_gone(self) -> bool:
-        """Whether the client has closed the connection: it has stopped waiting."""
+        """True if the client has closed the connection."""
         self.connection.settimeout(0)
         try:
             return not self.connection.recv(1, socket.MSG_PEEK)

@@ -18,8 +18,8 @@ def read_fields(file: BinaryIO) -> bytes:
     """Read the header fields, the empty line included.
 
     Raises:
-        Refused: a line that is no field (a blank before the colon, a line that continues another
-            one, a control character), or too many bytes.
+        Refused: a line that is not a field (a blank before the colon, a continuation line, a
+            control character), or too many bytes.
         ConnectionError: the request ends early.
     """
     fields: list[bytes] = []
@@ -44,7 +44,7 @@ def body_length(headers: Any) -> int:
         headers: The parsed fields.
 
     Raises:
-        Refused: it is said in two ways, twice, or in no number; or not said beforehand.
+        Refused: it is given in two ways, twice, or not as a number; or is missing.
     """
     said = headers.get_all("Content-Length") or []
     coded = headers.get_all("Transfer-Encoding") or []

@@ -1,4 +1,4 @@
-"""Addresses: which are this machine's alone, and which names a request may call the server by."""
+"""Loopback addresses and permitted host names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches a host: every address it has is a loopback one.
+    """Return True if every address of a host is a loopback address.
 
     Args:
         host: A name or an address; "" are all addresses of this machine.
@@ -33,10 +33,10 @@ def _is_address(host: str) -> bool:
 
 
 def is_own_name(given: str, allowed: Collection[str]) -> bool:
-    """Tell whether a Host header (or an Origin) names this machine or is allowed.
+    """Return True if a Host header (or an Origin) names this machine or is allowed.
 
-    A page of another site can make a browser ask a server on the loopback under that site's name
-    (DNS rebinding); under a loopback name it cannot read the answer.
+    A page of another site can make a browser send requests to a server on the loopback under that
+    site's name (DNS rebinding); under a loopback name it cannot read the answer.
 
     Args:
         given: ``host[:port]``, or ``http://host[:port]``.

@@ -1,7 +1,7 @@
-"""A batch of a stranger, judged before the model sees it.
+"""Validation of a client's batch before the model runs.
 
-An index out of range is an error on a CPU; on a GPU it is an assertion of the device, after which
-every answer of the process is an error.
+An index out of range is an error on a CPU; on a GPU it is a device assertion, after which every
+later call of the process fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hf_distill.teachers.serving.limits import BadRequest, Limits
 CONTROLS = re.compile(
     r"(use_|past_|return_|output_).*|(.*_)?cache(_.*)?|.*logits_to_keep|.*_outputs"
 )
-"""Arguments of a forward that are no data: what it keeps, returns or goes on from."""
+"""Arguments of a forward that are not data: caches and switches of outputs."""
 DTYPES = {
     torch.bool,
     torch.uint8,
@@ -54,17 +54,17 @@ LOOKED_UP = {
 def check_batch(
     teacher: ModelTeacher, batch: Any, items: BatchItems, needs: Needs, limits: Limits
 ) -> list[str]:
-    """Refuse what a model cannot read, or what would take too much.
+    """Raise on a batch that a model cannot read, or that exceeds the limits.
 
     Args:
         teacher: The model.
-        batch: What it is to read.
-        items: What there is to count in it.
-        needs: What is asked for.
-        limits: Of tokens, and of numbers in the answer.
+        batch: Its input.
+        items: Its items.
+        needs: Requested outputs.
+        limits: Limits of tokens, and of numbers in the answer.
 
     Returns:
-        The integer inputs that no known table belongs to: see `Indices`.
+        The integer inputs without a known table, see `Indices`.
 
     Raises:
         Refused: with what was expected and what came.
@@ -165,10 +165,10 @@ def _context(config: Any) -> int | None:
 
 
 def _judged(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str, Tensor]) -> bool:
-    """Compare one input with the table that it is looked up in, or with the texts it goes with.
+    """Compare one input with the table that it indexes, or with its texts.
 
     Returns:
-        Whether it needs no further look: it is no integer, or it was compared.
+        True if no further check is needed: not an integer, or compared already.
     """
     if name in TEXTS:
         return True
@@ -206,7 +206,7 @@ def _rows(table: nn.Embedding) -> int:
 
 
 def _check_places(name: str, value: Tensor, ids: Tensor) -> None:
-    """One number (or four: a box) for each token, in each row or in the same way in all."""
+    """Check positions: one number (or four: a box) per token, per row or common to all."""
     several = value.dim() > ids.dim() and name in LOOKED_UP
     shape, rows = tuple(value.shape[:-1] if several else value.shape), tuple(ids.shape)
     if shape[-len(rows) :] not in (rows, (1, *rows[1:])) and shape != rows[-1:]:
@@ -216,7 +216,7 @@ def _check_places(name: str, value: Tensor, ids: Tensor) -> None:
 
 
 def _check_mask(name: str, mask: Tensor, ids: Tensor | None) -> None:
-    """As many rows and tokens as the texts: a mask of another shape would be broadcast."""
+    """Check the shape of a mask against the texts: another one would be broadcast."""
     if ids is None:
         return
     shape, rows = tuple(mask.shape), tuple(ids.shape)

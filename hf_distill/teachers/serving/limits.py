@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
-"""Gives the model to whoever asks, for as long as the context is open."""
+"""Context with exclusive use of the model."""
 FREE = 1 << 16
-"""Bytes of each body that no budget counts: small requests are read beside large ones."""
+"""Bytes of each body outside all budgets, so that small requests are read during large ones."""
 PATIENCE = 600.0
 """Seconds that a request waits for the model; its client has given up long before."""
 
@@ -26,11 +26,11 @@ class BadRequest(Exception):  # noqa: N818 - an answer, not a failure of the ser
 
 @dataclass(frozen=True)
 class Limits:
-    """Of what is asked at once.
+    """Limits of simultaneous requests.
 
     Attributes:
         max_pending: Requests that may run, wait or be answered at once.
-        max_bytes: The largest request, and all that is held of requests at once.
+        max_bytes: The largest request, and the memory of all requests at once.
         max_tokens: Tokens of one request, padding included.
         max_elements: Numbers of one answer, logits included that are computed and not sent.
         max_prompts: Prompts of one request for completions.

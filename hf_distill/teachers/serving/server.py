@@ -24,33 +24,32 @@ REPLIES = 4
 
 
 class TeacherServer:
-    """Lets any number of trainings ask one teacher over HTTP.
+    """HTTP server of one teacher for any number of trainings.
 
-    ``GET /teacher`` and ``POST /signal`` are for `HTTPTeacher`: any head, all that the teacher
-    provides. For causal language models ``/v1/models``, ``/v1/completions`` and ``/tokenize``
-    answer as vLLM does, for `VLLMTeacher` and others. ``GET /health`` says how busy it is, or
-    with status 503 that the device is lost. The teacher runs one batch at a time, or one prompt of
-    a request for completions; nothing that is sent is ever executed or unpickled.
+    ``GET /teacher`` and ``POST /signal`` are for `HTTPTeacher`: any head, all outputs. For causal
+    language models ``/v1/models``, ``/v1/completions`` and ``/tokenize`` answer like vLLM, for
+    `VLLMTeacher` and others. ``GET /health`` returns the load, or status 503 if the device is lost.
+    The teacher runs one batch at a time, or one prompt of a request for completions; nothing that
+    is sent is executed or unpickled.
 
     Args:
         teacher: The model.
-        host: Where it listens; by default on this machine alone.
+        host: Address to listen on; by default the loopback.
         port: 0: a free one.
-        max_pending: How many requests may run or wait; more are told to come back (503).
-        tokenizer: Of a language model, so that prompts may be texts and tokens have names.
+        max_pending: Requests that may run or wait; further ones get status 503.
+        tokenizer: Tokenizer of a language model, so that prompts may be texts and tokens have
+            names.
         name: The model's name for the OpenAI protocol; by default its id or its folder's name.
-        token: What clients must send (``Authorization: Bearer …``); None: nothing.
-        max_bytes: The largest request, and what is held of all requests at once.
-        max_tokens: The most tokens of a request, padding included.
-        max_elements: The most numbers in an answer: logits of every token, hidden states, maps.
-        no_token: Serve other machines without a token. Anyone who reaches the port can ask.
-        allowed_hosts: Names besides this machine's own by which it may be asked on the loopback,
-            those of a proxy.
+        token: Token of clients (``Authorization: Bearer …``); None: none.
+        max_bytes: The largest request, and the memory of all requests at once.
+        max_tokens: Tokens of a request, padding included.
+        max_elements: Numbers in an answer: logits of every token, hidden states, maps.
+        no_token: Serve other machines without a token. Anyone who reaches the port can use it.
+        allowed_hosts: Further host names permitted on the loopback, those of a proxy.
 
     Raises:
         OSError: it cannot listen there.
-        ValueError: no `ModelTeacher`, a number out of its range, or other machines may ask and
-            there is no token.
+        ValueError: not a `ModelTeacher`, a number out of its range, or no token for other machines.
     """
 
     def __init__(
@@ -120,12 +119,12 @@ class TeacherServer:
     # ---- what the handler asks -----------------------------------------------------------------
 
     def allows(self, authorization: str | None) -> bool:
-        """Whether a request may be served; takes as long whatever was sent."""
+        """Check the token of a request, in constant time."""
         given = (authorization or "").encode("utf-8", "replace")
         return self._token is None or hmac.compare_digest(given, self._token)
 
     def knows(self, host: str | None, origin: str | None) -> bool:
-        """Tell whether a request on the loopback is for this machine, not from another's page."""
+        """Check the Host and Origin of a request on the loopback."""
         if self._names is None:
             return True
         return all(is_own_name(name, self._names) for name in (host, origin) if name is not None)
@@ -180,12 +179,12 @@ class TeacherServer:
 
 
 def check_token(host: str, token: str | None, no_token: bool) -> None:
-    """Refuse to serve other machines without a token, unless that is meant.
+    """Raise if other machines would be served without a token, unless requested.
 
     Args:
-        host: Where it is to listen.
-        token: What clients must send.
-        no_token: Whether it is meant.
+        host: Address to listen on.
+        token: Token of clients.
+        no_token: True if requested.
 
     Raises:
         ValueError: the host is not the loopback, and there is no token; or an empty one.
