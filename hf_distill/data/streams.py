@@ -1,4 +1,4 @@
-"""A look at the first example of a stream that takes it away from nobody."""
+"""Reading the first example of a stream without consuming it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPARED = 2
 
 
 class Replayed(IterableDataset[Any]):
-    """A stream that can be read only once, with what was taken from it in front of it again.
+    """A stream that can be read only once, with the examples already read put back in front.
 
     Args:
         stream: What is left of it.
@@ -52,7 +52,7 @@ class SizedReplayed(Replayed):
 
 
 def first_of(stream: Any) -> tuple[Any, Any]:
-    """The first example of a stream, and the stream that is to be read from now on.
+    """The first example of a stream, and the stream to use in its place.
 
     That is the stream itself, if it starts anew when it is read again, and else one with the
     examples that were taken in front. To see that, a second reading is begun in the same random
@@ -98,7 +98,8 @@ def first_row(dataset: Any) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def same_randomness() -> Iterator[None]:
-    """Leave all random states as they were, so that a look at the data changes no training."""
+    """Context that restores all random states, so that reading data in advance does not change the
+    training."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

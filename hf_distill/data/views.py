@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 Example = dict[str, Any]
 View = Callable[[Example, "Views"], Example]
-"""Takes an example and the data that it comes from, gives a view of it."""
+"""Function of an example and its data set that returns a view."""
 Parameters = dict[str, Any]
 """Random values of one view, as plain JSON values."""
 PICTURES = "pixel_values"
@@ -278,7 +278,7 @@ class mixup(RandomView):  # noqa: N801
 
 @dataclass(frozen=True)
 class drop_tokens(RandomView):  # noqa: N801
-    """Replace some of a text's tokens by the mask token, never those to keep (special tokens)."""
+    """Replace some tokens of a text by the mask token, except those to keep (special tokens)."""
 
     mask_token: int
     chance: float = 0.1

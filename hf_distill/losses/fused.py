@@ -1,4 +1,4 @@
-"""Losses straight from hidden states and heads: no [N, V] logits of either model ever exist."""
+"""Losses from hidden states and output layers, without [N, V] logits of either model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGE = 2**25
 
 @dataclass(frozen=True)
 class LazyLogits:
-    """Logits that nobody has computed: cap · tanh(scale · (Σ_i hidden_i weight_iᵀ + bias) / cap).
+    """Logits that are not computed: cap · tanh(scale · (Σ_i hidden_i weight_iᵀ + bias) / cap).
 
     Attributes:
         hidden: One or more ``(..., H_i)``; a second one is that of a low-rank adapter.
@@ -63,7 +63,7 @@ class LazyLogits:
         return dataclasses.replace(self, hidden=tuple(hidden[index] for hidden in flat))
 
     def logits(self) -> Tensor:
-        """All of them, ``(..., C)``: what is to be avoided."""
+        """All logits, ``(..., C)``, for tests and fallbacks."""
 
         def product() -> Tensor:
             hidden, weight = self._operands()
@@ -146,7 +146,7 @@ def linear_loss(
 
 
 def _with_weights(models: Iterable[LazyLogits | None], run: Callable[[], Tensor]) -> Tensor:
-    """Run where the weights of all these are."""
+    """Run with the gathered weights of all these."""
     for model in models:
         if model is not None and model.within is not None:
             run = functools.partial(model.within, run)

@@ -1,4 +1,4 @@
-"""What the loss functions share: checks, the dtype to compute in, log-probabilities, directions.
+"""Common parts of the losses: checks, the dtype to compute in, log-probabilities, directions.
 
 Nothing here waits for the device: checks look at shapes and at Python numbers only.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 Temperature = float | Tensor
 """One for all items, or a tensor of one per item (broadcastable to the items' shape)."""
 _LEAST, _MOST = 1e-18, 1e18
-"""Between these the square of a temperature is a number of float32."""
+"""Range of temperatures whose square float32 can represent."""
 
 
 def check_pair(
@@ -120,7 +120,7 @@ def check_temperature(temperature: Temperature, items: torch.Size | None = None)
 
 
 def times_t_squared(values: Tensor, temperature: Temperature, t_squared: bool = True) -> Tensor:
-    """T² · values, or the values as they are.
+    """T² · values, or the values unchanged.
 
     >>> times_t_squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0]))
     tensor([9., 2.])

@@ -1,4 +1,4 @@
-"""Distances between the relations that student and teacher see: among examples, or candidates.
+"""Distances between relations: among the examples of a batch, or among candidates.
 
 The first four compare the examples of a batch with each other. Their values ``(B,)`` are one per
 anchor example, so normalised that the mean over anchors is the original's value; they depend on

@@ -1,4 +1,4 @@
-"""Numbers in a batch that a model cannot read, or learn from: out of range, or of another type.
+"""Checks of batches: numbers out of range, or of another type.
 
 On a CPU every batch is looked at. On a GPU only shapes and types are, and the first examples in the
 constructor: to read a number there is to wait for the device, and an index that is out of range
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from hf_distill.models.signals import BatchItems, Signal
 
 PLACEHOLDER = re.compile(r"(image|video|audio|vision|speech).*token_(id|index)")
-"""Fields of a config with a token that stands for something else and needs no embedding."""
+"""Config fields of placeholder tokens, which need no embedding."""
 TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-"""Names of the table of positions in a model."""
+"""Names of position embeddings in models."""
 CLASSES = (
     "Number the classes from 0 on (dataset.class_encode_column('label')), mark what has no label "
     "with -100, or give the model as many classes as the data have (num_labels=…)."
@@ -104,8 +104,8 @@ def check_labels(
 
 
 def check_weights(items: BatchItems, wait: bool = False) -> None:
-    """Refuse weights of tokens by which a mean would be infinite, or be turned around; on a GPU
-    only where it may wait for it.
+    """Raise on token weights that are negative or not finite; on a GPU only if waiting for it is
+    permitted.
 
     Raises:
         ValueError: a weight below 0, NaN or infinite.
@@ -128,7 +128,7 @@ def check_weights(items: BatchItems, wait: bool = False) -> None:
 
 
 def check_inputs(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse texts that a model cannot read: empty ones, tokens without an embedding, more tokens
+    """Raise on texts that a model cannot read: empty ones, tokens without an embedding, more tokens
     than it has positions for. It waits for the device.
 
     Args:
@@ -196,7 +196,7 @@ def collated(examples: Sequence[Any]) -> Iterator[None]:
 
 
 def _foreign(examples: Sequence[Any]) -> str:
-    """Describe the first thing among examples that no tensor can be made of, or their columns."""
+    """Describe the first value of the examples that cannot become a tensor, or their columns."""
     for index, example in enumerate(examples):
         if not isinstance(example, Mapping):
             return f"a {type(example).__name__} as example {index}, and not columns by name"
@@ -274,7 +274,7 @@ def _strange(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> str | Non
 
 
 def _embeddings(model: nn.Module, name: str) -> int | None:
-    """Count the tokens that a model has embeddings for; None if that is not known."""
+    """Number of tokens with an embedding; None if unknown."""
     owner: Any = model
     with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
         if name.startswith("decoder"):
@@ -319,7 +319,7 @@ def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -
 
 
 def _reach(ids: Tensor, inputs: Mapping[str, Any], prefix: str) -> int:
-    """Count the positions that the longest text needs."""
+    """Number of positions that the longest text needs."""
     positions, mask = (inputs.get(f"{prefix}{n}") for n in ("position_ids", "attention_mask"))
     if isinstance(positions, Tensor) and positions.numel():
         return int(positions.max()) + 1
@@ -329,7 +329,7 @@ def _reach(ids: Tensor, inputs: Mapping[str, Any], prefix: str) -> int:
 
 
 def token_table(model: nn.Module, names: tuple[str, ...], decoder: bool | None = None) -> Any:
-    """Find the embedding of one of these names that is read by tokens, None if there is none.
+    """Find the token embedding among these names; None if there is none.
 
     Args:
         model: The model.
@@ -416,5 +416,5 @@ def finite_mark(signal: Signal) -> Tensor | None:
 
 
 def _plain(layers: Any) -> Iterator[Any]:
-    """Layers without the demand of a cache that each be there."""
+    """Layers of a cache that may be missing."""
     return tuple.__iter__(layers) if isinstance(layers, tuple) else iter(layers)

@@ -149,7 +149,7 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
-    """The padding of the hidden states: tokens, audio frames, or none (images, sounds unmasked)."""
+    """Masks of the hidden states: tokens, audio frames, or none (images, unmasked audio)."""
     if "input_ids" in batch or "inputs_embeds" in batch:
         return {"hidden": with_pictures(_token_mask(batch, rows), batch, model)}
     if batch.get("attention_mask") is not None and any(name in batch for name in SOUNDS):
@@ -236,7 +236,7 @@ def next_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def aligned_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    """The next tokens of a class whose own loss takes labels that the data have shifted already."""
+    """Next tokens with a label, for classes whose labels are shifted in the data."""
     labels = batch.get("labels") if batch.get("shift_labels") is None else batch["shift_labels"]
     if labels is None:
         return next_tokens(batch, model, rows)
@@ -253,8 +253,8 @@ def _given(labelled: Tensor, batch: Batch) -> Tensor:
 
 
 def _aligned(items: BatchItems, batch: Batch) -> BatchItems:
-    """Labels are learned everywhere; from a teacher with another tokenizer only where both stand
-    between the same bytes of a text."""
+    """Restrict items (not labels) to positions where both tokenizers have a boundary, for a teacher
+    with another tokenizer."""
     positions = batch.get(ALIGNED)
     if positions is None:
         return items
@@ -354,7 +354,7 @@ def no_items(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
-    """Turn the labels into decoder inputs once, so that both decoders read the same tokens."""
+    """Compute decoder inputs from the labels once, so that both decoders read the same tokens."""
     if batch.get("decoder_input_ids") is not None:
         return batch
     labels = batch.get("labels")

@@ -1,4 +1,4 @@
-"""Two models, one order of classes."""
+"""Alignment of the classes of two models."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def match_heads(
     teacher_tokens: Mapping[str, int] | None = None,
     same_inputs: bool = True,
 ) -> tuple[ClassOrder, ClassOrder]:
-    """Find the orders that make the teacher's classes the student's, or refuse.
+    """Find the orders that align the teacher's classes with the student's.
 
     Args:
         student: The student's head.
@@ -201,7 +201,7 @@ def _names(config: Any) -> list[str]:
 
 
 def _unnamed(names: Sequence[str]) -> bool:
-    """True for the names that transformers invents when none were given."""
+    """True for the default label names of transformers."""
     return list(names) == [f"label_{index}" for index in range(len(names))]
 
 

@@ -17,13 +17,13 @@ QUERY = ("query", "q_proj", "q_lin", "query_proj", "q")
 KEY = ("key", "k_proj", "k_lin", "key_proj", "k")
 VALUE = ("value", "v_proj", "v_lin", "value_proj", "v")
 FUSED = ("c_attn", "Wqkv", "qkv")
-"""One matrix whose output is queries, keys and values, a third each."""
+"""Names of matrices that compute queries, keys and values together."""
 CROSS = ("cross", "encoder_attn", "EncDecAttention")
 """Name parts of cross-attention, which has no relations within a sequence."""
 LAYERS = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
 Projections = tuple[str, ...]
-"""The paths of one layer's query, key and value modules, or of the one that is all three."""
+"""Paths of one layer's query, key and value modules, or of their joint module."""
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def _examples_second(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute attention maps, which only the eager attention returns."""
+    """Switch a model to eager attention, which returns attention maps."""
     if not isinstance(model, PreTrainedModel):  # whatever it is, it gives them when asked
         yield
         return
@@ -103,7 +103,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 def traced_input(
     model: nn.Module, key: str | None, inputs: dict[str, Any]
 ) -> Iterator[list[Tensor]]:
-    """Make the input of a model something that its logits can be differentiated by.
+    """Make the logits differentiable with respect to a model's input.
 
     Args:
         model: The model.
@@ -137,7 +137,7 @@ def traced_input(
 def skipped_lm_head(
     head: nn.Module, weights: Callable[[Tensor], LazyLogits]
 ) -> Iterator[list[LazyLogits]]:
-    """Let a model run without its output layer, whose product would be as wide as the vocabulary.
+    """Skip a model's output layer, whose product would be as wide as the vocabulary.
 
     The layer's hooks run (sharded weights are gathered in them), its ``forward`` does not; what
     follows it in the model gets logits of no position.

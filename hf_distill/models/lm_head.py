@@ -1,4 +1,4 @@
-"""The output layer of a language model, as what its logits are computed from."""
+"""Output layer of a language model, as factors of its logits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_distill.models.sharding import full_tensor, is_partitioned
 from hf_distill.models.signals import Signal
 
 LARGE = 60.0
-"""Logits of a trained model are within about this."""
+"""Typical bound of a trained model's logits."""
 
 
 class OutputEmbedding:
-    """Finds a model's output layer and what its model does with the logits after it.
+    """A model's output layer, and the model's processing of its output.
 
     Args:
         model: A transformers model whose classes are its vocabulary.
@@ -59,7 +59,7 @@ class OutputEmbedding:
         return not any(name in variants or biased.get(name) for name in active)
 
     def of(self, hidden: Tensor) -> LazyLogits:
-        """The logits of hidden states ``(..., H)``, not computed."""
+        """Lazy logits of hidden states ``(..., H)``."""
         layer = self.layer
         if not isinstance(layer, LoraLinear):
             return self._linear((hidden,), (layer.weight,), layer.bias)
@@ -125,7 +125,7 @@ def same_logits(linear: Signal | None, logits: Signal | None) -> bool:
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal but for rounding, that of the half precisions and of TF32 too."""
+    """Compare up to rounding, also that of half precision and TF32."""
     if ours.shape != theirs.shape:
         return False
     most = 1e-2 * float(theirs.abs().max())

@@ -1,4 +1,4 @@
-"""Facts of a model that may be any `nn.Module`: the model inside, its config, its inputs."""
+"""Access to any `nn.Module`: the model inside wrappers, its config, its inputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PretrainedConfig, PreTrainedModel
 
 TOLD = ("num_labels", "id2label", "problem_type", "vocab_size", "_name_or_path", "pad_token_id")
-"""Fields that are taken over from a config that is not one of transformers."""
+"""Fields taken over from a config that is not of transformers."""
 
 _CONFIGS: WeakKeyDictionary[nn.Module, PretrainedConfig] = WeakKeyDictionary()
 _FIELDS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def without_parallel(model: nn.Module) -> nn.Module:
-    """The model inside of DataParallel or DistributedDataParallel."""
+    """The model inside DataParallel or DistributedDataParallel."""
     while isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     return model
@@ -36,7 +36,7 @@ def opened(model: nn.Module | None) -> tuple[nn.Module | None, nn.Module | None]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of what passes everything on to it: DataParallel, DistributedDataParallel,
+    """The model inside wrappers that pass everything on: DataParallel, DistributedDataParallel,
     ``torch.compile``, an adapter of PEFT."""
     while True:
         if isinstance(model, PeftModel):
@@ -88,7 +88,7 @@ def config_of(model: nn.Module) -> Any:
 
 
 def text_config(config: Any) -> Any:
-    """The part of a config that is about text, or the config."""
+    """The text part of a config, or the config."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
@@ -114,7 +114,7 @@ def learn(model: nn.Module, fields: frozenset[str], classes: str, count: int | N
 
 
 def seen_fields(model: nn.Module) -> frozenset[str] | None:
-    """The names of the outputs of a module without a config, once it has run."""
+    """Output names of a module without a config, after its first run."""
     return _FIELDS.get(model)
 
 
@@ -135,7 +135,7 @@ def _source(forward: Any) -> str:
 
 
 ANY = "*"
-"""Among the columns that a model reads: all that there are."""
+"""Marker among a model's columns: it reads all of them."""
 
 
 def forward_inputs(outer: nn.Module, inner: nn.Module) -> tuple[set[str], bool]:
@@ -163,7 +163,7 @@ def forward_inputs(outer: nn.Module, inner: nn.Module) -> tuple[set[str], bool]:
 
 
 def _signatures(model: nn.Module) -> Iterator[Any]:
-    """The parameters of a model's ``forward``, then those of its base classes' ones."""
+    """Parameters of a model's ``forward``, then those of its base classes."""
     own = inspect.signature(model.forward).parameters
     yield own
     for kind in type(model).__mro__:

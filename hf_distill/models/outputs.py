@@ -62,7 +62,7 @@ def entry(outputs: Any, path: str) -> Any:
 
 
 def check_fields(outputs: Any, fields: Sequence[str], who: str, task: str) -> None:
-    """Refuse outputs without what a head reads.
+    """Raise if outputs lack the fields of a task.
 
     Args:
         outputs: What `by_name` gave.
@@ -131,7 +131,8 @@ def sound_similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
 
 
 def sound_captions(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-    """``(2, B, B)``: of each text to the sounds, with both scales, as CLAP's own loss has them."""
+    """Logits ``(2, B, B)`` of each text against the audio clips, with both scales, as in CLAP's own
+    loss."""
     return torch.stack([outputs.logits_per_audio.t(), outputs.logits_per_text])
 
 

@@ -1,4 +1,4 @@
-"""Projected gradient ascent around an input: what attacks and adversarial training share."""
+"""Projected gradient ascent around an input, for attacks and adversarial training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class NormBall:
         return moved.abs().amax(-1) if self.norm == "linf" else moved.norm(dim=-1)
 
     def project(self, x: Tensor) -> Tensor:
-        """The point of the ball that is nearest (clipped to the bounds at last)."""
+        """Nearest point of the ball (finally clipped to the bounds)."""
         moved = (x - self.center) / self.scale
         if self.norm == "linf":
             moved = moved.clamp(-self.epsilon, self.epsilon)
@@ -140,7 +140,7 @@ def _drawn(
     real: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Random values in this shape, and 0 where nothing is real."""
+    """Random values in this shape, 0 at padding."""
     if real is None or generator is None:
         drawn = draw(shape, generator=generator, dtype=like.dtype).to(like.device)
         return drawn if real is None else drawn * real
@@ -164,7 +164,7 @@ def check_budget(epsilon: float, norm: str, step_size: float | None = None) -> N
 def projected_ascent(
     gradient: Callable[[Tensor], Tensor], ball: NormBall, steps: int, size: float, start: Tensor
 ) -> Iterator[Tensor]:
-    """The inputs that projected gradient ascent passes, one after each step (Madry et al. 2018,
+    """Inputs along projected gradient ascent, one after each step (Madry et al. 2018,
     arXiv:1706.06083).
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 CACHED = tuple(
     getattr(PeftType, name) for name in ("PREFIX_TUNING", "CARTRIDGE") if hasattr(PeftType, name)
 )
-"""Prompts that are keys and values of every layer, and no places of a sequence."""
+"""Prompts of keys and values in every layer, without positions in the sequence."""
 ENCODED = ("encoder_last_hidden_state", "encoder_hidden_states")
 DECODED = (
     *("logits", "start_logits", "end_logits"),
@@ -45,7 +45,7 @@ def soft_prompt(model: nn.Module) -> bool:
 
 
 def task_columns(model: nn.Module) -> set[str]:
-    """List what an adapter reads besides the inputs of its model: which task an example is of."""
+    """Columns that an adapter reads besides its model's inputs: the task of an example."""
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     kinds = (PeftType.MULTITASK_PROMPT_TUNING, PeftType.POLY)
     return {"task_ids"} if config is not None and config.peft_type in kinds else set()
@@ -60,9 +60,9 @@ def needs_labels(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The places that an adapter puts in front of the tokens (prompt tuning, p-tuning).
+    """The positions that an adapter puts in front of the tokens (prompt tuning, p-tuning).
 
-    Nothing is cut where no prompt was (an adapter that is switched off).
+    Nothing is cut without a prompt (an adapter that is switched off).
 
     Attributes:
         size: Number of positions.
@@ -104,7 +104,7 @@ class Prompt:
         return values[:, self.size :]
 
     def before(self, values: Tensor, like: Tensor) -> Tensor:
-        """``(B, T, ...)`` behind as many places of nothing (NaN) as ``like`` has of the prompt."""
+        """``(B, T, ...)`` with NaN in front, at the positions of the prompt in ``like``."""
         if not self.size or values.dim() != like.dim() or values.dim() < 2:
             return values
         if like.shape[1] != values.shape[1] + self.size:
@@ -113,7 +113,7 @@ class Prompt:
         return torch.cat([nothing, values], 1)
 
     def outputs(self, outputs: Any) -> Any:
-        """A model's outputs without the places of the prompt."""
+        """A model's outputs without the positions of the prompt."""
         if not self.size or not dataclasses.is_dataclass(outputs):
             return outputs
         found: dict[str, Any] = {}
@@ -127,13 +127,13 @@ class Prompt:
         return dataclasses.replace(outputs, **found)  # type: ignore[type-var]
 
     def module(self, path: str, values: Tensor) -> Tensor:
-        """The output of a module, by its path, without the places of the prompt."""
+        """The output of a module, by its path, without the positions of the prompt."""
         if values.dim() < 3:
             return values
         return self.after(values, "encoder" in path.split(".") and self.decoded is not None)
 
     def check_maps(self, who: str, maps: Iterable[Tensor]) -> None:
-        """Refuse attention maps of which the prompt has a part.
+        """Raise on attention maps with positions of a prompt.
 
         Raises:
             ValueError: maps that look at more places than the batch has tokens.

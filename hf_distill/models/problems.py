@@ -1,4 +1,4 @@
-"""The problem that a classifier of examples solves: settled once, from configs and labels."""
+"""Problem type of classifiers: determined once, from configs and labels."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
 
 
 def _write(task_model: TaskModel, problem: str) -> None:
-    """Write what transformers' own forward would into the config; an audio classifier whose forward
-    does not look at it is a softmax, and needs no word."""
+    """Write the problem type into the config, as transformers' own forward does; audio classifiers
+    whose forward ignores it are always softmax."""
     writes = mentions(task_model.model, "problem_type", "loss_function(")
     if getattr(task_model.config, "problem_type", None) is None and (writes or problem != SINGLE):
         task_model.config.problem_type = problem
 
 
 def _by_labels(student: TaskModel, who: str, problem: str | None, labels: Any) -> str:
-    """The problem, once the labels have been seen."""
+    """The problem type, from the labels."""
     classes = student.config.num_labels
     if not isinstance(labels, Tensor):
         raise ValueError(_wrong(student, "a tensor", type(labels).__name__, problem))
@@ -140,7 +140,7 @@ def _wrong(student: TaskModel, expected: str, given: Any, problem: str | None) -
 
 
 def _missing(labels: Tensor) -> Tensor:
-    """``(B,)``: the examples without any label."""
+    """Mask ``(B,)`` of examples without any label."""
     missing = labels < 0
     missing = missing | labels.isnan() if labels.is_floating_point() else missing
     return missing.flatten(1).all(-1) if labels.dim() > 1 else missing
@@ -160,8 +160,8 @@ def _soft(rows: Tensor) -> bool:
 
 
 def share_padding(processor: Any, *models: nn.Module) -> None:
-    """Bring the configs of models that are trained into line with the tokenizer, as `Trainer` does
-    when the training begins; here before the first look at a batch, and for peers too."""
+    """Align the configs of trained models with the tokenizer, as `Trainer` does when the training
+    begins; here before the first batch is read, and for peers too."""
     tokenizer = getattr(processor, "tokenizer", processor)
     for model in models:
         if isinstance(tokenizer, PreTrainedTokenizerBase) and hasattr(model, "config"):
@@ -181,8 +181,8 @@ def tell_tokens(teacher: Any, holder: Any) -> None:
 
 
 def check_unmasked(batch: Mapping[str, Any], student: TaskModel, teacher: Any) -> None:
-    """Refuse a teacher elsewhere that would look for another padding than the student's in texts
-    without a mask.
+    """Raise on a remote teacher with another padding token than the student's, for texts without a
+    mask.
 
     Raises:
         ValueError: see above.
@@ -200,7 +200,7 @@ def check_unmasked(batch: Mapping[str, Any], student: TaskModel, teacher: Any) -
 
 
 def check_kinds(student: str, teacher: str, who: str) -> None:
-    """Refuse a teacher whose logits are read otherwise than the student's.
+    """Raise if the teacher's logits have another form than the student's.
 
     Raises:
         ValueError: see above.

@@ -43,7 +43,7 @@ def redirected_forward(wrapper: nn.Module, module: nn.Module, run: Callable[[], 
 
 @contextlib.contextmanager
 def calling(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a module compute something else, between its hooks."""
+    """Replace a module's computation between its hooks."""
     own = module.__dict__.get("forward")
     module.forward = forward
     try:

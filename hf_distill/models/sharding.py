@@ -39,7 +39,7 @@ def choose_blocks(plugin: Any, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def shardable(plugin: Any, model: nn.Module) -> Iterator[None]:
-    """Help accelerate (1.15) prepare a model.
+    """Context that works around two faults of accelerate (1.15) in preparing a model.
 
     It puts embeddings and head into separate groups, and torch rejects parameters that several
     groups share (T5's three embeddings, the bias of BERT's head for masked words): here they stay
@@ -81,7 +81,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def copy_full_tensor(tensor: Tensor, value: Tensor) -> None:
-    """Give a tensor, sharded or not, a value that every process holds whole."""
+    """Copy a full value into a tensor, sharded or not."""
     if isinstance(tensor, DTensor):
         value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
     with torch.no_grad():
@@ -98,7 +98,8 @@ def is_partitioned(parameter: Tensor) -> bool:
 
 @contextlib.contextmanager
 def loaded_unsharded() -> Iterator[None]:
-    """Let `from_pretrained` make whole models, though the arguments of a ZeRO-3 training exist."""
+    """Context in which `from_pretrained` loads full models, even with the arguments of a ZeRO-3
+    training."""
     reference = deepspeed_settings._hf_deepspeed_config_weak_ref
     settings = None if reference is None else reference()
     deepspeed_settings.unset_hf_deepspeed_config()
@@ -152,7 +153,7 @@ def local_shard(parameter: Tensor) -> Tensor:
 
 
 def zero3_inference_engine(model: nn.Module, accelerator: Accelerator) -> Any:
-    """An engine that puts each module of a partitioned model together for its forward.
+    """An engine that gathers each module of a partitioned model for its forward.
 
     ``from_pretrained`` partitions what it loads once the arguments of a ZeRO-3 training exist. The
     model is to be called, not the engine; it works for as long as the engine is kept.

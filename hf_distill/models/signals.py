@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_distill.losses.fused import LazyLogits
 
 Unit = str
-"""Name of the thing that is counted: ``samples``, ``items``, ``labels``, ``batches`` or a
-hidden-state group. Every term is divided by the number of its unit, and by nothing else."""
+"""Name of what is counted: ``samples``, ``items``, ``labels``, ``batches`` or a hidden-state group.
+Every term is divided by the number of its unit, and by nothing else."""
 
 
 WEIGHTED = ("items", "labels")
@@ -73,13 +73,13 @@ class Needs:
         return any(getattr(self, f.name) for f in fields(self))
 
     def with_lazy_logits(self, provides: Needs) -> Needs:
-        """The same with ``lazy_logits`` in place of logits, where that is provided."""
+        """The same needs with ``lazy_logits`` in place of logits, where provided."""
         if not (self.logits and provides.lazy_logits):
             return self
         return replace(self, logits=False, unsampled=False, full_vocabulary=False, lazy_logits=True)
 
     def missing_from(self, provides: Needs) -> list[str]:
-        """The names of what is needed here and not provided there, module paths included."""
+        """Names of needs that are not provided, module paths included."""
         switches = [f.name for f in fields(self) if f.name != "modules"]
         missing = [name for name in switches if getattr(self, name) and not getattr(provides, name)]
         if "logits" in missing:  # which says it all
@@ -110,8 +110,8 @@ class BatchItems:
 
     @property
     def own_labels(self) -> Unit:
-        """The unit of what a model's own loss counts: the labels, or, of answers in a text, those
-        on padding too (``spans``)."""
+        """Unit of a model's own loss: the labels or, for answers in a text, those on padding too
+        (``spans``)."""
         return "spans" if "spans" in self.masks else "labels"
 
     def counts(self) -> dict[Unit, Tensor]:
@@ -253,7 +253,7 @@ class Signal:
     who: str = ""
 
     def detach(self) -> Signal:
-        """The same values, cut off from the graph; ``traced`` keeps its own."""
+        """The same values without the graph; ``traced`` keeps its own."""
         return replace(
             self,
             logits=None if self.logits is None else self.logits.detach(),

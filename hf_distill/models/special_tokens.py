@@ -14,7 +14,7 @@ PADDING, END = "pad_token_id", "eos_token_id"
 
 
 def special_tokens(holder: Any) -> dict[str, int]:
-    """The tokens that a tokenizer or a config names, as far as it names one."""
+    """The padding and end tokens that a tokenizer or a config defines."""
     known = {name: getattr(holder, name, None) for name in (PADDING, END)}
     return {name: token for name, token in known.items() if isinstance(token, int)}
 
@@ -75,7 +75,7 @@ class SpecialTokens:
 
     @contextlib.contextmanager
     def in_config(self) -> Iterator[None]:
-        """Let the model read the tokens of the data; its config is as before afterwards."""
+        """Context with the data's tokens in the model's config, restored afterwards."""
         config: Any = text_config(self._config)
         told = {name: token for name, token in self.told.items() if name in self._names}
         before = {name: getattr(config, name, None) for name in told}

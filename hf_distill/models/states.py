@@ -1,4 +1,4 @@
-"""Hidden states and attention maps in a model's outputs, and logits that are not of the items."""
+"""Hidden states and attention maps in a model's outputs."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def attentions_of(outputs: Any, path: str, who: str) -> tuple[Tensor, ...]:
 
 
 def _features_last(layer: Tensor) -> Tensor:
-    """Feature maps ``(B, C, h, w)`` become sequences ``(B, h*w, C)``."""
+    """Reshape feature maps ``(B, C, h, w)`` to sequences ``(B, h*w, C)``."""
     return layer.flatten(2).transpose(1, 2) if layer.dim() == 4 else layer
 
 

@@ -55,7 +55,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 
 class TaskModel:
-    """Feeds one model its part of a batch and reads its outputs into a `Signal`.
+    """A model that is fed its part of a batch and whose outputs are read into a `Signal`.
 
     Args:
         model: A model of transformers or any module, also inside a PEFT adapter, ``torch.compile``
@@ -292,7 +292,7 @@ class TaskModel:
         )
 
     def projects_last(self, run: Callable[[], Tensor | None]) -> bool:
-        """Return whether `LazyLogits` makes its logits of its output layer (`Projection.is_last`).
+        """True if `LazyLogits` reproduce its logits (`OutputEmbedding.is_last`).
 
         Args:
             run: Runs the model and returns its logits.

@@ -426,13 +426,13 @@ def _class_names(mapping: str) -> set[str]:
 
 
 def output_fields(model: nn.Module) -> list[str]:
-    """The fields of the output class that a model's ``forward`` declares to return."""
+    """Fields of the output class that a model's ``forward`` declares."""
     return next(iter(_declared(model)), [])
 
 
 def _declared(model: nn.Module) -> list[list[str]]:
-    """The fields of the output class that a ``forward`` declares to return, and of those that it
-    makes: some declare another one (ALBERT's classes)."""
+    """Fields of the output class that a ``forward`` declares, and of those that it makes: some
+    declare another one (ALBERT's classes)."""
     forward: Any = inspect.unwrap(model.forward)
     try:
         returned = typing.get_type_hints(model.forward).get("return")

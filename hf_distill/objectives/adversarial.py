@@ -1,4 +1,4 @@
-"""Objectives over an adversary that weigh the teacher, or average over the search's own steps."""
+"""Adversarial objectives: IAD and FreeLB."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class IAD(Objective):
 
 
 def label_probability(signal: Signal, items: BatchItems) -> Tensor:
-    """The probability of each item's label, detached; 1 where there is none."""
+    """Probability of each item's label, detached; 1 without a label."""
     mask = items.masks.get(items.own_labels)
     if items.labels is None or mask is None or signal.logits is None:
         raise ValueError(
@@ -225,7 +225,7 @@ def _gradient(terms: list[Term], x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def same_masks(device: torch.device) -> Iterator[None]:
-    """Let a model draw its dropout without moving the random state: the next pass has the same."""
+    """Context that restores the random state, so that the next pass has the same dropout masks."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         yield

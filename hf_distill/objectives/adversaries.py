@@ -1,4 +1,4 @@
-"""Perturbations that are searched for: projected gradient ascent and the virtual adversary."""
+"""Adversarial perturbations: projected gradient ascent and the virtual adversary."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def _by_inputs(total: Tensor, inputs: list[Tensor]) -> Tensor:
 def _rise(
     pair: ModelsInStep, items: BatchItems, target: Signal | None
 ) -> Callable[[Tensor], Tensor]:
-    """The gradient of the loss by the input, of the labels or towards a fixed target."""
+    """Gradient of the loss with respect to the input, of the labels or towards a fixed target."""
 
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -256,7 +256,7 @@ def _rise(
 
 
 def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tensor]:
-    """The gradient of KL(T(x) || S(x)) by the input of both."""
+    """Gradient of KL(T(x) || S(x)) with respect to the input of both."""
 
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()

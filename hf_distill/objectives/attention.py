@@ -45,7 +45,7 @@ Compare = Callable[[Any, Any, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class AttentionObjective(Objective):
-    """Base of what compares self-attention, layer by layer; layer 1 is the first.
+    """Base of objectives on self-attention, layer by layer; layer 1 is the first.
 
     Args:
         layers: A layer map, see `parse_layers`, by index, fraction or name.

@@ -1,4 +1,4 @@
-"""Objectives that look at the classes of a distribution one by one, or across a batch."""
+"""Divergences that treat classes separately, or across a batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class LogitStandardizedKL(Divergence):
 
 @dataclass(frozen=True)
 class DecoupledKD(LabelledDivergence):
-    """The target class and the others, weighted apart (DKD, Zhao et al. 2022, arXiv 2203.08679).
+    """Decoupled KD: separate weights for the target class and the others (DKD, Zhao et al. 2022,
+    arXiv 2203.08679).
 
     Args:
         temperature: As in every divergence.

@@ -23,7 +23,8 @@ from hf_distill.objectives.base.objective import Context, Objective, Term, bibte
 
 @dataclass(frozen=True)
 class _Crossing(Objective):
-    """Base of what is computed from both models' own logits where both cut the text alike."""
+    """Base of objectives on both models' own logits, at positions where both tokenizations
+    agree."""
 
     needs: ClassVar[Needs] = Needs(logits=True, cross_tokenizer=True)
 
@@ -89,7 +90,7 @@ class PrefixKL(_Crossing):
 
 @dataclass(frozen=True)
 class UniversalLogitDistance(_Crossing):
-    """The distance of the sorted probabilities (ULD, Boizard et al. 2024, arXiv 2402.12030).
+    """Distance of the sorted probabilities (ULD, Boizard et al. 2024, arXiv 2402.12030).
 
     It looks at no token, and is the baseline where few are shared. The paper adds 1.5 of it to the
     cross-entropy: ``HardLabels() + 1.5 * UniversalLogitDistance()``.

@@ -1,4 +1,4 @@
-"""Deeper layers teach shallower ones."""
+"""Self-distillation from deeper to shallower layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from hf_distill.objectives.labels import HardLabels
 
 @dataclass(frozen=True)
 class EarlyExits(Objective):
-    """Exits at inner layers learn from the student's own last layer (Zhang et al. 2019).
+    """Self-distillation: exits at inner layers are trained towards the last layer (Zhang et al.
+    2019).
 
     Every exit is a linear head on one layer's hidden states: on each position, where the task has
     logits for each, or else on their mean over the real positions. It minimises KL(last || exit),

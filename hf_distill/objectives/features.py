@@ -17,7 +17,7 @@ from hf_distill.objectives.base.alignment import (
     MODULES,
     PROJECTIONS,
     LayerPair,
-    LayerProjections,
+    TransportPlan,
     align,
     as_states,
     build_projections,
@@ -39,7 +39,7 @@ FITNETS = bibtex(
 
 @dataclass(frozen=True)
 class FeatureObjective(Objective):
-    """Base of what compares layers of the student with layers of the teacher.
+    """Base of objectives that compare layers of the student with layers of the teacher.
 
     Args:
         layers: A layer map, see `parse_layers`: a name (``uniform``, ``skip``,
@@ -81,7 +81,7 @@ class FeatureObjective(Objective):
         return Needs(hidden_states=hidden, modules=frozenset(pair[side] for pair in paths))
 
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
-        """Give both features of a pair the shape that the comparison wants, before projections."""
+        """Bring both features of a pair to the shape of the comparison, before projections."""
         return pair
 
     def compare(
@@ -106,12 +106,12 @@ class FeatureObjective(Objective):
             for group in {pair.group for pair in prepared}:
                 ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
                 if len(ours) > 1:
-                    built[f"plan_{group}"] = LayerProjections(len(ours) - 1, len(theirs) - 1)
+                    built[f"plan_{group}"] = TransportPlan(len(ours) - 1, len(theirs) - 1)
         return nn.ModuleDict(built) if built else None
 
     @property
     def _kind(self) -> str:
-        """Many-to-many pairs share their projections, or there would be one for each pair."""
+        """Kind of projection; many-to-many pairs share theirs."""
         return "shared" if self.layers == "emd" and self.projection == "linear" else self.projection
 
     def learned(self, pairs: Sequence[LayerPair]) -> dict[str, nn.Module]:
@@ -173,7 +173,8 @@ def check_places(pair: LayerPair, mask: Tensor | None, signals: tuple[Signal, Si
 
 
 def term_of(name: str, values: Tensor, unit: str, items: BatchItems) -> Term:
-    """Values per position are divided by the real ones, values per example by the examples."""
+    """Make a term: values per position are divided by the real ones, values per example by the
+    examples."""
     if unit and values.dim() == 2:
         return Term(name, values, unit, items.masks[unit])
     values = values.flatten(1).mean(1) if values.dim() > 1 else values

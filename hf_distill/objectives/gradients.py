@@ -1,4 +1,4 @@
-"""Gradient distillation: the student reacts to its input as the teacher does."""
+"""Gradient distillation: input gradients of student and teacher."""
 
 from __future__ import annotations
 

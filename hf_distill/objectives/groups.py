@@ -1,4 +1,4 @@
-"""Objectives that weigh groups of examples: the worst off, or all alike."""
+"""Objectives with weights per group of examples."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class InputPerturbation:
         return frozenset()
 
     def check(self, kind: str, classes: int | None = None) -> None:
-        """Raise where it makes no sense for a head, see `Objective.check`."""
+        """Raise if it is not defined for a head, see `Objective.check`."""
 
     def batch(
         self, pair: ModelsInStep, teacher: Signal | None, items: BatchItems, context: Context
@@ -194,7 +194,7 @@ class TokenNoise(InputPerturbation):
 
 @dataclass(frozen=True)
 class PerturbedColumns(InputPerturbation):
-    """Columns of the data that hold a perturbed version of each example.
+    """A perturbed version of each example from columns of the data.
 
     ``noisy_input_ids`` and ``noisy_attention_mask`` take the place of ``input_ids`` and
     ``attention_mask``, ``noisy_pixel_values`` that of ``pixel_values``: see `perturbed_pairs`.
@@ -243,7 +243,7 @@ class PerturbedColumns(InputPerturbation):
 
 
 def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that is not known."""
+    """Raise on an unknown option."""
     if value not in known:
         near = get_close_matches(str(value), known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

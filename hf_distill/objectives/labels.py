@@ -1,4 +1,4 @@
-"""The loss of the labels: ours, and the model's own."""
+"""Label losses: from the logits, and the model's own."""
 
 from __future__ import annotations
 
@@ -170,5 +170,5 @@ def _squared(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def at_least_float(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float32 and float64 stay."""
+    """Convert half precision to float32; float32 and float64 are unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -91,7 +91,8 @@ class LogitObjective(Objective):
 
 
 def bernoulli(logits: Tensor) -> Tensor:
-    """softmax([z, 0]) is (sigmoid(z), 1 - sigmoid(z)): one implementation serves both."""
+    """Append a zero logit: softmax([z, 0]) is (sigmoid(z), 1 - sigmoid(z)), so one implementation
+    serves both."""
     return torch.stack([logits, torch.zeros_like(logits)], dim=-1)
 
 
@@ -119,7 +120,7 @@ def check_shapes(ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Divergence(LogitObjective):
-    """Base of what softens both outputs by a temperature.
+    """Base of divergences with a temperature.
 
     Args:
         temperature: A number above 0; or a `Schedule`, one number per class, an
@@ -158,7 +159,7 @@ class Divergence(LogitObjective):
         return [Term(self.name, values, "items", items.masks["items"])]
 
     def _stored(self, temperature: float) -> float:
-        """The temperature of probabilities that cannot be softened any more."""
+        """Temperature of stored probabilities, which is fixed."""
         if self.temperature != temperature:
             raise ValueError(
                 f"Expected {type(self).__name__}(temperature={temperature:g}), the temperature of "

@@ -145,7 +145,7 @@ class _LogScale(nn.Module):
 
 @dataclass(frozen=True)
 class VID(MapObjective):
-    """Variational information distillation: a learned Gaussian for each map (arXiv 1904.05835).
+    """Variational information distillation: a learned Gaussian per channel (arXiv 1904.05835).
 
     It is a log-likelihood: it is not 0 for equal maps, and may be negative.
     """

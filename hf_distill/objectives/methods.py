@@ -128,7 +128,7 @@ def adaad(
 
 
 def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> WeightedSum:
-    """Two passes with two dropout masks that agree (Liang et al. 2021, arXiv 2106.14448).
+    """Agreement of two passes with different dropout masks (Liang et al. 2021, arXiv 2106.14448).
 
     (L(S1) + L(S2)) / 2 + alpha (KL(S1 || S2) + KL(S2 || S1)) / 2, where L is the loss of the labels
     or, with ``ForwardKL()``, the divergence from the teacher.
@@ -174,7 +174,7 @@ def smart(
 
 
 def _mixed(alpha: float, perturbed: Objective, plain: Objective) -> WeightedSum:
-    """alpha of one and the rest of the other, which is left out at weight 0."""
+    """Mix two objectives by alpha; one with weight 0 is left out."""
     if not 0 < alpha <= 1:
         raise ValueError(f"Expected alpha in (0, 1], got {alpha}.")
     return alpha * perturbed + (1 - alpha) * plain if alpha < 1 else 1.0 * perturbed

@@ -1,4 +1,4 @@
-"""Objectives whose student is shown a perturbed batch."""
+"""Objectives with the student on a perturbed batch."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class OnPerturbed(Objective):
 
     @property
     def student_needs(self) -> Needs:
-        """Nothing about the plain batch, unless learned parts are sized by its hidden states."""
+        """No outputs on the clean batch, unless learned parts are sized by its hidden states."""
         return inside(self.part.student_needs)
 
     @property
@@ -137,7 +137,7 @@ class OnPerturbed(Objective):
 
 
 def one_objective(objective: Any, who: str) -> Objective:
-    """The objective itself, or an error: weights and sums go outside."""
+    """Check that this is one objective: weights and sums go outside."""
     if not isinstance(objective, Objective):
         raise ValueError(
             f"Expected one objective for {who}, got {objective}. Weights and sums go outside: "
@@ -147,7 +147,7 @@ def one_objective(objective: Any, who: str) -> Objective:
 
 
 def perturbation_from(by: Any) -> InputPerturbation:
-    """A perturbation, given as such or as a recipe writes it: ``{name: pgd, epsilon: 0.03}``.
+    """Make a perturbation, given directly or as in a recipe: ``{name: pgd, epsilon: 0.03}``.
 
     Raises:
         ValueError: an unknown name or setting (the nearest is named), or a bad value.
@@ -193,7 +193,7 @@ def pair_of(context: Context, who: str) -> ModelsInStep:
 def shown(
     by: InputPerturbation, teacher: Signal | None, items: BatchItems, context: Context, who: str
 ) -> tuple[ModelsInStep, Batch]:
-    """Both models and the perturbed batch, which the parts of a sum share."""
+    """Both models and the perturbed batch, which the objectives of a sum share."""
     pair = pair_of(context, who)
     key = (by, id(teacher) if by.needs else None)
     return pair, pair.once(key, lambda: by.batch(pair, teacher, items, context))
@@ -206,7 +206,7 @@ def answer(pair: ModelsInStep, by: InputPerturbation, batch: Batch, needs: Needs
 
 
 def renamed(term: Term, old: str, new: str) -> Term:
-    """The term under the name of the objective around its own."""
+    """The term under the name of the outer objective."""
     return replace(term, name=new + term.name.removeprefix(old))
 
 

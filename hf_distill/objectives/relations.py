@@ -25,7 +25,7 @@ POOLINGS = ("mean", "first", "none")
 
 @dataclass(frozen=True)
 class BatchObjective(FeatureObjective):
-    """Base of what compares examples of a batch.
+    """Base of objectives that compare the examples of a batch.
 
     Args:
         layers: As in every feature objective; by default the last with the last.

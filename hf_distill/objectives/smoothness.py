@@ -1,4 +1,4 @@
-"""The student's output does not change where its input does a little."""
+"""Smoothness: the student's output under small perturbations of its input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teachers: whatever gives a `Signal` for a batch."""
+"""Teachers: sources of a `Signal` for a batch."""
 
 from hf_distill.teachers.adapters import BaseModelTeacher
 from hf_distill.teachers.cache.teacher import CachedTeacher

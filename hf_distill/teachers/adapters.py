@@ -1,4 +1,4 @@
-"""An adapted student without its adapters as the teacher."""
+"""The base model of an adapted student as the teacher."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class BaseModelTeacher(Teacher):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights below the adapters: of all that is not trained."""
+        """Hash of the weights below the adapters, which are not trained."""
         trained = {name for name, p in self.student.named_parameters() if p.requires_grad}
         state = self.student.state_dict()
         return model_fingerprint({name: state[name] for name in state if name not in trained})

@@ -1,4 +1,4 @@
-"""The student's own past as the teacher."""
+"""EMA teacher: a moving average of the student's weights."""
 
 from __future__ import annotations
 

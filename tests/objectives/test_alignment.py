@@ -17,7 +17,7 @@ from hf_distill.models.hooks import attention_projections, eager_attention
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.alignment import (
     LayerPair,
-    LayerProjections,
+    TransportPlan,
     align,
     as_map,
     build_projections,
@@ -143,7 +143,7 @@ def test_projections() -> None:
 
 def test_plan_is_a_transport_plan_and_learns_the_cheap_pairs() -> None:
     """Without the marginals all weight would go to the one pair that is cheapest."""
-    plan = LayerProjections(2, 3)
+    plan = TransportPlan(2, 3)
     torch.testing.assert_close(plan(), torch.full((6,), 1 / 6))
     cost = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]).flatten()
     optimizer = torch.optim.Adam(plan.parameters(), lr=0.3)

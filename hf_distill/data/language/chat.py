@@ -1,4 +1,4 @@
-"""Conversations: the chat template, and which of its tokens the assistant wrote."""
+"""Conversations: tokens of a chat template, with labels on the assistant's text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_distill.data.streams import first_row
 
 Message = Mapping[str, Any]
 Span = tuple[int, int, float]
-"""Characters of a text, from and to, and their weight."""
+"""A range of characters of a text, and its weight."""
 REMEDY = (
     "pass a template that marks the answers with {% generation %} "
     "(chat_template_kwargs={'chat_template': …})."
@@ -26,7 +26,7 @@ MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Chat:
-    """Reads conversations with a tokenizer's chat template.
+    """Reader of conversations with a tokenizer's chat template.
 
     Templates that mark the assistant's text (``{% generation %}``) are used directly. For all
     others, an answer is the difference between the rendered conversation up to its end and the one

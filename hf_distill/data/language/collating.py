@@ -19,7 +19,7 @@ OWN = ("input_ids", "attention_mask", "labels", "token_weights", "position_ids")
 
 @dataclass(frozen=True)
 class LanguageCollator:
-    """Pads rows of tokens on the right.
+    """Collator that pads rows of tokens on the right.
 
     The rows of `pack` get no attention mask: their position ids separate the examples. Their
     padding has position 0 throughout, so that each of its tokens is a separate example.
@@ -36,10 +36,10 @@ class LanguageCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Collate.
+        """Collate a batch.
 
         Args:
-            rows: ``input_ids`` and, if there, ``labels`` (default: the tokens),
+            rows: ``input_ids`` and, if present, ``labels`` (default: the tokens),
                 ``attention_mask``, ``token_weights``, ``position_ids``, and numbers.
 
         Returns:
@@ -79,7 +79,7 @@ class LanguageCollator:
 
 
 def _filled(row: Row, packed: bool) -> dict[str, Any]:
-    """A row with labels, and with a mask unless it is packed."""
+    """Complete a row with labels, and with a mask unless it is packed."""
     ids = row["input_ids"]
     found = {name: row[name] for name in OWN if name in row}
     if "labels" not in row:

@@ -25,7 +25,7 @@ def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
 def encode_cut(
     tokenizer: Any, text: str, cuts: Sequence[int], special: bool = False
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a text, and how many of them are before each of its cuts.
+    """The tokens of a text, and the number of tokens before each cut.
 
     The text is read as a whole; where that would give a token on both sides of a cut, it is read in
     two, as a model reads a prompt before it writes the answer.

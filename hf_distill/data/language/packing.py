@@ -13,7 +13,7 @@ from hf_distill.data.language.tokenizing import COLUMNS, IGNORE
 from hf_distill.data.streams import first_row
 
 Part = tuple[int, int, int]
-"""An example, and which of its tokens: from, to."""
+"""An example and a range of its tokens."""
 FIRST = {"labels": IGNORE, "token_weights": 0.0}
 """Label of the first token of an example in a row: the tokens before it must not predict it."""
 

@@ -56,7 +56,7 @@ def merged_kl(
     *,
     t_squared: bool = True,
 ) -> Tensor:
-    """T² Σ_c P_t(c) log(P_t(c) / P_s(c)), P(c) the sum of softmax(logits / T) over what is merged.
+    """T² Σ_c P_t(c) log(P_t(c) / P_s(c)), P(c) the sum of softmax(logits / T) over merged classes.
 
     Args:
         student: logits (..., C_s).

@@ -71,7 +71,7 @@ def sparse_kl(
     *,
     t_squared: bool = True,
 ) -> Tensor:
-    """As :func:`top_k_kl`, from the log-probabilities of k classes that were stored.
+    """The value of :func:`top_k_kl`, from stored log-probabilities of k classes.
 
     T² · [Σ_i p_t,i (log p_t,i - log p_s,i) + r_t (log r_t - log r_s)] with r = 1 - Σ_i p_i. The
     teacher's r is what its k probabilities leave, exact to the rounding of 1 (1e-7 in float32): a

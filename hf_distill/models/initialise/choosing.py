@@ -70,8 +70,8 @@ def _heads(values: Tensor, before: Width, after: Width) -> dict[str, Tensor]:
 
 
 def kept_tokens(teacher: PreTrainedModel, count: int, importance: Importance) -> list[int]:
-    """The ids that a student with a smaller vocabulary keeps: the special tokens, and the most
-    frequent of the others; in their order, so that the new id of a token is its place here.
+    """Ids kept in a smaller vocabulary: the special tokens, and the most frequent of the others; in
+    their order, so that the new id of a token is its place here.
 
     Args:
         teacher: The model, whose config and generation settings name the special tokens.

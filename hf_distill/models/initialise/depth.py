@@ -74,7 +74,7 @@ def _parse(text: str) -> tuple[str, int | list[int]]:
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of layers, and where a config counts them."""
+    """A list of layers, and the config field with their number."""
 
     path: str
     count: int
@@ -123,7 +123,7 @@ def kept_layers(
 
 
 def stacks_of(model: PreTrainedModel) -> dict[str, Stack]:
-    """The stacks of layers that a config counts, by name (a single one has none).
+    """Stacks of layers in a config, by name (a single one has none).
 
     Raises:
         ValueError: a stack that is not one list of modules.

@@ -1,4 +1,4 @@
-"""Dropout of a student, whatever its configuration calls it."""
+"""Dropout of a student, under any of its names in configs."""
 
 from __future__ import annotations
 

@@ -21,8 +21,7 @@ PROCESSOR_FILES = (
     *("tokenizer_config.json", "tokenizer.json", "preprocessor_config.json"),
     *("processor_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"),
 )
-"""One of them is there where a model has a tokenizer; without any, transformers makes an empty one
-for some models."""
+"""Files of a tokenizer; without any, transformers makes an empty one for some models."""
 
 
 def write_student(

@@ -100,7 +100,7 @@ def importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Importance:
 
 @dataclass
 class _Sums:
-    """Sums over tokens, and how many there were, under the name of what is measured."""
+    """Sums over tokens and their counts, by quantity."""
 
     totals: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     counts: dict[tuple[Any, ...], float] = field(default_factory=dict)
@@ -154,7 +154,7 @@ def _hooks(task_model: TaskModel, stacks: Iterable[Stack], sums: _Sums) -> Itera
 
 
 def writers(layer: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The matrices by which attention and feed-forward layer write to the residual stream.
+    """Matrices from attention and feed-forward layer to the residual stream.
 
     Returns:
         Each of them; None where there is not exactly one (cross-attention, experts).
@@ -189,7 +189,7 @@ def _sizes(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _rows(module: nn.Module) -> Tensor:
-    """``(in, out)``: what each input of a matrix adds to its output."""
+    """Weight of each input of a matrix for its output, ``(in, out)``."""
     weight: Any = module.weight
     return weight.float() if type(module).__name__ == "Conv1D" else weight.float().T
 

@@ -116,7 +116,7 @@ def _equal(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _keep_alignment_heads(generation: Any, plan: DepthPlan) -> None:
-    """Whisper finds the time of a word by some heads, named by decoder layer and head."""
+    """Keep Whisper's alignment heads, which are named by decoder layer and head."""
     heads = getattr(generation, "alignment_heads", None)
     for path, kept in plan.items():
         if heads and "decoder" in path.split("."):

@@ -15,7 +15,7 @@ from hf_distill.data.language import LanguageCollator, tokenize
 from hf_distill.models.initialise.importance import Importance, importance
 
 LONGEST = 512
-"""Tokens at which texts are cut."""
+"""Maximum length of texts, in tokens."""
 BATCH = 8
 
 Row = dict[str, Any]

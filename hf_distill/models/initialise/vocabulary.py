@@ -1,4 +1,4 @@
-"""The tokens that a student keeps."""
+"""Vocabulary: the tokens that a student keeps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from hf_distill.models.initialise.weights import Weights, cut, init_empty
 
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
-"""Lists of tokens in a config for generation; those that are gone are left out."""
+"""Lists of tokens in a generation config; removed tokens are left out."""
 OTHERS = ("forced_decoder_ids", "lang_to_id", "task_to_id", "bad_words_ids", "sequence_bias")
-"""Settings of generation that name tokens, each in its own way."""
+"""Settings of generation that contain tokens in other forms."""
 
 
 def pick_tokens(vocabulary: int | Sequence[int], config: Any) -> list[int]:

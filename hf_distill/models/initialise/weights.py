@@ -1,4 +1,4 @@
-"""A model as a table of named tensors, and cutting it to what a config describes."""
+"""A model as a table of named tensors, and slicing it to the sizes of a config."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 Weights = dict[str, Tensor]
 Index = Callable[[str, int, int, int], Tensor]
-"""(name, axis, size before, size after) -> which entries of this axis stay."""
+"""(name, axis, size before, size after) -> kept indices of this axis."""
 
 
 def weights_of(model: PreTrainedModel) -> Weights:
-    """Everything that makes the model's outputs: what is saved, and the buffers that are not."""
+    """All tensors that determine a model's outputs: parameters and all buffers."""
     return {**dict(model.named_buffers()), **model.state_dict()}
 
 
 def init_empty(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """A model without storage, as it would be after its config was saved and loaded.
+    """A model without storage, from a config as saved and loaded.
 
     Raises:
         ValueError: a config that does not describe a model.
@@ -59,7 +59,7 @@ def cut(weights: Weights, model: PreTrainedModel, index: Index) -> Weights:
 
 
 def most_important(values: Tensor, count: int) -> list[int]:
-    """The indices of the largest values, in their order; of equal ones the first.
+    """Sorted indices of the largest values; of equal ones the first.
 
     >>> most_important(torch.tensor([3.0, 0.0, 5.0, 3.0]), 2)
     [0, 2]

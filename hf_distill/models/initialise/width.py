@@ -20,7 +20,7 @@ FEED_FORWARD = (
     *("encoder_ffn_dim", "decoder_ffn_dim"),
 )
 LIKE_HIDDEN = ("pooler_output_size", "pooler_hidden_size", "word_embed_proj_dim", "embedding_size")
-"""Fields that in some models are as large as the width, and are cut with it there."""
+"""Fields that equal the width in some models, and are reduced with it there."""
 FUSED = {
     ("gpt2", "c_attn"): ("queries", "queries", "queries"),
     ("phi3", "qkv_proj"): ("queries", "keys", "keys"),
@@ -58,7 +58,7 @@ class Width:
 
 
 Keep = Callable[[str, str, int], Tensor]
-"""(part, name of a weight, size after) -> which entries of this part of an axis stay. The part is
+"""(part, name of a weight, size after) -> kept indices of this part of an axis. The part is
 ``queries``, ``keys``, ``feed_forward``, ``channels``, or nothing where it is not known."""
 Choose = Callable[[Width, Width], Keep]
 
@@ -120,7 +120,7 @@ def _first(part: str, name: str, new: int) -> Tensor:
 def _parts_of(
     kind: type[PreTrainedModel], config: Any, before: Width, after: Width
 ) -> dict[tuple[str, int], str]:
-    """(weight, axis) -> what it is; found by looking which axes follow which field of the config.
+    """Meaning of each axis of each weight; found by changing one config field at a time.
 
     Raises:
         ValueError: a model whose heads are tied to its width.

@@ -1,4 +1,4 @@
-"""Bringing the features of two models together: pairs of layers, one shape, learned projections."""
+"""Alignment of the features of two models: pairs of layers, common shapes, learned projections."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_distill.objectives.base.layers import LayerSpec, layer_map, module_pairs
 
 PROJECTIONS = ("linear", "orthogonal", "shared", "none")
 MODULES = "modules"
-"""The group of what was taken from modules by path."""
+"""Group name of module outputs."""
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """One layer of the student and the one that it learns from.
+    """One layer of the student and its counterpart in the teacher.
 
     Attributes:
         key: A name that may be part of a parameter's: ``hidden_2_6``.
@@ -144,7 +144,7 @@ def pooled(features: Tensor, mask: Tensor | None, how: str = "mean") -> Tensor:
 # ---- learned parts ---------------------------------------------------------------------------
 
 
-class LayerProjections(nn.Module):
+class TransportPlan(nn.Module):
     """Learned weights of layer pairs: a transport plan between two stacks.
 
     Every student layer has the same total weight, as does every teacher layer (an earth mover's
@@ -178,7 +178,7 @@ def width(features: Tensor) -> int:
 
 
 def build_projections(pairs: Iterable[LayerPair], kind: str) -> dict[str, nn.Module]:
-    """A learned map from the student's width to the teacher's where they differ.
+    """Make learned projections from the student's width to the teacher's where they differ.
 
     On feature maps it is a 1x1 convolution: the same map at every position.
 
@@ -201,7 +201,7 @@ def build_projections(pairs: Iterable[LayerPair], kind: str) -> dict[str, nn.Mod
 
 
 def project(pair: LayerPair, projections: Mapping[str, nn.Module], kind: str) -> LayerPair:
-    """The pair with the student's features at the teacher's width."""
+    """Project the student's features of a pair to the teacher's width."""
     module = projections.get(projection_key(pair, kind))
     if module is None:
         return pair

@@ -12,7 +12,7 @@ DECAY = 0.95
 
 
 class LossShares(nn.Module):
-    """The running means of the parts of an objective, and the weights that follow from them.
+    """Running means of the components, and the weights that follow from them.
 
     With the weighted means of the parts of fixed weight adding up to F and shares adding up to S,
     the total is F / (1 - S), and a part of share s and mean m gets the weight s * total / |m|. If
@@ -42,7 +42,7 @@ class LossShares(nn.Module):
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights of the parts that are given as shares, as numbers without a graph."""
+        """Current weights of the objectives with a share, as numbers without a graph."""
         fixed = torch.tensor([s is None for s in self.shares.values()], device=self.means.device)
         means = self.means / (1 - DECAY**self.steps).clamp(min=1e-12)
         shares = sum(s for s in self.shares.values() if s is not None)
@@ -62,7 +62,8 @@ class LossShares(nn.Module):
     def observe(
         self, values: Mapping[str, Tensor], last: bool, over_ranks: Callable[[Tensor], Tensor]
     ) -> None:
-        """Add what one micro-batch gave, and after the last one of a window update the means.
+        """Add the components of one micro-batch, and after the last one of a window update the
+        means.
 
         Args:
             values: For each part its share of the window's value; fixed weights are in it.
@@ -80,7 +81,7 @@ class LossShares(nn.Module):
 
 
 class GroupDROState(nn.Module):
-    """The weights of groups that follow their losses, and how often each group was seen.
+    """Group weights that follow the losses (Group DRO), and the counts of the groups.
 
     After each optimizer step, with L_g the mean loss of group g over the whole window and all
     processes (0 for a group that is not in it), q_g <- q_g exp(step L_g), divided by their sum. A
@@ -105,12 +106,12 @@ class GroupDROState(nn.Module):
         self._window: Tensor | float = 0.0
 
     def weights(self) -> Tensor:
-        """``(groups,)``: what the losses count with, from before this step."""
+        """Weights ``(groups,)`` of the losses, from before this step."""
         return self.q * (self.seen.sum() + len(self.seen)) / (self.seen + 1)
 
     @torch.no_grad()
     def keep(self, sums: Tensor, counts: Tensor) -> None:
-        """Hold what a micro-batch gave, for `observe` to take.
+        """Store the values of a micro-batch for `observe`.
 
         Args:
             sums: ``(groups,)``, the sum of the losses of each group.
@@ -120,7 +121,7 @@ class GroupDROState(nn.Module):
 
     @torch.no_grad()
     def observe(self, last: bool, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Add what the last micro-batch gave, and after the last one of a window move q.
+        """Add the stored values, and after the last micro-batch of a window update q.
 
         Args:
             last: Whether the optimizer steps after this micro-batch.

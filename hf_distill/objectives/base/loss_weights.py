@@ -11,7 +11,7 @@ from hf_distill.objectives.base.schedules import Schedule, check_weight, finite
 
 @dataclass(frozen=True)
 class LossShare:
-    """The share of the total loss that an objective is to make up, in place of a weight.
+    """A share of the total loss, in place of a weight.
 
     Hidden-state losses may be 1000 times larger than a divergence, differently for every pair of
     models. ``Share(0.3) * HiddenStates()`` sets the weight so that, by running means over the

@@ -1,4 +1,4 @@
-"""The algebra of objectives: terms, weighted sums, and the one place that divides."""
+"""Objectives, their weighted sums and terms."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Objective:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The batch keys that it reads besides what the models take, so that they are kept."""
+        """The batch keys that it reads besides the models' inputs, so that they are kept."""
         return frozenset()
 
     @property
@@ -117,7 +117,7 @@ class Objective:
         """
 
     def mapped(self, change: Callable[[Objective], Objective]) -> Objective:
-        """The objective with a change made to it, and before that to each that its fields hold."""
+        """Apply a change to this objective, after the objectives in its fields."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         inner = {
             n: v.mapped(change) for n, v in fields.items() if isinstance(v, Objective | WeightedSum)
@@ -159,7 +159,7 @@ class WeightedSum:
         return WeightedSum(self.parts + more)
 
     def mapped(self, change: Callable[[Objective], Objective]) -> WeightedSum:
-        """The sum with a change made to every objective in it, see `Objective.mapped`."""
+        """Apply a change to every objective of the sum, see `Objective.mapped`."""
         return WeightedSum(tuple((weight, part.mapped(change)) for weight, part in self.parts))
 
     def named(self) -> list[tuple[str, Weight, Objective]]:
@@ -184,8 +184,8 @@ class WeightedSum:
 
     @property
     def is_itemwise(self) -> frozenset[str]:
-        """The names of the parts that read logits, if each may see a few items at a time; else
-        none: the logits are needed as a whole."""
+        """Names of the objectives that read logits, if each is itemwise; otherwise none: the logits
+        are needed as a whole."""
         reads = {
             name: part.is_itemwise for name, _, part in self.named() if part.student_needs.logits
         }
@@ -252,7 +252,7 @@ class WeightedSum:
         last: bool,
         over_ranks: Callable[[Tensor], Tensor],
     ) -> None:
-        """Let weights that are shares, or those of groups, follow what a micro-batch gave.
+        """Update the state of shares and group weights from a micro-batch.
 
         Args:
             terms: What `terms` gave.
@@ -283,7 +283,7 @@ class WeightedSum:
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
     def balance(self) -> LossShares | None:
-        """The running means that weights given as shares need, if there are any."""
+        """Running means for shares, if there are any."""
         shares = {n: w.share if isinstance(w, LossShare) else None for n, w, _ in self.named()}
         return LossShares(shares) if any(s is not None for s in shares.values()) else None
 

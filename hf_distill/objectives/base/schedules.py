@@ -80,7 +80,7 @@ def check_weight(value: float) -> float:
 
 
 def finite(value: Any, of: str) -> float:
-    """A number of a recipe's mapping, as a schedule has it.
+    """A finite number of a recipe's mapping.
 
     Args:
         value: A number, or its text.

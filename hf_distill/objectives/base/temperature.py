@@ -1,4 +1,4 @@
-"""Temperatures that are not one number: scheduled, per class, per example, learned."""
+"""Temperatures: a number, scheduled, per class, per example, learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_distill.losses.numerics import above_zero
 from hf_distill.objectives.base.schedules import Progress, Schedule, finite
 
 FLOOR = 0.1
-"""The lowest temperature that an example may get."""
+"""Lowest temperature of an example."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk: written once, found by the content of the example."""
+"""Teacher outputs on disk: written once, found by the content of the example."""
 
 from hf_distill.teachers.cache.publish import push_cache
 from hf_distill.teachers.cache.recorded_views import (

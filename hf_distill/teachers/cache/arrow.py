@@ -1,4 +1,4 @@
-"""Arrow files read without trust: what a memory map is taken for is checked before it is touched.
+"""Untrusted Arrow files: their structure is checked before the memory map is used.
 
 Reading a file of Arrow over a memory map takes lengths and offsets as they are written, and
 unpacks compressed columns at once, however large. A shard comes from a disk or from the Hub, and
@@ -25,7 +25,7 @@ NUMBERS = (
 
 
 def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordBatch]:
-    """The record batches of a shard: mapped, not copied, and each buffer within its file.
+    """Record batches of a shard, memory-mapped, with each buffer within its file.
 
     Args:
         path: The shard.
@@ -51,7 +51,7 @@ def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordB
 
 
 def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
-    """The next message; of another kind, pyarrow would take its header for what it is not."""
+    """The next message of this kind; pyarrow would misread the header of another."""
     message = messages.read_next_message()
     if message.type != kind:
         raise ValueError(f"a message of type {message.type} in place of a {kind}")
@@ -110,7 +110,7 @@ def _check_batch(batch: pa.RecordBatch) -> None:
 
 
 def _offsets(keys: pa.BinaryArray) -> np.ndarray:
-    """``(n + 1,)`` int32: where the keys begin and end."""
+    """Offsets ``(n + 1,)`` int32 of the keys."""
     return np.frombuffer(keys.buffers()[1], np.int32, len(keys) + 1, 4 * keys.offset)
 
 

@@ -1,4 +1,4 @@
-"""Small JSON files that are whole or absent, and that a changed byte makes invalid."""
+"""Small JSON files, written atomically, with a checksum."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SEAL = "checksum"
 """The field with the hash of all the others."""
 PARTIAL = "partial"
 ABANDONED = 24 * 3600.0
-"""Seconds without a change after which the unfinished file of another machine is a dead one's."""
+"""Seconds without a change after which another machine's unfinished file is stale."""
 LARGEST = 2**26
-"""The most bytes of a sealed file."""
+"""Largest size of such a file, in bytes."""
 PARTS = {
     "teacher": "the teacher's weights",
     "task": "the task",
@@ -91,7 +91,7 @@ def _disk_full(error: OSError, path: Path, written: int) -> DiskFullError:
 
 
 def refuse_no_file(path: Path) -> None:
-    """Raise ValueError if a folder, or a pipe that one would wait at, lies where a file belongs."""
+    """Raise ValueError if a path is a folder or a pipe."""
     try:
         mode = os.stat(path).st_mode
     except OSError:  # there is nothing yet
@@ -116,8 +116,8 @@ def make_folder(path: Path) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """The name of a file while this process writes it: with host and process, so that no two
-    writers share it, and hidden, so that nothing takes it for data."""
+    """Temporary name of a file, with host and process, so that no two writers share it, and hidden,
+    so that nothing takes it for data."""
     process, thread = os.getpid(), threading.get_native_id()
     own = f"{process}" if process == thread else f"{process}-{thread}"
     return path.with_name(f".{path.name}.{_host()}-{own}.{PARTIAL}")
@@ -128,7 +128,7 @@ def _host() -> str:
 
 
 def _claimed(path: Path) -> BinaryIO:
-    """A new file that is locked while it is open, at most until its process ends."""
+    """A new file that is locked while it is open."""
     while True:
         file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
         lock(file.fileno())
@@ -140,7 +140,7 @@ def _claimed(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """A stretch that one process at a time may be in, for each folder; a kill frees it.
+    """Lock of a folder, released when its process ends.
 
     On file systems without locks nobody waits.
     """
@@ -154,8 +154,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def remove_partial(folders: Iterable[Path]) -> list[str]:
-    """Remove the unfinished files of writers that are dead: those of this machine that nobody holds
-    a lock on, and those of other machines that did not change for `ABANDONED` seconds.
+    """Remove unfinished files of dead writers: those of this machine without a lock, and those of
+    other machines unchanged for `ABANDONED` seconds.
 
     Returns:
         The names of the files that were removed.

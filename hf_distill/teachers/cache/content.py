@@ -1,4 +1,4 @@
-"""Signals of whole batches, taken apart into examples and put together again."""
+"""Conversion of batch signals to stored examples and back."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hf_distill.teachers.cache.states import PREFIXES, States
 
 LogitFormat = Full | TopK | Sampled
 KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
-"""The ways to read logits, see `Signal`."""
+"""Forms of logits, see `Signal`."""
 MOST_LAYERS = 2**14
-"""The most layers of a group."""
+"""Largest number of layers of a group."""
 Wanted = bool | Mapping[str, Sequence[int] | bool]
 """Selection of hidden states: all, none, or by group all or the layers with these indices."""
 
@@ -106,7 +106,7 @@ class Content:
     def encode(
         self, signal: Signal, found: Sequence[ExampleSlice], items: BatchItems
     ) -> Iterator[Row]:
-        """The rows of the examples of a batch, in their order, each with its key."""
+        """Rows of the examples of a batch, in order, each with its key."""
         logits = mask = None
         if self.logits is not None and signal.logits is not None:
             logits = signal.logits.movedim(self.axis, 0)
@@ -216,7 +216,7 @@ class Content:
     def _spans(
         self, logits: Tensor, sizes: Sequence[int], found: Sequence[ExampleSlice], items: BatchItems
     ) -> Tensor:
-        """Logits over positions: padding is masked, as the model itself masks it."""
+        """Logits over positions, with padding masked as by the model itself."""
         length = items.masks["hidden"].shape[-1]
         shape = items.masks["items"].movedim(self.axis, 0).shape
         out = logits.new_full((*shape, length), torch.finfo(logits.dtype).min / 4)

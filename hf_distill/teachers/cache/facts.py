@@ -1,4 +1,4 @@
-"""The manifest of a cache as foreign input: every field is looked at before it is used."""
+"""Validation of a cache's manifest, which may be untrusted input."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shard_size": ("a number from 1 on", _count),
     "shards": ("a number from 1 on", _count),
 }
-"""The fields of a manifest: what is expected in each."""
+"""Fields of a manifest, with the expected form."""
 
 
 def check_facts(folder: str | Path, facts: Mapping[str, Any]) -> Content:

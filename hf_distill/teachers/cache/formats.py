@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Dense(NamedTuple):
-    """The logits ``(N, C)`` of several examples after one another, and how many items each has."""
+    """Concatenated logits ``(N, C)`` of several examples, and their numbers of items."""
 
     logits: Tensor
     sizes: list[int]

@@ -29,7 +29,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class ExampleSlice:
-    """One example within a batch: a row of it, or a part of a row that several were packed into.
+    """One example within a batch: a row, or a part of a packed row.
 
     Attributes:
         row: Its row.
@@ -173,7 +173,8 @@ def _bounds(mask: np.ndarray | None, length: int) -> Range:
 
 
 def _canonical(value: Tensor) -> np.ndarray:
-    """The same bytes for every integer type, and for every floating type that holds the values."""
+    """Canonical bytes of an array, equal for all integer types, and for all floating types of the
+    same values."""
     value = value.detach().cpu()
     if value.is_floating_point():
         return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32).numpy()

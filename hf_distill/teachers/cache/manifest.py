@@ -20,15 +20,15 @@ from hf_distill.teachers.cache.keys import model_fingerprint, text_fingerprint
 VOCABULARY = "vocabulary.json.gz"
 CARD = "README.md"
 MOST_TEXT = 2**26
-"""The most bytes of JSON of a vocabulary; the largest that are known have some 2^25."""
+"""Largest vocabulary in bytes of JSON; existing ones have up to about 2^25."""
 MOST_LISTED = 2**17
-"""The most labels, layers, … that a configuration may name without listing them."""
+"""Largest accepted number of labels, layers, … of a configuration."""
 _COUNTS = re.compile("^n_|num_|layer|block|stage|depth")
 
 
 def teacher_fingerprint(teacher: Any) -> str:
-    """A hash of a teacher: the one that it has itself, of its weights, or without any of these of
-    its description."""
+    """Hash of a teacher: its own fingerprint, that of its weights or, without these, of its
+    description."""
     own = getattr(teacher, "fingerprint", None)
     if isinstance(own, str):
         return own
@@ -49,14 +49,14 @@ def teacher_fingerprint(teacher: Any) -> str:
 
 
 def tokenizer_fingerprint(tokens: Mapping[str, int] | None) -> str | None:
-    """A hash of a vocabulary."""
+    """Hash of a vocabulary."""
     if tokens is None:
         return None
     return text_fingerprint([f"{token}\t{index}" for token, index in sorted(tokens.items())])
 
 
 def preprocessing_fingerprint(processor: Any) -> str | None:
-    """A hash of the settings of a tokenizer, image processor or feature extractor."""
+    """Hash of the settings of a tokenizer, image processor or feature extractor."""
     if processor is None:
         return None
     if hasattr(processor, "backend_tokenizer"):
@@ -71,7 +71,7 @@ def preprocessing_fingerprint(processor: Any) -> str | None:
 
 
 def refuse_changes(where: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a cache that was made of something else.
+    """Raise if a cache belongs to another teacher, tokenizer, preprocessing or format.
 
     Args:
         where: The folder of the cache.
@@ -126,7 +126,7 @@ def config_from(values: Mapping[str, Any] | None, source: str | Path = "the mani
 
 
 def _refuse_large(value: Any, name: str = "") -> None:
-    """Raise ValueError for numbers of labels, layers and the like of which lists are made."""
+    """Raise ValueError for excessive numbers of labels, layers and the like."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_large(inner, str(key))
@@ -157,7 +157,7 @@ def public(value: Any) -> Any:
 
 
 def write_vocabulary(folder: Path, tokens: Mapping[str, int]) -> None:
-    """Keep a vocabulary, for matching it with the student's.
+    """Write a vocabulary, for comparison with the student's.
 
     Raises:
         ValueError: one that `unpack_vocabulary` would refuse.
@@ -199,7 +199,7 @@ def unpack_vocabulary(file: BinaryIO, source: str, most: int = MOST_TEXT) -> dic
 
 
 def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | None:
-    """The vocabulary that is kept, if there is one.
+    """Read the stored vocabulary, if there is one.
 
     Args:
         folder: Folder of the cache.
@@ -273,7 +273,7 @@ def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def refuse_other_card(folder: Path) -> None:
-    """Refuse to write a cache where the card of something else would be replaced.
+    """Raise if writing a cache would replace another README.
 
     Raises:
         ValueError: there is a README.md that no cache's card begins like.

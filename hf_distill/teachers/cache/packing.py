@@ -107,7 +107,7 @@ def _check_held(name: str, dtype: str, tensor: Tensor, stored: Tensor) -> bool:
 
 
 def unpack(name: str, dtype: str, rows: Sequence[Row]) -> Tensor:
-    """The numbers of several examples after one another: flat, float32.
+    """Concatenated numbers of several examples: flat, float32.
 
     Raises:
         ValueError: NaN or +inf, or scales that do not fit: `pack` did not write them.
@@ -131,7 +131,7 @@ def unpack(name: str, dtype: str, rows: Sequence[Row]) -> Tensor:
 
 
 def check_read(name: str, values: Tensor) -> Tensor:
-    """The values themselves. Raises ValueError for NaN or +inf among them."""
+    """Return the values, or raise ValueError for NaN or +inf."""
     if values.numel() and not values.amax().item() < torch.inf:  # NaN if there is one
         count = int((~(values < torch.inf)).sum())
         raise ValueError(f"Expected no NaN or +inf in {name}, got {count} of {values.numel()}.")
@@ -139,7 +139,7 @@ def check_read(name: str, values: Tensor) -> Tensor:
 
 
 def split_evenly(name: str, row: Row, width: int) -> int:
-    """Count the items of ``width`` numbers in a column. Raises ValueError for a remainder."""
+    """Number of items of ``width`` numbers in a column, or ValueError for a remainder."""
     length = len(row[name])
     if width < 1 or length % width:
         raise ValueError(f"Expected items of {width} numbers in {name}, got {length} numbers.")
@@ -159,7 +159,7 @@ def pack_ids(ids: np.ndarray, width: int) -> dict[str, np.ndarray]:
 
 
 def unpack_ids(rows: Sequence[Row], width: int) -> np.ndarray:
-    """The class ids of several examples after one another: flat, int64.
+    """Concatenated class ids of several examples: flat, int64.
 
     Raises:
         ValueError: ids of no class, or two columns of other lengths.
@@ -176,5 +176,5 @@ def unpack_ids(rows: Sequence[Row], width: int) -> np.ndarray:
 
 
 def joined(rows: Sequence[Row], name: str) -> np.ndarray:
-    """A column of several examples after one another: a copy, what is on disk is read-only."""
+    """Concatenated column of several examples, as a writable copy."""
     return np.concatenate([row[name] for row in rows])

@@ -14,7 +14,7 @@ from hf_distill.teachers.cache.keys import ExampleSlice
 
 
 class Layers(tuple[Any, ...]):
-    """The layers of one group, of which a cache keeps some."""
+    """The stored layers of one group."""
 
     def __new__(cls, layers: Iterable[Tensor | None], name: str) -> Layers:
         made = super().__new__(cls, layers)
@@ -38,7 +38,7 @@ class Layers(tuple[Any, ...]):
 
 
 def named_states(signal: Signal) -> Iterator[tuple[str, Tensor]]:
-    """Hidden states and attention maps by the names under which they are kept."""
+    """Hidden states and attention maps by their stored names."""
     for prefix, groups in (("hidden", signal.hidden_states), ("attention", signal.attentions)):
         for group, layers in groups.items():
             for index, layer in enumerate(layers):
@@ -94,7 +94,7 @@ def _put(name: str, place: Tensor, part: Tensor) -> None:
 
 
 def nothing_of(name: str, shape: Sequence[int | None], items: BatchItems) -> Tensor:
-    """Zeros in the shape of the batch, where none of its examples counts."""
+    """Zeros in the shape of the batch, if none of its examples is counted."""
     rows = items.masks["samples"]
     group = items.masks.get(name.split(".")[1])
     length = 0 if group is None else group.shape[-1]

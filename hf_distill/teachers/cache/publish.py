@@ -16,11 +16,11 @@ from hf_distill.teachers.cache.records import arrow_path, record_path, records, 
 FILES = (MANIFEST, "vocabulary.json.gz", "views.jsonl", "README.md")
 SHARDS = ("data/*.arrow", "data/*.json")
 OURS = (*FILES, "data/*")
-"""Files that an earlier push may have left on the Hub."""
+"""Files of an earlier push that may be on the Hub."""
 
 
 def cache_files(path: str | Path) -> list[str]:
-    """The files that make up a cache, as relative POSIX paths; whatever else lies there is none.
+    """Files of a cache, as relative POSIX paths.
 
     Raises:
         ValueError: the cache is unfinished, damaged, or holds shards of another one.

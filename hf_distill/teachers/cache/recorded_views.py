@@ -31,7 +31,7 @@ import xxhash
 from hf_distill.data.views import Example, Parameters, RandomView, Views, plain_key
 
 FILE = "views.jsonl"
-"""Within the folder of the cache: a line of settings, a line for each example, a checksum."""
+"""File in the folder of the cache: a line of settings, a line for each example, a checksum."""
 VERSION = 1
 KEY = len('{"key": "') + np.arange(32)
 """Position of the key in the line of an example."""
@@ -96,7 +96,7 @@ class AugmentationLog:
         return found
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``views.jsonl`` into a folder, whole or not at all."""
+        """Write ``views.jsonl`` into a folder, atomically."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{FILE}.{uuid.uuid4().hex}.tmp")  # each process its own
@@ -182,7 +182,7 @@ def _line(content: Any) -> bytes:
 
 
 def _drawn(data: Views, example: Example) -> list[Parameters]:
-    """One set of parameters for each view, as they will be read."""
+    """One set of parameters for each view, as JSON will return them."""
     drawn: list[Parameters] = []
     views: Any = data.views
     for number, view in enumerate(views):
@@ -270,7 +270,7 @@ class _Recorded(Views):
         return super().find(key)
 
     def _find(self, index: int) -> tuple[Example, int]:
-        """A plain example, and its place in the records."""
+        """An original example, and its index in the records."""
         example = dict(self.data[index])
         place = self.records.place(plain_key(example))
         if place is None:

@@ -28,7 +28,7 @@ CHUNK = 2**22
 
 
 class DamagedCacheError(ValueError):
-    """Shards that are missing or differ from what was written.
+    """Error for shards that are missing or damaged.
 
     Attributes:
         shards: For each damaged shard, what is wrong with it.
@@ -45,7 +45,7 @@ class DamagedCacheError(ValueError):
 
 
 class ForeignShardsError(ValueError):
-    """Shards that were written for another cache.
+    """Error for shards that were written for another cache.
 
     Attributes:
         shards: For each of them, in what it differs.
@@ -166,7 +166,7 @@ def damaged(
     manifest: Mapping[str, Any] | None = None,
     known: Mapping[int, Record | None] | None = None,
 ) -> dict[int, str]:
-    """Faults of the shards that have a record: each is read and its bytes compared.
+    """Damaged shards: each shard with a record is read and compared.
 
     A shard without a record is unfinished, not damaged; one in `indexes` counts as missing.
 
@@ -227,7 +227,7 @@ def verify(
     manifest: Mapping[str, Any] | None = None,
     known: Mapping[int, Record | None] | None = None,
 ) -> None:
-    """Read shards again and compare their bytes with their records: see `damaged`.
+    """Raise if shards differ from their records, see `damaged`.
 
     Raises:
         ForeignShardsError: shards of another cache.

@@ -68,7 +68,7 @@ Row = Mapping[str, Any]
 """One example: for each column a flat numpy array, bytes or a number."""
 
 BATCH_BYTES = 2**24
-"""About how many bytes one Arrow record batch holds: what streaming reads at once."""
+"""Approximate bytes of one Arrow record batch, the unit of streaming."""
 LARGEST = 2**31 - 1
 """Largest number of list elements in one Arrow record batch."""
 
@@ -130,7 +130,7 @@ def _with_key(features: Features) -> Features:
 
 
 def schema_of(features: Features) -> pa.Schema:
-    """The columns of a shard as Arrow has them."""
+    """Arrow schema of a shard's columns."""
     return _with_key(features).arrow_schema
 
 
@@ -257,7 +257,7 @@ def read_keys(directory: str | os.PathLike[str], index: int) -> list[bytes]:
 def usable(
     directory: str | os.PathLike[str], manifest: Mapping[str, Any], features: Features
 ) -> set[int]:
-    """The finished shards that are as they were written, and can be read; all others are made anew.
+    """Finished and undamaged shards; all others are written again.
 
     Args:
         directory: The cache.
@@ -282,7 +282,7 @@ def _opens(
 
 
 def remove_stale(directory: str | os.PathLike[str]) -> list[str]:
-    """Remove what a killed writer left, and not what another one writes at the moment.
+    """Remove files of killed writers, not those of active ones.
 
     Returns:
         The names of the files that were removed.

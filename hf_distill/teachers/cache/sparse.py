@@ -33,7 +33,7 @@ from hf_distill.teachers.cache.packing import (
 BLOCK = {True: 2**18, False: 2**24}
 """Number of float64 numbers per block, on a CPU (2 MiB: its cache) and elsewhere."""
 NONE = -1e4
-"""Log-probabilities below are kept as -inf: exp of it is 0 in every floating type."""
+"""Log-probabilities below are stored as -inf: their exp is 0 in every floating type."""
 
 
 class SparseClasses(NamedTuple):
@@ -264,7 +264,7 @@ def width_of(spec: TopK | Sampled) -> int:
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:
-    """A few items at a time, always the same for the same shape."""
+    """Blocks of items, always the same for the same shape."""
     step = max(1, BLOCK[logits.device.type == "cpu"] // logits.shape[-1])
     return (slice(start, start + step) for start in range(0, len(logits), step))
 

@@ -16,7 +16,7 @@ from hf_distill.teachers.cache.packing import Row, check_dtype, number_columns, 
 Shape = tuple[int | None, ...]
 PREFIXES = ("hidden.", "attention.")
 MOST_NUMBERS = 2**28
-"""The most numbers that the known sizes of a tensor of one example may make up."""
+"""Largest number of elements of one example's tensor."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Column = Callable[[int], Any]
 
 
 class MissingExample(ValueError):  # noqa: N818
-    """Examples that a cache does not hold."""
+    """Error for examples that are not in a cache."""
 
 
 class ExampleStore:
@@ -63,7 +63,7 @@ class ExampleStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the shards that were finished since.
+        """Open shards that were finished since.
 
         Raises:
             As for opening.
@@ -117,7 +117,7 @@ class ExampleStore:
 
     @property
     def shards(self) -> tuple[int, ...]:
-        """The shards that are open."""
+        """Open shards."""
         return tuple(sorted(self._opened))
 
     def __len__(self) -> int:
@@ -143,13 +143,13 @@ class ExampleStore:
         return rows
 
     def shards_of(self, keys: Sequence[bytes]) -> list[int]:
-        """The shards in which the examples of these keys are, in their order; others have none."""
+        """Shards of the examples with these keys, in order; unknown keys are skipped."""
         rows = self._find(keys)
         batches = np.searchsorted(self._starts, rows[rows >= 0], side="right") - 1
         return sorted({self._batches[b].shard for b in batches.tolist()})
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """The keys that are not there, in their order."""
+        """Keys that are not in the cache, in order."""
         rows = self._find(keys).tolist()
         return [key for key, row in zip(keys, rows, strict=True) if row < 0]
 

@@ -117,7 +117,7 @@ class CachedTeacher(TrainerCallback):
         self.save()
 
     def save(self) -> None:
-        """Write the examples that were missing as one more shard of the cache."""
+        """Write the missing examples as a further shard of the cache."""
         if not self._added:
             return
         with alone_in(self.path):  # other processes and runs may add theirs at this moment
@@ -167,7 +167,7 @@ class CachedTeacher(TrainerCallback):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the cache is of."""
+        """Hash of the cache's contents."""
         return text_fingerprint([bindings(self._facts)])
 
     def columns(self) -> set[str]:

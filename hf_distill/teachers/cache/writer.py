@@ -245,7 +245,7 @@ class TeacherRunner:
 
 
 def _check_places(batch: Batch, items: BatchItems) -> None:
-    """Refuse states with places behind the padding: where they stand depends on the batch."""
+    """Raise on states with positions behind the padding, which depend on the batch."""
     ids, mask = batch.get("input_ids"), items.masks.get("hidden")
     if ids is not None and mask is not None and ids.shape[-1] != mask.shape[-1]:
         raise ValueError(
@@ -298,8 +298,8 @@ def _length(example: Any) -> int:
 
 
 def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
-    """Write what a cache has besides its shards, or see that what is there is of the same; a file
-    that is missing is made again.
+    """Write the files of a cache besides its shards, or check existing ones; a file that is missing
+    is made again.
 
     Raises:
         ValueError: another cache is there, shards of one, or a card that is none of a cache.

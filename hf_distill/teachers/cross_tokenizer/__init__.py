@@ -1,4 +1,4 @@
-"""Two tokenizers, one text: the bytes of tokens, where both cut alike, which tokens both have."""
+"""Alignment of two tokenizers: bytes of tokens, common boundaries, shared tokens."""
 
 from hf_distill.teachers.cross_tokenizer.byte_tokens import ByteTokens
 from hf_distill.teachers.cross_tokenizer.collator import AligningCollator

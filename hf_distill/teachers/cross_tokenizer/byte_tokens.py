@@ -1,4 +1,4 @@
-"""Every token of a tokenizer as the bytes that it stands for."""
+"""Bytes of a tokenizer's tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 UNKNOWN = b"\xff"
 """Byte of the unknown token, which no UTF-8 text contains."""
 ROLES = ("eos", "bos", "pad")
-"""The end comes first: where one token has several roles, it is what a model predicts."""
+"""Roles of special tokens. The end comes first: if a token has several roles, a model predicts it
+as the end."""
 EMPTY = {"type": "Sequence", "normalizers": []}
 
 
@@ -86,7 +87,7 @@ class ByteTokens:
         return joined.decode(errors="replace")
 
     def cut(self, text: str, first: bool) -> list[int]:
-        """The ids of a text, in which the name of a special token is text as any other.
+        """Ids of a text, in which names of special tokens are ordinary text.
 
         Args:
             text: The text.
@@ -130,7 +131,7 @@ class ByteTokens:
 
 
 def _parts(spec: Any) -> Iterator[dict[str, Any]]:
-    """Every part of a tokenizer's description that has a type, parts of parts included."""
+    """Every typed part of a tokenizer's JSON, nested ones included."""
     if isinstance(spec, dict):
         if "type" in spec:
             yield spec
@@ -172,7 +173,7 @@ def _speller(spec: Any) -> Any:
 
 
 def _alphabet() -> dict[str, int]:
-    """The character that byte-level tokenizers write for each byte."""
+    """Characters of byte-level tokenizers by byte."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = sorted(set(range(256)) - set(kept))
     return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
@@ -188,7 +189,7 @@ def _byte_level(token: str) -> bytes:
 
 
 def _without_prefix_space(spec: Any) -> Any:
-    """The description of the same tokenizer that puts no space before a text."""
+    """JSON of the same tokenizer without a space before texts."""
     copy = json.loads(json.dumps({**spec, "truncation": None, "padding": None}))
     for part in _parts(copy):
         if part["type"] == "Metaspace" and part.get("prepend_scheme"):

@@ -1,4 +1,4 @@
-"""The student's tokens of a text as the teacher's, and where both are cut alike."""
+"""Retokenization of the student's tokens with the teacher's tokenizer, and their alignment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from hf_distill.teachers.cross_tokenizer.byte_tokens import ByteTokens
 
 Span = tuple[int, int, int, int]
-"""The student's tokens ``[0]:[1]`` and the teacher's ``[2]:[3]``, which stand for the same."""
+"""The student's tokens ``[0]:[1]`` and the teacher's ``[2]:[3]``, with the same bytes."""
 
 PLAIN = "The end, (a) b"
 
@@ -109,7 +109,7 @@ class Retokenizer:
         return self.student.is_special(token) and (strict or token in self.specials)
 
     def _written(self, token: int) -> bytes:
-        """The bytes of a token within a text: none of what is left out."""
+        """Bytes of a token within a text; none for tokens that are left out."""
         return b"" if self.student.is_special(token) else self.student.spell([token])[0]
 
     def _special(self, token: int) -> list[int]:
@@ -153,7 +153,7 @@ def _with_specials(spelling: ByteTokens, text: str) -> list[int]:
 
 
 def whole_characters(spelt: Sequence[bytes]) -> tuple[int, int]:
-    """The tokens that begin and end with a character: texts are cut into blocks within one."""
+    """Range of tokens that form whole characters: blocks of text may be cut within one."""
     start, end = 0, len(spelt)
     while start < end and spelt[start][:1] and 0x80 <= spelt[start][0] < 0xC0:
         start += 1
@@ -200,7 +200,7 @@ def _agreement(one: bytes, other: bytes) -> int:
 
 
 def _between(ours: np.ndarray, theirs: np.ndarray, low: int, high: int) -> list[Span]:
-    """The spans between the boundaries that both have from one offset to another."""
+    """Spans between common boundaries from one offset to another."""
     common, a, c = np.intersect1d(ours, theirs, return_indices=True)
     a, c = (places[(common >= low) & (common <= high)].tolist() for places in (a, c))
     return list(zip(a[:-1], a[1:], c[:-1], c[1:], strict=True))

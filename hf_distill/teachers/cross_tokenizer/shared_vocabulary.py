@@ -1,4 +1,4 @@
-"""The tokens that two vocabularies share: built once for each pair, and kept on disk."""
+"""Shared tokens of two vocabularies: computed once per pair, and cached on disk."""
 
 from __future__ import annotations
 

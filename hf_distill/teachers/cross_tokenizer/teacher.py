@@ -116,7 +116,7 @@ class CrossTokenizerTeacher:
             return Signal(sparse=self._sparse(here), cross_tokenizer=foreign)
 
     def _sparse(self, logits: Tensor) -> SparseProbs:
-        """The shared tokens, and all others together."""
+        """Probabilities of the shared tokens, and of all others together."""
         dtype = compute_dtype(logits)
         scaled = over_temperature(logits, self.temperature, dtype)
         log_probs = F.log_softmax(scaled, -1, dtype=dtype)
@@ -152,7 +152,7 @@ class CrossTokenizerTeacher:
         )
 
     def _config(self, tokens: int) -> Any:
-        """The config of a teacher with the student's vocabulary, as which it answers."""
+        """The teacher's config with the student's vocabulary."""
         config = copy.deepcopy(self.teacher.config)
         if config is not None:
             config.get_text_config().vocab_size = tokens
@@ -162,7 +162,7 @@ class CrossTokenizerTeacher:
         return {"input_ids", "attention_mask", "position_ids"}
 
     def tokens(self) -> Mapping[str, int]:
-        """The student's vocabulary, in which it answers."""
+        """The student's vocabulary, in which its outputs are."""
         return self.translator.student.vocabulary
 
     def place(self, accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""Weights of an ensemble that make the labels of held-out data as likely as they can be."""
+"""Ensemble weights that maximise the likelihood of held-out labels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def observations(voice: MemberProbs, average: str, items: BatchItems) -> tuple[T
 
 
 def fitted_weights(table: Tensor, target: Tensor, kind: str, average: str) -> Tensor:
-    """The best weights for what `observations` gave for all members, ``(n, K, …)``."""
+    """The best weights for the `observations` of all members, ``(n, K, …)``."""
     if kind == "regression":
         return mean_output_weights(table, target)
     return mean_logit_weights(table, target) if average == "logits" else mixture_weights(table)
@@ -128,7 +128,7 @@ def mean_output_weights(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def _least(loss: Callable[[Tensor], Tensor], count: int, device: torch.device) -> Tensor:
-    """The least value of a convex function over the simplex, whose points are softmax(p).
+    """Minimise a convex function over the simplex, with points softmax(p).
 
     For a convex loss, w · grad - min(grad) bounds what can still be won (Frank and Wolfe 1956).
     """

@@ -1,4 +1,4 @@
-"""The members of an ensemble: what they are called, whether they fit, in which order of classes."""
+"""Members of an ensemble: names, compatibility, order of classes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def normalised(weights: Sequence[float] | None, names: Sequence[str]) -> tuple[f
 
 
 def check_settings(weights: Sequence[float] | str | None, average: str, route: str | None) -> None:
-    """Refuse rules that are not known or exclude each other."""
+    """Raise on unknown or contradictory settings."""
     if average not in AVERAGES:
         raise ValueError(f"Expected an average of {list(AVERAGES)}, got {average!r}.")
     if isinstance(weights, str) and weights not in PER_ITEM:
@@ -72,7 +72,7 @@ def check_settings(weights: Sequence[float] | str | None, average: str, route: s
 
 
 def check_kind(kind: str, weights: Sequence[float] | str) -> None:
-    """Refuse weights that a head gives no ground for."""
+    """Raise on weights that are not defined for a head."""
     if kind == "regression" and weights == "confidence":
         raise ValueError(
             "A regression output has no entropy, so there is no confidence to weigh it by. Use "

@@ -32,7 +32,7 @@ def log_chances(logits: Tensor, kind: str, temperature: float) -> Tensor:
 
 
 def as_logits(chances: Tensor, kind: str, temperature: float) -> Tensor:
-    """The inverse of `log_chances`, up to a constant per item: what has these at T."""
+    """Inverse of `log_chances`, up to a constant per item."""
     odds = chances[..., 0] - chances[..., 1] if kind == "sigmoid" else chances
     return odds * temperature
 
@@ -81,7 +81,7 @@ def label_likelihood(chances: Tensor, kind: str, labels: Tensor, mask: Tensor) -
 
 
 class RunningMean:
-    """A weighted mean that is taken one summand after another, so that none has to be kept.
+    """Weighted mean, computed incrementally.
 
     sum_i softmax(scores)_i x_i; with ``logs`` the x are given as logs, and so is their mean.
 
@@ -95,7 +95,7 @@ class RunningMean:
         self._total: Tensor | None = None
 
     def add(self, value: Tensor, score: Tensor) -> None:
-        """Take one more.
+        """Add one summand.
 
         Args:
             value: ``(..., C)`` or ``(..., C, 2)``.

@@ -201,7 +201,7 @@ def check_signal(tree: Any, facts: Facts, items: BatchItems, needs: Needs, who: 
 
 
 def _check_parts(signal: Signal) -> None:
-    """Types of what is neither logits nor states."""
+    """Check the types of fields other than logits and states."""
     if signal.kind not in KINDS:
         raise ValueError(f"Expected a kind of {KINDS}, got {signal.kind!r:.80}.")
     if signal.members or any(
@@ -311,7 +311,7 @@ def _is_tuple(value: Any) -> bool:
 
 
 def _check_widths(layers: list[Tensor], facts: Facts) -> None:
-    """Refuse states of a width that no config of such a model has: a projection would be made."""
+    """Raise on states whose width is not in the config, before a projection is made for them."""
     widths = {int(value.shape[-1]) for value in layers if value.dim() == 3}
     if len(widths) != 1:  # feature maps, or stages that grow
         return

@@ -29,11 +29,11 @@ from hf_distill.teachers.remote.prompts import (
 from hf_distill.teachers.remote.sizes import CLASSES
 
 ROWS = 8
-"""The most texts in one request."""
+"""Largest number of texts in one request."""
 TOKENS = 16384
-"""The most tokens in one request, unless a single text has more."""
+"""Largest number of tokens in one request, unless a single text has more."""
 ENTRIES = 1 << 20
-"""The most log-probabilities in one answer, unless a single text has more."""
+"""Largest number of log-probabilities in one answer, unless a single text has more."""
 PER_ENTRY = 512
 """Bytes of JSON for one of them: a number, a rank and the token's text, escaped; and some more."""
 PHANTOMS = 1024
@@ -176,7 +176,7 @@ class VLLMTeacher(Teacher):
     def _assemble(
         self, prompts: Sequence[Prompt], answered: Sequence[Answered], shape: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Put the answers in their places; elsewhere all mass is in the rest."""
+        """Assemble the answers into one signal; elsewhere all mass is in the rest."""
         width = min(self._top_k + 1, self.config.vocab_size)
         ids = torch.zeros(*shape, width, dtype=torch.int64)
         log_probs = torch.full((*shape, width), -torch.inf)
@@ -230,7 +230,7 @@ class VLLMTeacher(Teacher):
         self._connected = True
 
     def _said(self, card: Mapping[str, Any], name: str, most: int) -> int | None:
-        """A number that the server gives for the model; None if it gives none."""
+        """A number that the server reports for the model, or None."""
         value = card.get(name)
         if value is not None and not (type(value) is int and 0 < value <= most):
             raise ValueError(
@@ -277,7 +277,7 @@ class VLLMTeacher(Teacher):
         return None if self._tokenizer is None else self._tokenizer.get_vocab()
 
     def place(self, accelerator: Accelerator) -> None:
-        """Look at the server; signals come to the device of their batch."""
+        """Connect to the server; signals are returned on the device of their batch."""
         self._connect()
 
     def describe(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class VLLMTeacher(Teacher):
         }
 
     def close(self) -> None:
-        """End the threads and the connections; they are made anew when needed."""
+        """Close threads and connections; they are reopened when needed."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -297,7 +297,7 @@ class VLLMTeacher(Teacher):
 
 
 def _ordered(choices: Sequence[Any], url: str) -> list[dict[str, Any]]:
-    """The choices in the order of the texts; as they come where none has an index."""
+    """Choices in the order of the texts, or as returned if they have no index."""
     given = [choice.get("index") if isinstance(choice, dict) else "" for choice in choices]
     whole = list(range(len(choices)))
     if all(index is None for index in given):

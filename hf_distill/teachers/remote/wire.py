@@ -19,7 +19,7 @@ PROTOCOL = 1
 """Version of the bytes and of the server's paths; raised when either changes."""
 CONTENT_TYPE = "application/x-safetensors"
 HEADER = 16 << 20
-"""The most bytes of JSON in front of the tensors: parsed, they take some 20 times as much."""
+"""Largest JSON header in bytes; parsed, it takes about 20 times as much."""
 UNREADABLE = (
     SafetensorError,
     ValueError,
@@ -29,7 +29,7 @@ UNREADABLE = (
     RuntimeError,
     OverflowError,
 )
-"""Errors that reading the bytes of a stranger may raise."""
+"""Errors of reading untrusted bytes."""
 NOT_SENT = ("traced",)
 """Fields of a signal with a graph, which are not sent."""
 

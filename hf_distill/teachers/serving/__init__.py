@@ -1,4 +1,4 @@
-"""A teacher in a process of its own, from which many trainings request outputs."""
+"""HTTP server of one teacher for many trainings."""
 
 from hf_distill.teachers.serving.server import TeacherServer
 

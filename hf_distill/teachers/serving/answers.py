@@ -141,7 +141,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def plain_object(body: bytes) -> Mapping[str, Any]:
-    """A JSON object. Raises: Refused: it is none."""
+    """Return a JSON object, or raise BadRequest."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The part of the OpenAI completion protocol that a teacher needs, with vLLM's prompt_logprobs."""
+"""OpenAI completion protocol of a teacher, with vLLM's prompt_logprobs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ONLY = {
     "logprobs": None,
     "use_beam_search": False,
 }
-"""Options with one value that is served."""
+"""Options with a single supported value."""
 ENTRIES = 1 << 21
 """The most log-probabilities in an answer: as Python objects and JSON they take 500 bytes each."""
 LETTERS = 1 << 20
-"""The most characters of all prompts of a request."""
+"""Largest number of characters of a request's prompts."""
 
 
 class Completions:
@@ -209,7 +209,7 @@ class Completions:
         return ids
 
     def _log_probs(self, prompt: list[int]) -> Tensor:
-        """``(T, V)``: of the token after each token of the prompt."""
+        """Log-probabilities ``(T, V)`` of the token after each token of the prompt."""
         ids = torch.tensor([prompt], device=self.teacher.task_model.model.device)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         signal = self.teacher(batch, WHOLE, self.teacher.task_model.items(batch))
@@ -246,7 +246,7 @@ class Completions:
 
 
 def _check_texts(texts: list[str]) -> None:
-    """Refuse what no tokenizer takes, or takes too long for."""
+    """Raise on prompts that are not texts, or too long."""
     if (letters := sum(map(len, texts))) > LETTERS:
         raise BadRequest(400, f"Expected prompts of at most {LETTERS} characters, got {letters}.")
     for text in texts:

@@ -1,4 +1,4 @@
-"""The sockets of a `TeacherServer`: how many there are, and which gives way to a new one."""
+"""Connections of a `TeacherServer`: their number and replacement."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Connections(ThreadingHTTPServer):
         self.shutdown_request(request)
 
     def _admit(self, request: socket.socket) -> bool:
-        """Count a connection, in the place of the one that has waited longest if all are taken."""
+        """Register a connection, in place of the longest silent one if the limit is reached."""
         with self.lock:
             if len(self._open) >= MOST:
                 oldest = next(iter(self._waiting), None)
@@ -74,7 +74,7 @@ class Connections(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def engaged(self, connection: socket.socket) -> Iterator[None]:
-        """Keep a connection, whatever comes: it is not waited for, but worked for."""
+        """Context that protects a connection during the work on its request."""
         with self.lock:
             self._waiting.pop(connection, None)
         try:

@@ -24,7 +24,7 @@ ACCELERATOR: tuple[type[BaseException], ...] = tuple(
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came from."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -54,7 +54,7 @@ def _is_lost(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Run a forward, which with frozen weights fails by what it reads, or by the machine.
+    """Context of a forward that attributes errors to the request or to the machine.
 
     Raises:
         Refused: 400, where what it reads made it fail.

@@ -23,15 +23,15 @@ JSON = "application/json"
 IDLE = 300.0
 """Seconds after which a silent connection is closed; a client opens another one."""
 TIME = 60.0
-"""Seconds in which a request must have come, and in which its answer must be taken."""
+"""Seconds to receive a request, and to send its answer."""
 PACE = float(1 << 20)
-"""Bytes per second: long requests and answers have as much more time."""
+"""Bytes per second by which long requests and answers get more time."""
 LINGER = 2.0
-"""Seconds in which a refused client's body is still taken, so that it reads the refusal."""
+"""Seconds in which a rejected client's body is still read, so that it receives the error."""
 
 
 class Route(NamedTuple):
-    """A path that is served.
+    """A served path.
 
     Attributes:
         method: GET or POST.
@@ -73,7 +73,7 @@ class HTTPServer(Connections):
 
 
 class _LeftError(ConnectionError):
-    """Nobody waits for the answer."""
+    """Error for a client that has disconnected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise BadRequest(400, "Expected one Host field.")
 
     def send_error(self, code: int, message: str | None = None, explain: Any = None) -> None:
-        """Refuse what the standard library refuses; it would go on as if nothing had been."""
+        """Send an error of the standard library and close the connection."""
         raise BadRequest(int(code), message or "This is not served.")
 
     def handle_expect_100(self) -> bool:
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(refused)
 
     def _route(self, method: str, length: int) -> Route:
-        """Find what serves this request, before any of its body is kept.
+        """Find the route of this request, before its body is read.
 
         Raises:
             Refused: nothing does, not for this client, not as much, or not now.
@@ -263,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         send(self.connection, memoryview(content)[1 << 16 :], self._deadline)
 
     def _linger(self) -> None:
-        """Take what is still coming: a socket that is closed before sends a reset, and the client
+        """Read the rest of the request: closing the socket earlier sends a reset, and the client
         never reads why."""
         self._deadline.set(LINGER)
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The head of an HTTP/1.1 request, read strictly: what two readers could take for two requests is
+"""Strict parsing of an HTTP/1.1 request head: what two parsers could read as two requests is
 refused (RFC 9112)."""
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ LOOKED_UP = {
     "task_type_ids": ("task_type_embeddings",),
     "bbox": ("x_position_embeddings",),
 }
-"""The tables that an input is an index of, besides tokens and positions."""
+"""Embedding tables indexed by inputs, besides tokens and positions."""
 
 
 def check_batch(
@@ -133,8 +133,8 @@ def _tensors(teacher: ModelTeacher, batch: Any) -> dict[str, Tensor]:
 
 
 def _check_lengths(teacher: ModelTeacher, batch: Mapping[str, Tensor], limits: Limits) -> None:
-    """Refuse texts longer than the model's context; where it has none, than maps of its attention
-    may be."""
+    """Raise on texts longer than the model's context or, without one, than its attention maps
+    allow."""
     config = teacher.config
     for name in TEXTS:
         if name not in batch or getattr(config, "relative_attention", False):
@@ -227,8 +227,8 @@ def _check_mask(name: str, mask: Tensor, ids: Tensor | None) -> None:
 
 
 class Indices(TorchFunctionMode):
-    """Looks at every index that a forward looks up, while it runs: for inputs of which it is not
-    known what they are looked up in. A look waits for the device.
+    """Check of every index during a forward, for inputs whose embedding table is unknown. A check
+    waits for the device.
 
     Raises:
         IndexError: one is out of range (from the forward).

@@ -1,4 +1,4 @@
-"""Refusals of a server, and the limits of what it holds and computes at once."""
+"""Limits of a server's memory and computation, and rejected requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Turn = Callable[[], contextlib.AbstractContextManager[None]]
 FREE = 1 << 16
 """Bytes of each body outside all budgets, so that small requests are read during large ones."""
 PATIENCE = 600.0
-"""Seconds that a request waits for the model; its client has given up long before."""
+"""Seconds that a request waits for the model, longer than any client waits."""
 
 
 class BadRequest(Exception):  # noqa: N818 - an answer, not a failure of the server
@@ -50,7 +50,7 @@ class Limits:
 
 
 class Budget:
-    """Bytes that may be held at once.
+    """Memory budget in bytes.
 
     Args:
         most: How many.
@@ -63,7 +63,7 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """The share of one request: call it with each number of bytes more.
+        """Context with the share of one request: call it with each further number of bytes.
 
         Raises:
             Refused: they would be too many (from the call).
@@ -86,7 +86,7 @@ class Budget:
 
 
 class Line:
-    """The line before the model: a number of places, and one turn after another.
+    """Queue before the model: a number of places, and turns in order.
 
     Args:
         places: How many may be in it.
@@ -98,7 +98,7 @@ class Line:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Look for a place, without taking it. Raises: Refused: there is none."""
+        """Raise BadRequest if there is no place."""
         if self.taken >= self.places:
             raise BadRequest(503, f"{self.places} requests are waiting already.")
 

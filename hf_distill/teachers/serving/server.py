@@ -130,7 +130,7 @@ class TeacherServer:
         return all(is_own_name(name, self._names) for name in (host, origin) if name is not None)
 
     def find(self, method: str, path: str) -> Route:
-        """Find what serves a path.
+        """Find the route of a path.
 
         Raises:
             Refused: nothing does, or nothing any more.
@@ -145,8 +145,8 @@ class TeacherServer:
         return route
 
     def failed(self, error: BaseException) -> BadRequest:
-        """The refusal for an error that is not the request's; after that of a device nothing is
-        served any more."""
+        """The rejection for an error of the machine; after a device error nothing is served any
+        more."""
         if is_device_failure(error):
             self._lost = f"The device is lost, restart the server: {error}"[:500]
         return BadRequest(500, f"{type(error).__name__}: {error}")
