@@ -85,7 +85,7 @@ class LazyLogits:
     def detach(self) -> LazyLogits:
         """The same, cut off from the graph."""
         hidden = tuple(hidden.detach() for hidden in self.hidden)
-        if self.within is not None:  # what the weight is filled in later must remain the weight
+        if self.within is not None:  # the weight is filled later: keep the same tensor
             return dataclasses.replace(self, hidden=hidden)
         return dataclasses.replace(
             self,
@@ -126,7 +126,7 @@ def linear_loss(
         ValueError: student and teacher differ in items or classes.
 
     >>> hidden, weight = torch.eye(2, requires_grad=True), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    >>> ours = Linear((hidden,), (weight,))
+    >>> ours = LazyLogits((hidden,), (weight,))
     >>> linear_loss(ours, None, lambda z, _, rows: z.logsumexp(-1).sum())
     tensor(3.4402, grad_fn=<_LinearLossBackward>)
     """

@@ -19,7 +19,7 @@ from hf_distill.losses.numerics import check_pair, compute_dtype, promoted, unit
 __all__ = ["input_gradient", "jacobian", "projection", "saliency"]
 
 # Below this length a gradient has no direction; the bound of torch's normalize. Input gradients
-# are much smaller than hidden states: 1e-9 is not rare where a model is sure.
+# are much smaller than hidden states: 1e-9 is common for confident predictions.
 _ZERO_NORM = 1e-12
 
 

@@ -347,7 +347,7 @@ def token_table(model: nn.Module, names: tuple[str, ...], decoder: bool | None =
     return None
 
 
-# ---- what a teacher says -------------------------------------------------------------------------
+# ---- the teacher's signal ------------------------------------------------------------------------
 
 
 def check_teacher_signal(signal: Any, items: BatchItems, who: str) -> Signal:

@@ -34,7 +34,7 @@ predicts the same text, or -1."""
 
 def batch_size(batch: Batch) -> int:
     """The number of examples in a batch of tensors."""
-    for value in (batch.get("input_ids"), *batch.values()):  # pictures may have rows of their own
+    for value in (batch.get("input_ids"), *batch.values()):  # images may have separate rows
         if isinstance(value, Tensor) and value.dim() > 0:
             return int(value.shape[0])
     raise ValueError(
@@ -367,7 +367,7 @@ def decoder_inputs(batch: Batch, model: PreTrainedModel) -> Batch:
     if prepare is not None:
         return {**batch, "decoder_input_ids": prepare(labels)}
     config: Any = config_of(model)
-    parts = (config, config.get_text_config(decoder=True))  # that of pictures may be the whole
+    parts = (config, config.get_text_config(decoder=True))  # an image encoder may be the model
     first, pad = (
         next((v for v in (getattr(part, name, None) for part in parts) if v is not None), None)
         for name in ("decoder_start_token_id", "pad_token_id")

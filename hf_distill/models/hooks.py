@@ -83,7 +83,7 @@ def _examples_second(module: nn.Module) -> bool:
 @contextlib.contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Switch a model to eager attention, which returns attention maps."""
-    if not isinstance(model, PreTrainedModel):  # whatever it is, it gives them when asked
+    if not isinstance(model, PreTrainedModel):  # any other implementation returns them on request
         yield
         return
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]

@@ -70,7 +70,7 @@ class InputSpace:
         wide = (self._wide(values, center) for values in (self.scale, self.low, self.high))
         scale, low, high = wide
         mask = None if self.key == "pixel_values" else _real(batch, center)
-        # what is out of bounds already (by a rounding) stays where it is
+        # values already out of bounds (by rounding) are kept
         low = None if low is None else torch.minimum(low, center)
         high = None if high is None else torch.maximum(high, center)
         return NormBall(center, epsilon, norm, 1.0 if scale is None else scale, low, high, mask)

@@ -45,7 +45,7 @@ class OutputEmbedding:
         base = self.layer.base_layer if isinstance(self.layer, LoraLinear) else self.layer
         if not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
             return False
-        if type(base).forward is not nn.Linear.forward:  # one with a scale of its own (Dory)
+        if type(base).forward is not nn.Linear.forward:  # an output layer with its own scale (Dory)
             return False
         if is_deepspeed_zero3_enabled() and (base is not self.layer or self._added is not None):
             return False  # several modules would have to be put together at once
@@ -79,7 +79,7 @@ class OutputEmbedding:
     ) -> LazyLogits:
         weight = tuple(map(full_tensor, weight))
         if any(isinstance(module, FSDPModule) for module in self._model.modules()):
-            weight = tuple(w.clone() for w in weight)  # they are gathered for this forward alone
+            weight = tuple(w.clone() for w in weight)  # they are gathered only for this forward
             bias = None if bias is None else bias.clone()
         if self._added is not None:
             added = self._added.flatten()
@@ -110,7 +110,7 @@ class OutputEmbedding:
 
         with calling(self.layer, layer), torch.enable_grad():
             logits = run()
-        if not made or logits is None:  # its weights alone are used (MobileBERT)
+        if not made or logits is None:  # only its weights are used (MobileBERT)
             return False
         added = None if self._added is None else self._added.flatten()
         expected = LazyLogits((), (), added, self.scale, self.softcap).finished(made[-1])

@@ -100,7 +100,7 @@ def start_end(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     mask = batch.get("attention_mask")
     if mask is None:
         return logits
-    mask = F.pad(mask, (0, logits.shape[-1] - mask.shape[-1]), value=1)  # pictures behind the text
+    mask = F.pad(mask, (0, logits.shape[-1] - mask.shape[-1]), value=1)  # images behind the text
     # a quarter of the lowest, so that a script may add start and end without overflow
     return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
 

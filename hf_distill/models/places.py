@@ -148,7 +148,7 @@ class Prompt:
             )
 
 
-# ---- behind: pictures ----------------------------------------------------------------------------
+# ---- behind: images ------------------------------------------------------------------------------
 
 
 def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> Tensor:

@@ -82,7 +82,7 @@ class Needs:
         """Names of needs that are not provided, module paths included."""
         switches = [f.name for f in fields(self) if f.name != "modules"]
         missing = [name for name in switches if getattr(self, name) and not getattr(provides, name)]
-        if "logits" in missing:  # which says it all
+        if "logits" in missing:  # which implies the others
             missing = [name for name in missing if name not in WORDS]
         return [WORDS.get(name, name) for name in missing] + sorted(self.modules - provides.modules)
 

@@ -129,7 +129,7 @@ class TaskModel:
             full_vocabulary=logits,
             lazy_logits=self._projection is not None
             and self._projection.known
-            and not needs_labels(self.given),  # whose loss would read the logits
+            and not needs_labels(self.given),  # its loss would read the logits
             hidden_states=self._gives("hidden_states"),
             attentions=self._gives("attentions") and (not fields or bool(paths & set(fields))),
             qkv=bool(self._projections),
@@ -164,7 +164,7 @@ class TaskModel:
     @property
     def label_keys(self) -> set[str]:
         """The batch keys that hold labels."""
-        if self.task.read is None:  # an encoder, or a head that the table does not know
+        if self.task.read is None:  # an encoder, or a head without a task
             return {*self.task.label_keys, *find_labels(type(self.model))}
         return set(self.task.label_keys)
 
@@ -234,7 +234,7 @@ class TaskModel:
         taken = (key for key in batch if self.takes(key, labels=needs.own_loss))
         inputs = {key: batch[key] for key in taken}
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        dtype = next(dtypes, None)  # a student may be any module: not all know their dtype
+        dtype = next(dtypes, None)  # a student may be any module, also without a dtype
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
@@ -278,7 +278,7 @@ class TaskModel:
                 "Prepare the data so that both models read them (all columns, one picture size, "
                 "one number of features), or choose another teacher"
             )
-            if self.task.kind is None:  # one row of logits for each example, whatever it reads
+            if self.task.kind is None:  # one row of logits per example
                 remedy += (
                     "; or let this one read columns of its own: a subclass of ModelTeacher of ten "
                     "lines, which its documentation holds (help(hf_distill.ModelTeacher))"
@@ -418,7 +418,7 @@ class TaskModel:
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Facts for logs and model cards."""
     config: Any = config_of(model)
-    own = isinstance(model, PreTrainedModel)  # which knows its 4-bit weights
+    own = isinstance(model, PreTrainedModel)  # counts 4-bit weights correctly
     owner: Any = model
     count = owner.num_parameters() if own else sum(p.numel() for p in model.parameters())
     return {

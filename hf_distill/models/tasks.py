@@ -259,10 +259,10 @@ TASKS: dict[str, Task] = {
 """Task name -> `Task`."""
 
 CUSTOM_TASKS: dict[str, str | Task] = {
-    "XLMWithLMHeadModel": "masked_lm",  # its loss does not shift, whatever the data
+    "XLMWithLMHeadModel": "masked_lm",  # its loss never shifts labels
     "VisionTextDualEncoderModel": "dual_encoder",
-    "VitsModel": "other",  # speaks
-    "DecisionTransformerModel": "other",  # acts
+    "VitsModel": "other",  # speech synthesis
+    "DecisionTransformerModel": "other",  # actions
     "SiglipModel": "sigmoid_dual_encoder",
     "Siglip2Model": "sigmoid_dual_encoder",
     "ClapModel": "audio_dual_encoder",
@@ -290,7 +290,7 @@ def register_task(model: type[nn.Module] | str, task: str | Task) -> None:
         )
     CUSTOM_TASKS[name] = task if isinstance(task, Task) else named_task(task)
     if isinstance(task, Task):
-        TASKS.setdefault(task.name, task)  # caches name it
+        TASKS.setdefault(task.name, task)  # caches refer to it by name
 
 
 def named_task(name: str) -> Task:

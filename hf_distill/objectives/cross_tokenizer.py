@@ -130,5 +130,5 @@ class SpanKL(_Crossing):
         logits = logits.to(compute_dtype(logits))
         chosen = logits.gather(-1, foreign.tokens[..., None]).squeeze(-1)
         ours = summed_over_spans(chosen - logits.logsumexp(-1), foreign.spans, logits.shape[1])
-        # what is no span has a log-probability of 0 on both sides, and is no item
+        # positions without a span have log-probability 0 on both sides, and are not items
         return span_kl(ours, foreign.log_probs)

@@ -145,6 +145,6 @@ class MarginMSE(LogitObjective):
         values = relations.margin_mse(
             ours.view(-1, self.candidates), theirs.view(-1, self.candidates)
         )
-        # each row stands for one candidate, so that the count of samples divides it
+        # one value per candidate, so that the count of samples divides it
         values = values.repeat_interleave(self.candidates)
         return [Term(self.name, values, "samples", items.masks["samples"])]

@@ -147,7 +147,7 @@ class Exit(nn.Module):
         found = self.linear(states)
         if self.form != "spans":
             return found
-        found = found.movedim(-1, 0)  # what is no place for an answer stays none
+        found = found.movedim(-1, 0)  # masked positions stay masked
         return found if mask is None else torch.where(mask, found, like.detach())
 
 

@@ -87,7 +87,7 @@ class HardLabels(Objective):
         return None if self.class_weights is None else logits.new_tensor(self.class_weights)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        if labels.is_floating_point():  # soft ones: rows of probabilities
+        if labels.is_floating_point():  # soft labels: probabilities
             targets = labels.masked_fill(~mask[..., None], 0.0).flatten(0, -2).to(logits.dtype)
         else:
             targets = labels.long().masked_fill(~mask, -100).flatten()
@@ -118,7 +118,7 @@ class HardLabels(Objective):
     ) -> Tensor:
         return F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
-            labels[mask],  # in one row: what is left out may stand anywhere
+            labels[mask],  # concatenated: masked items may be anywhere
             frames.sum(-1),
             mask.sum(-1),
             blank=student.blank,

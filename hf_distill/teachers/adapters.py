@@ -56,7 +56,7 @@ class BaseModelTeacher(Teacher):
             return self.task_model.ask(self.task_model.model, batch, needs, items)[1]
 
         with torch.no_grad(), self._off(), self._autocast():
-            # within its forward, where FSDP2 and ZeRO-3 put together what is in shards
+            # within its forward, where FSDP2 and ZeRO-3 gather shards
             return redirected_forward(self.student, self.student, ask).detach()
 
     @contextlib.contextmanager

@@ -98,7 +98,7 @@ class EMATeacher(TrainerCallback):
 
     @torch.no_grad()
     def _follow(self, student: nn.Module, decay: float) -> None:
-        # by name: while it trains, more than its own weights hang on the student
+        # by name: in training the student may have further parameters
         new = dict(student.named_parameters())
         pairs = [(p, new[name]) for name, p in self.model.named_parameters()]
         moving = [(p, q.to(p)) for p, q in pairs if decay and q.requires_grad]

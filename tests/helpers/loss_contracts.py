@@ -1,6 +1,6 @@
 """One row per loss function: what it computes, and which contracts it keeps.
 
-A new loss is one `Loss` in the `ROWS` of a `rows_*.py` beside this file, with its brute force
+A new loss is one `Loss` in the `ROWS` of a `*_rows.py` in this folder, with its brute force
 written as the paper has it. `test_contracts.py` holds every row to every contract.
 """
 

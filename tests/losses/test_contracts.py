@@ -1,6 +1,6 @@
 """Every loss function against its original, float64 loops, finite differences and its contracts.
 
-A new loss is one row in a `rows_*.py` (see contracts.py), and gets all of these.
+A new loss is one row in `tests/helpers/*_rows.py` (see loss_contracts.py), and gets all of these.
 """
 
 import doctest
@@ -27,7 +27,10 @@ from hf_distill import losses
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data"
 INDEX: list[dict[str, Any]] = json.loads((DATA / "reference_index.json").read_text())
-TABLES = [importlib.import_module(path.stem) for path in sorted(HERE.glob("rows_*.py"))]
+TABLES = [
+    importlib.import_module(path.stem)
+    for path in sorted((HERE.parent / "helpers").glob("*_rows.py"))
+]
 ROWS: list[Loss] = [row for table in TABLES for row in table.ROWS]
 ORIGINALS = {k: v for table in TABLES for k, v in getattr(table, "ORIGINALS", {}).items()}
 PARAMETERS = {k: v for table in TABLES for k, v in getattr(table, "PARAMETERS", {}).items()}

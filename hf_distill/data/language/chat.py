@@ -82,7 +82,7 @@ class Chat:
                 )
             ids, _ = encode_cut(self.tokenizer, self._render(messages, tools), ())
             return ids, [1.0] * len(ids)
-        answers = {  # one that opens the conversation answers nothing
+        answers = {  # an opening assistant message is not an answer
             index: weights[index] if index >= max(first, 1) else 0.0
             for index, message in enumerate(messages)
             if message["role"] == "assistant"
@@ -114,7 +114,7 @@ class Chat:
         for index in (index for index, weight in answers.items() if weight):
             before = self._render(messages[:index], tools, prompt=True)
             after = self._render(messages[: index + 1], tools)
-            if not text.startswith(after):  # what it writes behind the last message alone
+            if not text.startswith(after):  # the text after the last message
                 after = after.removesuffix(self.tokenizer.eos_token or "")
             which = f"message {index} of {len(messages)}"
             if not after.startswith(before):
@@ -207,7 +207,7 @@ def one_answer_each(
         return {column: rows}
 
     columns = dataset.column_names
-    if columns is None:  # a stream that does not say
+    if columns is None:  # a stream without known columns
         row, dataset = first_row(dataset)
         columns = list(row or ())
     return dataset.map(split, batched=True, remove_columns=columns)

@@ -51,7 +51,7 @@ def pack(
     if length < 2:
         raise ValueError(f"Expected rows of 2 tokens or more, got a length of {length}.")
     columns = dataset.column_names
-    if columns is None:  # a stream that does not say
+    if columns is None:  # a stream without known columns
         row, dataset = first_row(dataset)
         columns = list(row or ())
     if "input_ids" not in columns or "position_ids" in columns:

@@ -10,7 +10,7 @@ from hf_distill.losses.numerics import Temperature, kl, log_probs, times_t_squar
 
 __all__ = ["adaptive_kl", "alpha_beta", "renyi", "total_variation"]
 
-# Below this, alpha or beta counts as 0: float32 could no longer tell the difference from noise.
+# Below this, alpha or beta counts as 0: in float32 the difference would be noise.
 _NO_POWER = 1e-4
 
 
@@ -63,7 +63,7 @@ def adaptive_kl(
         total = gap.sum(-1)
         in_head = gap.masked_fill(tail, 0.0).sum(-1)
         weight = in_head / total.masked_fill(total == 0, 1.0)
-    # Not lerp, which autocast and half precision treat in their own ways.
+    # Not lerp, which autocast and half precision treat differently.
     values = weight * kl(log_t, log_s) + (1 - weight) * kl(log_s, log_t)
     return times_t_squared(values, temperature, t_squared)
 

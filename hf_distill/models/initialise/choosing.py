@@ -60,7 +60,7 @@ def _row(values: Mapping[str, Tensor], name: str, plan: DepthPlan) -> Tensor:
 
 def _heads(values: Tensor, before: Width, after: Width) -> dict[str, Tensor]:
     """The heads that stay: of the queries, and of the keys and values."""
-    if before.key_heads == 1:  # which all queries share
+    if before.key_heads == 1:  # shared by all queries
         kept = torch.tensor(most_important(values, after.heads))
         return {"queries": kept, "keys": torch.zeros(1, dtype=torch.long)}
     shared = before.heads // before.key_heads

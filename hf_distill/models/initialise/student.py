@@ -98,7 +98,7 @@ def student_from_teacher(
 
 
 def _build(teacher: PreTrainedModel, config: Any, weights: Weights) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay where they are
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is kept
         student: PreTrainedModel = type(teacher)(config)
     for name, own in itertools.chain(student.named_parameters(), student.named_buffers()):
         own.data = weights.get(name, own.to(teacher.device)).detach().clone()

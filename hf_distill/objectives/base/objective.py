@@ -276,7 +276,7 @@ class WeightedSum:
 
     def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
         """The learned parts of all objectives, by name, and the running means of their shares."""
-        ours = Signal() if student is None else student  # nothing, to those that need nothing
+        ours = Signal() if student is None else student  # empty for objectives without needs
         said = Signal() if teacher is None else teacher
         built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
         built.update({name: part.build(ours, said) for name, _, part in self.named()})

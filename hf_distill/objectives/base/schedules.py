@@ -62,7 +62,7 @@ class Schedule:
         return f"{self.shape}({self.start:g} → {self.end:g} over {over})"
 
     def __mul__(self, factor: float) -> Schedule:
-        if not isinstance(factor, (int, float)):  # an objective, which knows how to take a weight
+        if not isinstance(factor, (int, float)):  # an objective, which implements the product
             return NotImplemented
         return replace(self, start=self.start * factor, end=self.end * factor)
 

@@ -67,7 +67,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(unfinished, path)  # while it is locked: nobody takes it for a dead one's
+            os.replace(unfinished, path)  # while locked, so that it is not removed as stale
         sync_folder(path.parent)
     except BaseException as error:
         written = unfinished.stat().st_size if unfinished.exists() else 0
@@ -94,7 +94,7 @@ def refuse_no_file(path: Path) -> None:
     """Raise ValueError if a path is a folder or a pipe."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # there is nothing yet
+    except OSError:  # it does not exist yet
         return
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
@@ -227,7 +227,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
             raise ValueError("too large")
         values = json.loads(content.decode())
         seal = values.pop(SEAL)
-        line = f'\n  "{SEAL}": "{seal}",'.encode()  # without it the bytes are those of the others
+        line = f'\n  "{SEAL}": "{seal}",'.encode()  # the checksum covers the other fields
         if content.count(line) == 1:
             whole = seal == xxhash.xxh3_128_hexdigest(content.replace(line, b""))
         else:

@@ -33,7 +33,7 @@ def teacher_fingerprint(teacher: Any) -> str:
     if isinstance(own, str):
         return own
     inner = getattr(teacher, "teacher", None)
-    if inner is not None:  # one that asks another one
+    if inner is not None:  # a teacher with its own fingerprint
         told = json.dumps(teacher.describe(), sort_keys=True, default=str)
         return text_fingerprint([teacher_fingerprint(inner), told])
     members = getattr(teacher, "teachers", None)
@@ -81,7 +81,7 @@ def refuse_changes(where: Path, held: Mapping[str, Any], wanted: Mapping[str, An
     Raises:
         ValueError: some parts differ; the message names them.
     """
-    wanted = json.loads(json.dumps(wanted))  # as what is there has come back from a file
+    wanted = json.loads(json.dumps(wanted))  # normalised like values read from a file
     pairs = {part: (held.get(part), wanted.get(part)) for part in PARTS if part in wanted}
     known = {part: pair for part, pair in pairs.items() if None not in pair}
     differing = [part for part, (own, other) in known.items() if own != other]
@@ -118,7 +118,7 @@ def config_from(values: Mapping[str, Any] | None, source: str | Path = "the mani
         known = values.get("model_type") in transformers.CONFIG_MAPPING  # its get() finds none
         kind: Any = transformers.CONFIG_MAPPING[values["model_type"]] if known else PretrainedConfig
         return kind.from_dict(dict(values))
-    except Exception as error:  # whatever a class makes of values that are not its own
+    except Exception as error:  # a class may raise anything on foreign values
         raise ValueError(
             f"Expected the configuration of a model in {source}, got values that make none "
             f"({type(error).__name__}: {error!s:.300})."
@@ -263,7 +263,7 @@ def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     told = facts["describe"]
     parts = [str(told[key]) for key in ("architecture", "name") if told.get(key)]
     name = f"{parts[0]} ({parts[1]})" if len(parts) == 2 else (parts or ["a teacher"])[0]
-    name = " ".join(name.split())  # one line, or what follows would be read as Markdown of its own
+    name = " ".join(name.split())  # one line, so that no further Markdown can follow
     kept = {key: facts["content"][key] for key in ("kind", "logits", "states")}
     text = README.format(
         examples=facts["examples"], teacher=name, content=json.dumps(kept, indent=1)

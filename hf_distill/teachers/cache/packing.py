@@ -66,7 +66,7 @@ def pack(name: str, dtype: str, tensor: Tensor) -> dict[str, np.ndarray]:
     tensor = tensor.detach()
     if dtype == "int8":
         return _pack_int8(name, tensor)
-    stored = tensor.to(getattr(torch, dtype), copy=True).contiguous()  # the row is its own
+    stored = tensor.to(getattr(torch, dtype), copy=True).contiguous()  # one scale per row
     _check_held(name, dtype, tensor, stored)
     flat = (stored.view(torch.int16) if dtype == "bfloat16" else stored).cpu().reshape(-1)
     return {name: flat.numpy()}

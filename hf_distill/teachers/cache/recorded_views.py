@@ -99,7 +99,7 @@ class AugmentationLog:
         """Write ``views.jsonl`` into a folder, atomically."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{FILE}.{uuid.uuid4().hex}.tmp")  # each process its own
+        temporary = path.with_name(f"{FILE}.{uuid.uuid4().hex}.tmp")  # one per process
         try:
             with temporary.open("wb") as file:
                 file.write(self._body.data)
@@ -262,7 +262,7 @@ class _Recorded(Views):
             self._find(0)
 
     def find(self, key: str) -> Example:
-        place = self.records.place(key)  # where it is, unless the data were shuffled since then
+        place = self.records.place(key)  # its index, unless the data were shuffled since
         if self._places is None and place is not None and place < len(self.data):
             example = dict(self.data[place])
             if plain_key(example) == key:

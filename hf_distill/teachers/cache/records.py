@@ -86,7 +86,7 @@ def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
                 found[int(match[1])] = _as_record(read_sealed(folder / name))
             except ValueError:
                 found[int(match[1])] = None
-            except FileNotFoundError:  # a writer replaces this shard at the moment
+            except FileNotFoundError:  # a writer is replacing this shard
                 continue
     return found
 

@@ -109,8 +109,8 @@ def write_shard(
                 count += len(group)
                 writer.write_table(_table(group, features), writer_batch_size=max(1, len(group)))
             writer.finalize(close_stream=False)
-            pair.enter_context(alone_in(record.parent))  # another writer's record is another's
-            if record.exists():  # it must never stand beside other data
+            pair.enter_context(alone_in(record.parent))  # the record of an earlier writer
+            if record.exists():  # a record must never accompany other data
                 record.unlink()
                 sync_folder(record.parent)
         values = {

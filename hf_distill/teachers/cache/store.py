@@ -185,7 +185,7 @@ class ExampleStore:
         at = np.minimum(np.searchsorted(self._high, high), len(self._rows) - 1)
         same = self._high[at] == high
         found = np.where(same & (self._low[at] == low), self._rows[at], -1)
-        for i in np.flatnonzero(same & (found < 0)):  # the first halves alone agree
+        for i in np.flatnonzero(same & (found < 0)):  # only the first halves agree
             stop = np.searchsorted(self._high, high[i], side="right")
             place = at[i] + np.searchsorted(self._low[at[i] : stop], low[i])
             if place < stop and self._low[place] == low[i]:

@@ -120,7 +120,7 @@ class CachedTeacher(TrainerCallback):
         """Write the missing examples as a further shard of the cache."""
         if not self._added:
             return
-        with alone_in(self.path):  # other processes and runs may add theirs at this moment
+        with alone_in(self.path):  # other processes and runs may add shards concurrently
             process, there = process_state(), records(self.path)
             index = self._facts["shards"] + process.process_index
             while index in there:

@@ -321,7 +321,7 @@ def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | N
         facts = json.loads(json.dumps(facts))  # as they are read
         refuse_foreign(folder, facts)
         manifest.refuse_other_card(folder)
-        # with shards of its own there, only its manifest was lost
+        # with own shards present, only the manifest was lost
         manifest.complete(folder, facts, tokens, anew=not records(folder))
-        write_manifest(folder, dict(facts))  # last: a cache that has it has the others
+        write_manifest(folder, dict(facts))  # last: a cache with a README has all other files
     remove_stale(folder)

@@ -94,7 +94,7 @@ class ByteTokens:
             first: It begins a text; otherwise it follows a special token.
         """
         used = self._whole if self._spaced[first] else self._inner
-        used.encode_special_tokens = True  # here, as pickling forgets it
+        used.encode_special_tokens = True  # set here, since pickling loses it
         found: list[int] = used.encode(text, add_special_tokens=False).ids
         return found
 

@@ -130,7 +130,7 @@ def _matched_specials(student: ByteTokens, teacher: ByteTokens) -> dict[int, lis
         theirs = teacher.roles.get(role)
         if theirs is not None:
             found.setdefault(ours, [theirs])
-        elif role != "eos":  # nothing stands for no beginning, and for padding
+        elif role != "eos":  # no token for a missing beginning, or for padding
             found.setdefault(ours, [])
     return found
 

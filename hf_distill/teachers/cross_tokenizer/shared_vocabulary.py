@@ -62,7 +62,7 @@ def shared_tokens(translator: Retokenizer, folder: str | Path | None = None) -> 
         return SharedVocabulary(**load_file(path))
     shared = _compare(translator)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(PermissionError):  # a home that cannot be written: built every time
+    with contextlib.suppress(PermissionError):  # a read-only home: computed every time
         kept.mkdir(parents=True, exist_ok=True)
         save_file(vars(shared), temporary)
         os.replace(temporary, path)
@@ -70,7 +70,7 @@ def shared_tokens(translator: Retokenizer, folder: str | Path | None = None) -> 
 
 
 def _fingerprint(translator: Retokenizer) -> str:
-    found = hashlib.sha256(b"1")  # the version of what follows
+    found = hashlib.sha256(b"1")  # the version of the following values
     for spelling in (translator.student, translator.teacher):
         tokens = sorted(spelling.vocabulary.items(), key=lambda pair: pair[1])
         found.update(repr(tokens).encode())

@@ -123,14 +123,14 @@ class CrossTokenizerTeacher:
         ids = self.shared.student
         rest = log_probs.index_select(-1, self._others).logsumexp(-1)
         log_probs = log_probs.index_select(-1, self.shared.teacher)
-        if self._all_shared:  # the student has nothing that could stand for the rest
+        if self._all_shared:  # the student has no token for the rest
             log_probs, rest = log_probs.log_softmax(-1), torch.full_like(rest, -torch.inf)
         if self.top is not None and self.top < len(ids):
             kept, best = log_probs.topk(self.top, dim=-1)
             left = log_probs.scatter(-1, best, -torch.inf).logsumexp(-1)
             log_probs, rest, ids = kept, torch.logaddexp(rest, left), ids[best]
         classes = len(self.translator.student)
-        rest = rest.clamp(min=math.log(torch.finfo(dtype).tiny))  # as `coarsened` has the student's
+        rest = rest.clamp(min=math.log(torch.finfo(dtype).tiny))  # as in `coarsened`
         return SparseProbs(ids.expand(log_probs.shape), log_probs, rest, classes, self.temperature)
 
     def _foreign(self, batch: Batch, logits: Tensor, here: Tensor) -> CrossTokenizerLogits:
@@ -140,7 +140,7 @@ class CrossTokenizerTeacher:
         said = logits.gather(-1, following).squeeze(-1).to(dtype)
         said = said - logits.to(dtype).logsumexp(-1)
         spans: Tensor = batch[STUDENT_SPANS]
-        last = len(self.translator.student) - 1  # a student may write padding of its vocabulary
+        last = len(self.translator.student) - 1  # a student may generate padding entries
         return CrossTokenizerLogits(
             here,
             self.shared.student_classes,

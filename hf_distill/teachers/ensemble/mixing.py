@@ -171,7 +171,7 @@ class MemberProbs:
             found = torch.where(mask, found, 0.0)
         else:
             found = label_likelihood(chances, self.kind, labels, mask)
-        return found.clamp(min=-1e4)  # several members without any chance are equally wrong
+        return found.clamp(min=-1e4)  # members that all give probability 0 get equal weights
 
 
 def member_probs(

@@ -36,7 +36,7 @@ def spread_tail(sparse: SparseProbs, reference: Tensor) -> Tensor:
     listed = own > -torch.inf
     outside = reference.masked_fill(listed, -torch.inf)
     mass = outside.logsumexp(-1)
-    # a reference without mass there cannot say how: evenly
+    # without reference mass there: evenly
     even = torch.where(listed, -torch.inf, 0.0).to(dtype)
     outside = torch.where(mass[..., None] > -torch.inf, outside, even)
     share = sparse.log_rest.to(dtype) - outside.logsumexp(-1).clamp(min=torch.finfo(dtype).min)

@@ -121,7 +121,7 @@ class Ensemble(TrainerCallback):
             own = own | of_member(name, teacher.provides)
         return own
 
-    # ---- what it says ----------------------------------------------------------------------------
+    # ---- the signal ------------------------------------------------------------------------------
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         """Compute the signal, see `Teacher`. The members are run one after another.
@@ -291,4 +291,4 @@ def _passed_on(event: str) -> Callable[..., Any]:
 
 
 for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
-    setattr(Ensemble, _event, _passed_on(_event))  # members may follow the training
+    setattr(Ensemble, _event, _passed_on(_event))  # members may be callbacks

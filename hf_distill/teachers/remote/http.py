@@ -209,7 +209,7 @@ class Client:
             try:
                 return self._exchange(kept, deadline, method, path, body, headers, most)
             except STALE:
-                pass  # it was closed while idle: that says nothing of the server
+                pass  # closed while idle, not a failure of the server
         fresh = self._connection(deadline)
         return self._exchange(fresh, deadline, method, path, body, headers, most)
 

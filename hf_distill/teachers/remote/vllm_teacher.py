@@ -140,7 +140,7 @@ class VLLMTeacher(Teacher):
         try:
             return [future.result() for future in asked]
         finally:
-            for future in asked:  # after a failure: what has not begun
+            for future in asked:  # after a failure: requests that have not begun
                 future.cancel()
 
     def _ask(self, prompts: Sequence[Prompt]) -> list[Answered]:
@@ -248,7 +248,7 @@ class VLLMTeacher(Teacher):
         answer = self._client.json("POST", "/tokenize", request, missing_ok=True)
         theirs = None if answer is None else answer.get("tokens")
         if not isinstance(theirs, list):
-            return  # not every server can say
+            return  # not every server reports it
         if not all(type(token) is int and 0 <= token < CLASSES for token in theirs):
             raise ValueError(
                 f"Expected the ids of a probe text's tokens from {self._client.url}/tokenize, got "

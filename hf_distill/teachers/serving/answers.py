@@ -87,7 +87,7 @@ class RequestHandler:
         Raises:
             Refused: a malformed request, or one that this teacher cannot serve.
         """
-        with turn():  # before it is unpacked: one batch at a time is
+        with turn():  # before unpacking: one batch at a time
             try:
                 request = from_bytes(body)
                 batch, items = request["batch"], items_from_tree(request["items"])
@@ -98,7 +98,7 @@ class RequestHandler:
             with reading(), Indices() if unknown else contextlib.nullcontext():
                 signal = self._ask(batch, items, needs)
             if not needs.logits:
-                signal = replace(signal, logits=None)  # the largest part, and nobody asked for it
+                signal = replace(signal, logits=None)  # the largest part, which was not requested
             elif k is not None:
                 signal = replace(signal, logits=None, sparse=likeliest(signal, k))
             return to_bytes({"signal": signal_to_tree(signal), "fingerprint": self._fingerprint})

@@ -92,7 +92,7 @@ class Completions:
         """
         self._check_task()
         k = self._top_k(request)
-        with turn():  # a tokenizer is for one at a time, too
+        with turn():  # a tokenizer is not thread-safe either
             prompts = self._prompts(request)
         tokens = sum(len(ids) for ids in prompts)
         self._check_size(prompts, tokens, k)

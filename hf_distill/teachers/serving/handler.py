@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             route = self._route(method, length)
         except BadRequest as refused:
             taken = refused.status != 413 and not self.headers.get("Expect")
-            if taken:  # so that the client, which reads only after it has sent, sees why
+            if taken:  # so that the client, which reads only after sending, receives the reason
                 self._skip(length)
             self._refuse(refused, close=not taken)
             return
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Read the body; bytes beyond a free part are charged to the budget as they arrive."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             send(self.connection, b"HTTP/1.1 100 Continue\r\n\r\n", self._deadline)
-        whole = io.BytesIO()  # which gives its bytes away without a copy
+        whole = io.BytesIO()  # which releases its bytes without a copy
         for part in self._parts(length):
             if (more := whole.tell() + len(part) - max(whole.tell(), FREE)) > 0:
                 take(more)
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
                         content = route.answer(body, self._turn)
                 else:
                     content = route.answer(body, self._turn)
-            except (BadRequest, ConnectionError, TimeoutError):  # of a client that has left
+            except (BadRequest, ConnectionError, TimeoutError):  # of a disconnected client
                 raise
             except Exception as error:
                 logger.exception("%s %s failed", self.command, self.path)

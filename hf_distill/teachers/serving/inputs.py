@@ -102,7 +102,7 @@ def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
         raise BadRequest(400, f"Expected {name} as int64, got {ids.dtype}.")
     if ids.dim() < 2:
         raise BadRequest(400, f"Expected {name} (B, T), got shape {tuple(ids.shape)}.")
-    if classes is not None and ids.numel():  # `check_inputs` tells of empty ones
+    if classes is not None and ids.numel():  # `check_inputs` reports empty ones
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
@@ -198,7 +198,7 @@ def _judged(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str,
             f"Expected {name} from 0{most}, as {teacher.task_model.who} has them, got "
             f"{low if low < 0 else high}.",
         )
-    return limit is not None and name != "bbox"  # of which differences are looked up too
+    return limit is not None and name != "bbox"  # whose differences are used as indices too
 
 
 def _rows(table: nn.Embedding) -> int:

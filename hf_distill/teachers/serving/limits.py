@@ -73,7 +73,7 @@ class Budget:
         def take(more: int) -> None:
             nonlocal mine
             with self._lock:
-                if self.held > mine and self.held + more > self.most:  # one alone always fits
+                if self.held > mine and self.held + more > self.most:  # a single one fits
                     raise BadRequest(503, f"{self.what} take {self.held} bytes already.")
                 self.held += more
                 mine += more

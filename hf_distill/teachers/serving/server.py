@@ -116,7 +116,7 @@ class TeacherServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- what the handler asks -----------------------------------------------------------------
+    # ---- interface of the handler --------------------------------------------------------------
 
     def allows(self, authorization: str | None) -> bool:
         """Check the token of a request, in constant time."""
