@@ -196,10 +196,6 @@ class Checkpoints(Resuming):
                 "Lower the learning rate, and look for a loss whose gradient is infinite."
             )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving is None:  # within a save it has not got its name yet
-            super()._push_from_checkpoint(checkpoint_folder)
-
     def _held(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the student: the tensors themselves, by name."""
         parts: dict[str, Mapping[str, Tensor]] = {

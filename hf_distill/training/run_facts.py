@@ -1,4 +1,4 @@
-"""Facts of a run as plain values, for cards and reports."""
+"""Run metadata as plain values, for model cards, reports and trackers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import os
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import torch
 from hf_distill.evaluation.statistics import wilson
 from hf_distill.hub.exported import read_exports
 from hf_distill.hub.inherit import local_card
+from hf_distill.hub.leaks import scrub
+from hf_distill.models.task_model import TaskModel, describe_model
+from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.teachers import Teacher
 
 CARD_ARGUMENTS = (
@@ -25,39 +28,66 @@ CARD_ARGUMENTS = (
     *("alpha", "temperature", "beta", "gamma", "load_best_model_at_end", "metric_for_best_model"),
     *("train_sampling_strategy", "optim_args", "parallelism_config"),
 )
-"""Arguments that a card tells where they are not the default, whatever they are."""
+"""Training arguments that a card lists unless they have their default, of any type."""
 ALWAYS = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size"),
     "optim",
 )
-"""Arguments that a card tells even where they are the default."""
+"""Training arguments that a card always lists."""
 _SILENT = (
     *("output_dir", "logging_", "log_", "save_", "eval_", "do_", "hub_", "push_", "report_to"),
     *("disable_tqdm", "dataloader_", "ddp_", "local_", "use_cpu", "remove_unused_columns", "seed"),
     *("data_seed", "skip_memory_metrics", "resume_", "prediction_loss_only", "trackio_", "project"),
 )
-"""Beginnings of names of arguments that say nothing of what was learned."""
+"""Prefixes of training arguments that do not affect the student."""
 LOG_ROWS = 12
+"""Rows of a card's training log, at most."""
 SHOWN = ("eval_accuracy", "eval_f1", "eval_perplexity", "eval_agreement", "eval_kl_forward")
-"""Figures of the training log besides the losses."""
+"""Metrics of a card's training log besides the losses."""
+
+
+def run_facts(
+    objective: WeightedSum, teacher: Teacher | None, task_model: TaskModel
+) -> dict[str, Any]:
+    """Metadata of a run for trackers: values that JSON can hold, without local paths and tokens."""
+    settings = {name: getattr(part, "temperature", None) for name, _, part in objective.named()}
+    facts: dict[str, Any] = _scrubbed(
+        {
+            "objective": str(objective),
+            "temperature": {name: t for name, t in settings.items() if t is not None},
+            "labels_used": objective.needs_labels,
+            "teacher": None if teacher is None else teacher.describe(),
+            "student": describe_model(task_model.model),
+        }
+    )
+    return facts
+
+
+def _scrubbed(value: Any) -> Any:
+    """A value that JSON can hold, with every text scrubbed."""
+    if isinstance(value, Mapping):
+        return {str(key): _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(item) for item in value]
+    return value if isinstance(value, bool | int | float | None) else scrub(str(value))
 
 
 def plain(value: Any) -> Any:
-    """An argument as a card writes it: of an enumeration its value."""
+    """An argument as a plain value: an enumeration's member as its text."""
     return str(getattr(value, "value", value)) if isinstance(value, str) else value
 
 
 def is_on_card(name: str, value: Any) -> bool:
-    """Tell whether an argument is on the card: `CARD_ARGUMENTS`, and all numbers and switches.
+    """True for a training argument that may be on a card: `CARD_ARGUMENTS`, numbers and switches.
 
-    Other texts are left out: they may hold a path, or what is nobody's business.
+    Other texts are left out, as they may hold a path or something private.
     """
     number = isinstance(value, bool | int | float)
     return name in CARD_ARGUMENTS or (number and not name.startswith(_SILENT))
 
 
 def teacher_facts(teacher: Teacher) -> dict[str, Any]:
-    """What a teacher says of itself, where its outputs come from, and what its own card says."""
+    """A teacher's description, the source of its outputs, and the licence in its own card."""
     facts = teacher.describe()
     more = local_card(facts.get("name"), facts.get("revision"))
     if "cache" not in facts:
@@ -66,7 +96,10 @@ def teacher_facts(teacher: Teacher) -> dict[str, Any]:
 
 
 def exports_of(folder: Path) -> list[dict[str, Any]]:
-    """What was exported from the student in a folder; of other weights nothing, with a warning."""
+    """Records of the files exported from the student in a folder.
+
+    Exports of other weights are left out, with a warning.
+    """
     try:
         return read_exports(folder)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -75,7 +108,7 @@ def exports_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_components(history: list[dict[str, Any]], terms: Iterable[str]) -> dict[str, float]:
-    """The loss and its parts as they were logged last in training."""
+    """The loss and its components in the last training entry of the log."""
     logged = [row for row in history if "loss" in row]
     names = tuple(terms)
     kept = [key for key in (logged[-1] if logged else {}) if key == "loss" or key.startswith(names)]
@@ -83,7 +116,7 @@ def last_components(history: list[dict[str, Any]], terms: Iterable[str]) -> dict
 
 
 def log_rows(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """One row per evaluation in training, `LOG_ROWS` at most: losses, and the student's figures."""
+    """Rows of evaluations during training, `LOG_ROWS` at most: losses and the student's metrics."""
     rows, loss = [], None
     for entry in history:
         loss = entry.get("loss", loss)
@@ -96,20 +129,20 @@ def log_rows(history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def label_names(config: Any) -> list[str]:
-    """The names of a model's classes, if somebody gave them names, and no more than 20."""
+    """The names of a model's classes, if they were named and are 20 at most."""
     names = list((getattr(config, "id2label", None) or {}).values())
     given = names and not all(str(name).startswith("LABEL_") for name in names)
     return names if given and len(names) <= 20 else []
 
 
 def accuracy_interval(accuracy: float, examples: int) -> dict[str, Any]:
-    """Wilson's 95 % interval, as `StudentCard.claim` has it."""
+    """Wilson's 95 % interval of an accuracy, in the form of `StudentCard.claim`."""
     low, high = wilson(round(accuracy * examples), examples)
     return {"low": low, "high": high, "level": 0.95, "method": "Wilson, over the examples"}
 
 
 def describe_processor(processor: Any) -> dict[str, Any]:
-    """What a tokenizer, image processor or feature extractor does to the inputs."""
+    """Settings of a tokenizer, image processor or feature extractor that shape the inputs."""
     found: dict[str, Any] = {}
     if processor is None:
         return found
@@ -127,7 +160,7 @@ def describe_processor(processor: Any) -> dict[str, Any]:
 
 
 def measured_carbon(folder: Path) -> dict[str, Any]:
-    """What codecarbon measured, if it was installed: its callback writes emissions.csv there."""
+    """Emissions measured by codecarbon, whose callback writes ``emissions.csv`` into the folder."""
     file = folder / "emissions.csv"
     if not file.is_file():
         return {}
@@ -152,18 +185,10 @@ def measured_carbon(folder: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware."""
+    """Versions of Python and packages, and the hardware."""
     found = {"python": platform.python_version()}
-    packages = (
-        "hf_distill",
-        "transformers",
-        "tokenizers",
-        "accelerate",
-        "datasets",
-        "peft",
-        "torch",
-    )
-    for name in packages:
+    names = "hf_distill transformers tokenizers accelerate datasets peft torch"
+    for name in names.split():
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # a checkout that is not installed

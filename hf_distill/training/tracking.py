@@ -18,10 +18,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import CallbackHandler
 
 from hf_distill.evaluation.curves import WORTH_DRAWING, CurvesCallback
-from hf_distill.hub.leaks import scrub
 from hf_distill.models.batch_checks import finite_mark
 from hf_distill.models.signals import Signal
-from hf_distill.models.task_model import TaskModel, describe_model
 from hf_distill.objectives.base.loss_shares import LossShares
 from hf_distill.objectives.base.loss_weights import LossShare
 from hf_distill.objectives.base.objective import BALANCE, WeightedSum
@@ -48,7 +46,7 @@ class Tracking(Trainer):
     args: DistillationConfig
     teacher: Teacher | None
     training_objective: WeightedSum
-    _task_model: TaskModel
+    run_facts: Callable[[], dict[str, Any]]
 
     def __init__(self, *positional: Any, **options: Any):
         self._components: dict[str, Tensor] = {}
@@ -64,22 +62,6 @@ class Tracking(Trainer):
         given = any(isinstance(c, CurvesCallback) for c in self.callback_handler.callbacks)
         if not (given or self.args.report_to) and importlib.util.find_spec("matplotlib"):
             self.add_callback(CurvesCallback(at_least=WORTH_DRAWING))
-
-    def run_facts(self) -> dict[str, Any]:
-        """What a tracker is told of this run: plain values, without local paths and tokens."""
-        settings = {
-            n: getattr(part, "temperature", None) for n, _, part in self.training_objective.named()
-        }
-        facts: dict[str, Any] = _plain(
-            {
-                "objective": str(self.training_objective),
-                "temperature": {n: t for n, t in settings.items() if t is not None},
-                "labels_used": self.training_objective.needs_labels,
-                "teacher": None if self.teacher is None else self.teacher.describe(),
-                "student": describe_model(self._task_model.model),
-            }
-        )
-        return facts
 
     # ---- the log -----------------------------------------------------------------------------
 
@@ -291,15 +273,6 @@ def _code(facts: Mapping[str, Any]) -> str:
     """JSON as a block of code in Markdown."""
     lines = json.dumps(facts, indent=2, ensure_ascii=False).splitlines()
     return "\n".join(f"    {line}" for line in lines)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold, with every text scrubbed."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, type(None))) else scrub(str(value))
 
 
 def _logged_in(wandb: Any) -> bool:

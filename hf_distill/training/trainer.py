@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import set_seed
 
+from hf_distill.hub import StudentCard
 from hf_distill.models.batch_checks import check_teacher_signal, check_weights
 from hf_distill.models.batches import WEIGHTS
 from hf_distill.models.class_order import align_classes
@@ -47,8 +49,11 @@ from hf_distill.training.idle import (
     warn_if_nothing_counted,
     warn_of_no_steps,
 )
-from hf_distill.training.publishing import Publishing
+from hf_distill.training.model_card import student_card, write_card
+from hf_distill.training.publishing import Publisher
 from hf_distill.training.reduction import gradient_norms, reduce
+from hf_distill.training.run_facts import run_facts
+from hf_distill.training.safe_state import unpack_states
 from hf_distill.training.setup import Setup
 from hf_distill.training.tracking import Tracking, scheduled_values
 from hf_distill.training.windows import Windows
@@ -57,7 +62,7 @@ OPTIONAL = ("shift_labels", "return_loss")
 """Keys of labels that a batch may leave out."""
 
 
-class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring, Publishing):
+class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,
@@ -361,6 +366,87 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring, Publ
             self._objective_ran = self._own_loss = True
             warn_of_own_loss(type(self).__name__, self.training_objective, self.teacher)
         super()._maybe_log_save_evaluate(*args, **options)
+
+    # ---- publishing --------------------------------------------------------------------------
+
+    @cached_property
+    def _publisher(self) -> Publisher:
+        return Publisher(self.args)
+
+    def student_card(self) -> StudentCard:
+        """Fill a model card with the facts of this run; edit it, then pass it to `hub.write`."""
+        return student_card(self, self._task_model, self.training_objective, self.teacher)
+
+    def run_facts(self) -> dict[str, Any]:
+        """Metadata of this run for trackers: plain values, without local paths and tokens."""
+        return run_facts(self.training_objective, self.teacher, self._task_model)
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the student's card to ``output_dir/README.md``; arguments as in `Trainer`.
+
+        Values that the Hub does not accept are corrected (``en_XX`` to ``en``, ``Apache-2.0`` to
+        ``apache-2.0``), replaced by facts of the run, or left out, with one warning that lists
+        them. `hf_distill.hub.write`, ``hf-distill card check`` and ``hf-distill push`` raise.
+        """
+        given = {name: value for name, value in locals().items() if name != "self"}
+        if self.is_world_process_zero():
+            write_card(self.student_card, Path(str(self.args.output_dir)), given)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish the plain student with its card, and nothing else; arguments as in `Trainer`.
+
+        ``create_pr`` opens a pull request against main instead.
+
+        Returns:
+            The commit, or with ``blocking=False`` a future; None on the other processes.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        repo_id = str(self.hub_model_id)
+        job = self._publisher.push(repo_id, commit_message, token, revision, create_pr)
+        return job.result() if blocking else job
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._saving is not None:  # `Trainer` calls this before the checkpoint is complete
+            return
+        if self.is_world_process_zero() and self._publisher.pushes_checkpoints:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self.create_model_card()
+            folder, step = Path(checkpoint_folder), self.state.global_step
+            self._publisher.push_checkpoint(str(self.hub_model_id), folder, step)
+            self.push_in_progress = self._publisher.queue  # `Trainer` waits for it at the end
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            unpack_states(checkpoint)  # one from the Hub
+        super()._load_optimizer_and_scheduler(checkpoint)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -19,7 +19,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from hf_distill.hub import PUBLISHED, folder_problems, published_files
 from hf_distill.hub.leaks import OutsideError, check_files, leaks, scrub
 from hf_distill.hub.push import push_checkpoint
 from hf_distill.recipe import publish
-from hf_distill.training.publishing import Publishing
+from hf_distill.training.publishing import stage_student
 from tests.training import test_publishing as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -525,9 +524,8 @@ def test_checkpoints_are_checked_alike(hub: HubServer, made: Callable[[], Path])
             with attacks.attack(f"staged {name}"):
                 folder = made()
                 _linked(name, "/etc/hostname")(folder)
-                trainer: Any = SimpleNamespace(args=SimpleNamespace(output_dir=folder))
                 with pytest.raises(OutsideError, match=name):
-                    Publishing._stage_student(trainer, folder, folder / "_pushing")
+                    stage_student(folder, folder, folder / "_pushing")
 
 
 def test_what_is_unpacked_is_bounded(

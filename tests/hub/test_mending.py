@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_trainers import config, trainer
 from transformers import Trainer
 
+from hf_distill import DistillationTrainer
 from hf_distill.hub import StudentCard, card_problems, folder_problems, render, validate, write
 from hf_distill.hub.check import LICENSES
 from hf_distill.hub.mending import mended
@@ -366,20 +367,6 @@ def test_a_good_card_by_hand_stays(tmp_path: Path) -> None:
 # ---- pushing -------------------------------------------------------------------------------------
 
 
-class _Done:
-    """A push in the background that is done at once."""
-
-    def run_as_future(self, function: Any, *arguments: Any, **named: Any) -> _Done:
-        self.pushed = function(*arguments, **named)
-        return self
-
-    def result(self) -> Any:
-        return self.pushed
-
-    def is_done(self) -> bool:
-        return True
-
-
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cards that were pushed: all of the push but the network."""
@@ -391,7 +378,6 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return "pushed"
 
     monkeypatch.setattr(publishing, "push_folder", push)
-    monkeypatch.setattr(publishing.Publishing, "_one_by_one", lambda self: _Done())
     return cards
 
 
@@ -416,7 +402,8 @@ def test_a_push_during_training_goes_on(tmp_path: Path, pushed: list[str]) -> No
     ours.state.log_history.append({"eval_f1": math.nan, "eval_loss": 1.0, "step": 2})
     ours.save_model(str(tmp_path / "checkpoint-1"))
     with pytest.warns(UserWarning, match="`results.student.f1`: got nan"):
-        ours._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
+        ours._push_from_checkpoint(str(tmp_path / "checkpoint-1"))  # as `Trainer` calls it
+    ours.push_in_progress.wait_until_done()
     assert len(pushed) == 1
 
 
@@ -460,6 +447,6 @@ def test_the_arguments_are_those_of_the_stock_trainer() -> None:
     """A script that names one of them would end in a TypeError."""
     ours, stock = (
         set(inspect.signature(cls.create_model_card).parameters)
-        for cls in (publishing.Publishing, Trainer)
+        for cls in (DistillationTrainer, Trainer)
     )
     assert ours == stock

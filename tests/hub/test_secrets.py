@@ -88,7 +88,7 @@ def arrived(hub: HubServer) -> Iterator[bytes]:
 
 def run(hub: HubServer, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFO"))}
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
     hub.writers.add(TOKEN)
     done = subprocess.run(
         [sys.executable, *words],

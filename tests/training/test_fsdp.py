@@ -41,6 +41,8 @@ from hf_distill import (
     write_cache,
 )
 from hf_distill.models.sharding import full_tensor
+from hf_distill.training.checkpoint_files import SAVING
+from hf_distill.training.publishing import stage_student
 
 TEXT, LANGUAGE = "sequence_classification", "causal_lm"
 LOGITS = 0.5 * HardLabels() + 0.5 * ForwardKL(2.0)
@@ -212,8 +214,9 @@ def stage(ours: Any, folder: Path) -> None:
     ours.args.push_to_hub = True
 
     def push(path: str) -> None:
-        if ours._saving is None and ours.is_world_process_zero():
-            ours._stage_student(Path(path), folder / Path(path).name)
+        checkpoint = Path(path)
+        if checkpoint.parent.name != SAVING and ours.is_world_process_zero():
+            stage_student(Path(ours.args.output_dir), checkpoint, folder / checkpoint.name)
 
     ours._push_from_checkpoint = push
 

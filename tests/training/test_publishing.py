@@ -67,7 +67,7 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """A training in a process of its own: its output folder, its strategy, what to resume from."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFO"))}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     done = subprocess.run(
         [sys.executable, "-c", code, str(out), *arguments],
         cwd=out.parent,
