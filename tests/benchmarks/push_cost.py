@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 SIZES = (30_522, 49_152)
 
 
@@ -81,7 +82,7 @@ def push(folder: Path, rounds: int) -> list[float]:
 
 def child(checkout: Path, hub: dict[str, str], *arguments: str) -> str:
     """Run this script in another process, with the package of a checkout."""
-    paths = os.pathsep.join([str(checkout), str(TESTS)])
+    paths = os.pathsep.join([str(checkout), str(HELPERS)])
     environment = {**os.environ, **hub, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", __file__, *arguments]
     return subprocess.run(
@@ -103,7 +104,7 @@ def main() -> None:
     if args.push:
         print(json.dumps(push(Path(args.push), args.rounds)))
         return
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(HELPERS))
     from hub_server import HubServer
 
     print("| pieces of the tokenizer | MB | a push, s | against, s | ratio |")
@@ -112,8 +113,8 @@ def main() -> None:
         hub = server.environment(Path(place, "home"))
         for size in SIZES:
             folder = Path(place, str(size))
-            child(TESTS.parent, hub, "--write", str(folder), str(size))
-            checkouts = [TESTS.parent, *([args.against.resolve()] if args.against else [])]
+            child(ROOT, hub, "--write", str(folder), str(size))
+            checkouts = [ROOT, *([args.against.resolve()] if args.against else [])]
             seconds: dict[Path, list[float]] = {checkout: [] for checkout in checkouts}
             for _ in range(3):
                 for checkout in checkouts:
