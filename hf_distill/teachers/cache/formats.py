@@ -82,10 +82,6 @@ class Full:
         own = {"logits.width": logits.shape[-1]} if self.width is None else {}
         return pack("logits", self.dtype, logits) | own
 
-    def decode(self, row: Row) -> Tensor:
-        """The logits ``(n, C)`` of one example, float32."""
-        return self.decode_batch([row]).logits
-
     def decode_batch(self, rows: Sequence[Row]) -> Dense:
         """The logits of several examples; where C varies, -inf fills up to the largest.
 

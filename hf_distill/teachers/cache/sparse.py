@@ -115,10 +115,6 @@ class TopK:
         flat = ids.cpu().numpy().reshape(-1)
         return pack_ids(flat, width) | pack("log_probs", self.dtype, log_probs) | own
 
-    def decode(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
-        """The ids ``(n, k)``, log_probs ``(n, k)`` and log_rest ``(n,)`` of one example."""
-        return self.decode_batch([row])[:3]
-
     def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
         """The classes of several examples' items, concatenated.
 
@@ -210,10 +206,6 @@ class Sampled:
         first[:, 1:] = ids[:, 1:] != ids[:, :-1]
         ends = np.append(np.flatnonzero(first), ids.size)
         return pack_ids(ids[first], width) | {"counts": np.diff(ends).astype(np.uint8)}
-
-    def decode(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
-        """The ids ``(n, k)``, log_probs ``(n, k)`` and log_rest ``(n,)`` of one example."""
-        return self.decode_batch([row])[:3]
 
     def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
         """The classes of several examples' items, concatenated; k is the largest of any.

@@ -88,10 +88,6 @@ class States:
                 found[f"{name}.shape"] = np.array(tensor.shape, np.int32)
         return found
 
-    def decode(self, row: Row) -> dict[str, Tensor]:
-        """One example's tensors, float32."""
-        return {name: tensors[0] for name, tensors in self.decode_batch([row]).items()}
-
     def decode_batch(
         self, rows: Sequence[Row], names: Sequence[str] | None = None
     ) -> dict[str, list[Tensor]]:

@@ -123,9 +123,6 @@ class ExampleStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and len(key) == KEY_BYTES and self._find([key])[0] >= 0
-
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """The row ``(len(keys),)`` int64 of each key, for `take`.
 
@@ -169,11 +166,6 @@ class ExampleStore:
             {name: column(i) for name, column in self._batches[b].columns.items()}
             for b, i in zip(batches.tolist(), within.tolist(), strict=True)
         ]
-
-    def keys(self) -> list[bytes]:
-        """The keys of all rows, in the order of the rows."""
-        joined = b"".join(batch.keys for batch in self._batches)
-        return [joined[i : i + KEY_BYTES] for i in range(0, len(joined), KEY_BYTES)]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         if any(len(key) != KEY_BYTES for key in keys):

@@ -306,10 +306,6 @@ def _check_states(signal: Signal, facts: Facts, items: BatchItems, needs: Needs)
                 _floating(value, f"{group} queries, keys or values", (4,))
 
 
-def _is_tuple(value: Any) -> bool:
-    return isinstance(value, tuple)
-
-
 def _check_widths(layers: list[Tensor], facts: Facts) -> None:
     """Raise on states whose width is not in the config, before a projection is made for them."""
     widths = {int(value.shape[-1]) for value in layers if value.dim() == 3}
