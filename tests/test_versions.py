@@ -7,28 +7,41 @@ import importlib.metadata
 import site
 import subprocess
 import sys
+import tomllib
 import venv
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-
-pytest.importorskip("tomllib")  # Python 3.11
-
 import versions
+from packaging.requirements import Requirement
 from versions import LOWEST, NEWEST, ROOT, declared, lowest, wanted
 
-BY_WAY_OF = {"pyarrow": "datasets", "tokenizers": "transformers", "tqdm": "transformers"}
-"""Packages that the library imports without declaring them, and who brings them in a version of
-its own choice."""
-AS_HERE = ("torch=", "numpy", "matplotlib", "scikit-learn", "pillow", "pytest", "tensorboard")
+BY_WAY_OF = {
+    "onnx_ir": "onnxscript",
+    "packaging": "transformers",
+    "psutil": "accelerate",
+    "pyarrow": "datasets",
+    "tokenizers": "transformers",
+    "tqdm": "transformers",
+}
+"""Modules that the library imports without declaring them, and the dependency that requires them in
+a version that it chooses."""
+NOT_HERE = {"imagecorruptions": "imagecorruptions-imaug"}
+"""Module -> distribution, of an extra that the tests do not install."""
+BROUGHT = {"deepspeed", "lm_eval", "mlflow"}
+"""Modules of users' own environments: imported only where a run asks for them."""
+AS_HERE = (
+    *("torch=", "numpy", "scipy", "scikit-learn", "matplotlib", "pillow"),
+    *("pytest", "tensorboard"),
+)
 """What the short form does not install: gigabytes, and what others here are compiled against."""
 SMOKE = {
-    "test_recipes.py": "report_tells_what",
-    "test_peft.py": "resuming_is_exact or the_best_adapter",
-    "test_language_chat.py": "templates_of_all_kinds",
-    "test_cached_teacher.py": "cached_and_live_training",
-    "test_trainer.py": "checkpointed_activations",
+    "recipe/test_recipes.py": "report_tells_what",
+    "models/test_peft.py": "resuming_is_exact or the_best_adapter",
+    "data/test_chat.py": "templates_of_all_kinds",
+    "teachers/cache/test_cached_teacher.py": "cached_and_live_training",
+    "training/test_trainer.py": "checkpointed_activations",
 }
 """File -> which of its tests."""
 
@@ -46,8 +59,7 @@ def test_each_lowest_version_is_installed_and_tested() -> None:
     fixed = wanted(LOWEST, ["torch==2.13.0"])
     assert "torch==2.13.0" in fixed
     assert len(fixed) == len(declared())
-    files = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    assert {*versions.CORE, *SMOKE} <= files
+    assert all((ROOT / "tests" / name).is_file() for name in (*versions.CORE, *SMOKE))
 
 
 def test_a_dependency_without_a_lowest_version_is_refused() -> None:
@@ -56,27 +68,55 @@ def test_a_dependency_without_a_lowest_version_is_refused() -> None:
         lowest(Requirement("torch"))
 
 
-def test_what_is_imported_is_declared() -> None:
-    """NumPy came along with others, in whatever version they take."""
-    names = importlib.metadata.packages_distributions()
-    known = {one.replace("_", "-").lower() for one in declared()}
-    for path in (ROOT / "hf_distill").rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # optional ones come later
+def imported() -> Iterator[tuple[Path, str, bool]]:
+    """File, module and whether importing the file imports it, of each import of another library."""
+    for path in sorted((ROOT / "hf_distill").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
+                names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                modules = [str(node.module)]
+                names = [str(node.module)]
             else:
                 continue
-            for module in {name.partition(".")[0] for name in modules}:
-                if module in sys.stdlib_module_names or module == "hf_distill":
-                    continue
-                found = {name.replace("_", "-").lower() for name in names.get(module, [module])}
-                by = BY_WAY_OF.get(module)
-                if by is not None:
-                    needs = [Requirement(line) for line in importlib.metadata.requires(by) or []]
-                    assert any(one.name == module and one.marker is None for one in needs)
-                assert by in known or found & known, f"{path} imports {module}"
+            for module in {name.partition(".")[0] for name in names}:
+                if module not in {*sys.stdlib_module_names, "hf_distill"}:
+                    yield path, module, node in tree.body
+
+
+def distributions(module: str, known: Mapping[str, Sequence[str]]) -> set[str]:
+    """Names of the distributions that hold a module, or of the one that requires its own."""
+    by = BY_WAY_OF.get(module)
+    if by is None:
+        return {
+            name.replace("_", "-").lower()
+            for name in known.get(module, [NOT_HERE.get(module, module)])
+        }
+    try:
+        lines = importlib.metadata.requires(by) or []
+    except importlib.metadata.PackageNotFoundError:  # of an extra that is not installed
+        return {by}
+    needs = [Requirement(line) for line in lines]
+    assert any(one.name.replace("-", "_") == module and one.marker is None for one in needs), module
+    return {by}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """SciPy came along with scikit-learn, in whatever version that takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = {Requirement(line).name for line in project["dependencies"]}
+    extras = project["optional-dependencies"].items()
+    optional = {Requirement(line).name for name, lines in extras if name != "dev" for line in lines}
+    known = importlib.metadata.packages_distributions()
+    needed = set()
+    for path, module, always in imported():
+        if module in BROUGHT and not always:
+            continue
+        found = distributions(module, known)
+        allowed = core if always else core | optional
+        assert found & allowed, f"{path} imports {module}, which pyproject.toml does not declare"
+        needed |= found & core
+    assert needed == core, f"declared and never imported: {core - needed}"
 
 
 def test_installed_versions_are_declared_ones() -> None:

@@ -11,11 +11,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,21 +23,22 @@ EXTRAS = ("recipes", "trackers", "dev")
 """Of the optional dependencies these; of the last two what the core tests import."""
 TOOLS = ("tensorboard", "pytest", "pytest-xdist", "hypothesis", "markdown-it-py", "ruamel.yaml")
 CORE = (
-    "test_cached_teacher.py",
-    "test_features.py",
-    "test_heads.py",
-    "test_invariance.py",
-    "test_language_chat.py",
-    "test_metrics.py",
-    "test_objective_contracts.py",
-    "test_own_loss.py",
-    "test_peft.py",
-    "test_pieces.py",
-    "test_problems.py",
-    "test_recipes.py",
-    "test_resume.py",
-    "test_server_teacher.py",
-    "test_trainer.py",
+    "data/test_chat.py",
+    "evaluation/test_metrics.py",
+    "evaluation/test_statistics.py",
+    "models/test_peft.py",
+    "models/test_problems.py",
+    "models/test_task_model.py",
+    "objectives/test_features.py",
+    "objectives/test_objective_contracts.py",
+    "recipe/test_recipes.py",
+    "teachers/cache/test_cached_teacher.py",
+    "teachers/remote/test_vllm_teacher.py",
+    "training/test_chunked.py",
+    "training/test_invariance.py",
+    "training/test_own_loss.py",
+    "training/test_resuming.py",
+    "training/test_trainer.py",
 )
 """Test files that between them use every dependency and every kind of head."""
 LOWEST, NEWEST = "lowest", "newest"

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from hf_distill import __version__
-from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain, failed
+from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain, failed, say
 from hf_distill.cli.overrides import split_overrides
-from hf_distill.cli.terminal import lines
 from hf_distill.utils import interrupts
 from hf_distill.utils.folders import FolderError, trouble
 
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] in (["train"], ["cache"]):
             words, overrides = split_overrides(words)
         args = parser().parse_args(words, argparse.Namespace(overrides=overrides))
-        with interrupts.heard(), lines() as say:
+        with interrupts.heard():
             code: int = module_of(args.command).run(args, say)
             if args.command != "serve-teacher":  # which Ctrl-C ends as it should
                 interrupts.check()

@@ -9,7 +9,6 @@ from typing import Any
 
 from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
 from hf_distill.cli.recipes import shipped_hint
-from hf_distill.cli.terminal import Terminal
 
 EPILOG = f"""examples:
   hf-distill train recipes/text_classification/movie_reviews.yaml
@@ -62,17 +61,13 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
     """
     from huggingface_hub.errors import HfHubHTTPError
 
+    from hf_distill.cli.progress import progress_callback
     from hf_distill.recipe import RecipeError, Run, load_recipe
     from hf_distill.robustness import RequirementError
 
     try:
         recipe = load_recipe(args.recipe, args.overrides)
-        if isinstance(say, Terminal):
-            from hf_distill.cli.progress import WatchedRun
-
-            work(WatchedRun(recipe, say))
-        else:
-            work(Run(recipe, say))
+        work(Run(recipe, say, progress_callback()))
     except RecipeError as error:
         complain(f"{error}{'' if os.path.exists(args.recipe) else shipped_hint(args.recipe)}")
         return 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
 from hf_distill.models.batches import Batch
 from hf_distill.objectives import HardLabels
@@ -63,13 +63,20 @@ class PreparedRecipe:
     Args:
         recipe: The recipe.
         say: Prints a line.
+        progress: The callback that shows the progress of each training.
 
     Raises:
         RecipeError: anything in the recipe that cannot work, before anything is trained.
     """
 
-    def __init__(self, recipe: Recipe, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        recipe: Recipe,
+        say: Callable[[str], None] = print,
+        progress: type[TrainerCallback] = ProgressCallback,
+    ):
         self.recipe, self.task = recipe, recipe_task(recipe)
+        self.progress = progress
         self.root = recipe.root
         for role in recipe.roles:  # wrong ones are told now, not in an hour
             arguments(recipe, role, recipe.seed, self.root)
@@ -168,6 +175,8 @@ class PreparedRecipe:
             )
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        if trainer.pop_callback(ProgressCallback) is not None:  # unless `disable_tqdm` is set
+            trainer.add_callback(self.progress)
         return trainer
 
     # ---- before doing it -----------------------------------------------------------------------

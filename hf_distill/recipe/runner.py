@@ -58,6 +58,7 @@ class Run(PreparedRecipe):
     Args:
         recipe: The recipe.
         say: Prints a line.
+        progress: The callback that shows the progress of each training.
 
     Raises:
         RecipeError: anything in the recipe that cannot work, before anything is trained.

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -92,36 +87,6 @@ def test_a_launch_configuration_is_no_recipe(
     assert main(["recipes", "copy", "ddp", str(tmp_path)]) == 0
     target = tmp_path / "accelerate_configs/ddp.yaml"
     assert f"--config_file {target} -m hf_distill train RECIPE" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_wheel_has_them(tmp_path: Path) -> None:
-    """They lie outside the package: a wheel without them works in every checkout."""
-    source = tmp_path / "source"  # a build leaves folders behind
-    for name in ("hf_distill", "recipes", "model_cards"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    done = subprocess.run([*build, str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"hf_distill/recipes/{path.as_posix()}" for path in [*SHIPPED, Path("sources.py")]}
-    assert wanted <= packed
-    assert {"hf_distill/cli/parser.py", "hf_distill/model_cards/model_card.md"} <= packed
-
-    venv.create(tmp_path / "venv", system_site_packages=True, with_pip=False)
-    python = tmp_path / "venv/bin/python"
-    site = next((tmp_path / "venv/lib").glob("python*/site-packages"))
-    zipfile.ZipFile(wheel).extractall(site)
-    code = "from hf_distill.cli.recipes import *; print(shipped(), *recipes(shipped()), sep='\\n')"
-    shown = subprocess.run(
-        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    names = [path.with_suffix("").as_posix() for path in SHIPPED]
-    assert shown == [str(site / "hf_distill/recipes"), *names]
 
 
 def test_a_checkout_has_them() -> None:

@@ -15,7 +15,7 @@ from hf_distill.cli import main
 from hf_distill.cli.parser import COMMANDS, module_of, parser
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "datasets", "numpy", "huggingface_hub", "rich")
+HEAVY = ("torch", "transformers", "datasets", "numpy", "huggingface_hub")
 LIGHT = f"""
 import sys
 from hf_distill.cli import main

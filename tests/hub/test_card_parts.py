@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -479,24 +475,6 @@ def test_the_log_is_short_and_ends_at_the_end() -> None:
     text = render(_card(history=rows))
     assert "| step | training loss | validation loss |" in text
     assert "| 100 | 0.01 | 0.02 |" in text
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
-    """Every card of an installed hf_distill would fail, and none of a checkout."""
-    root, source = Path(__file__).resolve().parents[2], tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, source / name)
-    for name in ("hf_distill", "model_cards", "recipes"):
-        shutil.copytree(root / name, source / name)
-    options = ("--no-deps", "--no-build-isolation", "-q", "-w", "..")
-    command = [sys.executable, "-m", "pip", "wheel", ".", *options]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    held = {Path(n).name for n in zipfile.ZipFile(wheel).namelist() if "/model_cards/" in n}
-    assert {p.name for p in (root / "model_cards").glob("*.md")} <= held
 
 
 def test_sizes_in_three_digits() -> None:
