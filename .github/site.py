@@ -1,0 +1,129 @@
+"""The HTML site: the tree's Markdown pages, and the docstrings of each package.
+
+``python .github/site.py`` writes it into ``build/site``; a warning of MkDocs is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "hf_distill"
+SECTIONS = {
+    "Manual": (f"{PACKAGE}/README.md", f"{PACKAGE}/*/README.md", f"{PACKAGE}/*/**/README.md"),
+    "Recipes": ("recipes/README.md",),
+    "Model cards": ("model_cards/README.md", "model_cards/examples/*/README.md"),
+    "Tests": ("tests/README.md", "tests/**/*.md"),
+    "Project": (".github/[!P]*.md",),
+}
+"""Title in the navigation -> patterns of pages, in the order of the navigation."""
+LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
+"""Target of a Markdown link, without its anchor."""
+ABOUT = "    options: {members: false, show_root_heading: false}"
+"""What is shown of a package itself: its docstring, without the names that it imports."""
+STYLE = """\
+.md-grid { max-width: 76rem; }
+.md-typeset table:not([class]) { font-size: .68rem; }
+.md-typeset table:not([class]) :is(td, th) { padding: .4em .8em; min-width: 0; }
+"""
+
+
+def pages() -> dict[str, list[str]]:
+    """Section -> its Markdown files, relative to the root."""
+    seen: set[str] = set()
+    found: dict[str, list[str]] = {}
+    for section, patterns in SECTIONS.items():
+        paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+        names = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in paths)
+        found[section] = [name for name in names if name not in seen]
+        seen |= names.keys()
+    return found
+
+
+def packages() -> dict[str, list[str]]:
+    """Package -> its modules, by dotted name."""
+    found: dict[str, list[str]] = {}
+    for init in sorted((ROOT / PACKAGE).rglob("__init__.py")):
+        package = ".".join(init.parent.relative_to(ROOT).parts)
+        modules = [path.stem for path in sorted(init.parent.glob("*.py"))]
+        found[package] = [f"{package}.{name}" for name in modules if name[0] != "_"]
+    return found
+
+
+def place(path: str) -> str:
+    """Place within the site of a file or folder of the tree."""
+    if (ROOT / path / "README.md").is_file():
+        path = posixpath.normpath(f"{path}/README.md")
+    if path.endswith(".md"):
+        return path.replace("README.md", "index.md").replace(".github/", "project/")
+    folder = path if (ROOT / path).is_dir() else posixpath.dirname(path)
+    if path.endswith((".py", folder)) and (ROOT / folder / "__init__.py").is_file():
+        return reference(folder.replace("/", "."))
+    return path
+
+
+def reference(package: str) -> str:
+    """Place within the site of the docstrings of a package."""
+    return f"reference/{package}.md"
+
+
+def linked(link: str, page: str) -> str | None:
+    """Path of what a link in a page leads to, relative to the root; None if it is elsewhere."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+    return None if ":" in link or not (ROOT / path).exists() else path
+
+
+def write_pages(folder: Path) -> list[Any]:
+    """Write all pages and the files that they link to; return the navigation."""
+    shutil.rmtree(folder, ignore_errors=True)
+    sections = pages()
+    for name in ["README.md", *(name for names in sections.values() for name in names)]:
+
+        def lead(match: re.Match[str], name: str = name) -> str:
+            path = linked(match[0], name)
+            if path is None:
+                return match[0]
+            if place(path) == path and (ROOT / path).is_file():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / path, folder / path)
+            return posixpath.relpath(place(path), posixpath.dirname(place(name)) or ".")
+
+        write(folder / place(name), LINK.sub(lead, (ROOT / name).read_text(encoding="utf-8")))
+    for package, modules in packages().items():
+        parts = [f"# {package}", f"::: {package}\n{ABOUT}", *(f"::: {one}" for one in modules)]
+        text = "\n\n".join(parts)
+        write(folder / reference(package), text)
+    write(folder / "site.css", STYLE)
+    nav: list[Any] = [{"Home": "index.md"}]
+    nav += [{title: [place(name) for name in names]} for title, names in sections.items() if names]
+    return [*nav, {"Reference": [{package: reference(package)} for package in packages()]}]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def main(folder: Path = ROOT / "build") -> int:
+    """Build the site; return the exit code of MkDocs."""
+    config = yaml.safe_load((ROOT / ".github/mkdocs.yml").read_text(encoding="utf-8"))
+    config["nav"] = write_pages(folder / "pages")
+    config["docs_dir"], config["site_dir"] = "pages", "site"
+    config["plugins"][1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
+    write(folder / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(folder / "mkdocs.yml")]
+    return subprocess.call(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
