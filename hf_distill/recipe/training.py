@@ -31,7 +31,7 @@ from hf_distill.training.config import DistillationConfig
 from hf_distill.training.idle import no_steps
 from hf_distill.training.model_card import SPEED
 from hf_distill.training.on_policy import OnPolicyConfig
-from hf_distill.training.tracking import check_trackers
+from hf_distill.training.trackers import check_trackers
 from hf_distill.training.trainer import DistillationTrainer
 from hf_distill.utils import interrupts
 from hf_distill.utils.processes import has_accelerator

@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or absent, and hold what a plain student does not."""
+"""Writing and reading of checkpoints: complete or absent, with the parts that a plain student
+lacks."""
 
 from __future__ import annotations
 
@@ -6,271 +7,276 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.models.modules import doubles_of
-from hf_distill.models.sharding import (
-    copy_full_tensor,
-    full_tensor,
-    gathered_parameters,
-    local_shard,
-    shardable,
-)
+from hf_distill.models.sharding import copy_full_tensor, full_tensor, local_shard, shardable
 from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import (
     SAVING,
     STATE,
-    clear_staging,
     make_way,
     remove_whole,
     steps_of,
     superseded,
     write_list,
 )
-from hf_distill.training.resuming import Resuming
 
 EXTRAS = "distillation.safetensors"
-"""What a checkpoint holds besides the student: projections, initial weights, a moving teacher."""
+"""File of a checkpoint besides the student's: projections, initial weights, a moving teacher."""
 ATTACHED = "distillation"
-"""Name under which the projections hang on the student while it trains."""
+"""Name of the submodule that holds the projections on the student during training."""
 
 
-class Checkpoints(Resuming):
-    """The saving part of the trainer.
+@dataclass
+class CheckpointInUse:
+    """The checkpoint that `Trainer` writes or reads, for the methods that it calls meanwhile.
 
-    The projections are part of the student only while it trains, so that the optimizer, gradient
-    clipping and DDP see them; what is saved as the student never holds them.
+    Attributes:
+        staging: Folder of a checkpoint that is being written; None: none is.
+        source: Folder of the checkpoint whose weights were loaded last.
+        step: Optimizer steps of the checkpoint that training resumes from; None: there is none.
     """
 
-    projections: nn.ModuleDict
-    teacher: Teacher | None
-    _initial: dict[str, Tensor]
-    _saving: str | None = None
-    _loading: str = ""
+    staging: Path | None = None
+    source: str = ""
+    step: int | None = None
 
     @contextlib.contextmanager
-    def _attached(self) -> Iterator[None]:
-        owner: Any = self.model
-        ignored = getattr(owner, "_keys_to_ignore_on_save", None)
-        if any(True for _ in self.projections.parameters()):
-            owner.add_module(ATTACHED, self.projections)
-            if ignored is not None:  # a callback may call model.save_pretrained
-                names = [f"{ATTACHED}.{name}" for name in self.projections.state_dict()]
-                owner._keys_to_ignore_on_save = {*ignored, *names}
+    def writing(self, staging: Path) -> Iterator[None]:
+        """Redirect a save to another folder."""
+        self.staging = staging
         try:
             yield
         finally:
-            owner._modules.pop(ATTACHED, None)
-            if ignored is not None:
-                owner._keys_to_ignore_on_save = ignored
+            self.staging = None
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Add the projections to an optimizer that was made before there were any."""
-        brought = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if brought:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            new = [p for p in self.projections.parameters() if id(p) not in held]
-            optimizer.param_groups[0]["params"].extend(new)
-        return optimizer
 
-    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
-        """Shard a student that is evaluated before it is trained.
+# ---- the student, without its projections ------------------------------------------------------
 
-        accelerate (1.15) shards a model only along with an optimizer, so it gets one to forget.
-        """
-        accelerator = self.accelerator
-        if not training and accelerator.is_fsdp2 and not accelerator._models:
-            with self._attached(), shardable(accelerator.state.fsdp_plugin, model):
-                model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
-            accelerator._optimizers.pop()
-        return super()._wrap_model(model, training, dataloader)
 
-    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
-        if not self.accelerator.is_fsdp2:
-            return super()._prepare_for_training(*args, **options)
-        student: Any = self.model
-        with shardable(self.accelerator.state.fsdp_plugin, student):
-            return super()._prepare_for_training(*args, **options)
+@contextlib.contextmanager
+def attached(student: Any, projections: nn.Module) -> Iterator[None]:
+    """Make the projections part of the student, so that the optimizer, gradient clipping and DDP
+    include them. What is saved as the student never contains them.
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `transformers.Trainer`, and under FSDP with SHARDED_STATE_DICT a whole student too:
-        a checkpoint alone may do with shards, unless it is pushed."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        sharded = plugin is not None and "SHARDED" in str(plugin.state_dict_type)
-        if sharded and (self._saving is None or self.args.push_to_hub):
-            state = self.accelerator.get_state_dict(self.model)  # all processes take part
-            if self.args.should_save:
-                self._save(output_dir, state)
-        super().save_model(output_dir, _internal_call)
+    Args:
+        student: The model that is trained.
+        projections: The learned parts of the objective.
+    """
+    ignored = getattr(student, "_keys_to_ignore_on_save", None)
+    if any(True for _ in projections.parameters()):
+        student.add_module(ATTACHED, projections)
+        if ignored is not None:  # a callback may call model.save_pretrained
+            names = [f"{ATTACHED}.{name}" for name in projections.state_dict()]
+            student._keys_to_ignore_on_save = {*ignored, *names}
+    try:
+        yield
+    finally:
+        student._modules.pop(ATTACHED, None)
+        if ignored is not None:
+            student._keys_to_ignore_on_save = ignored
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        owner: Any = self.model
-        if state_dict is None and not isinstance(owner, PreTrainedModel | PeftModel):
-            state_dict = owner.state_dict()  # tied weights, which `Trainer` cannot save, once
-        if state_dict is not None:
-            doubles = doubles_of(owner)
-            kept = {k: v for k, v in state_dict.items() if k not in doubles}
-            state_dict = {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
-        attached = owner._modules.pop(ATTACHED, None)
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            if attached is not None:
-                owner.add_module(ATTACHED, attached)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._saving is None else self._saving
+@contextlib.contextmanager
+def detached(student: Any) -> Iterator[None]:
+    """Take the projections off the student while it is saved."""
+    projections = student._modules.pop(ATTACHED, None)
+    try:
+        yield
+    finally:
+        if projections is not None:
+            student.add_module(ATTACHED, projections)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save under another name and rename, so that every ``checkpoint-N`` is a whole one."""
-        self._check_weights()
-        run_dir = Path(self._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging = run_dir / SAVING
-        if self.args.should_save:
-            clear_staging(staging)
-        self.accelerator.wait_for_everyone()
-        self._saving = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving = None
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step:
-            best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            if best == name or (run_dir / best).is_dir():
-                self.state.best_model_checkpoint = str(run_dir / best)
-        self._save_extras(staging / name)
-        if self.args.should_save:
-            self.state.save_to_json(str(staging / name / STATE))
-            write_list(staging / name)
-            make_way(run_dir / name, staging)
-            os.replace(staging / name, run_dir / name)
-            shutil.rmtree(staging)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run_dir / name))
-        if self.args.should_save:
-            self._rotate(run_dir, self.args.save_total_limit)
 
-    def _rotate(self, run_dir: Path, limit: int | None) -> None:
-        found = self.state.best_model_checkpoint
-        best = None if found is None else Path(found)
-        remove_whole(superseded(run_dir, limit, self.state.global_step, best), run_dir / SAVING)
+def plain_state(student: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """State dict of the plain student: no projections, and tied weights once.
 
-    def _finalize_training(self, trial: Any, *args: Any, **options: Any) -> Any:
-        """As in `Trainer`, which with ``save_total_limit=1`` keeps the best checkpoint alone and
-        removes every folder whose name begins like one's: of these, real ones only."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            output = super()._finalize_training(trial, *args, **options)
-        finally:
-            self.args.save_total_limit = limit
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and limit == 1 and best is not None:
-            run_dir = Path(self._get_output_dir(trial))
-            others = [p for p in steps_of(run_dir).values() if not p.samefile(best)]
-            remove_whole(others, run_dir / SAVING)
-        return output
+    Args:
+        student: The model that is trained.
+        state: Its state dict, where there is one already.
 
-    def _check_weights(self) -> None:
-        """Raise FloatingPointError after a broken gradient, whose loss may have been finite."""
-        owner: Any = self.model
-        trained = {n: p for n, p in owner.named_parameters() if p.requires_grad}
-        parts = [local_shard(p) for p in trained.values()]
-        broken = torch.stack([(~p.isfinite()).any().to(self.args.device) for p in parts])
-        broken = self.accelerator.reduce(broken.long(), "sum")
-        if names := [n for n, b in zip(trained, broken.tolist(), strict=True) if b]:
-            raise FloatingPointError(
-                f"The weights are not finite after step {self.state.global_step}: {names[:4]} and "
-                f"{len(names[4:])} more. This checkpoint is not written; earlier ones stay. "
-                "Lower the learning rate, and look for a loss whose gradient is infinite."
-            )
+    Returns:
+        The state dict; None if `transformers.Trainer` makes it from the model.
+    """
+    if state is None and not isinstance(student, PreTrainedModel | PeftModel):
+        state = student.state_dict()  # tied weights, which `Trainer` cannot save, once
+    if state is None:
+        return None
+    doubles = doubles_of(student)
+    kept = {k: v for k, v in state.items() if k not in doubles}
+    return {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
 
-    def _held(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the student: the tensors themselves, by name."""
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "projections": self.projections.state_dict(),
-            "initial": self._initial,
-            "teacher": {} if self.teacher is None else self.teacher.tensors(),
-        }
-        return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
 
-    def _save_extras(self, folder: Path) -> None:
-        """All processes must take part: the projections may be in shards."""
-        with gathered_parameters(self.projections.parameters()):
-            held = without_aliases({name: full_tensor(t) for name, t in self._held().items()})
-            if held and self.args.should_save:
-                save_file({k: v.contiguous() for k, v in held.items()}, folder / EXTRAS)
+def add_to_optimizer(optimizer: torch.optim.Optimizer, parameters: Iterator[nn.Parameter]) -> None:
+    """Add parameters to the first group of an optimizer, unless it has them."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimizer.param_groups[0]["params"].extend(p for p in parameters if id(p) not in held)
 
-    def _load_extras(self, folder: str) -> None:
-        with gathered_parameters(self.projections.parameters(), changed=True):
-            self._load_held(folder)
 
-    def _load_held(self, folder: str) -> None:
-        tensors = self._held()
-        held = without_aliases({name: full_tensor(t) for name, t in tensors.items()})
-        if not held:
-            return
-        path = Path(folder) / EXTRAS
-        remedy = (
-            "Resume with the objective and teacher it was trained with, or start anew from its "
-            "student."
+def shard_for_evaluation(accelerator: Accelerator, student: nn.Module) -> nn.Module:
+    """Shard a student that is evaluated before it is trained (FSDP2).
+
+    accelerate (1.15) shards a model only along with an optimizer, so it gets one that is dropped.
+    """
+    with shardable(accelerator.state.fsdp_plugin, student):
+        student, _ = accelerator.prepare(student, torch.optim.SGD(student.parameters()))
+    accelerator._optimizers.pop()
+    return student
+
+
+def saves_shards(accelerator: Accelerator) -> bool:
+    """Whether FSDP writes shards to checkpoints (SHARDED_STATE_DICT)."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+
+
+# ---- saving ------------------------------------------------------------------------------------
+
+
+def check_finite(student: nn.Module, accelerator: Accelerator, step: int) -> None:
+    """Check the trainable weights before they are saved.
+
+    Raises:
+        FloatingPointError: after a broken gradient, whose loss may have been finite.
+    """
+    trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    parts = [local_shard(p) for p in trained.values()]
+    broken = torch.stack([(~p.isfinite()).any().to(accelerator.device) for p in parts])
+    broken = accelerator.reduce(broken.long(), "sum")
+    if names := [n for n, b in zip(trained, broken.tolist(), strict=True) if b]:
+        raise FloatingPointError(
+            f"The weights are not finite after step {step}: {names[:4]} and "
+            f"{len(names[4:])} more. This checkpoint is not written; earlier ones stay. "
+            "Lower the learning rate, and look for a loss whose gradient is infinite."
         )
-        if not path.is_file():
-            parts = sorted({name.partition(".")[0] for name in held})
-            raise ValueError(
-                f"Expected {EXTRAS} in {folder}, found none: this checkpoint was made without the "
-                f"{' and '.join(parts)} of the present objective and teacher. {remedy}"
-            )
-        saved = load_file(path)
-        shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in held.items()}
-        differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
-        if differing:
-            found = [f"{n}: {shapes.get(n)} instead of {wanted.get(n)}" for n in differing[:4]]
-            raise ValueError(
-                f"Expected in {path} what the present objective and teacher need, got {found} and "
-                f"{len(differing[4:])} more. {remedy}"
-            )
-        for name in held:
-            copy_full_tensor(tensors[name], saved[name])
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._loading = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_best_model(self) -> None:
-        self._loading = str(self.state.best_model_checkpoint)
-        self._check_files(Path(self._loading), states=False)
-        super()._load_best_model()
-        self._load_extras(self._loading)
+def point_to_best(state: TrainerState, run_dir: Path, name: str) -> None:
+    """Set the path of the best checkpoint to its final place, while ``name`` is being written."""
+    if state.best_global_step:
+        best = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if best == name or (run_dir / best).is_dir():
+            state.best_model_checkpoint = str(run_dir / best)
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """See that all weights were loaded.
 
-        `save_pretrained` writes some models (ViT) under the names of older releases, and `Trainer`
-        reads them by name: without this, a resumed student would keep its first weights.
-        """
-        missing, unexpected = load_result.missing_keys, load_result.unexpected_keys
+def finish_checkpoint(staged: Path, place: Path, state: TrainerState) -> None:
+    """Write the state and the list of files of a staged checkpoint, and rename it."""
+    state.save_to_json(str(staged / STATE))
+    write_list(staged)
+    make_way(place, staged.parent)
+    os.replace(staged, place)
+    shutil.rmtree(staged.parent)
+
+
+def rotate(run_dir: Path, limit: int | None, state: TrainerState) -> None:
+    """Remove the oldest checkpoints over a limit, without the best one."""
+    best = None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint)
+    remove_whole(superseded(run_dir, limit, state.global_step, best), run_dir / SAVING)
+
+
+def remove_others(run_dir: Path, best: str) -> None:
+    """Remove all checkpoints of a run but the best."""
+    others = [path for path in steps_of(run_dir).values() if not path.samefile(best)]
+    remove_whole(others, run_dir / SAVING)
+
+
+# ---- extras ------------------------------------------------------------------------------------
+
+
+def extra_tensors(
+    projections: nn.Module, initial: Mapping[str, Tensor], teacher: Teacher | None
+) -> dict[str, Tensor]:
+    """Tensors of a checkpoint besides the student's weights: the tensors themselves, by name."""
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "projections": projections.state_dict(),
+        "initial": initial,
+        "teacher": {} if teacher is None else teacher.tensors(),
+    }
+    return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
+
+
+def save_extras(folder: Path, tensors: Mapping[str, Tensor], writes: bool) -> None:
+    """Write `extra_tensors` to `EXTRAS`; no file if there are none.
+
+    All processes must take part, since tensors may be in shards.
+
+    Args:
+        folder: The checkpoint.
+        tensors: Name -> tensor.
+        writes: Whether this process writes the file.
+    """
+    held = without_aliases({name: full_tensor(t) for name, t in tensors.items()})
+    if held and writes:
+        save_file({k: v.contiguous() for k, v in held.items()}, folder / EXTRAS)
+
+
+def load_extras(folder: str, tensors: Mapping[str, Tensor]) -> None:
+    """Read `EXTRAS` into tensors, in place.
+
+    Args:
+        folder: The checkpoint.
+        tensors: Name -> tensor, as `save_extras` wrote them.
+
+    Raises:
+        ValueError: the file is missing, or contains tensors of other names or shapes.
+    """
+    held = without_aliases({name: full_tensor(t) for name, t in tensors.items()})
+    if not held:
+        return
+    path = Path(folder) / EXTRAS
+    remedy = (
+        "Resume with the objective and teacher it was trained with, or start anew from its student."
+    )
+    if not path.is_file():
+        parts = sorted({name.partition(".")[0] for name in held})
+        raise ValueError(
+            f"Expected {EXTRAS} in {folder}, found none: this checkpoint was made without the "
+            f"{' and '.join(parts)} of the present objective and teacher. {remedy}"
+        )
+    saved = load_file(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
+    if differing:
+        found = [f"{n}: {shapes.get(n)} instead of {wanted.get(n)}" for n in differing[:4]]
+        raise ValueError(
+            f"Expected in {path} what the present objective and teacher need, got {found} and "
+            f"{len(differing[4:])} more. {remedy}"
+        )
+    for name in held:
+        copy_full_tensor(tensors[name], saved[name])
+
+
+def complete_load(result: Any, student: Any, folder: str) -> None:
+    """Load weights that `transformers.Trainer` did not find in a checkpoint.
+
+    `save_pretrained` writes some models (ViT) under the names of older releases, and `Trainer`
+    reads them by name: without this, a resumed student would keep its first weights.
+
+    Args:
+        result: Missing and unexpected keys of the load, changed in place.
+        student: The model that was loaded.
+        folder: The checkpoint.
+    """
+    missing, unexpected = result.missing_keys, result.unexpected_keys
+    missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
+    doubles = doubles_of(student)
+    missing[:] = [key for key in missing if key not in doubles]
+    if missing and unexpected and isinstance(student, PreTrainedModel):
+        loaded = type(student).from_pretrained(folder, config=student.config)
+        missing[:], unexpected[:] = student.load_state_dict(loaded.state_dict(), strict=False)
         missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
-        owner: Any = self.model
-        doubles = doubles_of(owner)
-        missing[:] = [key for key in missing if key not in doubles]
-        if missing and unexpected and isinstance(owner, PreTrainedModel):
-            loaded = type(owner).from_pretrained(self._loading, config=owner.config)
-            missing[:], unexpected[:] = owner.load_state_dict(loaded.state_dict(), strict=False)
-            missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
-        super()._issue_warnings_after_load(load_result)
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

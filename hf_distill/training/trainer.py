@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, set_seed
 
 from hf_distill.hub import StudentCard
 from hf_distill.models.batch_checks import check_teacher_signal, check_weights
@@ -22,13 +24,32 @@ from hf_distill.models.modules import ANY, opened, unwrapped
 from hf_distill.models.places import task_columns
 from hf_distill.models.problems import share_padding
 from hf_distill.models.redirect import redirected_forward
+from hf_distill.models.sharding import gathered_parameters, shardable
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.objective import Context, Objective, Term, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
-from hf_distill.training.checkpoints import Checkpoints
+from hf_distill.training.checkpoint_files import SAVING, clear_staging
+from hf_distill.training.checkpoints import (
+    CheckpointInUse,
+    add_to_optimizer,
+    attached,
+    check_finite,
+    complete_load,
+    detached,
+    extra_tensors,
+    finish_checkpoint,
+    load_extras,
+    plain_state,
+    point_to_best,
+    remove_others,
+    rotate,
+    save_extras,
+    saves_shards,
+    shard_for_evaluation,
+)
 from hf_distill.training.checks import (
     check_arguments,
     check_batch,
@@ -41,6 +62,7 @@ from hf_distill.training.checks import (
     without_smoothing,
 )
 from hf_distill.training.chunked import StepInputs, reduce_chunked
+from hf_distill.training.component_log import SUMS, ComponentLog, LossSums, scheduled_values
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.evaluation_loop import Measuring
 from hf_distill.training.idle import (
@@ -51,18 +73,28 @@ from hf_distill.training.idle import (
 )
 from hf_distill.training.model_card import student_card, write_card
 from hf_distill.training.publishing import Publisher
-from hf_distill.training.reduction import gradient_norms, reduce
+from hf_distill.training.reduction import Counts, gradient_norms, reduce
+from hf_distill.training.resuming import (
+    check_on_all,
+    check_step,
+    hold_folder,
+    warn_of_later_checkpoints,
+)
 from hf_distill.training.run_facts import run_facts
 from hf_distill.training.safe_state import unpack_states
 from hf_distill.training.setup import Setup
-from hf_distill.training.tracking import Tracking, scheduled_values
-from hf_distill.training.windows import Windows
+from hf_distill.training.trackers import (
+    keep_trackers_offline,
+    tracker_callbacks,
+    write_curves,
+)
+from hf_distill.training.windows import AccumulationWindow
 
 OPTIONAL = ("shift_labels", "return_loss")
 """Keys of labels that a batch may leave out."""
 
 
-class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
+class DistillationTrainer(Setup, Measuring):
     """`transformers.Trainer` with a teacher.
 
     One step: count the items of the whole accumulation window; ask the teacher; run the student,
@@ -83,8 +115,8 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
 
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
+    current_gradient_accumulation_steps = 1
     _compiled: nn.Module | None = None
-    _objective_ran = False
 
     def __init__(
         self,
@@ -107,6 +139,9 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
         model, self._compiled = opened(model)
         with without_smoothing(args, model):
             super().__init__(model, args, *positional, **options)
+        keep_trackers_offline(self.args)
+        for callback in tracker_callbacks(self.args, self.run_facts, self.callback_handler):
+            self.add_callback(callback)
         share_padding(self.processing_class, self._student)
         self._task_model = TaskModel(self._student, role="student")
         own_labels = [key for key in self._task_model.task.label_keys if key not in OPTIONAL]
@@ -114,6 +149,7 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
         self.teacher = find_teacher(teacher_model, self._task_model, args.teacher_model_init_kwargs)
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
+        self.component_log = ComponentLog(self._over_processes, type(self.teacher).__name__)
         if isinstance(self.teacher, TrainerCallback):  # one that follows the training
             self.add_callback(self.teacher)
         self._look()
@@ -181,7 +217,6 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
             check_labels_of(batch, items, self._task_model)
         check_weights(items)
         training = self._student.training  # DeepSpeed's wrapper says True always
-        self._objective_ran = self._objective_ran or training
         window, parts = self._counted(num_items_in_batch, training)
         counts = items.counts() if window is None else window
         measuring = None if training else self._evaluation
@@ -221,7 +256,7 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
             redirected_forward(model, self._student, run) if wrapped else run()
         )
         if training:
-            self._keep_components(components, teacher)
+            self.component_log.add(self.state.global_step, components, teacher)
         else:  # in training a teacher's logits need not outlive their step
             self._step_teacher, self._step_loss = teacher, loss.detach()
         return (loss, outputs) if return_outputs else loss
@@ -260,13 +295,14 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
         self, terms: list[Term], components: Mapping[str, Tensor], items: BatchItems
     ) -> None:
         """What a micro-batch of training gave, for weights that are shares and for the log."""
-        self._moving = scheduled_values(
+        self.component_log.scheduled = scheduled_values(
             self.training_objective, dict(self._learned().items()), self._progress()
         )
         self._observe(self.training_objective, terms, components, self.projections)
         if self._logs_gradients():
             parameters = [p for p in self._student.parameters() if p.requires_grad]
-            self._gradients = gradient_norms(terms, items.counts(), parameters)
+            norms = gradient_norms(terms, items.counts(), parameters)
+            self.component_log.gradient_norms = norms
 
     def _observe(
         self,
@@ -275,14 +311,8 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
         components: Mapping[str, Tensor],
         modules: nn.ModuleDict,
     ) -> None:
-        summed = "sum" if self.args.average_tokens_across_devices else "mean"
-        goal.observe(
-            terms,
-            components,
-            modules,
-            self.accelerator.sync_gradients,
-            lambda values: self.accelerator.reduce(values, summed),
-        )
+        last = self.accelerator.sync_gradients
+        goal.observe(terms, components, modules, last, self._over_processes)
 
     def _teach(self, batch: Mapping[str, Any], needs: Needs, items: BatchItems) -> Signal | None:
         if self.teacher is None:
@@ -349,23 +379,269 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
             self._bind()
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
-        if options.get("resume_from_checkpoint") is not None:
-            self._load_extras(options["resume_from_checkpoint"])
-        self._components, self._taught = {}, None
-        self._objective_ran, self._stepped, self._so_far = False, False, {}
+        folder = options.get("resume_from_checkpoint")
+        if folder is not None:
+            self._load_extras(folder)
+        self.component_log.clear()
+        if folder is not None:
+            path = Path(folder) / SUMS.format(self.args.process_index)
+            sums = load_file(path) if path.is_file() else {}
+            self.component_log.load(sums, self.accelerator.num_processes, self.args.device)
+        self.window.clear()
         check_trainable(self._student, self._learned())
         check_batches(self.args, self.train_dataset)
         warn_of_no_steps(self.args)
-        with self._attached():
-            output = super()._inner_training_loop(*args, **options)
-        warn_if_nothing_counted(self.training_objective, self._so_far)
-        return output
+        try:
+            with attached(self.model, self.projections):
+                output = super()._inner_training_loop(*args, **options)
+        except BaseException:  # an interrupt, too: what was logged until then is of use
+            write_curves(self.callback_handler, self.args, self.state)
+            raise
+        warn_if_nothing_counted(self.training_objective, self.window.total)
+        return output._replace(training_loss=output.metrics["train_loss"])
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
-        if self._stepped and not self._objective_ran:  # told once
-            self._objective_ran = self._own_loss = True
+        if self.window.stepped and not self.window.objective_ran:  # told once
+            self.window.objective_ran = self._own_loss = True
             warn_of_own_loss(type(self).__name__, self.training_objective, self.teacher)
         super()._maybe_log_save_evaluate(*args, **options)
+
+    # ---- accumulation ------------------------------------------------------------------------
+
+    @cached_property
+    def window(self) -> AccumulationWindow:
+        """Counts of the items of the present accumulation window."""
+        return AccumulationWindow()
+
+    def _get_num_items_in_batch(  # type: ignore[override]
+        self, batch_samples: list, device: torch.device
+    ) -> Counts | None:
+        """Count the items of every unit over the accumulation window, and over all ranks."""
+        if not batch_samples:
+            return None
+        counts = [self._task_model.items(batch).counts() for batch in batch_samples]
+        return self.window.count(counts, device, self._over_ranks)
+
+    def _over_ranks(self, counts: Tensor) -> Tensor:
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        tensor_parallel = self.get_tp_size()  # these ranks hold the same batch
+        return counts / tensor_parallel if tensor_parallel > 1 else counts
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool:
+        """False in `training_step`, True for a caller of `compute_loss` without it; or the value
+        that a subclass sets."""
+        return self.window.is_scaled
+
+    @loss_is_scaled_for_ga.setter
+    def loss_is_scaled_for_ga(self, value: bool | None) -> None:
+        self.window.scaled = value
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One micro-batch, whose loss is divided by the number of those in the window.
+
+        So `compute_loss` is given the counts of the window divided by that number, and what a
+        subclass adds to its loss may be a mean over the batch or a sum over these counts.
+        """
+        with self.window.step():
+            if num_items_in_batch is not None and not self.loss_is_scaled_for_ga:
+                parts = self.current_gradient_accumulation_steps
+                num_items_in_batch = Counts(num_items_in_batch).over(parts)
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _counted(self, given: Any, training: bool) -> tuple[Mapping[str, Tensor] | None, int]:
+        """The divisor of a micro-batch's loss, and the further one of its components."""
+        self.window.objective_ran |= training
+        if not (training and self.is_in_train):
+            return given, 1
+        parts = self.current_gradient_accumulation_steps
+        return self.window.divisor(given, self.loss_is_scaled_for_ga, parts)
+
+    def _loss_scale(self) -> float:
+        """Gradients are averaged over ranks; sums over global counts must be added up."""
+        if not self.args.average_tokens_across_devices:
+            return 1.0
+        return self.accelerator.num_processes / self.get_tp_size()
+
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """Reduce values over all processes as the losses are: a sum, or a mean."""
+        summed = self.args.average_tokens_across_devices
+        reduced: Tensor = self.accelerator.reduce(values, "sum" if summed else "mean")
+        return reduced
+
+    # ---- logging -----------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.component_log.figures(self.state.global_step))
+        if "train_loss" in logs and self.component_log.resumed:  # else of the steps since then
+            total: Any = self._total_loss_scalar
+            logs["train_loss"] = total / self.state.global_step
+        super().log(logs, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        steps: Any = self
+        losses = LossSums(steps._tr_loss, steps._total_loss_scalar, steps._globalstep_last_logged)
+        sums = self.component_log.state(losses, self.accelerator.num_processes)
+        held = {name: value.detach().cpu().contiguous() for name, value in sums.items()}
+        save_file(held, Path(output_dir) / SUMS.format(self.args.process_index))
+
+    def _add_resumed_losses(self) -> None:
+        losses, steps = self.component_log.resumed_losses(), self
+        if losses is not None:
+            steps._tr_loss += losses.since_log.to(steps._tr_loss.device)
+            steps._total_loss_scalar = losses.total
+            steps._globalstep_last_logged = losses.last_logged
+
+    def _run_epoch(self, *args: Any, **options: Any) -> Any:
+        self._add_resumed_losses()
+        return super()._run_epoch(*args, **options)
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    @cached_property
+    def _checkpoint(self) -> CheckpointInUse:
+        return CheckpointInUse()
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """As in `transformers.Trainer`; a checkpoint is compared with the list of its files first.
+        A run that saves is the only one in its output folder, until it ends or is killed.
+
+        Raises:
+            FolderError: another run saves in the output folder.
+            CheckpointError: a file of the checkpoint is missing or was changed; the message names
+                it, and a remedy. Optimizer, schedule and random states may be missing with
+                ``save_only_model``.
+        """
+        found: Any = resume_from_checkpoint
+        saves = self.args.save_strategy != "no" and trial is None
+        folder, self._checkpoint.step = Path(str(self.args.output_dir)), None
+        with hold_folder(folder, saves and self.args.should_save, self.accelerator):
+            if found is True and folder.is_dir():
+                found = get_last_checkpoint(str(folder))
+            if isinstance(found, str | os.PathLike):
+                anew = self.args.save_only_model
+                self._checkpoint.step = check_on_all(Path(found), self.accelerator, anew=anew)
+            if saves and self.is_world_process_zero():
+                warn_of_later_checkpoints(folder, self._checkpoint.step or 0)
+            found = resume_from_checkpoint if found is None else found
+            return super().train(found, trial, ignore_keys_for_eval)
+
+    def _init_training_state(self, *args: Any, **options: Any) -> Any:
+        begun = super()._init_training_state(*args, **options)
+        check_step(self._checkpoint.step, self.state.global_step)
+        return begun
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Add the projections to an optimizer that was made before there were any."""
+        brought = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if brought:
+            add_to_optimizer(optimizer, self.projections.parameters())
+        return optimizer
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
+        if not training and self.accelerator.is_fsdp2 and not self.accelerator._models:
+            with attached(self.model, self.projections):
+                model = shard_for_evaluation(self.accelerator, model)
+        return super()._wrap_model(model, training, dataloader)
+
+    def _prepare_for_training(self, *args: Any, **options: Any) -> Any:
+        if not self.accelerator.is_fsdp2:
+            return super()._prepare_for_training(*args, **options)
+        with shardable(self.accelerator.state.fsdp_plugin, self._student):
+            return super()._prepare_for_training(*args, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `transformers.Trainer`, and under FSDP with SHARDED_STATE_DICT a whole student too:
+        a checkpoint alone may do with shards, unless it is pushed."""
+        shards_suffice = self._checkpoint.staging is not None and not self.args.push_to_hub
+        if saves_shards(self.accelerator) and not shards_suffice:
+            state = self.accelerator.get_state_dict(self.model)  # all processes take part
+            if self.args.should_save:
+                self._save(output_dir, state)
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        state_dict = plain_state(self.model, state_dict)
+        with detached(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        staging = self._checkpoint.staging
+        return super()._get_output_dir(trial) if staging is None else str(staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save under another name and rename, so that every ``checkpoint-N`` is a whole one."""
+        step, writes = self.state.global_step, self.args.should_save
+        self.component_log.mean(step)  # broken weights must not replace a good checkpoint
+        check_finite(self._student, self.accelerator, step)
+        run_dir = Path(self._get_output_dir(trial))
+        place = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        staged = run_dir / SAVING / place.name
+        if writes:
+            clear_staging(staged.parent)
+        self.accelerator.wait_for_everyone()
+        with self._checkpoint.writing(staged.parent):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        point_to_best(self.state, run_dir, place.name)
+        with gathered_parameters(self.projections.parameters()):
+            save_extras(staged, self.checkpoint_tensors(), writes)
+        if writes:
+            finish_checkpoint(staged, place, self.state)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+        if writes:
+            rotate(run_dir, self.args.save_total_limit, self.state)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Tensors of a checkpoint besides the student's weights: the tensors themselves, by name.
+        `train` reads a checkpoint into them."""
+        return extra_tensors(self.projections, self._initial, self.teacher)
+
+    def _load_extras(self, folder: str) -> None:
+        with gathered_parameters(self.projections.parameters(), changed=True):
+            load_extras(folder, self.checkpoint_tensors())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._checkpoint.source = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self._checkpoint.source = str(self.state.best_model_checkpoint)
+        anew = self.args.save_only_model
+        check_on_all(Path(best), self.accelerator, states=False, anew=anew)
+        super()._load_best_model()
+        self._load_extras(best)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        complete_load(load_result, self.model, self._checkpoint.source)
+        super()._issue_warnings_after_load(load_result)
+
+    def _finalize_training(self, trial: Any, *args: Any, **options: Any) -> Any:
+        """As in `Trainer`, which with ``save_total_limit=1`` keeps the best checkpoint alone and
+        removes every folder whose name begins like one's: of these, real ones only."""
+        self._add_resumed_losses()  # of a run that was at its end
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output = super()._finalize_training(trial, *args, **options)
+        finally:
+            self.args.save_total_limit = limit
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None:
+            remove_others(Path(self._get_output_dir(trial)), best)
+        return output
 
     # ---- publishing --------------------------------------------------------------------------
 
@@ -434,7 +710,9 @@ class DistillationTrainer(Tracking, Setup, Checkpoints, Windows, Measuring):
         return job.result() if blocking else job
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving is not None:  # `Trainer` calls this before the checkpoint is complete
+        if (
+            self._checkpoint.staging is not None
+        ):  # `Trainer` calls this before the checkpoint is complete
             return
         if self.is_world_process_zero() and self._publisher.pushes_checkpoints:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -227,8 +227,10 @@ class OnlineDistillationTrainer(JointStep):
         split_groups(optimizer, self._peers.models.parameters(), self.peer_learning_rate)
         return optimizer
 
-    def _held(self) -> dict[str, Tensor]:
-        held = {n.removeprefix("projections."): t for n, t in super()._held().items()}
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """As `DistillationTrainer`, with the peers and their initial weights."""
+        found = super().checkpoint_tensors().items()
+        held = {name.removeprefix("projections."): tensor for name, tensor in found}
         for name, initial in self._peer_initial.items():
             held.update({f"initial_{name}.{n}": t for n, t in initial.items()})
         return held

@@ -1,62 +1,87 @@
-"""What a run on generated text tells of it in the log."""
+"""Log figures of a training on generated text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_distill.training.on_policy.config import OnPolicyConfig
 from hf_distill.training.on_policy.generating import Tokens
 from hf_distill.training.on_policy.prompts import PromptCompletion
 
+_COUNTS = ("windows", "own", "replayed", "texts", "tokens", "finished")
 
-@dataclass
+
 class OnPolicyStats:
-    """Counts since the last log entry.
+    """Counts of windows and completions since the last log entry: the `ExtraCounts` of
+    `OnPolicyDistillationTrainer`.
+
+    Args:
+        args: Arguments of the training.
+        reduce: Sums a tensor over all processes.
+        labelled: Returns the names of the terms that read labels.
 
     Attributes:
-        windows: How many optimizer steps began.
+        windows: Optimizer steps that began.
         own: Of these, those on the student's own text.
         replayed: Of these, those on text from the buffer.
         texts: Completions that were generated on this process.
         tokens: Their tokens.
-        finished: How many of them ended by themselves.
-        shown: The last ones, to be printed.
+        finished: Completions that end with an end token.
+        shown: The last completions, to be printed.
     """
 
-    windows: int = 0
-    own: int = 0
-    replayed: int = 0
-    texts: int = 0
-    tokens: int = 0
-    finished: int = 0
-    shown: list[PromptCompletion] = field(default_factory=list)
+    def __init__(
+        self,
+        args: OnPolicyConfig,
+        reduce: Callable[[Tensor], Tensor],
+        labelled: Callable[[], Collection[str]],
+    ):
+        self._args = args
+        self._reduce = reduce
+        self._labelled = labelled
+        self.clear()
 
-    def add(self, pairs: Sequence[PromptCompletion], ends: Collection[int], show: int) -> None:
-        """Count completions that were generated."""
+    def clear(self) -> None:
+        """Start anew, after a log entry or with a new training."""
+        self.windows = self.own = self.replayed = 0
+        self.texts = self.tokens = self.finished = 0
+        self.shown: list[PromptCompletion] = []
+
+    def add(self, pairs: Sequence[PromptCompletion], ends: Collection[int]) -> None:
+        """Count generated completions.
+
+        Args:
+            pairs: Prompts with their completions.
+            ends: End tokens.
+        """
         completions: list[Tokens] = [completion for _, completion in pairs]
+        show = self._args.log_completions
         self.texts += len(completions)
         self.tokens += sum(map(len, completions))
         self.finished += sum(bool(c) and c[-1] in ends for c in completions)
         self.shown = [*self.shown, *pairs][-show:] if show else []
 
-    def counts(self) -> dict[str, int]:
-        """The counts, by their names."""
-        return {name: n for name, n in vars(self).items() if name != "shown"}
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint, by name."""
+        return {f"tally.{name}": torch.tensor(getattr(self, name)) for name in _COUNTS}
 
-    def figures(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """For the log.
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state`; other names in it are ignored."""
+        for name in _COUNTS:
+            if (count := state.get(f"tally.{name}")) is not None:
+                setattr(self, name, int(count))
 
-        Args:
-            reduce: Adds up over all processes.
-            device: Where it does.
-        """
-        sums = torch.tensor([self.texts, self.tokens, self.finished], device=device)
-        texts, tokens, finished = reduce(sums).tolist()
-        found = {"on_policy": self.own / max(1, self.windows)}
+    def figures(self) -> dict[str, float]:
+        """Entries for the log, over all processes."""
+        if not (self.windows and (self._args.lmbda > 0 or self._args.adaptive_lmbda)):
+            return {}
+        sums = torch.tensor([self.texts, self.tokens, self.finished], device=self._args.device)
+        texts, tokens, finished = self._reduce(sums).tolist()
+        found = {"on_policy": self.own / self.windows}
         if self.replayed:
             found["replayed"] = self.replayed / self.own
         if texts:
@@ -64,23 +89,30 @@ class OnPolicyStats:
             found["completions_finished"] = finished / texts
         return found
 
-    def of_data(self, means: Mapping[str, float], labelled: Collection[str]) -> dict[str, float]:
-        """The means of components, those of label losses over the windows that have labels."""
+    def adjust(self, means: dict[str, float]) -> dict[str, float]:
+        """Correct the means of label losses: over the windows that have labels."""
         data = self.windows - self.own
+        labelled = self._labelled() if self.own else ()
         found = dict(means)
         for name in means:
-            if self.own and any(name == n or name.startswith(f"{n}_") for n in labelled):
+            if any(name == n or name.startswith(f"{n}_") for n in labelled):
                 value = found.pop(name)
                 if data:
                     found[name] = value * self.windows / data
         return found
 
-    def text(self, tokenizer: Any) -> str:
-        """The completions that are to be printed, one a line."""
-        lines = []
-        for prompt, completion in self.shown:
-            parts: list[Any] = [prompt, completion]
-            if hasattr(tokenizer, "decode"):
-                parts = [tokenizer.decode(part) for part in parts]
-            lines.append(f"{parts[0]!r} -> {parts[1]!r}")
-        return "\n".join(lines)
+
+def completion_lines(shown: Sequence[PromptCompletion], tokenizer: Any) -> str:
+    """Completions for a person to read, one a line.
+
+    Args:
+        shown: Prompts with their completions.
+        tokenizer: Decodes them; without ``decode`` the tokens are printed.
+    """
+    lines = []
+    for prompt, completion in shown:
+        parts: list[Any] = [prompt, completion]
+        if hasattr(tokenizer, "decode"):
+            parts = [tokenizer.decode(part) for part in parts]
+        lines.append(f"{parts[0]!r} -> {parts[1]!r}")
+    return "\n".join(lines)

@@ -36,7 +36,7 @@ from hf_distill.training.on_policy.prompts import (
     longest_prompt,
     start_token,
 )
-from hf_distill.training.on_policy.stats import OnPolicyStats
+from hf_distill.training.on_policy.stats import OnPolicyStats, completion_lines
 from hf_distill.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,10 +93,12 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         **options: Any,
     ):
         self.generator = generator
-        self._tally, self._buffer = OnPolicyStats(), ReplayBuffer(0)
+        self._buffer = ReplayBuffer(0)
         self._given_dataset: Any = None
         self._written_dataset: Any = None
         super().__init__(model, args, *positional, **options)
+        self._stats = OnPolicyStats(self.args, self._summed, self._labelled_terms)
+        self.component_log.extra = self._stats
         if isinstance(generator, TrainerCallback):
             self.add_callback(generator)
         if self.args.seq_kd:
@@ -139,9 +141,9 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         """The batches of a window, of the data or generated, and what there is to count in them."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if batches:
-            self._tally.windows += 1
+            self._stats.windows += 1
             if self._random(OWN).random() < self.lmbda:
-                self._tally.own += 1
+                self._stats.own += 1
                 batches = self._own_text(batches)
         found: Any = super().get_batch_samples(iter(batches), num_batches, device)
         return found
@@ -179,7 +181,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         room = torch.tensor(float(not self._buffer.full), device=self.args.device)
         if self.accelerator.reduce(room, "sum") > 0:  # on one process at least
             return []
-        self._tally.replayed += 1
+        self._stats.replayed += 1
         return self._buffer.draw(count, self._random(DRAW, self.args.process_index))
 
     def _generated(self, prompts: list[Tokens]) -> list[PromptCompletion]:
@@ -190,7 +192,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         longest = self.args.max_completion_length
         completions = [until_end(list(c)[:longest], own.ends) for c in completions]
         pairs = list(zip(prompts, completions, strict=True))
-        self._tally.add(pairs, own.ends, self.args.log_completions)
+        self._stats.add(pairs, own.ends)
         self._buffer.add(pairs)
         return pairs
 
@@ -256,7 +258,6 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         return super().train(*args, **options)
 
     def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
-        self._tally = OnPolicyStats()
         self._buffer = ReplayBuffer(self.args.replay_capacity)
         folder = options.get("resume_from_checkpoint")
         if folder is not None and self.args.replay_capacity:
@@ -276,36 +277,21 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         if self.args.replay_capacity:
             self._buffer.save(self._replay_path(output_dir))
 
-    def _sums(self) -> dict[str, Tensor]:
-        counted = {name: torch.tensor(n) for name, n in self._tally.counts().items()}
-        return {**super()._sums(), **{f"tally.{name}": n for name, n in counted.items()}}
-
-    def _take_up(self, sums: Mapping[str, Tensor]) -> None:
-        super()._take_up(sums)
-        for name in self._tally.counts():
-            if (count := sums.get(f"tally.{name}")) is not None:
-                setattr(self._tally, name, int(count))
-
-    # ---- what it tells ------------------------------------------------------------------------
+    # ---- logging -----------------------------------------------------------------------------
 
     def run_facts(self) -> dict[str, Any]:
         """As `DistillationTrainer`, with the share of the student's text and how it is drawn."""
         args, names = self.args, ("lmbda", "seq_kd", "replay_ratio", "generation_temperature")
         return {**super().run_facts(), "on_policy": {name: getattr(args, name) for name in names}}
 
-    def _mean_components(self) -> dict[str, float]:
-        labelled = {name for name, _, part in self.training_objective.named() if part.needs_labels}
-        return self._tally.of_data(super()._mean_components(), labelled)
+    def _labelled_terms(self) -> set[str]:
+        return {name for name, _, part in self.training_objective.named() if part.needs_labels}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mine = "loss" in logs and self._tally.windows > 0
-        if mine and (self.args.lmbda > 0 or self.args.adaptive_lmbda):
-            logs.update(self._tally.figures(self._summed, self.args.device))
+        shown = self._stats.shown if "loss" in logs else []
         super().log(logs, start_time)
-        if mine:
-            if self._tally.shown and self.is_world_process_zero():
-                tqdm.write(self._tally.text(self._tokenizer))
-            self._tally = OnPolicyStats()
+        if shown and self.is_world_process_zero():
+            tqdm.write(completion_lines(shown, self._tokenizer))
 
     def _summed(self, values: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(values, "sum")

@@ -38,7 +38,7 @@ from hf_distill import (
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.recipe import RecipeError, load_recipe
 from hf_distill.recipe.training import arguments
-from hf_distill.training.tracking import check_trackers, keep_trackers_offline
+from hf_distill.training.trackers import check_trackers, keep_trackers_offline
 
 SECRET = "hf_" + "abcdefghij" * 3
 PLANNED = HardLabels() + Schedule("linear", 1.0, 0.0) * ForwardKL(Schedule("linear", 4.0, 1.0))
