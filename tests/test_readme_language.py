@@ -99,4 +99,4 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             assert all(torch.equal(told[name], own[name]) for name in own)
             assert LLM.made[-1].resets == 2
     names["trainer"].train()
-    assert names["trainer"]._lean
+    assert names["trainer"].step.lazy_logits

@@ -73,7 +73,7 @@ def test_a_teacher_class_of_ones_own_is_asked_through_itself(tmp_path: Path) -> 
         args=args,
         **own,
     )
-    assert ours._lean
+    assert ours.step.lazy_logits
     batch = collate(rows)
     with torch.no_grad():
         features = batch.pop("teacher_input_features")

@@ -52,7 +52,7 @@ class Models:
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
         self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
-        self._task_model: dict[str, Any] = (
+        self._head_settings: dict[str, Any] = (
             {}
             if not labels
             else {
@@ -175,7 +175,7 @@ class Models:
         dtype, path = self.recipe.teacher.dtype if role == "teacher" else None, self.paths[role]
         what = f"`{key_of(role)}.model`: {path} cannot be loaded with {self._auto.__name__}"
         with _quietly(), resolve.unread_weights(what):
-            return self._load(path, self.commits.get(role), dtype, **self._task_model)
+            return self._load(path, self.commits.get(role), dtype, **self._head_settings)
 
     def _config(self, role: str, settings: Mapping[str, Any]) -> Any:
         options, role = dict(settings), key_of(role)
@@ -190,7 +190,7 @@ class Models:
             if not isinstance(key, str) or not hasattr(plain, key):  # it would be kept and ignored
                 raise unknown(key, plain.to_dict(), f"{role}.config.")
         with refusing(f"`{role}.config`"):
-            config = AutoConfig.for_model(kind, **options, **self._task_model)
+            config = AutoConfig.for_model(kind, **options, **self._head_settings)
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MOST_LAYERS:
             raise RecipeError(

@@ -21,7 +21,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.models.modules import doubles_of
 from hf_distill.models.sharding import copy_full_tensor, full_tensor, local_shard, shardable
-from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import (
     SAVING,
     STATE,
@@ -194,20 +193,8 @@ def remove_others(run_dir: Path, best: str) -> None:
 # ---- extras ------------------------------------------------------------------------------------
 
 
-def extra_tensors(
-    projections: nn.Module, initial: Mapping[str, Tensor], teacher: Teacher | None
-) -> dict[str, Tensor]:
-    """Tensors of a checkpoint besides the student's weights: the tensors themselves, by name."""
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "projections": projections.state_dict(),
-        "initial": initial,
-        "teacher": {} if teacher is None else teacher.tensors(),
-    }
-    return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
-
-
 def save_extras(folder: Path, tensors: Mapping[str, Tensor], writes: bool) -> None:
-    """Write `extra_tensors` to `EXTRAS`; no file if there are none.
+    """Write tensors to `EXTRAS`; no file if there are none.
 
     All processes must take part, since tensors may be in shards.
 

@@ -33,14 +33,14 @@ from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.checkpoint_files import LIST, check_checkpoint
 
 
-def check_arguments(args: Any, wanted: type, options: Mapping[str, Any]) -> None:
+def check_arguments(args: Any, wanted: type, compute_loss_func: Any = None) -> None:
     """Refuse arguments of another kind, two losses at once, and DataParallel."""
     if not isinstance(args, wanted):
         raise ValueError(
             f"Expected args to be a {wanted.__name__}, got {type(args).__name__}. It takes the "
             f"same arguments: {wanted.__name__}('out', …)."
         )
-    if options.get("compute_loss_func") is not None:
+    if compute_loss_func is not None:
         raise ValueError(
             "compute_loss_func and an objective would both be the loss. Write an Objective (see "
             "the README), or override compute_loss in a subclass."

@@ -7,15 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_distill.models.batch_checks import finite_mark
 from hf_distill.models.signals import Signal
-from hf_distill.objectives.base.loss_shares import LossShares
-from hf_distill.objectives.base.loss_weights import LossShare
-from hf_distill.objectives.base.objective import BALANCE, WeightedSum
-from hf_distill.objectives.base.schedules import Progress, Schedule
-from hf_distill.objectives.base.temperature import LearnedTemperature
 
 SUMS = "log-{:05d}.safetensors"
 """File of a checkpoint, one for each process: the sums since the last log entry."""
@@ -77,7 +72,7 @@ class ComponentLog:
         teacher: Class name of the teacher, for error messages.
 
     Attributes:
-        scheduled: Weights and temperatures of the last step, see `scheduled_values`.
+        scheduled: Weights and temperatures of the last step.
         gradient_norms: Gradient norms of components since the last entry.
         extra: Further counts that are logged and saved with the components.
         resumed: Whether the losses before a checkpoint were loaded with it.
@@ -213,32 +208,6 @@ class ComponentLog:
         """The loaded sums of the training loss, the first time; then None."""
         found, self._losses = self._losses, None
         return found
-
-
-def scheduled_values(
-    goal: WeightedSum, modules: Mapping[str, nn.Module], progress: Progress
-) -> dict[str, float | Tensor]:
-    """Current weights and temperatures of an objective, of those that change during training.
-
-    Args:
-        goal: The objective.
-        modules: Its learned parts by name, from `Objective.build`.
-        progress: Steps and epochs so far.
-    """
-    found: dict[str, float | Tensor] = {}
-    balance = modules.get(BALANCE)
-    shares = balance.weights() if isinstance(balance, LossShares) else {}
-    for name, weight, part in goal.named():
-        if isinstance(weight, Schedule):
-            found[f"{name}_weight"] = weight.at(progress)
-        elif isinstance(weight, LossShare):
-            found[f"{name}_weight"] = shares[name]
-        temperature = getattr(part, "temperature", None)
-        if isinstance(temperature, Schedule):
-            found[f"{name}_temperature"] = temperature.at(progress)
-        elif isinstance(temperature, LearnedTemperature):
-            found[f"{name}_temperature"] = temperature.of(modules[name], progress).detach()
-    return found
 
 
 def _number(value: float) -> Tensor:

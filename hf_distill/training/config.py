@@ -109,6 +109,11 @@ class DistillationConfig(TrainingArguments):
                 "the item counts need whole sequences. Use data parallelism, FSDP2 or ZeRO."
             )
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether the targets come from the data, not from generated texts alone."""
+        return True
+
     def settle_direction(
         self, components: Collection[str] = (), sets: Collection[str] = ()
     ) -> bool:

@@ -33,8 +33,8 @@ class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
         loss = None
         if any(inputs.get(key) is not None for key in ("labels", "decoder_input_ids")):
             loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
-        ours, labels = self._generate(self._student, self._task_model, inputs, options)
-        if self._measure_both:
+        ours, labels = self._generate(self._student, self.step.task_model, inputs, options)
+        if self._evaluation is not None and self._evaluation.both:
             if not isinstance(self.teacher, ModelTeacher):
                 raise ValueError("compute_metrics on generated text needs a model as the teacher.")
             theirs, _ = self._generate(self.teacher.model, self.teacher.task_model, inputs, options)

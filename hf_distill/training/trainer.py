@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,26 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, set_seed
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    get_last_checkpoint,
+    set_seed,
+)
 
+from hf_distill.evaluation.running_metrics import OTHER
 from hf_distill.hub import StudentCard
-from hf_distill.models.batch_checks import check_teacher_signal, check_weights
 from hf_distill.models.batches import WEIGHTS
-from hf_distill.models.class_order import align_classes
 from hf_distill.models.modules import ANY, opened, unwrapped
 from hf_distill.models.places import task_columns
 from hf_distill.models.problems import share_padding
 from hf_distill.models.redirect import redirected_forward
-from hf_distill.models.sharding import gathered_parameters, shardable
-from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.sharding import choose_blocks, gathered_parameters, shardable
+from hf_distill.models.signals import LOGITS, Needs, Signal
 from hf_distill.models.task_model import TaskModel
-from hf_distill.objectives.base.models_in_step import ModelsInStep
-from hf_distill.objectives.base.objective import Context, Objective, Term, WeightedSum
+from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import SAVING, clear_staging
@@ -39,7 +45,6 @@ from hf_distill.training.checkpoints import (
     check_finite,
     complete_load,
     detached,
-    extra_tensors,
     finish_checkpoint,
     load_extras,
     plain_state,
@@ -54,17 +59,23 @@ from hf_distill.training.checks import (
     check_arguments,
     check_batch,
     check_data,
-    check_labels_of,
+    check_gradient_norms,
     check_signature,
     find_teacher,
     warn_of_own_loss,
     with_adapter,
     without_smoothing,
 )
-from hf_distill.training.chunked import StepInputs, reduce_chunked
-from hf_distill.training.component_log import SUMS, ComponentLog, LossSums, scheduled_values
+from hf_distill.training.component_log import SUMS, ComponentLog, LossSums
 from hf_distill.training.config import DistillationConfig
-from hf_distill.training.evaluation_loop import Measuring
+from hf_distill.training.evaluation_loop import (
+    Comparison,
+    Evaluation,
+    predictions_of,
+    scheduler_settings,
+    teacher_predictions,
+    warn_of_entropy_gap,
+)
 from hf_distill.training.idle import (
     check_batches,
     check_trainable,
@@ -73,7 +84,7 @@ from hf_distill.training.idle import (
 )
 from hf_distill.training.model_card import student_card, write_card
 from hf_distill.training.publishing import Publisher
-from hf_distill.training.reduction import Counts, gradient_norms, reduce
+from hf_distill.training.reduction import Counts, gradient_norms
 from hf_distill.training.resuming import (
     check_on_all,
     check_step,
@@ -82,7 +93,14 @@ from hf_distill.training.resuming import (
 )
 from hf_distill.training.run_facts import run_facts
 from hf_distill.training.safe_state import unpack_states
-from hf_distill.training.setup import Setup
+from hf_distill.training.samples import (
+    check_evaluation_data,
+    check_labels_count,
+    first_batch,
+    run_unseen_modules,
+)
+from hf_distill.training.setup import StepSetup, compare_label_losses, settle_models
+from hf_distill.training.step import DistillationStep, StepBatch, StepResult
 from hf_distill.training.trackers import (
     keep_trackers_offline,
     tracker_callbacks,
@@ -94,20 +112,31 @@ OPTIONAL = ("shift_labels", "return_loss")
 """Keys of labels that a batch may leave out."""
 
 
-class DistillationTrainer(Setup, Measuring):
+class DistillationTrainer(Trainer):
     """`transformers.Trainer` with a teacher.
 
-    One step: count the items of the whole accumulation window; ask the teacher; run the student,
-    the projections and the objective inside the wrapped model's forward; divide sums by counts.
+    Each micro-batch goes through a `DistillationStep`: read the batch, ask the teacher, run the
+    student and the objective inside the wrapped model's forward, divide sums by the counts of the
+    whole accumulation window.
+
+    ``evaluate()`` adds to the metrics of `transformers.Trainer` each component of the objective,
+    agreement and both divergences with the teacher, the calibration error, and the teacher's own
+    metrics on the same data with the share of them that the student keeps. Sums and counts run over
+    the whole set, so that neither batch size nor number of processes changes a figure.
+    `compute_metrics` is called twice: with the teacher's predictions, then with the student's. A
+    name that it shares with the trainer's figures is its own. ``eval_teacher=False`` leaves the
+    teacher out of an evaluation, but for the loss.
+
+    A subclass whose `compute_loss` does not call ``super()`` is evaluated by its own loss, as in
+    `transformers.Trainer`, and without what belongs to the objective.
 
     Args:
         model: The student.
         args: A `DistillationConfig`.
+        data_collator: As `transformers.Trainer`, like all that are not listed here.
         teacher_model: Hub id, folder, model, or any `Teacher`; None if the objective needs none.
-        objective: What to minimise; by default what the scalars of ``args`` say.
+        objective: The objective to minimise; by default that of the scalars of ``args``.
         peft_config: Train an adapter of the student instead of all of it.
-        *positional: As `transformers.Trainer`, in the same order.
-        **options: As `transformers.Trainer`: train_dataset, eval_dataset, processing_class, ….
 
     Raises:
         ValueError: anything that cannot work, before training starts, with the remedy.
@@ -115,84 +144,133 @@ class DistillationTrainer(Setup, Measuring):
 
     config_class: type[DistillationConfig] = DistillationConfig
     args: DistillationConfig
+    setup = StepSetup()
+    step: DistillationStep
     current_gradient_accumulation_steps = 1
     _compiled: nn.Module | None = None
+    _own_loss = False  # whether the last loss came from a subclass alone
+    _evaluation: Evaluation | None = None
+    _recorder: list[StepResult] | None = None
 
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
         args: DistillationConfig | None = None,
-        *positional: Any,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         teacher_model: str | Path | nn.Module | Teacher | None = None,
         objective: Objective | WeightedSum | None = None,
         peft_config: PeftConfig | None = None,
-        **options: Any,
     ):
         args = self.config_class("tmp_trainer") if args is None else args
-        check_arguments(args, self.config_class, options)
+        check_arguments(args, self.config_class, compute_loss_func)
         check_signature(type(self))
         if peft_config is not None:
             set_seed(args.seed)  # of the adapter's initial weights; Trainer sets it after this
             model = with_adapter(model, peft_config)
-        self.teacher = None
         self._own_objective = 1.0 * objective if isinstance(objective, Objective) else objective
+        self._comparison = Comparison()
         model, self._compiled = opened(model)
+        # Seq2SeqTrainer does not take this one
+        rare = {"optimizer_cls_and_kwargs": optimizer_cls_and_kwargs}
         with without_smoothing(args, model):
-            super().__init__(model, args, *positional, **options)
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                model_init,
+                None,
+                compute_metrics,
+                callbacks,
+                optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                **({} if optimizer_cls_and_kwargs is None else rare),
+            )
         keep_trackers_offline(self.args)
         for callback in tracker_callbacks(self.args, self.run_facts, self.callback_handler):
             self.add_callback(callback)
         share_padding(self.processing_class, self._student)
-        self._task_model = TaskModel(self._student, role="student")
-        own_labels = [key for key in self._task_model.task.label_keys if key not in OPTIONAL]
+        task_model = TaskModel(self._student, role="student")
+        own_labels = [key for key in task_model.task.label_keys if key not in OPTIONAL]
         self.label_names = self.label_names or own_labels
-        self.teacher = find_teacher(teacher_model, self._task_model, args.teacher_model_init_kwargs)
-        if self.teacher is not None:
-            self.teacher.place(self.accelerator)
-        self.component_log = ComponentLog(self._over_processes, type(self.teacher).__name__)
-        if isinstance(self.teacher, TrainerCallback):  # one that follows the training
-            self.add_callback(self.teacher)
-        self._look()
-        self._look_at_modules()
-        self._refresh_objective()
-        self._settle_direction()
-        self._match()
-        self._settle()
-        check_data(self.train_dataset, self._first_batch, self.training_objective, self._task_model)
-        check_batch(self._first_batch, self._task_model, self.teacher, self._learns_labels)
-        self._look_for_labels()
+        teacher = find_teacher(teacher_model, task_model, args.teacher_model_init_kwargs)
+        if teacher is not None:
+            teacher.place(self.accelerator)
+        self.component_log = ComponentLog(self._over_processes, type(teacher).__name__)
+        if isinstance(teacher, TrainerCallback):  # one that follows the training
+            self.add_callback(teacher)
+        self.step = self.make_step(task_model, teacher)
+        self._first_batch = first_batch(self)
+        run_unseen_modules(self.step, self._first_batch)
+        self._set_objective(warn=True)
+        self._direction_known = self._settle_direction()
+        self.setup.match_classes(self.step)
+        settle_models(self.step, self._first_batch)
+        check_data(self.train_dataset, self._first_batch, self.step.objective, task_model)
+        check_batch(self._first_batch, task_model, teacher, self.step.needs_labels)
+        if self.args.reads_data:
+            check_labels_count(self, self._first_batch)
         self._bind()
-        self._look_at_evaluation()
+        check_evaluation_data(self)
 
-    # ---- one step ----------------------------------------------------------------------------
+    # ---- the step ----------------------------------------------------------------------------
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            known: Any = self._signature_columns
-            read = self._columns() | task_columns(self._student)
-            read |= {WEIGHTS, *self._task_model.label_keys}
-            read |= (self._own_objective or self.args.objective()).columns
-            self._signature_columns = known + sorted(read - set(known))
+    def make_step(self, task_model: TaskModel, teacher: Teacher | None) -> DistillationStep:
+        """The step of this trainer; a subclass may return a `DistillationStep` of another class."""
+        return DistillationStep(task_model, teacher, self.processing_class)
 
-    def _columns(self) -> set[str]:
-        """List what both models read, without labels."""
-        return self._task_model.columns | (
-            set() if self.teacher is None else self.teacher.columns()
-        )
+    @property
+    def teacher(self) -> Teacher | None:
+        return self.step.teacher if "step" in self.__dict__ else None
 
-    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
-        keep = ANY in self._columns()
-        return dataset if keep else super()._remove_unused_columns(dataset, description)
+    @property
+    def training_objective(self) -> WeightedSum:
+        """The objective that is minimised (``self.objective`` is the score of a search)."""
+        return self.step.objective
 
-    def _get_collator_with_removed_columns(self, collator: Any, description: Any = None) -> Any:
-        keep = ANY in self._columns()
-        return collator if keep else super()._get_collator_with_removed_columns(collator)
+    @property
+    def projections(self) -> nn.ModuleDict:
+        """The learned parts of the objective."""
+        return self.step.projections
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        model, self._compiled = opened(super().call_model_init(trial))
-        assert model is not None
-        return model
+    @property
+    def _student(self) -> nn.Module:
+        student = self.model
+        if student is None:
+            raise ValueError("Expected a model, got None. Pass model=… or model_init=….")
+        return student
+
+    def _set_objective(self, warn: bool = False) -> None:
+        """Read the objective from the arguments anew: a hyper-parameter search changes them."""
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self.setup.set_objective(self.step, self.args, self._own_objective, sharded, warn)
+        check_gradient_norms(self.args.log_gradient_norms, sharded)
+
+    def _bind(self) -> None:
+        """Build what belongs to this very student: projections, copies of its weights."""
+        share_padding(self.processing_class, self._student)
+        self.step.task_model = TaskModel(self._student, role="student")
+        settle_models(self.step, self._first_batch)
+        if self.accelerator.is_fsdp2:
+            choose_blocks(self.accelerator.state.fsdp_plugin, self._student)
+        self.setup.keep_parameters(self.step, self.get_decay_parameter_names, self.args.device)
+        with gathered_parameters(self._student.parameters()):
+            if self.args.check_label_loss:
+                compare_label_losses(self.step, self._first_batch)
+            self.setup.build(self.step, self._first_batch, self.args.device, self.args.seed)
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -207,175 +285,128 @@ class DistillationTrainer(Setup, Measuring):
             model: The student, wrapped or not.
             inputs: The batch, on the device.
             return_outputs: Also return the student's outputs.
-            num_items_in_batch: The counts by unit (`Unit`), summed over the
-                processes: of the accumulation window (see `training_step`), or in an evaluation of
-                the batch. None: those that the trainer counted itself.
+            num_items_in_batch: The counts by unit (`hf_distill.models.signals.Unit`), summed over
+                the processes: of the accumulation window (see `training_step`), or in an evaluation
+                of the batch. None: those that the trainer counted itself.
         """
-        batch = self._task_model.task.share(inputs, self._task_model.model)
-        items = self._task_model.items(batch, self._real_rows(batch))
-        if self._learns_labels:
-            check_labels_of(batch, items, self._task_model)
-        check_weights(items)
-        training = self._student.training  # DeepSpeed's wrapper says True always
-        window, parts = self._counted(num_items_in_batch, training)
-        counts = items.counts() if window is None else window
-        measuring = None if training else self._evaluation
-        measured = measuring is not None and self.args.eval_teacher
-        wanted = self.training_objective.needs | Needs(
-            logits=measured, unsampled=measured, full_vocabulary=measured
-        )
-        lean = self._lean and not (return_outputs or self._logs_gradients())
-        teacher = self._teach(batch, self._unprojected(wanted) if lean else wanted, items)
-        scale = 1.0 if window is None else self._loss_scale()
+        step, training = self.step, self._student.training
+        counts, parts = self._counted(num_items_in_batch, training)
+        evaluation = None if training else self._evaluation
+        measured = evaluation is not None and self.args.eval_teacher
+        lazy = step.lazy_logits and not (return_outputs or self._logs_gradients())
+        batch = step.prepare(inputs, self._real_rows(inputs))
+        needs = step.teacher_needs(LOGITS if measured else None, lazy_logits=lazy)
+        teacher = step.ask_teacher(batch, needs)
+        student = self._callable_student()
 
-        def run() -> tuple[Tensor, dict[str, Tensor], Any]:
-            asked, outputs, student = self._asked(), None, Signal()
-            if lean:
-                asked = asked.with_lazy_logits(self._task_model.provides)
-            if asked or not training:  # else nothing is read of the answer to the batch
-                outputs, student = self._ask_student(batch, items, asked, model)
-            watch = None if measuring is None else measuring.add_signals
-            if student.lazy_logits is not None:
-                said = StepInputs(student, teacher, items, self._context_of(batch, items))
-                terms, loss, components, sums = reduce_chunked(
-                    self.training_objective, said, counts, scale, watch, parts
-                )
-            else:
-                terms = self._terms(student, teacher, batch, items)
-                loss, components, sums = reduce(terms, counts, scale, parts)
-                if watch is not None:
-                    watch(student, teacher, items)
-            if training:
-                self._follow(terms, components, items)
-            if measuring is not None:
-                measuring.add_terms(terms, sums, items.counts())
-            return loss, components, outputs if return_outputs else None
+        results: list[StepResult] = []
+
+        def run() -> tuple[Tensor, Mapping[str, Tensor], Any]:
+            result = step.student_loss(
+                model if _is_compiled(model) else student,
+                batch,
+                teacher,
+                counts,
+                scale=1.0 if counts is None else self._loss_scale(),
+                parts=parts,
+                progress=self._progress(),
+                lazy_logits=lazy,
+                with_outputs=not training,
+                observer=None if evaluation is None else evaluation.metrics.add_signals,
+                call_again=student,
+            )
+            results.append(self._follow(result) if training else result)
+            return result.loss, result.components, result.outputs if return_outputs else None
 
         wrapped = model is not self.model and not _is_compiled(model)
-        loss, components, outputs = (
-            redirected_forward(model, self._student, run) if wrapped else run()
-        )
+        # DDP and FSDP look at what a forward returns, and may return other tensors for it
+        found = redirected_forward(model, self._student, run) if wrapped else run()
+        loss, components, outputs = found
+        result = dataclasses.replace(results[0], loss=loss, components=components, outputs=outputs)
         if training:
+            self.component_log.scheduled = dict(result.scheduled)
+            if result.gradient_norms:
+                self.component_log.gradient_norms = dict(result.gradient_norms)
             self.component_log.add(self.state.global_step, components, teacher)
-        else:  # in training a teacher's logits need not outlive their step
-            self._step_teacher, self._step_loss = teacher, loss.detach()
-        return (loss, outputs) if return_outputs else loss
+        if evaluation is not None:
+            evaluation.metrics.add_terms(result.terms, result.sums, result.items.counts())
+        if self._recorder is not None:
+            self._recorder.append(result)
+        return (result.loss, result.outputs) if return_outputs else result.loss
 
-    def _ask_student(
-        self,
-        batch: Mapping[str, Any],
-        items: BatchItems,
-        needs: Needs,
-        model: nn.Module | None = None,
-    ) -> tuple[Any, Signal]:
-        call = self._student
-        if model is not None and _is_compiled(model):
-            call = model
-        elif self._compiled is not None and unwrapped(self._compiled) is unwrapped(call):
-            call = self._compiled
-        outputs, signal = self._task_model.ask(call, batch, needs, items)
-        return outputs, align_classes(signal, self._student_order)
+    def _callable_student(self) -> nn.Module:
+        """The student, or what `torch.compile` made of it."""
+        student = self._student
+        if self._compiled is not None and unwrapped(self._compiled) is unwrapped(student):
+            return self._compiled
+        return student
 
-    def _asked(self) -> Needs:
-        """What the student is asked for."""
-        return self.training_objective.student_needs
-
-    def _terms(
-        self, student: Signal, teacher: Signal | None, batch: Mapping[str, Any], items: BatchItems
-    ) -> list[Term]:
-        """What is minimised on one micro-batch; called within the wrapped model's forward."""
-        return self.training_objective.terms(
-            student, teacher, items, self._context_of(batch, items)
-        )
-
-    def _context_of(self, batch: Mapping[str, Any], items: BatchItems) -> Context:
-        return self._context(self.projections, self._pair(batch, items))
-
-    def _follow(
-        self, terms: list[Term], components: Mapping[str, Tensor], items: BatchItems
-    ) -> None:
-        """What a micro-batch of training gave, for weights that are shares and for the log."""
-        self.component_log.scheduled = scheduled_values(
-            self.training_objective, dict(self._learned().items()), self._progress()
-        )
-        self._observe(self.training_objective, terms, components, self.projections)
-        if self._logs_gradients():
-            parameters = [p for p in self._student.parameters() if p.requires_grad]
-            norms = gradient_norms(terms, items.counts(), parameters)
-            self.component_log.gradient_norms = norms
-
-    def _observe(
-        self,
-        goal: WeightedSum,
-        terms: list[Term],
-        components: Mapping[str, Tensor],
-        modules: nn.ModuleDict,
-    ) -> None:
-        last = self.accelerator.sync_gradients
-        goal.observe(terms, components, modules, last, self._over_processes)
-
-    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: BatchItems) -> Signal | None:
-        if self.teacher is None:
-            return None
-        needs = needs & self.teacher.provides
-        if not needs:
-            return None
-        who = f"the teacher ({type(self.teacher).__name__})"
-        said = check_teacher_signal(self.teacher(batch, needs, items), items, who)
-        return align_classes(said, self._teacher_order)
-
-    @property
-    def _learns_labels(self) -> bool:
-        return self.training_objective.needs_labels
+    def _follow(self, result: StepResult) -> StepResult:
+        """Update weights that follow the losses, within the wrapped model's forward."""
+        self.step.observe(result, self.accelerator.sync_gradients, self._over_processes)
+        if not self._logs_gradients():
+            return result
+        parameters = [p for p in self._student.parameters() if p.requires_grad]
+        norms = gradient_norms(result.terms, result.items.counts(), parameters)
+        return dataclasses.replace(result, gradient_norms=norms)
 
     def _logs_gradients(self) -> bool:
-        """Whether this step's gradient norms are wanted: the last step before a log."""
+        """Tell whether this step's gradient norms are logged: the last step before a log."""
         every = max(1, int(self.state.logging_steps))
         due = (self.state.global_step + 1) % every == 0 and self.accelerator.sync_gradients
         return self.args.log_gradient_norms and due
-
-    def _context(self, modules: nn.ModuleDict, pair: ModelsInStep | None = None) -> Context:
-        return Context(modules, self._parameters, self._initial, self._progress(), pair)
 
     def _progress(self) -> Progress:
         state = self.state
         return Progress(state.global_step, state.epoch or 0.0, state.max_steps)
 
-    def _learned(self) -> nn.ModuleDict:
-        """What the student's own objective has built."""
-        return self.projections
-
-    def _pair(self, batch: Mapping[str, Any], items: BatchItems) -> ModelsInStep:
-        """Both models, for objectives that ask them about more than the batch."""
-
-        def ask_teacher(other: Mapping[str, Any], needs: Needs) -> Signal:
-            signal = self._teach(other, needs, items)
-            return Signal() if signal is None else signal
-
-        return ModelsInStep(
-            batch,
-            self._task_model,
-            lambda other, needs: self._ask_student(other, items, needs)[1],
-            None if self.teacher is None else ask_teacher,
-            self.processing_class,
-        )
-
-    def _real_rows(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def _real_rows(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """False for the examples that are repeated to fill the last batch of an evaluation."""
         state = self.accelerator.gradient_state
         if self._student.training or self.accelerator.num_processes == 1:
             return None
         if not state.end_of_dataloader or state.remainder <= 0:
             return None
-        rows = self._task_model.items(batch).masks["samples"]
+        task_model = self.step.task_model
+        batch = task_model.task.share(inputs, task_model.model)
+        rows = task_model.items(batch).masks["samples"]
         first = self.accelerator.process_index * len(rows)
         return torch.arange(first, first + len(rows), device=rows.device) < state.remainder
+
+    # ---- columns and models ------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            known: Any = self._signature_columns
+            read = self._columns() | task_columns(self._student)
+            read |= {WEIGHTS, *self.step.task_model.label_keys}
+            read |= (self._own_objective or self.args.objective()).columns
+            self._signature_columns = known + sorted(read - set(known))
+
+    def _columns(self) -> set[str]:
+        """The columns that both models read, without labels."""
+        theirs = set() if self.teacher is None else self.teacher.columns()
+        return self.step.task_model.columns | theirs
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        keep = ANY in self._columns()
+        return dataset if keep else super()._remove_unused_columns(dataset, description)
+
+    def _get_collator_with_removed_columns(self, collator: Any, description: Any = None) -> Any:
+        keep = ANY in self._columns()
+        return collator if keep else super()._get_collator_with_removed_columns(collator)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model, self._compiled = opened(super().call_model_init(trial))
+        assert model is not None
+        return model
 
     # ---- training ----------------------------------------------------------------------------
 
     def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
-        self._refresh_objective()
-        if self.model is not self._bound:  # model_init made a new student
+        self._set_objective()
+        if self._student is not self.step.task_model.given:  # model_init made a new student
             self._bind()
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
@@ -388,7 +419,7 @@ class DistillationTrainer(Setup, Measuring):
             sums = load_file(path) if path.is_file() else {}
             self.component_log.load(sums, self.accelerator.num_processes, self.args.device)
         self.window.clear()
-        check_trainable(self._student, self._learned())
+        check_trainable(self._student, self.step.learned)
         check_batches(self.args, self.train_dataset)
         warn_of_no_steps(self.args)
         try:
@@ -397,14 +428,126 @@ class DistillationTrainer(Setup, Measuring):
         except BaseException:  # an interrupt, too: what was logged until then is of use
             write_curves(self.callback_handler, self.args, self.state)
             raise
-        warn_if_nothing_counted(self.training_objective, self.window.total)
+        warn_if_nothing_counted(self.step.objective, self.window.total)
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
-        if self.window.stepped and not self.window.objective_ran:  # told once
+        if self.window.stepped and not self.window.objective_ran:  # once
             self.window.objective_ran = self._own_loss = True
-            warn_of_own_loss(type(self).__name__, self.training_objective, self.teacher)
+            warn_of_own_loss(type(self).__name__, self.step.objective, self.teacher)
         super()._maybe_log_save_evaluate(*args, **options)
+
+    # ---- evaluation --------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        if not self.is_in_train:
+            self._set_objective()
+        compute, preprocess = self.compute_metrics, self.preprocess_logits_for_metrics
+        evaluation = self._evaluation = Evaluation.of(self, metric_key_prefix)
+        if compute is not None:
+            self.compute_metrics = evaluation.compute(compute, self._comparison)
+        if preprocess is not None and evaluation.both:
+            self.preprocess_logits_for_metrics = evaluation.preprocess(preprocess)
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            return evaluation.finish(output, self._comparison, self.accelerator)
+        finally:
+            self._evaluation = None
+            self.compute_metrics, self.preprocess_logits_for_metrics = compute, preprocess
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **options: Any,
+    ) -> tuple[Tensor | None, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        labels: Any = tuple(inputs.get(key) for key in self.label_names)
+        labels = None if not labels or any(label is None for label in labels) else labels
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs, teacher = self._evaluate_batch(model, inputs, not prediction_loss_only)
+        if prediction_loss_only:
+            return loss, None, None
+        task_model = self.step.task_model
+        ours = predictions_of(task_model, outputs, ignore_keys)
+        if self._evaluation is not None and self._evaluation.both:
+            ours = (ours, teacher_predictions(task_model, teacher, inputs, ours))
+        return loss, ours, labels[0] if labels is not None and len(labels) == 1 else labels
+
+    def _evaluate_batch(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool
+    ) -> tuple[Tensor | None, Any, Signal | None]:
+        """The loss, the student's outputs and the teacher's signal; no loss of unlabelled data."""
+        step, evaluation = self.step, self._evaluation
+        batch = step.task_model.task.share(inputs, step.task_model.model)
+        items, loss, outputs, teacher = step.task_model.items(batch), None, None, None
+        ours: StepResult | None = None
+        if not (items.labels is None and (step.needs_labels or self._own_loss)):
+            counts = Counts({unit: n * self._loss_scale() for unit, n in items.counts().items()})
+            compute: Any = self.compute_loss
+            with self._recording() as results:
+                found = compute(model, dict(inputs), return_outputs, num_items_in_batch=counts)
+            loss, outputs = found if isinstance(found, tuple) else (found, None)
+            loss = loss.detach().mean()
+            ours = results[-1] if results else None
+            self._own_loss = ours is None
+        if ours is not None:
+            teacher = ours.teacher
+            if evaluation is not None and loss is not None:
+                rows = step.task_model.items(batch, self._real_rows(inputs)).masks["samples"]
+                evaluation.add_other(loss, ours.loss.detach(), rows)
+        elif evaluation is not None and evaluation.both and return_outputs:
+            teacher = step.ask_teacher(StepBatch(batch, items), LOGITS)
+        if outputs is None and return_outputs:
+            outputs, _ = step.task_model.ask(model, batch, Needs(), items)
+        return loss, outputs, teacher
+
+    @contextmanager
+    def _recording(self) -> Iterator[list[StepResult]]:
+        """Collect the results of `compute_loss`, which a subclass may or may not call."""
+        before, self._recorder = self._recorder, []
+        try:
+            yield self._recorder
+        finally:
+            self._recorder = before
+
+    def _settle_direction(self) -> bool:
+        """Set the direction of ``metric_for_best_model``, unless the arguments do."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
+        names = (OTHER, *(name for name, _, _ in self.step.objective.named()))
+        known = self.args.settle_direction(names, sets)
+        warn_of_entropy_gap(self.args)
+        return known
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """As in `transformers`; one that follows a metric follows it the way it is better."""
+        given = self.args.lr_scheduler_kwargs
+        if self._direction_known:
+            self.args.lr_scheduler_kwargs = scheduler_settings(self.args)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            self.args.lr_scheduler_kwargs = given
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        """As in `transformers`; the default score sums what `compute_metrics` gives, no more."""
+        score = self._comparison.score if compute_objective is None else compute_objective
+        return super().hyperparameter_search(hp_space, score, *rest, **options)
 
     # ---- accumulation ------------------------------------------------------------------------
 
@@ -419,7 +562,7 @@ class DistillationTrainer(Setup, Measuring):
         """Count the items of every unit over the accumulation window, and over all ranks."""
         if not batch_samples:
             return None
-        counts = [self._task_model.items(batch).counts() for batch in batch_samples]
+        counts = [self.step.task_model.items(batch).counts() for batch in batch_samples]
         return self.window.count(counts, device, self._over_ranks)
 
     def _over_ranks(self, counts: Tensor) -> Tensor:
@@ -608,7 +751,7 @@ class DistillationTrainer(Setup, Measuring):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Tensors of a checkpoint besides the student's weights: the tensors themselves, by name.
         `train` reads a checkpoint into them."""
-        return extra_tensors(self.projections, self._initial, self.teacher)
+        return self.step.tensors()
 
     def _load_extras(self, folder: str) -> None:
         with gathered_parameters(self.projections.parameters(), changed=True):
@@ -651,11 +794,11 @@ class DistillationTrainer(Setup, Measuring):
 
     def student_card(self) -> StudentCard:
         """Fill a model card with the facts of this run; edit it, then pass it to `hub.write`."""
-        return student_card(self, self._task_model, self.training_objective, self.teacher)
+        return student_card(self, self.step.task_model, self.step.objective, self.teacher)
 
     def run_facts(self) -> dict[str, Any]:
         """Metadata of this run for trackers: plain values, without local paths and tokens."""
-        return run_facts(self.training_objective, self.teacher, self._task_model)
+        return run_facts(self.step.objective, self.teacher, self.step.task_model)
 
     def create_model_card(
         self,
@@ -710,9 +853,7 @@ class DistillationTrainer(Setup, Measuring):
         return job.result() if blocking else job
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if (
-            self._checkpoint.staging is not None
-        ):  # `Trainer` calls this before the checkpoint is complete
+        if self._checkpoint.staging is not None:  # the checkpoint is not complete yet
             return
         if self.is_world_process_zero() and self._publisher.pushes_checkpoints:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -91,7 +91,7 @@ def ours(setting: Setting, beta: float) -> Any:
 
 def whole_logits(setting: Setting, beta: float) -> Any:
     trainer = ours(setting, beta)
-    trainer._lean = False
+    trainer.step.lazy_logits = False
     return trainer
 
 

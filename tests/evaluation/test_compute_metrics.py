@@ -114,7 +114,9 @@ def test_a_search_by_what_is_a_number(tmp_path: Path) -> None:
     """The default score is the sum of the metrics."""
     ours = trainer(tmp_path, compute_metrics=lambda p: {"accuracy": 0.25, "f1": 0.5, "matrix": [1]})
     found = ours.evaluate()  # transformers adds up this time as well
-    assert ours._score(found) == pytest.approx(0.75 + found["eval_model_preparation_time"])
+    assert ours._comparison.score(found) == pytest.approx(
+        0.75 + found["eval_model_preparation_time"]
+    )
 
 
 # ---- what it keeps -------------------------------------------------------------------------------

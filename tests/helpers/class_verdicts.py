@@ -232,7 +232,7 @@ def equal_teacher(case: Case) -> tuple[float, str]:
         if name.startswith(("eval_forward_kl", "eval_logit_mse", "eval_hidden")) and value > CLOSE:
             raise DiffersError(f"{name} is {value:.2e} with an equal teacher")
     if not refused:
-        check_lengths(case, trainer._task_model)
+        check_lengths(case, trainer.step.task_model)
     return float(figures["eval_hard_labels"]), refused
 
 
@@ -272,7 +272,7 @@ def hidden_states(case: Case) -> None:
     figures = trainer.evaluate()
     if figures["eval_loss"] > CLOSE:
         raise DiffersError(f"hidden states are {figures['eval_loss']:.2e} from an equal teacher's")
-    check_lengths(case, trainer._task_model)
+    check_lengths(case, trainer.step.task_model)
 
 
 def check_lengths(case: Case, head: Any) -> None:

@@ -85,7 +85,7 @@ def test_what_follows_the_output_layer_is_seen(name: str, lean: bool, tmp_path: 
     """Logits computed without it would be others once the model is trained, and a bias would never
     be; without the shortcut whole logits fill the memory."""
     case = Case(CLASSES[name], *build(CLASSES[name]), tmp_path)
-    assert case.ours(case.model, alpha=0.0)._lean is lean
+    assert case.ours(case.model, alpha=0.0).step.lazy_logits is lean
 
 
 def test_hidden_states_that_are_no_tensors_are_refused_by_name(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_label_smoothing_factor_reaches_early_exits(tmp_path: Path) -> None:
     labels = batch.pop("labels")
     states = ours.model.eval()(**batch, output_hidden_states=True).hidden_states[1][:, 0]
     exit_head: Any = ours.projections["early_exits"]["1"]
-    logits = exit_head.lazy_logits(states).detach()
+    logits = exit_head.linear(states).detach()
     expected = float(F.cross_entropy(logits, labels, label_smoothing=0.3))
     found = ours.evaluate()["eval_early_exits_labels"]
     assert found == pytest.approx(expected, rel=1e-6)
@@ -234,7 +234,7 @@ def test_weight_decay_is_the_sum_of_squares_of_the_decayed_weights(tmp_path: Pat
     assert ours.evaluate()["eval_weight_decay"] == pytest.approx(
         0.5 * decayed_squares(ours), rel=1e-12
     )
-    names = ours._parameters
+    names = ours.step.parameters
     assert names
     assert not any(n.endswith(".bias") or "LayerNorm" in n for n in names)
     frozen = next(iter(names.values()))

@@ -138,13 +138,13 @@ def step(ours: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
 
 def both(ours: Any, batch: dict[str, Any]) -> list[tuple[float, dict[str, Tensor]]]:
     """The same step without logits and with them."""
-    assert ours._lean
+    assert ours.step.lazy_logits
     state = copy.deepcopy(ours.projections.state_dict())  # running means follow every step
     found = [step(ours, batch)]
     ours.projections.load_state_dict(state)
-    ours._lean = False
+    ours.step.lazy_logits = False
     found.append(step(ours, batch))
-    ours._lean = True
+    ours.step.lazy_logits = True
     return found
 
 
@@ -221,7 +221,7 @@ def test_a_model_with_an_output_of_its_own_keeps_its_logits(tmp_path: Path) -> N
 
     student = Own(CASES["causal_lm"].config()).double()
     ours = made(tmp_path, "causal_lm", ForwardKL(), model=student, label_names=["labels"])
-    assert not ours._lean
+    assert not ours.step.lazy_logits
     ours.train()
 
 
@@ -235,7 +235,7 @@ def test_a_model_with_an_output_of_its_own_keeps_its_logits(tmp_path: Path) -> N
 )
 def test_what_needs_whole_logits_gets_them(tmp_path: Path, objective: Any) -> None:
     """In pieces a correlation across items would be one across three of them."""
-    assert not made(tmp_path, "causal_lm", objective)._lean
+    assert not made(tmp_path, "causal_lm", objective).step.lazy_logits
 
 
 def test_a_subclass_that_reads_the_logits_gets_them(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_evaluation_is_the_same(tmp_path: Path, head: str) -> None:
     found = []
     for lean in (True, False):
         ours = made(tmp_path, head, 0.5 * HardLabels() + 0.5 * ForwardKL(2.0) + HiddenStates())
-        ours._lean = lean
+        ours.step.lazy_logits = lean
         found.append(ours.evaluate())
     assert found[0].keys() == found[1].keys()
     timed = ("_runtime", "_second", "_time")
@@ -430,7 +430,7 @@ def test_a_compiled_student(tmp_path: Path) -> None:
             eval_strategy="steps",
             eval_steps=1,
         )
-        assert ours._lean
+        assert ours.step.lazy_logits
         ours.train()
         found.append(recorder.logs)
     timed = ("_runtime", "_second", "_time")
@@ -447,7 +447,7 @@ def test_gradient_norms_are_logged(tmp_path: Path) -> None:
         ours = made(
             tmp_path, "causal_lm", None, log_gradient_norms=True, callbacks=[recorder], seed=1
         )
-        ours._lean = lean
+        ours.step.lazy_logits = lean
         ours.train()
         logs.append(recorder.steps)
     for ours, wanted in zip(*logs, strict=True):
@@ -472,8 +472,8 @@ def figures(folder: str, lean: str) -> None:
         max_steps=3,
         optim="sgd",
     )
-    ours._lean = ours._lean and lean == "yes"
-    assert ours._lean == (lean == "yes")
+    ours.step.lazy_logits = ours.step.lazy_logits and lean == "yes"
+    assert ours.step.lazy_logits == (lean == "yes")
     ours.train()
     found = {name: p.detach().contiguous() for name, p in student.named_parameters()}
     found["eval_loss"] = torch.tensor(ours.evaluate()["eval_loss"])

@@ -196,7 +196,9 @@ def _train(folder: Path, models: Path, name: str, run: dict[str, Any], together:
 
     ours = make()
     assert ours.is_deepspeed_enabled == together
-    assert ours._lean == (name in IN_PIECES or (name == "an adapted head" and not together))
+    assert ours.step.lazy_logits == (
+        name in IN_PIECES or (name == "an adapted head" and not together)
+    )
     if settings["max_steps"]:
         ours.train()
         if together and stage == 3:

@@ -189,8 +189,8 @@ def made(
         args=args,
         **kind,
     )
-    assert ours._lean or not run.lean
-    ours._lean = run.lean
+    assert ours.step.lazy_logits or not run.lean
+    ours.step.lazy_logits = run.lean
     return ours
 
 

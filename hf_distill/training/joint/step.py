@@ -1,9 +1,9 @@
-"""Who learns what from whom in one step of a joint training."""
+"""One step of online distillation: every model learns from the others."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,87 +11,122 @@ from torch import Tensor, nn
 
 from hf_distill.models.class_order import ClassOrder, align_classes
 from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Context, Term, WeightedSum, mean_term
 from hf_distill.teachers.ensemble.mixing import mean_of, member_probs
 from hf_distill.training.joint.peers import STUDENT, Peers
-from hf_distill.training.trainer import DistillationTrainer
+from hf_distill.training.step import DistillationStep, StepBatch, StepResult
 
 
-class JointStep(DistillationTrainer):
-    """The part of the joint trainer that makes the terms of all models.
+class JointStep(DistillationStep):
+    """A `DistillationStep` in which the teachers, the peers, are trained too.
 
-    A lesson is what one model, the learner, learns from one source: another model, the ensemble of
-    all, or nobody. Each has learned parts of its own (projections).
+    A model, the learner, learns from each of its sources: every other model, the ensemble of all,
+    or none. Each pair of learner and source has its own projections.
+
+    Args:
+        task_model: The student.
+        peers: The models in training besides the student.
+        peer_objective: The objective of each peer.
+        ensemble: Whether the only source is the mean of all models' probabilities.
+        processor: The student's tokenizer or processor.
     """
 
-    _peers: Peers
-    _ensemble: bool
-    _peer_goals: dict[str, WeightedSum]
-    _orders: dict[str, ClassOrder]
-    _peer_parameters: dict[str, dict[str, Tensor]]
-    _peer_initial: dict[str, dict[str, Tensor]]
-    _said: Mapping[str, Signal] = {}
+    def __init__(
+        self,
+        task_model: TaskModel,
+        peers: Peers,
+        peer_objective: WeightedSum,
+        ensemble: bool,
+        processor: Any = None,
+    ):
+        super().__init__(task_model, peers, processor)
+        self.peers, self.own_peer_objective, self.ensemble = peers, peer_objective, ensemble
+        self.peer_objectives: dict[str, WeightedSum] = {}
+        self.orders: dict[str, ClassOrder] = {}
+        self.peer_parameters: dict[str, dict[str, Tensor]] = {}
+        self.peer_initial: dict[str, dict[str, Tensor]] = {}
 
     @property
-    def _goals(self) -> dict[str, WeightedSum]:
-        """What each model minimises, the student first."""
-        return {STUDENT: self.training_objective, **self._peer_goals}
+    def objectives(self) -> dict[str, WeightedSum]:
+        """The objective of each model, the student first."""
+        return {STUDENT: self.objective, **self.peer_objectives}
 
-    def _needs_of(self, name: str, learners: Iterable[str]) -> Needs:
-        """What a model is asked for, by itself and by those who learn from it."""
-        goals = self._goals
-        needs = goals[name].student_needs if name in learners else Needs()
+    @property
+    def needs_labels(self) -> bool:
+        return any(objective.needs_labels for objective in self.objectives.values())
+
+    @property
+    def student_needs(self) -> Needs:
+        return self.needs_of(STUDENT, self.objectives if self.training else (STUDENT,))
+
+    @property
+    def learned(self) -> nn.ModuleDict:
+        return self.modules_of(STUDENT)
+
+    def learners(self) -> list[tuple[TaskModel, WeightedSum]]:
+        peers = self.peers.task_models.items()
+        return [
+            (self.task_model, self.objective),
+            *((task_model, self.peer_objectives[name]) for name, task_model in peers),
+        ]
+
+    def needs_of(self, name: str, learners: Iterable[str]) -> Needs:
+        """The outputs requested of a model, by itself and by those that learn from it."""
+        objectives = self.objectives
+        needs = objectives[name].student_needs if name in learners else Needs()
         for learner in learners:
-            if self._ensemble or learner != name:
-                needs = needs | goals[learner].needs
+            if self.ensemble or learner != name:
+                needs = needs | objectives[learner].needs
         return needs
 
-    def _can_be_lean(self) -> bool:
-        return False  # the models tell each other their logits
-
-    def _asked(self) -> Needs:
-        return self._needs_of(STUDENT, self._goals if self._student.training else (STUDENT,))
-
-    def _ask_peers(
-        self,
-        batch: Mapping[str, Any],
-        items: BatchItems,
-        learners: Iterable[str],
-        more: Needs | None = None,
+    def ask_peers(
+        self, batch: StepBatch, learners: Iterable[str], more: Needs | None = None
     ) -> dict[str, Signal]:
+        """The outputs of all peers, with their graphs."""
         found = {}
-        for name, order in self._orders.items():
-            needs = self._needs_of(name, learners) | (more or Needs())
-            found[name] = align_classes(self._peers.ask(name, batch, needs, items), order)
+        for name, order in self.orders.items():
+            needs = self.needs_of(name, learners) | (more or Needs())
+            signal = self.peers.ask(name, batch.inputs, needs, batch.items)
+            found[name] = align_classes(signal, order)
         return found
 
-    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: BatchItems) -> Signal | None:
-        if self._student.training:
-            return None  # the peers run within the wrapped forward, with their graphs
-        self._peers.models.eval()
+    def ask_teacher(self, batch: StepBatch, needs: Needs | None = None) -> Signal | None:
+        """In an evaluation the first peer's outputs, with all peers' as its members.
+
+        In training None: the peers run within the wrapped forward, with their graphs.
+        """
+        if self.training:
+            return None
+        self.peers.models.eval()
         with torch.no_grad():
-            self._said = self._ask_peers(batch, items, (STUDENT,), needs)
-        return self._said[self._peers.first]
+            signals = self.ask_peers(batch, (STUDENT,), needs)
+        return dataclasses.replace(signals[self.peers.first], members=signals)
 
-    def _terms(
-        self, student: Signal, teacher: Signal | None, batch: Mapping[str, Any], items: BatchItems
+    def terms(
+        self, student: Signal, teacher: Signal | None, batch: StepBatch, context: Context
     ) -> list[Term]:
-        training = self._student.training
-        learners = tuple(self._goals) if training else (STUDENT,)
-        said, self._said = self._said, {}
-        peers = self._ask_peers(batch, items, learners) if training else said
-        return self._learn({STUDENT: student, **peers}, items, learners)
+        learners = tuple(self.objectives) if self.training else (STUDENT,)
+        if self.training:
+            peers = self.ask_peers(batch, learners)
+        else:
+            peers = {} if teacher is None else dict(teacher.members)
+        return self.learn({STUDENT: student, **peers}, batch.items, learners, context)
 
-    def _learn(
-        self, signals: Mapping[str, Signal], items: BatchItems, learners: Iterable[str]
+    def learn(
+        self,
+        signals: Mapping[str, Signal],
+        items: BatchItems,
+        learners: Iterable[str],
+        context: Context,
     ) -> list[Term]:
         """The terms of some models; those of the peers are prefixed by their names."""
-        told, terms = self._told(signals), []
+        shared, terms = self.sources(signals), []
         for learner in learners:
             found = []
-            for source, teacher in self._sources(learner, told).items():
-                context = self._lesson_context(learner, source)
-                found.append(self._goals[learner].terms(signals[learner], teacher, items, context))
+            for source, teacher in self.sources_of(learner, shared).items():
+                own = self.context_of(learner, source, context)
+                found.append(self.objectives[learner].terms(signals[learner], teacher, items, own))
             for same in zip(*found, strict=True):
                 term = mean_term(same)
                 if learner != STUDENT:
@@ -100,49 +135,48 @@ class JointStep(DistillationTrainer):
                 terms.append(term)
         return terms
 
-    def _told(self, signals: Mapping[str, Signal]) -> dict[str, Signal]:
-        """What each model tells the others, or what all of them do together: values alone."""
-        told = {name: signal.detach() for name, signal in signals.items()}
-        if self._ensemble and any(goal.needs for goal in self._goals.values()):
-            return {"ensemble": ensemble_of(told)}
-        return told
+    def sources(self, signals: Mapping[str, Signal]) -> dict[str, Signal]:
+        """The detached outputs that models learn from: each model's, or the ensemble's."""
+        found = {name: signal.detach() for name, signal in signals.items()}
+        if self.ensemble and any(objective.needs for objective in self.objectives.values()):
+            return {"ensemble": ensemble_of(found)}
+        return found
 
-    def _sources(self, learner: str, told: Mapping[str, Signal]) -> dict[str, Signal | None]:
-        """Whom a model learns from: one lesson each."""
-        if not self._goals[learner].needs:
+    def sources_of(self, learner: str, shared: Mapping[str, Signal]) -> dict[str, Signal | None]:
+        """The sources of one model."""
+        if not self.objectives[learner].needs:
             return {"alone": None}
-        return {name: signal for name, signal in told.items() if name != learner}
+        return {name: signal for name, signal in shared.items() if name != learner}
 
-    def _lesson(self, learner: str, source: str | None = None) -> nn.ModuleDict:
+    def modules_of(self, learner: str, source: str | None = None) -> nn.ModuleDict:
+        """The learned parts of a learner, with one of its sources or with the first."""
         lessons: Any = self.projections["lessons"]
         own = lessons[learner]
         found: nn.ModuleDict = next(iter(own.values())) if source is None else own[source]
         return found
 
-    def _learned(self) -> nn.ModuleDict:
-        return self._lesson(STUDENT)
-
-    def _lesson_context(self, learner: str, source: str) -> Context:
-        context = self._context(self._lesson(learner, source))
+    def context_of(self, learner: str, source: str, context: Context) -> Context:
+        """The context of one learner and source."""
+        context = dataclasses.replace(context, module=self.modules_of(learner, source), pair=None)
         if learner == STUDENT:
             return context
-        return dataclasses.replace(
-            context,
-            parameters=self._peer_parameters[learner],
-            initial=self._peer_initial[learner],
-        )
+        parameters, initial = self.peer_parameters[learner], self.peer_initial[learner]
+        return dataclasses.replace(context, parameters=parameters, initial=initial)
 
-    def _observe(
-        self,
-        goal: WeightedSum,
-        terms: list[Term],
-        components: Mapping[str, Tensor],
-        modules: nn.ModuleDict,
+    def observe(
+        self, result: StepResult, last: bool, over_ranks: Callable[[Tensor], Tensor]
     ) -> None:
-        for learner, own_goal in self._goals.items():
-            own = [t for t in terms if (t.part.rpartition("/")[0] or STUDENT) == learner]
+        for learner, objective in self.objectives.items():
+            own = [t for t in result.terms if (t.part.rpartition("/")[0] or STUDENT) == learner]
             own = [dataclasses.replace(t, part=t.part.rpartition("/")[2]) for t in own]
-            super()._observe(own_goal, own, components, self._lesson(learner))
+            modules = self.modules_of(learner)
+            objective.observe(own, result.components, modules, last, over_ranks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        held = {n.removeprefix("projections."): t for n, t in super().tensors().items()}
+        for name, initial in self.peer_initial.items():
+            held.update({f"initial_{name}.{n}": t for n, t in initial.items()})
+        return held
 
 
 def ensemble_of(signals: Mapping[str, Signal]) -> Signal:
@@ -151,5 +185,5 @@ def ensemble_of(signals: Mapping[str, Signal]) -> Signal:
     Raises:
         ValueError: logits of several shapes, or none.
     """
-    heard = member_probs(signals.items(), temperature=1.0, partial=False)
-    return mean_of(heard, "probabilities", lambda voice: voice.chances.new_zeros(()))
+    members = member_probs(signals.items(), temperature=1.0, partial=False)
+    return mean_of(members, "probabilities", lambda member: member.chances.new_zeros(()))

@@ -131,6 +131,10 @@ class OnPolicyConfig(DistillationConfig):
         if self.continuous_batching:
             check_continuous(sampling.repetition_penalty, sampling.others)
 
+    @property
+    def reads_data(self) -> bool:
+        return not (self.seq_kd or self.lmbda > 0)
+
     def sampling(self) -> Sampling:
         """How completions are drawn."""
         if not isinstance(self.generation_kwargs, dict | None):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from peft import PeftConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from hf_distill.models.batches import GENERATED
-from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.teachers import CachedTeacher, ModelTeacher
+from hf_distill.models.signals import Needs, Signal
+from hf_distill.models.task_model import TaskModel
+from hf_distill.objectives.base.objective import Objective, WeightedSum
+from hf_distill.teachers import CachedTeacher, ModelTeacher, Teacher
 from hf_distill.training.on_policy.buffer import ReplayBuffer
 from hf_distill.training.on_policy.checks import (
     check_batching,
@@ -37,12 +41,26 @@ from hf_distill.training.on_policy.prompts import (
     start_token,
 )
 from hf_distill.training.on_policy.stats import OnPolicyStats, completion_lines
+from hf_distill.training.step import DistillationStep, StepBatch
 from hf_distill.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
 OWN, REPLAY, DRAW, SAMPLE = range(4)
 """What a random number is for."""
+
+
+class OnPolicyStep(DistillationStep):
+    """A step whose cached teacher's live model is asked about generated text; the outputs are not
+    kept."""
+
+    def ask_teacher(self, batch: StepBatch, needs: Needs | None = None) -> Signal | None:
+        cached = self.teacher
+        if GENERATED not in batch.inputs or not isinstance(cached, CachedTeacher):
+            return super().ask_teacher(batch, needs)
+        live = copy.copy(self)
+        live.teacher = cached.live
+        return live.ask_teacher(batch, needs)
 
 
 class OnPolicyDistillationTrainer(DistillationTrainer):
@@ -74,8 +92,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         args: An `OnPolicyConfig`.
         generator: What completes the prompts instead of the student's ``generate``, see
             `Generator`; the sampling arguments are then its own affair.
-        *positional: As `DistillationTrainer`.
-        **options: As `DistillationTrainer`.
+        data_collator: As `DistillationTrainer`, like all that are not listed here.
 
     Raises:
         ValueError: anything that cannot work, before training starts, with the remedy.
@@ -88,15 +105,45 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         self,
         model: PreTrainedModel | nn.Module | None = None,
         args: OnPolicyConfig | None = None,
-        *positional: Any,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         generator: Generator | None = None,
-        **options: Any,
+        teacher_model: str | Path | nn.Module | Teacher | None = None,
+        objective: Objective | WeightedSum | None = None,
+        peft_config: PeftConfig | None = None,
     ):
         self.generator = generator
         self._buffer = ReplayBuffer(0)
         self._given_dataset: Any = None
         self._written_dataset: Any = None
-        super().__init__(model, args, *positional, **options)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            model_init,
+            compute_loss_func,
+            compute_metrics,
+            callbacks,
+            optimizers,
+            optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics,
+            teacher_model=teacher_model,
+            objective=objective,
+            peft_config=peft_config,
+        )
         self._stats = OnPolicyStats(self.args, self._summed, self._labelled_terms)
         self.component_log.extra = self._stats
         if isinstance(generator, TrainerCallback):
@@ -107,13 +154,12 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         if self.args.lmbda > 0 or self.args.adaptive_lmbda:
             self._check_on_policy()
 
-    def _look_for_labels(self) -> None:
-        if not (self.args.seq_kd or self.args.lmbda > 0):  # else prompts alone are enough
-            super()._look_for_labels()
+    def make_step(self, task_model: TaskModel, teacher: Teacher | None) -> OnPolicyStep:
+        return OnPolicyStep(task_model, teacher, self.processing_class)
 
     def _check_on_policy(self) -> None:
         if self._first_batch is not None:
-            check_inputs(self._first_batch, self._task_model, self.args, self.data_collator)
+            check_inputs(self._first_batch, self.step.task_model, self.args, self.data_collator)
         check_goal(self.training_objective)
         check_teacher(self.teacher)
         if self.args.adaptive_lmbda and isinstance(self.eval_dataset, dict):
@@ -167,7 +213,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         pairs = iter(self._replayed(len(flat)) or self._generated(flat))
         padding = self._model_generator().padding
         written = [
-            assemble(list(itertools.islice(pairs, len(own))), self._task_model, padding)
+            assemble(list(itertools.islice(pairs, len(own))), self.step.task_model, padding)
             for own in prompts
         ]
         device = batches[0]["input_ids"].device
@@ -202,7 +248,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
                 f"Expected a completion for each of {len(prompts)} prompts, got "
                 f"{len(completions)}. Look at the generator."
             )
-        classes = self._task_model.classes
+        classes = self.step.task_model.classes
         wrong = [t for c in completions for t in c if t < 0 or (classes and t >= classes)]
         if wrong:
             raise ValueError(
@@ -216,26 +262,17 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
 
     def _prompts(self) -> Prompts:
         teacher = None if self.teacher is None else self.teacher.config
-        configs = [config for config in (self._task_model.config, teacher) if config is not None]
+        configs = [
+            config for config in (self.step.task_model.config, teacher) if config is not None
+        ]
         longest = longest_prompt(self.args.max_completion_length, configs)
-        start = start_token(self._tokenizer, self._task_model.config)
-        return Prompts(self._task_model, self.args.prompt_length, longest, start)
+        start = start_token(self._tokenizer, self.step.task_model.config)
+        return Prompts(self.step.task_model, self.args.prompt_length, longest, start)
 
     def _model_generator(self) -> ModelGenerator:
         args = self.args
         size, continuous = args.generation_batch_size, args.continuous_batching
         return ModelGenerator(self._student, args.sampling(), self._tokenizer, size, continuous)
-
-    def _teach(self, batch: Mapping[str, Any], needs: Needs, items: BatchItems) -> Signal | None:
-        """A cache asks its live teacher about new text, and does not keep the answer."""
-        cached = self.teacher
-        if GENERATED not in batch or not isinstance(cached, CachedTeacher):
-            return super()._teach(batch, needs, items)
-        self.teacher = cached.live
-        try:
-            return super()._teach(batch, needs, items)
-        finally:
-            self.teacher = cached
 
     # ---- training ----------------------------------------------------------------------------
 

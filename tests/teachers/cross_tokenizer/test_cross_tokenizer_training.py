@@ -445,7 +445,7 @@ def test_labels_are_learned_everywhere(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = run.model(**data).loss.item()  # transformers' own mean over the labels
     assert logs["hard_labels"] == pytest.approx(expected, rel=1e-6)
-    counts = run._task_model.items(run.data_collator(rows(ours, prompt=2))).counts()
+    counts = run.step.task_model.items(run.data_collator(rows(ours, prompt=2))).counts()
     assert 0 < counts["items"] < counts["labels"]
 
 
@@ -467,8 +467,8 @@ def test_weights_of_tokens_count(tmp_path: Path) -> None:
     batch = run.data_collator(data)
     found = run.compute_loss(run.model.eval(), batch).item()
     batch.pop("token_weights")
-    items = run._task_model.items(batch)
-    _, signal = run._task_model.ask(student, batch, Needs(logits=True), items)
+    items = run.step.task_model.items(batch)
+    _, signal = run.step.task_model.ask(student, batch, Needs(logits=True), items)
     (term,) = ForwardKL().terms(signal, teacher(batch, CROSSING, items), items, Context())
     weights = torch.zeros_like(term.values)
     for r, row in enumerate(data):

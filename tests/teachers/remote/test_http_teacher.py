@@ -225,7 +225,7 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
         remote = HTTPTeacher(server.url)
         run = trainer(tmp_path, model=student, teacher_model=remote, objective=ForwardKL())
         remote.close()
-    assert run._teacher_order.tolist() == [1, 2, 0]
+    assert run.step.teacher_order.tolist() == [1, 2, 0]
 
 
 def test_vocabularies_are_compared(tmp_path: Path) -> None:
