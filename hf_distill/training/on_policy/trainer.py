@@ -266,7 +266,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
             config for config in (self.step.task_model.config, teacher) if config is not None
         ]
         longest = longest_prompt(self.args.max_completion_length, configs)
-        start = start_token(self._tokenizer, self.step.task_model.config)
+        start = start_token(self._tokenizer, own)
         return Prompts(self.step.task_model, self.args.prompt_length, longest, start)
 
     def _model_generator(self) -> ModelGenerator:
