@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, say: Say) -> int:
     """Check a card."""
     from hf_distill.hub.check import card_problems
-    from hf_distill.hub.files import folder_problems, pictures_of
+    from hf_distill.hub.files import folder_problems, images_of
     from hf_distill.hub.leaks import read_text
 
     path = Path(args.path)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
         except ValueError as error:
             complain(str(error))
             return 2
-        lacking = [name for name in pictures_of(text) if not (path.parent / name).is_file()]
+        lacking = [name for name in images_of(text) if not (path.parent / name).is_file()]
         problems = [
             *card_problems(text),
             *(f"shows {name}, which is not there" for name in lacking),

@@ -16,13 +16,13 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from hf_distill.hub.leaks import read_text, scrub
+from hf_distill.utils.files import write_text
 
 from .check import hub_id, is_local, validate
-from .files import replace_text
 from .metadata import KEYS, TAGS, eval_entries, metadata
 from .prose import body
 
-__all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "replace_text", "with_repo_id", "write"]
+__all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "with_repo_id", "write"]
 
 BEGIN, END = "<!-- hf_distill:begin -->", "<!-- hf_distill:end -->"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -160,7 +160,7 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
     if joined is None:
         warnings.warn(BY_HAND.format(path=path), stacklevel=2)
     else:
-        replace_text(path, joined)
+        write_text(path, joined)
     return path
 
 
@@ -191,7 +191,7 @@ def _write_eval_results(facts: dict[str, Any], folder: Path) -> None:
     entries = eval_entries(facts)
     file = folder / ".eval_results" / f"{facts['data']['id'].split('/')[-1]}.yaml"
     file.parent.mkdir(exist_ok=True)
-    replace_text(file, yaml_dump(entries, sort_keys=False))
+    write_text(file, yaml_dump(entries, sort_keys=False))
 
 
 def _dump(front_matter: dict[str, Any]) -> str:

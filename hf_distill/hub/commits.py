@@ -1,4 +1,4 @@
-"""One commit on the Hub of files that were checked: uploaded first, asked again where needed."""
+"""Commits of checked files to the Hub, with retries and error messages that name a remedy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hf_distill.hub.leaks import Checked
 
 T = TypeVar("T")
 ATTEMPTS = 4
-# The client itself sends again what it uploads and asks; of the other calls (creating, committing)
-# one answer of these is enough for it to give up. 412: somebody else has pushed meanwhile.
+"""Attempts at a request before it fails."""
+# The client itself repeats uploads and reads; the other calls (creating, committing) fail at the
+# first answer with one of these. 412: another push was committed in between.
 _PASSING = (408, 412, 500, 502, 503, 504)
 # errors of the connection have no other public name: httpx in huggingface_hub 1, httpx2 in 2
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
@@ -26,19 +27,19 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 @dataclass
 class Push:
-    """One push: the requests that it is made of, asked again where that is safe.
+    """One push in one commit; its requests are repeated where that is safe.
 
     Args:
         api: The client, with the token.
-        repo_id: ``namespace/name``, or ``name``; created when missing.
-        message: First line of the commit.
-        stale: Patterns of what lies there already and is deleted, unless it is sent.
-        private: Visibility of a repository that is created; default: the account's.
-        revision: Branch to push to, created when missing; default: main.
+        repo_id: ``namespace/name``, or ``name``; created if it does not exist.
+        message: First line of the commit message.
+        stale: Patterns of files in the repository that are deleted unless they are replaced.
+        private: Visibility of a new repository; default: that of the account.
+        revision: Branch to push to, created if it does not exist; default: main.
         create_pr: Open a pull request against main instead.
         repo_type: "model" or "dataset".
-        sign: A file that is there wherever an earlier push of ours was; where it is not, but other
-            files of ``stale`` are, nothing is replaced.
+        sign: A file that every earlier push of this kind contains. A repository that has other
+            files of ``stale`` but not this one is left unchanged.
     """
 
     api: HfApi
@@ -52,13 +53,13 @@ class Push:
     sign: str | None = None
 
     def send(self, files: Callable[[str], list[Checked]]) -> CommitInfo:
-        """Commit the files that ``files`` gives for the full id of the repository.
+        """Commit the files that ``files`` returns for the repository's full id.
 
         Raises:
-            PermissionError: not logged in, or the Hub refuses the token (401, 403, gated).
-            ConnectionError: the Hub was not reached, or went on answering with errors of its own.
-            ValueError: a file was changed since it was checked, or the repository holds something
-                else (see ``sign``).
+            PermissionError: not logged in, or the Hub rejects the token (401, 403, gated).
+            ConnectionError: the Hub was not reached, or still fails after `ATTEMPTS` attempts.
+            ValueError: a file was changed since it was checked, or the repository contains
+                something else (see ``sign``).
         """
         if self.api.token is None and get_token() is None:
             raise PermissionError(
@@ -66,7 +67,7 @@ class Push:
                 "`hf auth login`, set HF_TOKEN, or pass token=."
             )
         with explained(self.repo_id):
-            if self.create_pr:  # a request whose answer was lost would be opened twice
+            if self.create_pr:  # a pull request whose answer was lost would be opened twice
                 parent, operations = retry(self._upload, files)
                 return self._commit(parent, operations)
             return retry(lambda: self._commit(*self._upload(files)))
@@ -74,10 +75,10 @@ class Push:
     def _upload(
         self, files: Callable[[str], list[Checked]]
     ) -> tuple[str | None, list[CommitOperationAdd | CommitOperationDelete]]:
-        """All but the commit: the repository, the branch, the large files.
+        """Create repository and branch and upload the large files, without a commit.
 
         Returns:
-            The commit that was found, and what is to be done to it.
+            The branch's last commit, and the operations that the new one consists of.
         """
         self.repo_id = self.api.create_repo(
             self.repo_id, private=self.private, exist_ok=True, repo_type=self.repo_type
@@ -129,7 +130,7 @@ class Push:
 
 
 def retry(ask: Callable[..., T], *arguments: Any) -> T:
-    """Ask until the Hub answers; give up after ``ATTEMPTS``, or when it refuses."""
+    """Call a request until it succeeds, is rejected, or has failed `ATTEMPTS` times."""
     for attempt in range(ATTEMPTS - 1):
         try:
             return ask(*arguments)
@@ -142,11 +143,11 @@ def retry(ask: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Errors of the client in words that say what to do.
+    """Turn errors of the Hub's client into errors that name a remedy.
 
     Raises:
-        PermissionError: the Hub refuses the token.
-        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
+        PermissionError: the Hub rejects the token.
+        ConnectionError: the Hub was not reached, or still fails after `ATTEMPTS` attempts.
     """
     try:
         yield

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.hub.leaks import read_text
+from hf_distill.utils.files import write_text
 
-from .card import BEGIN, END, replace_text
+from .card import BEGIN, END
 from .check import validate
 from .prose import templates
 
@@ -46,5 +47,5 @@ def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
     ours = "\n".join([before, "", section, "", *([after, ""] if after else [])])
     text = head + BEGIN + re.sub(r"\n{3,}", "\n\n", ours) + END + tail
     validate(text)
-    replace_text(path, text)
+    write_text(path, text)
     return path

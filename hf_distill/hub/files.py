@@ -1,4 +1,4 @@
-"""Which files of a folder may be published, and what speaks against publishing it."""
+"""Publishable files of a folder, and the checks that a folder must pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hf_distill.hub.leaks import Checked, check_files, lies_inside, read_text
 
 from .check import card_problems, is_local
 
-# Everything a student's folder may publish, by name: no pickle, optimizer, event file or note can
-# match. A `*` stands for no slash, and nothing whose name begins with a dot or `_` is published.
+# By name, all files of a student's folder that are published: no pickle, optimizer state, event
+# file or note matches. `*` matches no slash, and no name that begins with a dot or `_`.
 PUBLISHED: tuple[str, ...] = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json"),
@@ -26,58 +26,53 @@ PUBLISHED: tuple[str, ...] = (
     *("prophetnet.tokenizer", "word_shape.json", "word_pronunciation.json", "normalizer.json"),
     *("chat_template.jinja", "chat_template.json", "preprocessor_config.json"),
     *("processor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json"),
-    # the Hub asks for the licence's text where the card says `license: other`
+    # the Hub asks for the licence's text with `license: other`
     *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
     *("report.json", "recipe.yaml", "*.png", "plots/*.png", ".eval_results/*.yaml"),
     *("onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/*.json"),
     *("quantized/*.safetensors", "quantized/*.json"),
 )
-# Weights of an earlier push would be loaded instead of, or taken for, those of this one.
+# Left in the repository, weights of an earlier push would be loaded instead of the new ones.
 STALE = (
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_*"),
     *("onnx/*", "quantized/*"),
 )
 _CARD = "README.md holds "
 _LIBRARY = re.compile(r"\A---\n(?:(?!---\n).*\n)*?library_name: pytorch\n")
-"""In the card of a module that no library can load by its config."""
+"""Front matter of a plain PyTorch module's card."""
 _FENCED = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1", re.MULTILINE | re.DOTALL)
 _IMAGE = re.compile(
     r"(?<!\\)!\[[^\]]*\]\((?!https?:)([^)\s]+)\)|<img\s[^>]*src=\"(?!https?:)([^\"]+)\""
 )
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it: never half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def published_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The files of ``folder`` that may be published, as sorted relative POSIX paths; no links."""
+    """List the publishable files of a folder, as sorted relative POSIX paths, without links."""
     root = Path(folder)
     return [name for name in listed_files(root) if lies_inside(root, name)]
 
 
 def missing_files(folder: str | os.PathLike[str]) -> list[str]:
-    """List what transformers or PEFT would miss in ``folder``, and the card; of a module whose
-    card says ``library_name: pytorch`` the weights are enough."""
+    """List the files without which transformers, PEFT or a reader cannot use the student.
+
+    A plain module (``library_name: pytorch`` in its card) needs only its weights and the card.
+    """
     root = Path(folder)
     return [name for name in (*_model_files(root), "README.md") if not os.path.lexists(root / name)]
 
 
 def folder_problems(folder: str | os.PathLike[str]) -> list[str]:
-    """What speaks against publishing ``folder`` as a student, one line each; asks no network.
+    """List the reasons why a folder cannot be published as a student, without network access.
 
-    Missing files, links, weights that are cut short, all that `card_problems` finds in README.md,
-    pictures it shows that are not published, and in any published file a local path, a token, a
+    These are missing files, links, truncated weights, the problems of README.md (`card_problems`),
+    images it shows that are not published, and in any published file a local path, a token, a
     password, or text that is not UTF-8.
     """
     return examine(folder)[1]
 
 
 def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
-    """The files of a student that are to be published, and `folder_problems`."""
+    """Read and check the publishable files of a student; return them and the `folder_problems`."""
     root = Path(folder)
     if missing := missing_files(root):
         return [], [
@@ -88,7 +83,7 @@ def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
         ]
     files, problems = check_files(root, listed_files(root))
     held = {file.name: file.content for file in files}
-    card = list(_card_problems(held))  # with the lines of what the check of texts finds too
+    card = list(_card_problems(held))  # with line numbers, unlike the check of all texts
     told = {f"{_CARD}{problem.partition(': ')[2].partition(': ')[2]}" for problem in card}
     problems = [problem for problem in problems if problem not in told] + card
     if {"model.safetensors", "model.safetensors.index.json"} <= set(held):
@@ -99,15 +94,17 @@ def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
     return files, problems + list(_adapter_problems(held))
 
 
-def pictures_of(card: str) -> list[str]:
-    """The pictures that a card shows, without those of other sites."""
+def images_of(card: str) -> list[str]:
+    """List the images of a card, without those of other sites."""
     found = _IMAGE.findall(_FENCED.sub("", card))
     return [markdown or html for markdown, html in found]
 
 
 def listed_files(root: Path) -> list[str]:
-    """Files with names that may be published, whatever it is; for a folder that is a link, or none,
-    that folder's own name."""
+    """List the entries whose names match `PUBLISHED`, links included.
+
+    A subfolder that is a link is listed by its own name.
+    """
     found = set()
     for pattern in PUBLISHED:
         folder, _, name = pattern.rpartition("/")
@@ -128,13 +125,8 @@ def _model_files(root: Path) -> list[str]:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # said by the check of its content
-            shards = set()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            shards = set()  # the check of the file's content reports it
         return ["config.json", *sorted(shards)]
     weights = os.path.lexists(root / "model.safetensors")
     module = weights and _LIBRARY.search(_card(root)) is not None
@@ -153,17 +145,17 @@ def _card_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:
     try:
         text = read_text("README.md", content)
     except ValueError:
-        return  # said by the check of its content
+        return  # the check of the file's content reports it
     yield from (f"README.md: {problem}" for problem in card_problems(text))
-    for picture in sorted(set(pictures_of(text)) - set(held)):
-        yield f"README.md shows {picture}, which is not among the published files"
+    for image in sorted(set(images_of(text)) - set(held)):
+        yield f"README.md shows {image}, which is not among the published files"
 
 
 def _adapter_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:
     try:
         settings = json.loads(held.get("adapter_config.json", b"{}"))
     except ValueError:
-        return  # said by the check of its content
+        return  # the check of the file's content reports it
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if "adapter_config.json" in held and (not base or is_local(str(base))):
         yield (

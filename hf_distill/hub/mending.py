@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.hub import values
+from hf_distill.utils.files import write_text
 
 from .card import BY_HAND, StudentCard, join, render, shown
 from .check import card_problems
-from .files import pictures_of, published_files, replace_text
+from .files import images_of, published_files
 from .markup import cell
 
 FIELDS = {
@@ -82,7 +83,7 @@ def write_mended(
         joined = join(text, path)
         whole = path.read_text(encoding="utf-8") if joined is None else joined
         problems = card_problems(whole)
-        unseen = sorted(set(pictures_of(whole)) - set(published_files(folder)))
+        unseen = sorted(set(images_of(whole)) - set(published_files(folder)))
         problems += [f"shows {name}, which is not among the published files" for name in unseen]
     except (OSError, ValueError) as error:
         joined, problems = text, [" ".join(str(error).split())]
@@ -97,7 +98,7 @@ def write_mended(
     if joined is None:
         notes.append(BY_HAND.format(path=path))
     else:
-        replace_text(path, joined)
+        write_text(path, joined)
     return notes
 
 

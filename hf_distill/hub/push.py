@@ -1,4 +1,4 @@
-"""Publishing a finished student: checked before anything is sent, sent in one commit."""
+"""Push of a finished student to the Hub: checked before the first request, in one commit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_distill.hub.commits import Push
 from hf_distill.hub.leaks import Checked, check_files
+from hf_distill.utils.files import write_text
 
-from .card import replace_text, with_repo_id
+from .card import with_repo_id
 from .files import STALE, examine, missing_files
 
 
@@ -27,30 +28,30 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str = "Upload the distilled student",
 ) -> CommitInfo:
-    """Publish a finished student in one commit, and return it.
+    """Push a finished student to the Hub in one commit.
 
-    The folder is checked before any network. The repository and the branch ``revision`` are created
-    when missing. Only ``published_files(folder)`` go up; weights of an earlier push that this one
-    does not replace are deleted. Pushing an unchanged folder makes no new commit. What the Hub
-    answers to a request in trouble (500 and the like) is asked again; large files that have
-    arrived are not sent again, not even by a later push.
+    The folder is checked before the first request. The repository and the branch ``revision`` are
+    created if they do not exist. Only ``published_files(folder)`` are uploaded; weights of an
+    earlier push that are not replaced are deleted. Pushing an unchanged folder creates no commit.
+    Failed requests (5xx, timeouts) are repeated; large files that were uploaded are not sent
+    again, even by a later push.
 
     Args:
-        folder: what ``save_model`` wrote, with its README.md. The quick start of a card of ours is
-            made to name ``repo_id``.
+        folder: Output folder of ``save_model``, with its README.md. The quick start of a card
+            written by this package is changed to name ``repo_id``.
         repo_id: ``namespace/name``, or ``name`` for the account of the token.
-        token: default: what ``hf auth login`` stored, or the variable HF_TOKEN.
-        private: visibility of a repository that is created; default: the account's.
-        revision: branch to push to; default: main.
-        create_pr: open a pull request against main instead of pushing to it.
-        commit_message: first line of the commit.
+        token: Default: the token stored by ``hf auth login``, or the variable HF_TOKEN.
+        private: Visibility of a new repository; default: that of the account.
+        revision: Branch to push to; default: main.
+        create_pr: Open a pull request against main instead of pushing to it.
+        commit_message: First line of the commit message.
 
     Raises:
         FileNotFoundError: no finished student or no README.md in the folder.
         ValueError: malformed ``repo_id``, ``create_pr`` with a ``revision``, or any other of
             `folder_problems`.
-        PermissionError: not logged in, or the Hub refuses the token (401, 403, gated).
-        ConnectionError: the Hub was not reached, or went on answering with errors of its own.
+        PermissionError: not logged in, or the Hub rejects the token (401, 403, gated).
+        ConnectionError: the Hub was not reached, or still fails after `commits.ATTEMPTS` attempts.
     """
     root = Path(folder)
     check_request(repo_id, revision, create_pr)
@@ -60,13 +61,13 @@ def push_folder(
     _refuse(root, problems)
 
     def named(file: Checked, repo_id: str) -> Checked:
-        """The card of ours, with the name of the repository in its quick start."""
+        """Write the repository's name into the quick start of the card."""
         if file.name != "README.md" or isinstance(file.content, str):
             return file
         text = file.content.decode("utf-8")
         if with_repo_id(text, repo_id) != text:
             text = with_repo_id(text, repo_id)
-            replace_text(root / "README.md", text)
+            write_text(root / "README.md", text)
         return replace(file, content=text.encode("utf-8"))
 
     push = Push(
@@ -85,11 +86,11 @@ def push_checkpoint(
     revision: str | None = None,
     commit_message: str = "Upload a checkpoint",
 ) -> CommitInfo:
-    """Publish ``files`` of a checkpoint under ``path_in_repo``, in place of what lies there.
+    """Push ``files`` of a checkpoint to the folder ``path_in_repo``, whose other files are deleted.
 
     Raises:
-        ValueError: a file is a link, or holds a token, a local path, …: see `check_files`.
-        PermissionError, ConnectionError: as of `push_folder`.
+        ValueError: a file is a link, or contains a token, a local path, …: see `check_files`.
+        PermissionError, ConnectionError: as in `push_folder`.
     """
     root = Path(folder)
     checked, problems = check_files(root, files)
@@ -106,7 +107,7 @@ def _refuse(root: Path, problems: list[str]) -> None:
 
 
 def check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
-    """Raise ValueError for what the Hub would answer with a bare 400."""
+    """Raise ValueError for a request that the Hub would reject with a bare 400."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

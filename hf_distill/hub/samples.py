@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_distill.utils.files import write_text
+
 from .comparison import MODELS
-from .files import replace_text
 from .markup import code, fenced
 
 FILE = "samples.json"
@@ -45,7 +46,7 @@ def write_samples(samples: Sequence[Sample], folder: str | os.PathLike[str]) -> 
     """
     path = Path(folder) / FILE
     rows = [{"prompt": one.prompt, "texts": dict(one.texts)} for one in samples]
-    replace_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     return path
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint's training state without pickles: tensors as safetensors, the rest as JSON.
+"""Training state without pickles: tensors as safetensors, everything else as JSON.
 
-`Trainer` keeps optimizer, scheduler, scaler and random states as pickles. What is published must
-not be a pickle, and must be enough to resume exactly all the same.
+`Trainer` saves optimizer, scheduler, scaler and random states as pickles. A published checkpoint
+contains none and still resumes exactly.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor
 from transformers.trainer_pt_utils import safe_globals
 
 STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""Patterns of the pickles that resuming needs."""
+"""Patterns of the pickles that resuming reads."""
 TENSORS, STRUCTURE = "training_state.safetensors", "training_state.json"
 
 
 def pack_states(folder: str | os.PathLike[str]) -> list[str]:
-    """Write the states of a checkpoint to `TENSORS` and `STRUCTURE` beside them.
+    """Write the states of a checkpoint to `TENSORS` and `STRUCTURE` in the same folder.
 
     Returns:
-        The names of the pickles that now are not needed any more. One that holds anything but
-        numbers, text, tensors, arrays and containers of them is not among them.
+        Names of the pickles that are no longer needed. A pickle with anything but numbers, text,
+        tensors, arrays and containers of them is not packed.
     """
     root = Path(folder)
     tensors: dict[str, Tensor] = {}
@@ -50,8 +50,7 @@ def pack_states(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def packed(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the states that `pack_states` packed in a checkpoint; none if it did not, or if
-    that cannot be read."""
+    """List the states that `pack_states` packed in a checkpoint; empty if they cannot be read."""
     root = Path(folder)
     if not ((root / STRUCTURE).is_file() and (root / TENSORS).is_file()):
         return []
@@ -62,7 +61,11 @@ def packed(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def unpack_states(folder: str | os.PathLike[str]) -> None:
-    """Make the states of a checkpoint that `pack_states` packed again, where they are missing."""
+    """Restore the pickles that `pack_states` packed, if they are missing.
+
+    Raises:
+        ValueError: `TENSORS` and `STRUCTURE` do not belong together, or a name is a path.
+    """
     root = Path(folder)
     if not (root / STRUCTURE).is_file():
         return
@@ -84,10 +87,10 @@ def unpack_states(folder: str | os.PathLike[str]) -> None:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON; its tensors go into ``tensors``, under the path that led to them.
+    """Convert ``value`` to JSON; add its tensors to ``tensors``, named by their path in it.
 
     Raises:
-        TypeError: it holds something else.
+        TypeError: it contains an object of another type.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value

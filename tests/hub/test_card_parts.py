@@ -15,7 +15,7 @@ from hf_distill.hub import StudentCard, render, validate, write
 from hf_distill.hub.card import BEGIN, END, with_repo_id
 from hf_distill.hub.comparison import size, weight
 from hf_distill.hub.exports import add_exports
-from hf_distill.hub.files import pictures_of
+from hf_distill.hub.files import images_of
 from hf_distill.hub.formula import latex, legend
 from hf_distill.hub.inherit import LONGEST, local_card
 from hf_distill.hub.licences import warnings
@@ -221,7 +221,7 @@ def test_hostile_samples_stay_in_their_fence(tmp_path: Path) -> None:
     validate(text)
     assert "aB3x" not in text
     assert "/home/me" not in text
-    assert not pictures_of(text)
+    assert not images_of(text)
     tokens = MarkdownIt("commonmark").parse(text.split(BEGIN)[1].split(END)[0])
     fences = [t.content for t in tokens if t.type == "fence" and "## Other formats" in t.content]
     assert len(fences) == 3

@@ -493,7 +493,7 @@ def test_one_logit_is_no_class(tmp_path: Path) -> None:
     assert first_loss(ours) > 0
 
 
-def test_perturbed_pictures_of_a_module(tmp_path: Path) -> None:
+def test_perturbed_images_of_a_module(tmp_path: Path) -> None:
     """What is perturbed is found by the name of the input, which says it as well as a class."""
     ours = trainer(
         tmp_path,

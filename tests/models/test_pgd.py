@@ -230,7 +230,7 @@ def test_inputs_rounded_beyond_their_bounds_stay() -> None:
     assert ball.project(center + 1).max() == center.max()
 
 
-def test_pictures_of_other_channels_are_refused() -> None:
+def test_images_of_other_channels_are_refused() -> None:
     """Three means would turn a grey picture into three of them, silently."""
     space = InputSpace("pixel_values", (2.0,) * 3, (-1.0,) * 3, (1.0,) * 3)
     with pytest.raises(ValueError, match=r"model's own processor"):

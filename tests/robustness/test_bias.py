@@ -270,7 +270,7 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
         call()
 
 
-def test_pictures_of_other_depth_are_refused() -> None:
+def test_images_of_other_depth_are_refused() -> None:
     """A patch of 255 on 16 bits is nearly black."""
     data = Dataset.from_dict(
         {"image": [[[0] * 9] * 9] * 4, "label": [0, 1] * 2},
