@@ -30,7 +30,7 @@ View = Callable[[Example, "Views"], Example]
 """Function of an example and its data set that returns a view."""
 Parameters = dict[str, Any]
 """Random values of one view, as plain JSON values."""
-PICTURES = "pixel_values"
+PIXELS = "pixel_values"
 LABELS = frozenset({"label", "labels"})
 
 
@@ -81,7 +81,7 @@ class Views(Dataset[Example]):
         if place is None:
             raise ValueError(
                 f"Expected an example with the content key {key} among these {len(self.data)}, "
-                "found none: a recorded mixture names it as its other picture. Use the data that "
+                "found none: a recorded mixture names it as its other image. Use the data that "
                 "the views were recorded with, or record them again with this data."
             )
         return dict(self.data[place])
@@ -160,10 +160,10 @@ class RandomView:
 
 
 def _pixels(example: Mapping[str, Any]) -> Tensor:
-    pixels = example.get(PICTURES)
+    pixels = example.get(PIXELS)
     if pixels is None or torch.as_tensor(pixels).dim() != 3:
         raise ValueError(
-            f"Expected `{PICTURES}` (C, h, w) in an example, got the keys {sorted(example)}. Put "
+            f"Expected `{PIXELS}` (C, h, w) in an example, got the keys {sorted(example)}. Put "
             "the processor's transform below the views."
         )
     return torch.as_tensor(pixels)
@@ -196,7 +196,7 @@ class flip(RandomView):  # noqa: N801 (a verb, as the other views)
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
         pixels = _pixels(example)
-        return {**example, PICTURES: pixels.flip(-1) if parameters["flip"] else pixels}
+        return {**example, PIXELS: pixels.flip(-1) if parameters["flip"] else pixels}
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,10 @@ class shift(RandomView):  # noqa: N801
         return {"top": top, "left": left}
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
-        picture = _pixels(example)
-        padded = F.pad(picture[None], (self.pixels,) * 4, mode="replicate")[0]
-        (height, width), (top, left) = picture.shape[-2:], (parameters["top"], parameters["left"])
-        return {**example, PICTURES: padded[:, top : top + height, left : left + width]}
+        image = _pixels(example)
+        padded = F.pad(image[None], (self.pixels,) * 4, mode="replicate")[0]
+        (height, width), (top, left) = image.shape[-2:], (parameters["top"], parameters["left"])
+        return {**example, PIXELS: padded[:, top : top + height, left : left + width]}
 
 
 @dataclass(frozen=True)
@@ -235,11 +235,11 @@ class noise(RandomView):  # noqa: N801
         pixels = _pixels(example)
         if not pixels.is_floating_point():
             raise ValueError(
-                f"Expected `{PICTURES}` in floating point to add noise to, got {pixels.dtype}. Put "
+                f"Expected `{PIXELS}` in floating point to add noise to, got {pixels.dtype}. Put "
                 "the processor's rescaling below the views."
             )
         normal = torch.randn(pixels.shape, generator=_seeded(parameters), dtype=pixels.dtype)
-        return {**example, PICTURES: pixels + self.deviation * normal.to(pixels.device)}
+        return {**example, PIXELS: pixels + self.deviation * normal.to(pixels.device)}
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class mixup(RandomView):  # noqa: N801
 
     def _mixed(self, example: Example, other: Mapping[str, Any], share: float) -> Example:
         mixture = share * _pixels(example) + (1 - share) * _pixels(other)
-        mixed = {**example, PICTURES: mixture}
+        mixed = {**example, PIXELS: mixture}
         for key in self.labels:
             if key in mixed:
                 label = torch.as_tensor(mixed[key])

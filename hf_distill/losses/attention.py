@@ -253,7 +253,7 @@ def _over_maps(
 
 
 def _over_heads(rows: Rows, student: Tensor, teacher: Tensor, entries: int) -> Tensor:
-    """The mean over heads (dim 1) of `rows`, for maps with so many entries per head."""
+    """The mean over heads (dim 1) of `rows`, for maps with many entries per head."""
     heads, step = student.shape[1], max(_CHUNK // max(entries, 1), 1)
     if step >= heads:
         return rows(student, teacher).mean(1)

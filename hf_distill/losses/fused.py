@@ -18,7 +18,7 @@ __all__ = ["LazyLogits", "Loss", "linear_loss"]
 
 Loss = Callable[[Tensor, Tensor | None, slice], Tensor]
 """``(student (n, C), teacher (n, C) or None, which items) -> ()``: a weighted sum over these items
-of losses that look at each item alone."""
+of losses that are itemwise."""
 Within = Callable[[Callable[[], Tensor]], Tensor]
 
 BUDGET = {"cpu": 64 * 2**20}

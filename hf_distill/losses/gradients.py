@@ -29,7 +29,7 @@ def jacobian(
     """1/N Σ_n (ĝ_s - ĝ_t)²_n over the N elements of an example, ĝ = g / ‖g‖ (one norm per example).
 
     KD-Zoo's Sobolev loss is the mean over the batch of our value. Normalised, it compares
-    directions alone: it is 2 (1 - cos) / N, at most 4 / N, so it shrinks with the size of the input
+    directions only: it is 2 (1 - cos) / N, at most 4 / N, so it shrinks with the size of the input
     and its weight is large. Without ``normalize`` it is the mean square of g_s - g_t, as in the
     paper up to 1 / N. A gradient of zero (norm up to 1e-12) has direction 0: with another one the
     value is 1 / N, and its own gradient is 0.

@@ -159,8 +159,8 @@ def in_batch_similarity(
     Unlike in the other losses T² is left out by default, as in both: T is the scale of the cosines
     (as in contrastive learning), not a softening of logits that the model was trained with, and T²
     of 0.05 would make the loss 400 times smaller. Zero vectors have cosine 0 and gradient 0. Not
-    decomposable over batches; a batch of one or two gives 0 and a warning: what is left when the
-    anchor is taken out is no distribution to compare.
+    decomposable over batches; a batch of one or two gives 0 and a warning: without the anchor too
+    few examples remain for a distribution.
 
     Args:
         student: embeddings (B, D).
@@ -194,7 +194,7 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
     The mean over queries of our value is sentence-transformers' ``MarginMSELoss`` with C - 1
     negatives. A constant added to all scores of a query has no effect, a factor does: a teacher
-    whose scores are squashed to [0, 1] teaches little.
+    whose scores are squashed to [0, 1] gives a weak signal.
 
     Args:
         student: scores (..., C), C >= 2.

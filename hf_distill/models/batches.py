@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from hf_distill.models.modules import config_of
-from hf_distill.models.places import SOUNDS, frame_mask, with_pictures
+from hf_distill.models.places import AUDIO, frame_mask, with_images
 from hf_distill.models.signals import BatchItems
 
 Batch = Mapping[str, Any]
@@ -151,8 +151,8 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Masks of the hidden states: tokens, audio frames, or none (images, unmasked audio)."""
     if "input_ids" in batch or "inputs_embeds" in batch:
-        return {"hidden": with_pictures(_token_mask(batch, rows), batch, model)}
-    if batch.get("attention_mask") is not None and any(name in batch for name in SOUNDS):
+        return {"hidden": with_images(_token_mask(batch, rows), batch, model)}
+    if batch.get("attention_mask") is not None and any(name in batch for name in AUDIO):
         return {"hidden": frame_mask(batch, model, rows, last=False)}
     return {}
 
@@ -199,7 +199,7 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     """Labelled tokens of examples with labels, all real tokens of examples without, so that
     labelled and unlabelled sentences can be mixed."""
     real, labels = _token_mask(batch, rows), batch.get("labels")
-    hidden = with_pictures(real, batch, model)
+    hidden = with_images(real, batch, model)
     if labels is None:
         return _count(rows, real, hidden=hidden)
     labels = _class_ids(labels, real.shape, "token")
@@ -282,7 +282,7 @@ def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def spans(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    real = with_pictures(_token_mask(batch, rows), batch, model)
+    real = with_images(_token_mask(batch, rows), batch, model)
     items = rows.expand(2, -1)
     if batch.get("start_positions") is None or batch.get("end_positions") is None:
         return _count(rows, items, hidden=real)
@@ -294,7 +294,7 @@ def spans(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def choices(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    real = with_pictures(_token_mask(batch, rows).flatten(0, 1), batch, model)
+    real = with_images(_token_mask(batch, rows).flatten(0, 1), batch, model)
     labels = batch.get("labels")
     if labels is None:
         return _count(rows, rows, hidden=real)
@@ -392,10 +392,10 @@ def same_noise(batch: Batch, model: PreTrainedModel) -> Batch:
     if batch.get("noise") is not None or "noise" not in signature(model.forward).parameters:
         return batch
     config: Any = config_of(model)
-    pictures = batch["pixel_values"]
+    images = batch["pixel_values"]
     sides = [config.patch_size] * 2
     if hasattr(config, "masked_unit_size"):  # Hiera masks units of several patches
         units = zip(config.patch_stride, config.masked_unit_size, strict=True)
         sides = [stride * size for stride, size in units]
-    patches = math.prod(n // side for n, side in zip(pictures.shape[-2:], sides, strict=True))
-    return {**batch, "noise": torch.rand(len(pictures), patches, device=pictures.device)}
+    patches = math.prod(n // side for n, side in zip(images.shape[-2:], sides, strict=True))
+    return {**batch, "noise": torch.rand(len(images), patches, device=images.device)}

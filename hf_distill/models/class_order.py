@@ -87,8 +87,7 @@ def match_heads(
         teacher: The teacher's config.
         student_tokens: The student's tokenizer vocabulary, token -> id, if known.
         teacher_tokens: The teacher's.
-        same_inputs: Whether the teacher reads the student's ``input_ids``, and no column of its
-            own.
+        same_inputs: True if the teacher reads the student's ``input_ids``, and no separate column.
 
     Returns:
         The order for the student's logits and the one for the teacher's.

@@ -85,7 +85,7 @@ class InputSpace:
         return (x - low) / scale
 
     def from_unit(self, levels: Tensor) -> Tensor:
-        """Grey levels from 0 to 1 as this model gets them: the inverse of `to_unit`."""
+        """Pixel levels from 0 to 1 in this model's units: the inverse of `to_unit`."""
         low, scale = self._unit(levels)
         return low + levels * scale
 
@@ -97,8 +97,8 @@ class InputSpace:
                 "texts instead (a character or word attack)",
                 "pixel_values": "without a processor nobody knows what is black and white: "
                 "give `space_of` the image processor",
-            }.get(self.key, "sound and features have no range that models share")
-            raise ValueError(f"Expected pictures with bounds, got `{self.key}`; {what}.")
+            }.get(self.key, "audio and features have no range that models share")
+            raise ValueError(f"Expected images with bounds, got `{self.key}`; {what}.")
         return low, scale
 
     def _wide(self, values: Sequence[float] | None, like: Tensor) -> Tensor | None:
@@ -109,7 +109,7 @@ class InputSpace:
             return found
         if like.dim() < 4 or len(values) not in (1, like.shape[-3]):
             raise ValueError(
-                f"Expected pictures (..., {len(values)}, height, width), as many channels as the "
+                f"Expected images (..., {len(values)}, height, width), as many channels as the "
                 f"processor has means, got {tuple(like.shape)}. Is it the model's own processor?"
             )
         return found.view(-1, 1, 1)
@@ -185,9 +185,9 @@ def input_space(task_model: TaskModel, processor: Any = None) -> InputSpace:
                 f"{type(task_model.model).__name__}, which takes {sorted(task_model.accepts)}."
             )
         return InputSpace(EMBEDDINGS)
-    sound = getattr(processor, "feature_extractor", processor)
-    if key == "input_values" and not getattr(sound, "do_normalize", True):
-        spectrogram = hasattr(sound, "num_mel_bins")
+    audio = getattr(processor, "feature_extractor", processor)
+    if key == "input_values" and not getattr(audio, "do_normalize", True):
+        spectrogram = hasattr(audio, "num_mel_bins")
         return InputSpace(key) if spectrogram else InputSpace(key, low=(-1.0,), high=(1.0,))
     images = getattr(processor, "image_processor", processor)
     if key != "pixel_values" or not hasattr(images, "image_mean"):

@@ -21,7 +21,7 @@ DECODED = (
     *("logits", "start_logits", "end_logits"),
     *("last_hidden_state", "hidden_states", "decoder_hidden_states"),
 )
-SOUNDS = ("input_values", "input_features")
+AUDIO = ("input_values", "input_features")
 
 
 # ---- in front: the prompts of PEFT ---------------------------------------------------------------
@@ -151,7 +151,7 @@ class Prompt:
 # ---- behind: images ------------------------------------------------------------------------------
 
 
-def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
+def with_images(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
     """Mask of a model's states: its tokens ``(B, T)`` and the image positions behind them, which
     all count.
 
@@ -159,9 +159,9 @@ def with_pictures(mask: Tensor, batch: Mapping[str, Any], model: nn.Module) -> T
     """
     config: Any = getattr(model, "config", None)
     kind, rows = getattr(config, "model_type", ""), mask.any(-1, keepdim=True)
-    pictures, visual = batch.get("pixel_values"), batch.get("visual_embeds")
-    if kind == "layoutlmv3" and isinstance(pictures, Tensor) and config.visual_embed:
-        height, width = (size // config.patch_size for size in pictures.shape[-2:])
+    images, visual = batch.get("pixel_values"), batch.get("visual_embeds")
+    if kind == "layoutlmv3" and isinstance(images, Tensor) and config.visual_embed:
+        height, width = (size // config.patch_size for size in images.shape[-2:])
         return torch.cat([mask, rows.expand(-1, height * width + 1)], 1)
     if kind == "visual_bert" and isinstance(visual, Tensor):
         real = batch.get("visual_attention_mask")
@@ -180,13 +180,13 @@ def check_order(model: nn.Module, path: str, values: Tensor, batch: Mapping[str,
     if kind == "vilt" and values.dim() == 3 and "pixel_values" in batch:
         raise ValueError(
             f"Expected places that stand for the same in both models, got those of {path!r} in "
-            f"{type(model).__name__}, which shuffles the patches of a picture in every forward. "
+            f"{type(model).__name__}, which shuffles the patches of an image in every forward. "
             "Take a module that gives one vector (HiddenStates('vilt.pooler:vilt.pooler')), or an "
             "objective on its logits."
         )
 
 
-# ---- shorter: sounds -----------------------------------------------------------------------------
+# ---- shorter: audio ------------------------------------------------------------------------------
 
 
 def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: bool) -> Tensor:
@@ -199,13 +199,13 @@ def frame_mask(batch: Mapping[str, Any], model: nn.Module, rows: Tensor, last: b
         rows: ``(B,)``, the counted examples.
         last: True for the frames below the logits, which an adapter may shorten once more.
     """
-    known = [batch[name] for name in SOUNDS if name in batch]
+    known = [batch[name] for name in AUDIO if name in batch]
     floats = [v for v in batch.values() if isinstance(v, Tensor) and v.is_floating_point()]
     signal = next((v for v in (*known, *floats) if v.dim() > 1), None)
     if signal is None:
         raise ValueError(
-            f"Expected a batch with a sound, samples or features (B, frames, …), got "
-            f"{sorted(batch)}. Call the column one of {list(SOUNDS)}, or give it as floats."
+            f"Expected a batch with audio, samples or features (B, frames, …), got "
+            f"{sorted(batch)}. Call the column one of {list(AUDIO)}, or give it as floats."
         )
     mask = batch.get("attention_mask", batch.get("padding_mask"))
     if signal.dim() == 3 and signal.shape[1] == 1:  # with a channel (OmniASR)

@@ -34,8 +34,7 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
 
     The student's config decides, then the teacher's, then the labels, as transformers' own forward
     decides by them: floats are several labels per example, integers are one, and one class is a
-    regression. Where a config says that there is one label per example, rows of probabilities are
-    soft labels.
+    regression. With one label per example in a config, rows of probabilities are soft labels.
 
     Args:
         student: The student.

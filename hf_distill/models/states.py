@@ -73,7 +73,7 @@ def other_items(model: nn.Module, shape: Sequence[int], mask: Tensor, task: Task
         )
     if task.kind == "ctc" and not has_config(model):
         remedy = (
-            "It shortens a sound: give it a method _get_feat_extract_output_lengths(lengths), "
+            "It shortens audio: give it a method _get_feat_extract_output_lengths(lengths), "
             "which says how many frames the logits have for so many of the input"
         )
     elif role == "teacher" and len(shape) == mask.dim() + 1:
@@ -83,7 +83,7 @@ def other_items(model: nn.Module, shape: Sequence[int], mask: Tensor, task: Task
         )
     if more > 0 and mask.dim() == 2:
         remedy = (
-            f"It has {more} places more than the batch has tokens (a picture, or a prefix). "
+            f"It has {more} places more than the batch has tokens (an image, or a prefix). "
             "Say which are the tokens, for example the last: hf_distill.register_task("
             f"{name!r}, dataclasses.replace(hf_distill.models.tasks.TASKS[{task.name!r}], "
             f"name='behind', read=lambda outputs, batch: outputs.logits[:, {more}:]))"

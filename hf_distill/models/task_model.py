@@ -275,7 +275,7 @@ class TaskModel:
         )
         if self.role == "teacher":
             remedy = (
-                "Prepare the data so that both models read them (all columns, one picture size, "
+                "Prepare the data so that both models read them (all columns, one image size, "
                 "one number of features), or choose another teacher"
             )
             if self.task.kind is None:  # one row of logits per example

@@ -71,8 +71,8 @@ class PGD(InputPerturbation):
     embeddings, around each token's own; padding stays.
 
     Args:
-        epsilon: The radius, in the units of the input's `InputSpace` (pictures: grey
-            levels from 0 to 1, so 8 / 255; text: lengths of the token's embedding).
+        epsilon: The radius, in the units of the input's `InputSpace` (images: pixel levels from 0
+            to 1, so 8 / 255; text: lengths of the token's embedding).
         steps: How many.
         step_size: In the same units; None: 2.5 epsilon / steps, and no more than epsilon.
         norm: ``linf`` or ``l2``.

@@ -72,9 +72,9 @@ class Gaussian(InputPerturbation):
     """The input with Gaussian noise, within its bounds.
 
     Args:
-        deviation: The standard deviation of each value, in the units of the input's
-            `InputSpace` (pictures: grey levels from 0 to 1). For text: the root mean
-            square length of a token's noise, in lengths of its embedding.
+        deviation: The standard deviation of each value, in the units of the input's `InputSpace`
+            (images: pixel levels from 0 to 1). For text: the root mean square length of a token's
+            noise, in lengths of its embedding.
     """
 
     deviation: float
@@ -152,7 +152,7 @@ class TokenNoise(InputPerturbation):
         if ids is None:
             raise ValueError(
                 f"Expected a text with `input_ids`, got a batch with {sorted(pair.batch)}. For "
-                "pictures and sound use Gaussian or PGD."
+                "images and audio use Gaussian or PGD."
             )
         generator, special = pair.generator(), self._special(pair)
         chosen = torch.rand(ids.shape, generator=generator).to(ids.device) < self.rate

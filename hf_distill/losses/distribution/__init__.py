@@ -2,8 +2,8 @@
 
 Each function takes logits ``(student, teacher)`` of one shape ``(..., C)`` and returns ``(...)``:
 one value per item, summed over the C classes. Nothing is masked or averaged here (but for
-:func:`dist`, whose items mix), and nothing is detached unless said: a teacher that must not learn
-comes in without gradient.
+:func:`dist`, whose items mix), and nothing is detached unless stated: pass a frozen teacher's
+logits without gradient.
 
 Values are in nats. They are computed in log space, in float32 at least (float16 and bfloat16 are
 upcast, float64 stays), so saturated logits give finite values and gradients, and a class that each

@@ -69,7 +69,7 @@ def info_nce(student: Tensor, teacher: Tensor, temperature: Temperature = 0.07) 
     """-log softmax_j(cos(s_i, t_j) / T) at j = i: the anchor's own teacher among the batch's.
 
     Contrastive, in place of CRD. CRD draws some 16384 negatives per example from a memory bank of
-    the whole data set, tells them apart with a binary classifier (NCE) after learned projections of
+    the whole data set, separates them with a binary classifier (NCE) after learned projections of
     both, and adds a second term with student and teacher exchanged (call this one both ways for
     that). The batch's other teachers need neither memory nor the examples' indices, but are fewer;
     log B is what guessing costs. T divides cosines, it does not soften an output: there is no T²,

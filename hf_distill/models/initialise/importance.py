@@ -22,7 +22,7 @@ from hf_distill.models.signals import BatchItems, Needs
 from hf_distill.models.task_model import TaskModel, vocabulary_size
 
 ATTENTION = re.compile("attn|attention", re.I)
-PICTURES = re.compile("vision|visual")
+IMAGES = re.compile("vision|visual")
 TEXTS = ("input_ids", "decoder_input_ids")
 
 
@@ -115,7 +115,7 @@ class _Sums:
         self.counts[name] = self.counts.get(name, 0.0) + len(kept)
 
     def _mask(self, path: str, values: Tensor) -> Tensor | None:
-        masks = {} if self.items is None or PICTURES.search(path) else self.items.masks
+        masks = {} if self.items is None or IMAGES.search(path) else self.items.masks
         decodes = "decoder" in path.split(".") and "decoder" in masks
         names = ("decoder",) if decodes else ("hidden", "encoder", "text")
         found = (masks[name] for name in names if name in masks)

@@ -64,9 +64,8 @@ def student_from_teacher(
         importance: Importances by which parts are kept.
 
     Returns:
-        A model of the teacher's class with weights of its own in the teacher's dtype, and a config
-        that describes it: saved and loaded, it is the same. All of it may be trained, also where
-        the teacher was frozen.
+        A model of the teacher's class with copied weights in the teacher's dtype and a matching
+        config. All weights are trainable, also if the teacher was frozen.
 
     Raises:
         ValueError: layers, sizes or tokens that the teacher does not have; a teacher whose weights

@@ -120,7 +120,7 @@ def same_size(pair: LayerPair) -> LayerPair:
         raise ValueError(
             f"Expected as many positions in the hidden states of {pair.who[0]} as in those of "
             f"{pair.who[1]}, got {tuple(pair.student.shape)} and {tuple(pair.teacher.shape)} at "
-            f"{pair.key}. Only pictures can be resized: choose layers of one length (explicit "
+            f"{pair.key}. Only images can be resized: choose layers of one length (explicit "
             "pairs), or an objective on the logits."
         )
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))

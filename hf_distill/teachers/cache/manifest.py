@@ -249,7 +249,7 @@ from hf_distill import CachedTeacher, DistillationTrainer
 trainer = DistillationTrainer(student, args, teacher_model=CachedTeacher("PATH OR HUB ID"), ...)
 ```
 
-An example is found by its `key`, a hash of the inputs as the models see them. The texts or pictures
+An example is found by its `key`, a hash of the inputs as the models see them. The texts or images
 themselves are not in here. Kept is:
 
 ```json

@@ -144,12 +144,12 @@ class TopK:
 class Sampled:
     """Random classes of the distribution, with their counts.
 
-    count / draws estimates p without bias: the draws are stratified, u_i = (i + U_i) / draws for
-    i = 0 … draws - 1 with U uniform, each the class where the cumulated p passes it. U comes from
-    the seed and the example's key alone, so the same example gets the same draws in every batch,
-    order and process. (Anshumann et al., 2025, arXiv:2503.16870, draw independently; strata have
-    the same mean and a smaller variance.) An item takes 3 to 4 bytes for each class that was
-    drawn, at most 4 · draws.
+    count / draws estimates p without bias: the draws are stratified, u_i = (i + U_i) / draws for i
+    = 0 … draws - 1 with U uniform, each the class where the cumulated p passes it. U depends only
+    on the seed and the example's key, so the same example gets the same draws in every batch, order
+    and process. (Anshumann et al., 2025, arXiv:2503.16870, draw independently; strata have the same
+    mean and a smaller variance.) An item takes 3 to 4 bytes for each class that was drawn, at most
+    4 · draws.
 
     Attributes:
         draws: Draws per item, at most 255.

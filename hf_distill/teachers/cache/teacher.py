@@ -30,13 +30,12 @@ from hf_distill.utils.processes import process_state
 class CachedTeacher(TrainerCallback):
     """Outputs from a cache of `write_cache`; no model is in memory.
 
-    An example is found by its content as the models see it, wherever it stands: order, batch size,
-    epochs, processes and packing do not matter. Logits in float32 are bit for bit what the teacher
-    said when the cache was written; what is kept in fewer bits or classes is as near as
-    `formats` says. A live teacher agrees with that to the last bits only: kernels
-    round an example's output by the shape of its batch (one row is a product of matrix and vector)
-    and, some of them, by its place in it. Where the batches have one shape and the kernels do not
-    round by place, both teach the same bit for bit.
+    An example is found by the content of its model inputs: order, batch size, epochs, processes and
+    packing do not matter. Logits in float32 are bit-equal to those at the time of writing; the
+    errors of smaller formats are in `formats`. A live teacher's last bits depend on the batch:
+    kernels round an example's output by the shape of its batch and, some of them, by its position
+    in it. If all batches have one shape and the kernels do not round by position, training with
+    both is bit-equal.
 
     Args:
         path: The folder of the cache, or a downloaded data set of the Hub that is one.

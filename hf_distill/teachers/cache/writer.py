@@ -250,7 +250,7 @@ def _check_places(batch: Batch, items: BatchItems) -> None:
     if ids is not None and mask is not None and ids.shape[-1] != mask.shape[-1]:
         raise ValueError(
             f"Expected states of the {ids.shape[-1]} tokens of a batch to keep, got "
-            f"{mask.shape[-1]} places: those of a picture stand behind the padding, which another "
+            f"{mask.shape[-1]} places: those of an image stand behind the padding, which another "
             "batch has elsewhere. Keep the logits alone of a head with fixed classes, or train "
             "with the live teacher."
         )

@@ -72,7 +72,7 @@ def mixture_weights(likelihoods: Tensor, steps: int = 100_000) -> Tensor:
     Args:
         likelihoods: ``(N, K)`` log-likelihoods; an observation with probability 0 under all members
             is ignored.
-        steps: At most so many.
+        steps: Largest number of steps.
 
     Returns:
         ``(K,)`` weights in float64.

@@ -64,7 +64,7 @@ def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -
     """Send data before a deadline.
 
     Raises:
-        TimeoutError: the other side has not taken it.
+        TimeoutError: the other side did not receive it in time.
     """
     left = memoryview(content)
     while left:
