@@ -81,11 +81,11 @@ def vit(size: int = 32, **more: Any) -> Any:
 
 
 CANNOT: dict[str, tuple[str, Any, str, str]] = {
-    "another picture size": (
+    "another image size": (
         PICTURES,
         lambda: vit(64),
         r"the teacher \(ViTFor.*\) to read the batch \{'pixel_values': \(\d, 3, 32",
-        r"\(32\*32\).*one picture size.*help\(hf_distill\.ModelTeacher\)",
+        r"\(32\*32\).*one image size.*help\(hf_distill\.ModelTeacher\)",
     ),
     "another number of channels": (
         PICTURES,
