@@ -19,15 +19,16 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hf_distill"
 SECTIONS = {
-    "Manual": (f"{PACKAGE}/README.md", f"{PACKAGE}/*/README.md", f"{PACKAGE}/*/**/README.md"),
+    "Manual": (f"{PACKAGE}/README.md", f"{PACKAGE}/*/*.md", f"{PACKAGE}/*/**/*.md"),
     "Recipes": ("recipes/README.md",),
-    "Model cards": ("model_cards/README.md", "model_cards/examples/*/README.md"),
+    "Model cards": ("model_cards/COMPARISON.md", "model_cards/examples/*/README.md"),
     "Tests": ("tests/README.md", "tests/**/*.md"),
     "Project": (".github/[!P]*.md",),
 }
 """Title in the navigation -> patterns of pages, in the order of the navigation."""
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
 """Target of a Markdown link, without its anchor."""
+HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 ABOUT = "    options: {members: false, show_root_heading: false}"
 """What is shown of a package itself: its docstring, without the names that it imports."""
 STYLE = """\
@@ -60,9 +61,10 @@ def packages() -> dict[str, list[str]]:
 
 
 def place(path: str) -> str:
-    """Place within the site of a file or folder of the tree."""
-    if (ROOT / path / "README.md").is_file():
-        path = posixpath.normpath(f"{path}/README.md")
+    """Place within the site of a file of the tree; of a folder, its first page."""
+    if (ROOT / path).is_dir():
+        found = sorted((ROOT / path).rglob("README.md"), key=lambda page: len(page.parts))
+        path = found[0].relative_to(ROOT).as_posix() if found else path
     if path.endswith(".md"):
         return path.replace("README.md", "index.md").replace(".github/", "project/")
     folder = path if (ROOT / path).is_dir() else posixpath.dirname(path)
@@ -104,8 +106,15 @@ def write_pages(folder: Path) -> list[Any]:
         write(folder / reference(package), text)
     write(folder / "site.css", STYLE)
     nav: list[Any] = [{"Home": "index.md"}]
-    nav += [{title: [place(name) for name in names]} for title, names in sections.items() if names]
-    return [*nav, {"Reference": [{package: reference(package)} for package in packages()]}]
+    nav += [{section: [{title(n): place(n)} for n in names]} for section, names in sections.items()]
+    short = {package.removeprefix(f"{PACKAGE}."): reference(package) for package in packages()}
+    return [*nav, {"Reference": [{name: page} for name, page in short.items()]}]
+
+
+def title(name: str) -> str:
+    """First heading of a page, for the navigation."""
+    found = HEADING.search((ROOT / name).read_text(encoding="utf-8"))
+    return found[1].replace("`", "") if found else name
 
 
 def write(path: Path, text: str) -> None:
@@ -119,9 +128,11 @@ def main(folder: Path = ROOT / "build") -> int:
     config = yaml.safe_load((ROOT / ".github/mkdocs.yml").read_text(encoding="utf-8"))
     config["nav"] = write_pages(folder / "pages")
     config["docs_dir"], config["site_dir"] = "pages", "site"
-    config["plugins"][1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
+    python = config["plugins"][1]["mkdocstrings"]["handlers"]["python"]
+    python["paths"] = [str(ROOT)]
+    python["options"]["extensions"] = [str(ROOT / ".github/docstrings.py")]
     write(folder / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(folder / "mkdocs.yml")]
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(folder / "mkdocs.yml")]
     return subprocess.call(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
 
 

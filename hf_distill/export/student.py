@@ -42,7 +42,7 @@ class Graph(nn.Module):
     """What is exported: the student's inputs in their order -> its outputs, without a cache.
 
     Args:
-        head: The student.
+        task_model: The student.
         inputs: The names of its inputs.
         outputs: The names of its outputs.
     """

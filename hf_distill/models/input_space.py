@@ -124,7 +124,7 @@ def embedded(task_model: TaskModel, x: Tensor) -> Iterator[None]:
     positions (RoBERTa counts from the first token that is not padding).
 
     Args:
-        head: The model.
+        task_model: The model.
         x: ``(..., T, H)``, for the tokens of its input.
 
     Raises:
@@ -170,7 +170,7 @@ def input_space(task_model: TaskModel, processor: Any = None) -> InputSpace:
     """Find the input space of a model, in the units of its processor.
 
     Args:
-        head: The model.
+        task_model: The model.
         processor: Its image processor, or an object that has one; without it images have no bounds,
             and the units of ``pixel_values``.
 

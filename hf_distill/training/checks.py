@@ -262,7 +262,7 @@ def check_batch(
 
     Args:
         sample: A few collated examples.
-        head: The student's.
+        task_model: The student's.
         teacher: The teacher.
         labels: Whether the labels are learned.
     """

@@ -27,7 +27,7 @@ def check_something_counts(
 
     Args:
         goal: What is minimised.
-        head: The student's.
+        task_model: The student's.
         batches: Collated examples from the beginning of the data on.
         examples: How many the data have; None: not known.
 

@@ -39,7 +39,7 @@ def check_label_loss(student: nn.Module, task_model: TaskModel, sample: Mapping[
 
     Args:
         student: The student, in evaluation mode.
-        head: Its head.
+        task_model: Its head.
         sample: A batch with labels, on its device.
 
     Raises:
@@ -134,7 +134,7 @@ def _both(
 
     Args:
         student: The student.
-        head: Its head.
+        task_model: Its head.
         batch: One or two examples.
         items: What there is to count in them.
         shifts: Whether its own loss shifts the labels.

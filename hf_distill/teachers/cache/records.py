@@ -173,7 +173,8 @@ def damaged(
     Args:
         directory: The cache.
         indexes: The shards to look at; None: all that have a record.
-        manifest, known: As for `foreign`.
+        manifest: As for `foreign`.
+        known: As for `foreign`.
     """
     known = records(directory) if known is None else known
     others = foreign(directory, manifest, known)

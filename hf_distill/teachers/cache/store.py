@@ -63,11 +63,7 @@ class ExampleStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Open shards that were finished since.
-
-        Raises:
-            As for opening.
-        """
+        """Open shards that were finished since; the errors are those of the constructor."""
         manifest, known = read_manifest(self.directory), records(self.directory)
         if self.manifest and bindings(manifest) != bindings(self.manifest):
             raise ValueError(

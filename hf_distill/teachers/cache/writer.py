@@ -69,7 +69,7 @@ def write_cache(
         dtype: Dtype of hidden states and attention maps: float32, float16, bfloat16, int8.
         batch_size: Examples per forward.
         shard_size: Examples per file.
-        head: The task model that reads the batches; by default the teacher's own.
+        task_model: The task model that reads the batches; by default the teacher's own.
         processing_class: The tokenizer or processor, for later comparison.
         views: The result of `record_views`, if ``data`` are those views.
         say: Receives lines of progress, on the main process.

@@ -113,7 +113,7 @@ def task_of_members(teachers: Mapping[str, Teacher], task_model: TaskModel | Non
 
     Args:
         teachers: The members by name; those that are not models may have a `task`.
-        head: The task model of the first member that is a model, if there is one.
+        task_model: The task model of the first member that is a model, if there is one.
 
     Raises:
         ValueError: members whose classes are of different sorts.

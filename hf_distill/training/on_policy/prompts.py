@@ -27,7 +27,7 @@ class Prompts:
     A packed row gives the prompt of each of its texts.
 
     Args:
-        head: Of the student; says what is learned.
+        task_model: Of the student; says what is learned.
         length: So many first tokens are the prompt instead; None: as above.
         longest: A longer prompt loses its first tokens, None: never.
         start: The prompt of a row without tokens; None: there is no such token.
@@ -102,7 +102,7 @@ def assemble(
 
     Args:
         pairs: Prompts with their completions.
-        head: Of the student.
+        task_model: Of the student.
         padding: The padding token.
 
     Returns:
