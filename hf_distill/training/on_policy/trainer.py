@@ -262,9 +262,8 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
 
     def _prompts(self) -> Prompts:
         teacher = None if self.teacher is None else self.teacher.config
-        configs = [
-            config for config in (self.step.task_model.config, teacher) if config is not None
-        ]
+        own = self.step.task_model.config
+        configs = [config for config in (own, teacher) if config is not None]
         longest = longest_prompt(self.args.max_completion_length, configs)
         start = start_token(self._tokenizer, own)
         return Prompts(self.step.task_model, self.args.prompt_length, longest, start)
