@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_distill.models.batch_checks import finite_mark
-from hf_distill.models.signals import Signal
+from hf_distill.training.step import StepResult
 
 SUMS = "log-{:05d}.safetensors"
 """File of a checkpoint, one for each process: the sums since the last log entry."""
@@ -30,15 +33,16 @@ class LossSums(NamedTuple):
     total: float
     last_logged: int
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors for a checkpoint, by name."""
-        counts = {"total": self.total, "last_logged": self.last_logged}
-        return {"loss": self.since_log, **{name: _number(n) for name, n in counts.items()}}
-
     @classmethod
-    def load(cls, state: Mapping[str, Tensor]) -> LossSums:
-        """The sums of `state`."""
-        return cls(state["loss"], state["total"].item(), int(state["last_logged"]))
+    def of(cls, trainer: Any) -> LossSums:
+        """The present sums of a trainer."""
+        return cls(trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged)
+
+    def restore(self, trainer: Any) -> None:
+        """Let a trainer continue from these sums, before its first step."""
+        trainer._tr_loss += self.since_log.to(trainer._tr_loss.device)
+        trainer._total_loss_scalar = self.total
+        trainer._globalstep_last_logged = self.last_logged
 
 
 class ExtraCounts(Protocol):
@@ -72,15 +76,11 @@ class ComponentLog:
         teacher: Class name of the teacher, for error messages.
 
     Attributes:
-        scheduled: Weights and temperatures of the last step.
-        gradient_norms: Gradient norms of components since the last entry.
         extra: Further counts that are logged and saved with the components.
         resumed: Whether the losses before a checkpoint were loaded with it.
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor], teacher: str):
-        self.scheduled: dict[str, float | Tensor] = {}
-        self.gradient_norms: dict[str, Tensor] = {}
         self.extra: ExtraCounts | None = None
         self._reduce = reduce
         self._teacher = teacher
@@ -91,33 +91,33 @@ class ComponentLog:
         self._sums: dict[str, Tensor] = {}
         self._first_step = 0
         self._mark: Tensor | None = None  # NaN: an output of the teacher was not finite
+        self._gradient_norms: Mapping[str, Tensor] = {}
+        self._scheduled: Mapping[str, float | Tensor] = {}
         self._losses: LossSums | None = None
-        self.gradient_norms = {}
         self.resumed = False
         if self.extra is not None:
             self.extra.clear()
 
-    def add(
-        self, step: int, components: Mapping[str, Tensor], teacher: Signal | None = None
-    ) -> None:
+    def add(self, step: int, result: StepResult) -> None:
         """Add the components of one micro-batch.
 
         Args:
             step: Optimizer steps before this one.
-            components: Name -> value, shape ``()``, divided by the count of the window.
-            teacher: Output of the teacher on the micro-batch.
+            result: The outcome of the micro-batch.
 
         Raises:
             FloatingPointError: a component of the first step is not finite.
         """
-        mark = None if teacher is None else finite_mark(teacher)
+        self._scheduled = result.scheduled
+        self._gradient_norms = result.gradient_norms or self._gradient_norms
+        mark = None if result.teacher is None else finite_mark(result.teacher)
         if mark is not None:
             self._mark = mark if self._mark is None else self._mark + mark
         if not self._sums:
             self._first_step = step
         elif step == 1:  # report at once what is broken from the start
             self.mean(step)
-        for name, value in components.items():
+        for name, value in result.components.items():
             kept = self._sums.get(name)
             self._sums[name] = value if kept is None else kept + value
 
@@ -170,45 +170,56 @@ class ComponentLog:
         """
         found = {} if self.extra is None else self.extra.figures()
         found |= self.mean(step)
-        changing = self.gradient_norms | self.scheduled
+        changing = {**self._gradient_norms, **self._scheduled}
         found |= {name: float(value) for name, value in changing.items()}
-        self._sums, self._mark, self.gradient_norms = {}, None, {}
+        self._sums, self._mark, self._gradient_norms = {}, None, {}
         if self.extra is not None:
             self.extra.clear()
         return found
 
-    def state(self, losses: LossSums, processes: int) -> dict[str, Tensor]:
-        """Tensors of a checkpoint, by name.
+    def save(self, folder: Path, losses: LossSums, accelerator: Accelerator) -> None:
+        """Write the sums of this process to a checkpoint.
 
         Args:
+            folder: The checkpoint.
             losses: Sums of `transformers.Trainer`.
-            processes: Number of processes, each with sums of its own.
+            accelerator: Tells the processes apart.
         """
-        counts = {"components_from": self._first_step, "processes": processes}
-        components = {f"{_COMPONENT}{name}": value for name, value in self._sums.items()}
-        extra = {} if self.extra is None else self.extra.state()
-        numbers = {name: _number(n) for name, n in counts.items()}
-        return {**losses.state(), **numbers, **components, **extra}
+        numbers = {
+            "total": losses.total,
+            "last_logged": losses.last_logged,
+            "components_from": self._first_step,
+            "processes": accelerator.num_processes,
+        }
+        held = {name: torch.tensor(n, dtype=torch.float64) for name, n in numbers.items()}
+        held |= {"loss": losses.since_log} | ({} if self.extra is None else self.extra.state())
+        held |= {f"{_COMPONENT}{name}": value for name, value in self._sums.items()}
+        held = {name: value.detach().cpu().contiguous() for name, value in held.items()}
+        save_file(held, folder / SUMS.format(accelerator.process_index))
 
-    def load(self, state: Mapping[str, Tensor], processes: int, device: torch.device) -> None:
-        """Continue from `state`, unless it is of another number of processes or empty."""
-        if int(state.get("processes", 0)) != processes:
+    def load(self, folder: Path, accelerator: Accelerator) -> None:
+        """Continue from `save`; anew, if there is no file or it is of another number of processes.
+
+        Args:
+            folder: The checkpoint.
+            accelerator: Tells the processes apart.
+        """
+        path = folder / SUMS.format(accelerator.process_index)
+        state = load_file(path) if path.is_file() else {}
+        if int(state.get("processes", 0)) != accelerator.num_processes:
             return
         self._first_step = int(state["components_from"])
         self._sums = {
-            name.removeprefix(_COMPONENT): value.to(device)
+            name.removeprefix(_COMPONENT): value.to(accelerator.device)
             for name, value in state.items()
             if name.startswith(_COMPONENT)
         }
         if self.extra is not None:
             self.extra.load(state)
-        self._losses, self.resumed = LossSums.load(state), True
+        last_logged, self.resumed = int(state["last_logged"]), True
+        self._losses = LossSums(state["loss"], state["total"].item(), last_logged)
 
     def resumed_losses(self) -> LossSums | None:
         """The loaded sums of the training loss, the first time; then None."""
         found, self._losses = self._losses, None
         return found
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
@@ -66,7 +65,7 @@ from hf_distill.training.checks import (
     with_adapter,
     without_smoothing,
 )
-from hf_distill.training.component_log import SUMS, ComponentLog, LossSums
+from hf_distill.training.component_log import ComponentLog, LossSums
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.evaluation_loop import (
     Comparison,
@@ -324,10 +323,7 @@ class DistillationTrainer(Trainer):
         loss, components, outputs = found
         result = dataclasses.replace(results[0], loss=loss, components=components, outputs=outputs)
         if training:
-            self.component_log.scheduled = dict(result.scheduled)
-            if result.gradient_norms:
-                self.component_log.gradient_norms = dict(result.gradient_norms)
-            self.component_log.add(self.state.global_step, components, teacher)
+            self.component_log.add(self.state.global_step, result)
         if evaluation is not None:
             evaluation.metrics.add_terms(result.terms, result.sums, result.items.counts())
         if self._recorder is not None:
@@ -411,13 +407,10 @@ class DistillationTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.place(self.accelerator)
         folder = options.get("resume_from_checkpoint")
-        if folder is not None:
-            self._load_extras(folder)
         self.component_log.clear()
         if folder is not None:
-            path = Path(folder) / SUMS.format(self.args.process_index)
-            sums = load_file(path) if path.is_file() else {}
-            self.component_log.load(sums, self.accelerator.num_processes, self.args.device)
+            self._load_extras(folder)
+            self.component_log.load(Path(folder), self.accelerator)
         self.window.clear()
         check_trainable(self._student, self.step.learned)
         check_batches(self.args, self.train_dataset)
@@ -627,18 +620,12 @@ class DistillationTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        steps: Any = self
-        losses = LossSums(steps._tr_loss, steps._total_loss_scalar, steps._globalstep_last_logged)
-        sums = self.component_log.state(losses, self.accelerator.num_processes)
-        held = {name: value.detach().cpu().contiguous() for name, value in sums.items()}
-        save_file(held, Path(output_dir) / SUMS.format(self.args.process_index))
+        self.component_log.save(Path(output_dir), LossSums.of(self), self.accelerator)
 
     def _add_resumed_losses(self) -> None:
-        losses, steps = self.component_log.resumed_losses(), self
+        losses = self.component_log.resumed_losses()
         if losses is not None:
-            steps._tr_loss += losses.since_log.to(steps._tr_loss.device)
-            steps._total_loss_scalar = losses.total
-            steps._globalstep_last_logged = losses.last_logged
+            losses.restore(self)
 
     def _run_epoch(self, *args: Any, **options: Any) -> Any:
         self._add_resumed_losses()
@@ -739,7 +726,7 @@ class DistillationTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         point_to_best(self.state, run_dir, place.name)
         with gathered_parameters(self.projections.parameters()):
-            save_extras(staged, self.checkpoint_tensors(), writes)
+            save_extras(staged, self.step.tensors(), writes)
         if writes:
             finish_checkpoint(staged, place, self.state)
         self.accelerator.wait_for_everyone()
@@ -748,14 +735,9 @@ class DistillationTrainer(Trainer):
         if writes:
             rotate(run_dir, self.args.save_total_limit, self.state)
 
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Tensors of a checkpoint besides the student's weights: the tensors themselves, by name.
-        `train` reads a checkpoint into them."""
-        return self.step.tensors()
-
     def _load_extras(self, folder: str) -> None:
         with gathered_parameters(self.projections.parameters(), changed=True):
-            load_extras(folder, self.checkpoint_tensors())
+            load_extras(folder, self.step.tensors())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._checkpoint.source = resume_from_checkpoint

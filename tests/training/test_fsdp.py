@@ -144,7 +144,7 @@ def made(
 ) -> Any:
     """The trainer of a run; of an ``other`` one, from other weights."""
     run = RUNS[name]
-    case = CASES[run.task_model]
+    case = CASES[run.head]
     student, model = run.models(case)
     if run.teacher == "cached":
         teacher: Any = CachedTeacher(folder / "cache")
@@ -185,7 +185,7 @@ def made(
         eval_dataset=case.data(7),
         callbacks=[*callbacks, *([Sharded()] if processes > 1 else [])],
         peft_config=adapter,
-        compute_metrics=accuracy if run.task_model == TEXT else None,
+        compute_metrics=accuracy if run.head == TEXT else None,
         args=args,
         **kind,
     )

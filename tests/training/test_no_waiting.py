@@ -126,7 +126,7 @@ def test_a_step_reads_nothing_from_the_device(tmp_path: Path, head: str) -> None
     )
     ours.train()
     assert ours.calls == ["count", "loss", "loss"] * 2
-    chosen = [line for line in ours.lines if line.startswith("pieces.py")]
+    chosen = [line for line in ours.lines if line.startswith("chunked.py")]
     assert ours.lines == chosen, "\n".join(ours.lines)
     # The items to project are chosen by the mask: their number has to be known, once a batch.
     assert len(chosen) == (4 if head in ("causal_lm", "seq2seq_lm") else 0)
