@@ -8,6 +8,7 @@ so that a page cannot list a name that the package does not have.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 import sys
@@ -111,12 +112,121 @@ def packages() -> str:
     return table(("rank", "package", "contents"), rows)
 
 
+def perturbations() -> str:
+    """Perturbations by modality and family; those of a report's default set in bold."""
+    from hf_distill.robustness import CORE, PERTURBATIONS
+
+    families: dict[tuple[str, str], list[str]] = {}
+    for name, one in PERTURBATIONS.items():
+        mark = "**" if name in CORE[one.modality] else ""
+        families.setdefault((one.modality, one.family), []).append(f"{mark}`{name}`{mark}")
+    rows = [(modality, kind, ", ".join(names)) for (modality, kind), names in families.items()]
+    return table(("modality", "family", "names"), rows)
+
+
+def cli() -> str:
+    """Commands of ``hf-distill``: positional and required arguments, purpose."""
+    from hf_distill.cli.parser import parser
+
+    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {action.dest: action.help or "" for action in commands._choices_actions}
+    rows = [(f"`{_usage(sub)}`", helps[name]) for name, sub in commands.choices.items()]
+    return table(("command", "purpose"), rows)
+
+
+def _usage(command: argparse.ArgumentParser) -> str:
+    """The name of a command with the arguments that it needs."""
+    needed = [a for a in command._actions if a.required]
+    shown = [
+        f"{a.option_strings[-1]} {a.metavar}"
+        if a.option_strings
+        else "|".join(a.choices)
+        if a.choices
+        else str(a.metavar or a.dest)
+        for a in needed
+    ]
+    return " ".join([command.prog.partition(" ")[2], *shown])
+
+
+def arguments(kind: type) -> dict[str, str]:
+    """Field -> its text in the ``Args`` part of a docstring, also of base classes."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        part = re.search(r"\nArgs:\n(.*?)(?=\n\S|\Z)", inspect.getdoc(base) or "", re.DOTALL)
+        entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", part[1] if part else "", re.M | re.S)
+        found |= {name: " ".join(text.split()) for name, text in entries}
+    return found
+
+
+def fields_of(kind: type, prefix: str = "", without: Iterable[str] = ()) -> list[tuple[str, ...]]:
+    """A row for each field of a dataclass: key, meaning, default."""
+    texts, rows = arguments(kind), []
+    for item in dataclasses.fields(kind):
+        if not item.init or item.name in without:
+            continue
+        default: object = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        required = default is dataclasses.MISSING
+        empty = default in (None, "", [], {}, ()) or dataclasses.is_dataclass(default)
+        word = "required" if required else "" if empty else f"`{str(default).lower()}`"
+        text = texts[item.name].rstrip(".").replace("``", "`")
+        rows.append((f"`{prefix}{item.name}`", text, word))
+    return rows
+
+
+def recipe_keys() -> str:
+    """Keys of a recipe with meaning and default; short sections are in the row of their key."""
+    from hf_distill.recipe import sections
+    from hf_distill.recipe.schema import Recipe
+
+    long = {
+        "data": sections.Data,
+        "teacher": sections.TeacherSection,
+        "teacher.cache": sections.CacheSection,
+        "student": sections.StudentSection,
+        "card": sections.CardSection,
+    }
+    short = {
+        "data.noisy": sections.NoiseSection,
+        "student.lora": sections.LoraSection,
+        "baseline": sections.BaselineSection,
+        "control": sections.ControlSection,
+    }
+    rows = fields_of(Recipe, without=("data", "teacher", "student", "card"))
+    for name, kind in long.items():
+        rows += fields_of(kind, f"{name}.")
+    inner = {f"`{key}`": fields_of(kind) for key, kind in short.items()}
+    rows = [
+        (key, f"{text}; keys: {', '.join(_with_default(*row) for row in inner[key])}", default)
+        if key in inner
+        else (key, text, default)
+        for key, text, default in rows
+    ]
+    return table(("key", "meaning", "default"), rows)
+
+
+def _with_default(key: str, text: str, default: str) -> str:
+    return f"{key} ({default})" if default.startswith("`") else key
+
+
+def robustness_keys() -> str:
+    """Fields of `RobustnessConfig`, which are keys of a recipe's section `robustness`."""
+    from hf_distill.recipe.sections import RobustnessSection
+
+    return table(("field", "meaning", "default"), fields_of(RobustnessSection))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "packages": packages,
     "objectives": objectives,
     "methods": methods,
     "tasks": tasks,
     "teachers": teachers,
+    "perturbations": perturbations,
+    "cli": cli,
+    "recipe_keys": recipe_keys,
+    "robustness_keys": robustness_keys,
 }
 """Name in a page -> the function that makes the table."""
 

@@ -12,17 +12,17 @@ _AXES = "\n".join(f"  robustness.{axis:13}{name}" for axis, name in AXES.items()
 _USUAL = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in ATTACKS.items() if names)
 EPILOG = f"""examples:
   hf-distill robustness --model runs/student --dataset org/reviews --split test
-  hf-distill robustness --model runs/student --reference runs/alone --teacher runs/teacher \\
+  hf-distill robustness --model runs/student --baseline runs/alone --teacher runs/teacher \\
       --dataset recipes/sources.py:movie_reviews --shifted tweets=recipes/sources.py:tweets
-  hf-distill robustness --model runs/student/seed-* --reference runs/alone/seed-* \\
+  hf-distill robustness --model runs/student/seed-* --baseline runs/baseline/seed-* \\
       --dataset data.py:pictures --attacks pgd,square --epsilon 0.0314 \\
       --require 'robustness.noise>=0' --require 'robustness.attacked>=-0.01'
 
---reference is the student that was trained without a teacher; of several models the first is
+--baseline is the student that was trained without a teacher; of several models the first is
 compared with the first, and so on: name same-seed pairs in one order. With one pair nothing is said
 about the method, with fewer than six no axis is called better or worse.
 
-A requirement is AXIS OPERATOR NUMBER. The axes, as the difference of --model and --reference:
+A requirement is AXIS OPERATOR NUMBER. The axes, as the difference of --model and --baseline:
 {_AXES}
 and by itself student.noise, ….
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     folders: dict[str, Any] = {"nargs": "+", "metavar": "DIR", "default": []}
     add = command.add_argument
     add("--model", **{**folders, "required": True}, help="folders or Hub ids, one per seed")
-    add("--reference", **folders, help="the same student without a teacher, one per seed")
+    add("--baseline", **folders, help="the same student without a teacher, one per seed")
     add("--control", **folders, help="likewise, trained on the same noise or attack")
     add("--teacher", **folders, help="the teacher, or several")
     add("--dataset", required=True, metavar="ID", help="of the Hub, or file.py:function")

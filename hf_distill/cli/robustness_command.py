@@ -68,11 +68,11 @@ def _report(args: argparse.Namespace, split_of: Split, say: Callable[[str], None
             raise ValueError(f"Expected --shifted NAME=ID, got {pair!r}.")
         shifted[name] = Examples.read(split_of(source, args.split), *columns)
     check_requirements(args.require, plan, data.modality, shifted)
-    if args.require and not args.reference:
+    if args.require and not args.baseline:
         own = [text for text in args.require if "student." not in text]
         if own:
             raise ValueError(
-                f"Expected --reference for the requirement {own[0]!r}, which is on a difference. "
+                f"Expected --baseline for the requirement {own[0]!r}, which is on a difference. "
                 "Without it, name the model's own figure: student.noise>=0.8."
             )
     if args.examples is not None:
@@ -98,7 +98,7 @@ def _plan(args: argparse.Namespace) -> RobustnessConfig:
 
 
 def _models(args: argparse.Namespace) -> dict[str, Any]:
-    roles = {"student": args.model, "alone": args.reference, "control": args.control}
+    roles = {"student": args.model, "baseline": args.baseline, "control": args.control}
     for role, sources in roles.items():
         if sources and len(sources) != len(args.model):
             raise ValueError(

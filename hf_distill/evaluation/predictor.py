@@ -52,7 +52,7 @@ class Predictor:
         model: A transformers classifier, one class per example.
         processor: Its tokenizer, image processor or feature extractor; None for rows of numbers.
         task: Its row of `hf_distill.models.tasks.TASKS`; found by the class name when not given.
-        role: ``student``, ``alone``, ``control`` or ``teacher``.
+        role: ``student``, ``baseline``, ``control`` or ``teacher``.
         max_length: At how many tokens texts are cut; default: what the tokenizer or the model says.
         order: Class of the data -> class of the model; None: the same numbers. See `aligned`.
     """

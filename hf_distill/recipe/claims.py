@@ -41,7 +41,7 @@ def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
     evidence = {"metric": metric, "gain": gain(metric, ours, alone, higher_is_better=better)}
     evidence["arguments"] = unlike(facts["models"]["baseline"]) or EQUAL
     if metric == "accuracy" and ROBUSTNESS in facts and len(seeds) > 1:  # one verdict, not two
-        judged = facts[ROBUSTNESS]["verdicts"]["alone"]["clean"]
+        judged = facts[ROBUSTNESS]["verdicts"]["baseline"]["clean"]
         kept = ("low", "high", "p", "p_adjusted", "word")
         evidence["gain"] |= {key: judged[key] for key in kept if judged[key] is not None}
     if metric == "accuracy":
@@ -102,7 +102,7 @@ def robustness_rows(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         "attacked": "accuracy under all attacks",
         "shifted": "accuracy on shifted data",
     }
-    models = {"student": "student", "alone": "baseline", "control": "control", "teacher": "teacher"}
+    models = {"student": "student", "baseline": "baseline", "control": "control", "teacher": "teacher"}
     rows: dict[str, dict[str, float]] = {}
     for role, figures in facts["roles"].items():
         for figure, label in labels.items():

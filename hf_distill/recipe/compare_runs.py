@@ -120,8 +120,8 @@ def compare(runs: Sequence[Recorded]) -> dict[str, Any]:
 def _kept(run: Recorded) -> dict[str, Any]:
     facts = run.facts
     found = {key: facts[key] for key in NEEDED if key != "runs"}
-    verdicts = facts.get("robustness", {}).get("verdicts", {}).get("alone", {})
-    keys = ("student", "alone", "difference", "low", "high", "word")
+    verdicts = facts.get("robustness", {}).get("verdicts", {}).get("baseline", {})
+    keys = ("student", "baseline", "difference", "low", "high", "word")
     found["robustness"] = {axis: {k: row[k] for k in keys} for axis, row in verdicts.items()}
     return found
 

@@ -16,8 +16,8 @@ from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.examples import RecipeExamples, load_source
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, objectives
-from hf_distill.recipe.schema import CONTROL, Recipe, RobustnessSection
-from hf_distill.recipe.sections import Data
+from hf_distill.recipe.schema import CONTROL, Recipe
+from hf_distill.recipe.sections import Data, RobustnessSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.robustness import tables
 from hf_distill.robustness.comparing import check_requirements
@@ -28,7 +28,7 @@ ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
 """What is published beside the card."""
 _MODALITIES = {"text_classification": "text", "image_classification": "image"}
-_ROLES = {"baseline": "alone", CONTROL: CONTROL, "student": "student", TEACHER: TEACHER}
+_ROLES = {"baseline": "baseline", CONTROL: CONTROL, "student": "student", TEACHER: TEACHER}
 _NEUTRAL = ("require", "batch_size", "shifted")
 _ROBUST = (FreeLB, IAD, OnPerturbed, Smoothness)
 """Objectives that make robust: with one of them a control is due."""
@@ -173,20 +173,20 @@ def stage_of(section: Robustness | None, stages: Mapping[str, Stage]) -> dict[st
 
 def in_report(facts: Mapping[str, Any]) -> str:
     """The verdicts in Markdown, for the recipe's report."""
-    verdicts = facts["verdicts"]["alone"]
+    verdicts = facts["verdicts"]["baseline"]
     return (
-        f"## Robustness\n\n{tables.verdict_table(verdicts, 'alone', facts['plan']['level'])}\n\n"
-        f"{tables.sentences(verdicts, 'alone')}\n\nAll figures, what ran, and the pictures: "
+        f"## Robustness\n\n{tables.verdict_table(verdicts, 'baseline', facts['plan']['level'])}\n\n"
+        f"{tables.sentences(verdicts, 'baseline')}\n\nAll figures, what ran, and the pictures: "
         "[robustness.md](robustness.md).\n"
     )
 
 
 def on_card(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the card says: plain values, all of them the report's."""
-    verdicts = facts["verdicts"]["alone"]
+    verdicts = facts["verdicts"]["baseline"]
     return {
-        "verdicts": tables.verdict_table(verdicts, "alone", facts["plan"]["level"]),
-        "sentences": tables.sentences(verdicts, "alone"),
+        "verdicts": tables.verdict_table(verdicts, "baseline", facts["plan"]["level"]),
+        "sentences": tables.sentences(verdicts, "baseline"),
         "figures": tables.figure_table(facts),
         "attacks": tables.attack_table(facts) if facts["attacks"] else "",
         "notes": list(facts["notes"]),
@@ -202,7 +202,7 @@ _TYPES = ("nll", "brier", "ece", "mce")
 
 def _metrics(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows for the card's model-index: type, a name of their own, value, and what ran."""
-    student, verdicts = facts["roles"]["student"], facts["verdicts"]["alone"]
+    student, verdicts = facts["roles"]["student"], facts["verdicts"]["baseline"]
     seeds, rows = len(student["accuracy"]["values"]), []
     for figure in _listed(student):
         arguments: dict[str, Any] = {"train_seeds": seeds, "seed": facts["plan"]["seed"]}

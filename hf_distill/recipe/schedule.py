@@ -10,8 +10,8 @@ from hf_distill.objectives import HardLabels, objective_from
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.schema import CONTROL, ControlSection, Recipe
-from hf_distill.recipe.sections import CacheSection
+from hf_distill.recipe.schema import CONTROL, Recipe
+from hf_distill.recipe.sections import CacheSection, ControlSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.training import arguments
 

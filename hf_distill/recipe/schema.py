@@ -1,4 +1,4 @@
-"""A recipe: one YAML file, checked as a whole before anything is downloaded or trained."""
+"""Recipes as dataclasses, validated before anything is downloaded or trained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_distill.hub.check import card_problems
 from hf_distill.recipe.errors import RecipeError, shown
-from hf_distill.recipe.sections import CacheSection, Data, Dtype, LoraSection, path_of
+from hf_distill.recipe.sections import (
+    AssistantSection,
+    BaselineSection,
+    CardSection,
+    ControlSection,
+    Data,
+    RobustnessSection,
+    StudentSection,
+    TeacherSection,
+    path_of,
+)
 from hf_distill.recipe.yaml12 import to_yaml
-from hf_distill.robustness.plan import RobustnessConfig as RobustnessPlan
 
 ROLES = ("teacher", "baseline", "student")
 ASSISTANT = "assistant-"
@@ -25,114 +33,46 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "logging_steps": 10,
 }
-"""Training arguments of a recipe that says nothing else."""
+"""Training arguments of a recipe, unless it sets others."""
 SEEDS = 2**32
-"""Seeds are below this."""
+"""Upper bound of seeds, exclusive."""
 MOST_TRAININGS = 1_000
-"""The most trainings of one recipe."""
-
-
-@dataclass(frozen=True)
-class TeacherSection:
-    """A model to fine-tune first, one per seed, or one that is ready (``fine_tuned: true``)."""
-
-    model: str | None = None
-    revision: str | None = None
-    config: dict[str, Any] | None = None
-    fine_tuned: bool = False
-    max_train_examples: int | None = None
-    seeds: list[int] | None = None
-    cache: CacheSection | None = None
-    objective: list[dict[str, Any]] | None = None
-    dtype: Dtype | None = None
-    hub_id: str | None = None
-    license: str | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StudentSection:
-    """A part of the teacher's model before its fine-tuning, another model, or a new one."""
-
-    from_teacher_layers: int | str | list[int] | None = None
-    hidden_size: int | None = None
-    importance: int | None = None
-    model: str | None = None
-    revision: str | None = None
-    config: dict[str, Any] | None = None
-    dropout: float | None = None
-    dtype: Dtype = "float32"
-    lora: LoraSection | None = None
-    hub_id: str | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AssistantSection(StudentSection):
-    """A model between teacher and student: taught by the one before it, it teaches the next."""
-
-    objective: list[dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class BaselineSection:
-    """The same student, trained on the labels alone."""
-
-    training: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ControlSection:
-    """The same student without a teacher, with the noise or attacks that the student trains on."""
-
-    objective: list[dict[str, Any]]
-    training: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RobustnessSection(RobustnessPlan):
-    """What the report on robustness measures, besides what its own plan says.
-
-    Args:
-        shifted: Test sets of other origins: name -> a source, like `data.source`.
-        require: Requirements such as ``noise>=0``; where one is not met, the run fails.
-    """
-
-    shifted: dict[str, str] = field(default_factory=dict)
-    require: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise RecipeError(f"`robustness`: {error}") from error
-        for name, source in self.shifted.items():
-            if not isinstance(source, str):
-                raise RecipeError(
-                    f"`robustness.shifted.{name}`: expected a data set of the Hub or "
-                    f"file.py:function, got {source!r}."
-                )
-
-
-@dataclass(frozen=True)
-class CardSection:
-    """What only a person can say about the student."""
-
-    license: str | None = None
-    language: str | list[str] | None = None
-    limitations: list[str] = field(default_factory=list)
-    eval_results: bool = False
-
-    def __post_init__(self) -> None:
-        stated = {key: value for key in ("license", "language") if (value := getattr(self, key))}
-        problems = card_problems(f"---\n{to_yaml(stated)}---\n")
-        if problems:  # else the card is refused after the last training
-            raise RecipeError(f"`card`: {'; '.join(problems)}")
+"""Largest number of trainings of one recipe."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; `recipes/README.md` says what each key means."""
+    """A whole recipe.
+
+    Args:
+        name: Name of the student on its card.
+        task: ``text_classification``, ``image_classification`` or ``causal_lm``.
+        data: Source, columns and splits of the examples.
+        teacher: The model that is fine-tuned first, or taken as it is.
+        student: The model that is distilled.
+        output_dir: Folder on this machine, relative to the working directory; default:
+            ``runs/NAME``.
+        assistants: Models between teacher and student (Mirzadeh et al. 2020, arXiv 1902.03393),
+            each with the keys of ``student`` and its own ``objective``.
+        generations: Number of students in sequence, each taught by the one before (born-again
+            networks, Furlanello et al. 2018, arXiv 1805.04770).
+        baseline: Training arguments of the same student without a teacher.
+        control: A fourth model: the baseline trained on the noise or attack of a robust objective.
+        objective: Weighted sum of objectives: rows of ``name``, ``weight`` and settings; default:
+            by ``alpha``, ``temperature``, ``beta`` and ``gamma`` of ``training``.
+        training: Arguments of `DistillationConfig` for every training, and
+            ``early_stopping_patience``.
+        on_policy: Of ``causal_lm``: arguments of `OnPolicyConfig`, to train on text that the
+            student generates.
+        seed: Seed of the teacher, and of the students without ``seeds``.
+        seeds: One baseline and one student per seed; the best student on the validation split is
+            published. Default: ``[seed]``.
+        push_to_hub: Publish ``final`` at the end.
+        hub_model_id: ``namespace/name`` of the published student.
+        hub_private_repo: Visibility of a repository that is created; default: the account's.
+        robustness: Evaluate the robustness of all models.
+        card: Facts for the model card that only a person knows.
+    """
 
     name: str
     task: str

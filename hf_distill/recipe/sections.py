@@ -1,4 +1,4 @@
-"""Parts of a recipe: the data, the cache of the teacher's outputs, the adapter of a student."""
+"""Sections of a recipe as dataclasses; their ``Args`` are the table of keys in recipes/README.md."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_distill.hub.check import card_problems
 from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.perturbations import perturbation
+from hf_distill.robustness.plan import RobustnessConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -20,7 +23,14 @@ def path_of(text: str) -> Path:
 
 @dataclass(frozen=True)
 class NoiseSection:
-    """Perturbed versions of the training texts, for objectives that read them: `Columns`."""
+    """Perturbed versions of the training texts, for objectives with ``by: {name: columns}``.
+
+    Args:
+        perturbations: Names of text perturbations.
+        severities: Severities to draw from.
+        versions: Perturbed versions of each text.
+        seed: Seed of the perturbations.
+    """
 
     perturbations: list[str]
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
@@ -42,7 +52,35 @@ class NoiseSection:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the examples come from: a Hub data set, or a function in a Python file."""
+    """Source, columns and splits of the examples.
+
+    Args:
+        source: Data set of the Hub, or ``file.py:function`` (relative to the recipe) that returns a
+            `DatasetDict`.
+        config: Configuration of a Hub data set.
+        revision: Revision of a Hub data set.
+        arguments: Keyword arguments of the function.
+        text_column: Column with the text.
+        text_pair_column: Column with a second text.
+        image_column: Column with the image.
+        label_column: Column with the class.
+        train_split: Training split.
+        validation_split: Validation split; None: 10 % of the training split.
+        test_split: Test split; it is used by the final evaluation only.
+        max_train_examples: Size of a random subset, the same for every seed.
+        max_eval_examples: Size of a random subset of the validation split.
+        max_test_examples: Size of a random subset of the test split.
+        max_length: Tokens after which texts are cut; default: the tokenizer's.
+        processor: Folder or Hub id of the tokenizer or image processor; for images also its
+            settings, as in ``preprocessor_config.json``. Default: the teacher's.
+        noisy: Perturbed versions of the training texts.
+        packing: Of ``causal_lm``: several texts in a sequence of ``max_length`` tokens;
+            ``first_fit`` keeps texts whole, ``wrapped`` fills every sequence. Default: one text per
+            sequence.
+        assistant_only: Of ``causal_lm``: learn only the assistant's turns of chats.
+        completion_only: Of ``causal_lm``: learn only the completions of prompts.
+        chat_template_kwargs: Of ``causal_lm``: further arguments of the chat template.
+    """
 
     source: str
     config: str | None = None
@@ -69,7 +107,20 @@ class Data:
 
 @dataclass(frozen=True)
 class CacheSection:
-    """How the teacher's outputs are kept on disk; what is None has its default."""
+    """Teacher outputs on disk.
+
+    Args:
+        format: ``full``: all logits; ``top_k``: the likeliest classes and the mass of the others;
+            ``sampled``: draws from the teacher's distribution, unbiased, for ``forward_kl`` only.
+        k: Classes of ``top_k``; default: 32.
+        draws: Draws of ``sampled``; default: 12.
+        dtype: Of full logits (default ``float32``), of the log-probabilities of ``top_k`` (not
+            ``int8``), hidden states and attention maps (default ``float16``).
+        hidden_states: Keep them too; ``{hidden: [-1]}`` for some layers. Default: what the
+            objectives need.
+        attentions: Keep attention maps too. Default: what the objectives need.
+        path: Folder, relative to the working directory; default: ``OUTPUT_DIR/cache``.
+    """
 
     format: Literal["full", "top_k", "sampled"] = "full"
     k: int | None = None
@@ -82,7 +133,14 @@ class CacheSection:
 
 @dataclass(frozen=True)
 class LoraSection:
-    """Train an adapter of low rank; the published student has it merged into its weights."""
+    """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685).
+
+    Args:
+        r: Rank.
+        lora_alpha: Scale.
+        lora_dropout: Dropout probability.
+        target_modules: Names of the adapted modules; default: PEFT's for the architecture.
+    """
 
     r: int = 8
     lora_alpha: int = 16
@@ -95,3 +153,157 @@ class LoraSection:
                 "`lora`: expected `r` of at least 1 and `lora_dropout` from 0 to below 1, got "
                 f"{self.r} and {self.lora_dropout}."
             )
+
+
+@dataclass(frozen=True)
+class TeacherSection:
+    """The teacher: one of ``model`` and ``config``.
+
+    Args:
+        model: Hub id, folder (with a leading dot: relative to the recipe) or ``file.py:function``
+            that returns one.
+        revision: Branch, tag or commit of a Hub model; default: the main branch.
+        config: A new model: ``model_type`` and fields of its config.
+        fine_tuned: True: the model is not trained.
+        max_train_examples: Training examples of the teacher, including the student's; default: the
+            student's.
+        seeds: One teacher per seed; the students learn from their mean probabilities.
+        cache: Keep the teacher's outputs on disk and train from there.
+        objective: Objective without a teacher, in place of the labels alone, for example
+            ``adversarial_training``.
+        dtype: Of a teacher that is not trained; default: as saved.
+        hub_id: Hub id for the card, if ``model`` is not one.
+        license: Licence for the card, if it is not found on the Hub.
+        training: Training arguments of the teacher.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    fine_tuned: bool = False
+    max_train_examples: int | None = None
+    seeds: list[int] | None = None
+    cache: CacheSection | None = None
+    objective: list[dict[str, Any]] | None = None
+    dtype: Dtype | None = None
+    hub_id: str | None = None
+    license: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudentSection:
+    """A student: one of ``from_teacher_layers``, ``model`` and ``config``.
+
+    Args:
+        from_teacher_layers: Layers of the teacher before fine-tuning, with a new head: indices
+            (``[0, 3, 5]``), a number (evenly spaced, first and last included), ``first:3`` or
+            ``last:3``; of a ResNet the blocks of each stage.
+        hidden_size: Width of these layers, in whole attention heads.
+        importance: Number of training examples on which the importance of layers, channels and
+            heads is measured; the most important ones are kept.
+        model: Another model, by Hub id, folder or ``file.py:function``.
+        revision: Branch, tag or commit of ``model``.
+        config: A new model: ``model_type`` and fields of its config.
+        dropout: Dropout probability, everywhere the model has one.
+        dtype: Dtype of the trained weights; ``training.bf16`` computes in bfloat16 in any case.
+        lora: Of ``causal_lm``: train an adapter of student and baseline; it is merged before
+            publishing.
+        hub_id: Hub id for the card, if ``model`` is not one.
+        training: Training arguments of this model.
+    """
+
+    from_teacher_layers: int | str | list[int] | None = None
+    hidden_size: int | None = None
+    importance: int | None = None
+    model: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    dropout: float | None = None
+    dtype: Dtype = "float32"
+    lora: LoraSection | None = None
+    hub_id: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AssistantSection(StudentSection):
+    """A model between teacher and student, with the keys of `StudentSection`.
+
+    Args:
+        objective: Its objective; default: the recipe's.
+    """
+
+    objective: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class BaselineSection:
+    """The same student, trained on the labels alone.
+
+    Args:
+        training: Training arguments of the baseline.
+    """
+
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ControlSection:
+    """The baseline trained on the same noise or attack as the student.
+
+    Args:
+        objective: Objective without a teacher.
+        training: Training arguments of the control.
+    """
+
+    objective: list[dict[str, Any]]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RobustnessSection(RobustnessConfig):
+    """Settings of the robustness report, with test sets and requirements.
+
+    Args:
+        shifted: Test sets of other origins: name -> a source, like ``data.source``.
+        require: Requirements such as ``noise>=0``; the run fails if one is not met.
+    """
+
+    shifted: dict[str, str] = field(default_factory=dict)
+    require: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise RecipeError(f"`robustness`: {error}") from error
+        for name, source in self.shifted.items():
+            if not isinstance(source, str):
+                raise RecipeError(
+                    f"`robustness.shifted.{name}`: expected a data set of the Hub or "
+                    f"file.py:function, got {source!r}."
+                )
+
+
+@dataclass(frozen=True)
+class CardSection:
+    """Facts for the model card that only a person knows.
+
+    Args:
+        license: Licence of the student; default: the teacher's, for a student made of its layers.
+        language: Language code, or several.
+        limitations: Sentences for the card.
+        eval_results: True: write ``.eval_results/*.yaml`` as well, for data sets of the Hub.
+    """
+
+    license: str | None = None
+    language: str | list[str] | None = None
+    limitations: list[str] = field(default_factory=list)
+    eval_results: bool = False
+
+    def __post_init__(self) -> None:
+        stated = {key: value for key in ("license", "language") if (value := getattr(self, key))}
+        problems = card_problems(f"---\n{to_yaml(stated)}---\n")
+        if problems:  # else the card is refused after the last training
+            raise RecipeError(f"`card`: {'; '.join(problems)}")

@@ -1,6 +1,6 @@
 """Robustness as evidence: perturbations, attacks, calibration, groups, and a verdict per axis.
 
-    models = {"teacher": …, "alone": {0: …, 1: …}, "student": {0: …, 1: …}}
+    models = {"teacher": …, "baseline": {0: …, 1: …}, "student": {0: …, 1: …}}
     report = evaluate_robustness(models, test)
     report.write("runs/robustness")
 

@@ -23,7 +23,7 @@ MASKED = "masked gradients suspected"
 
 
 def role_of(key: str) -> str:
-    """``alone`` of ``alone/seed-0``."""
+    """``baseline`` of ``baseline/seed-0``."""
     return key.split("/")[0]
 
 
@@ -49,7 +49,7 @@ def verdicts_against(
     Args:
         runner: Which examples were shown.
         outcomes: What all models said.
-        other: ``alone`` or ``control``.
+        other: ``baseline`` or ``control``.
     """
     pairs = pairs_of(list(outcomes), "student", other)
     scores = {key: scores_of(runner, outcomes[key]) for pair in pairs for key in pair}
@@ -74,7 +74,7 @@ def verdicts_against(
 
 def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Figure -> the mean over pairs of student - alone, with Student's interval; no verdict."""
-    pairs, found = pairs_of(list(rows), "student", "alone"), {}
+    pairs, found = pairs_of(list(rows), "student", "baseline"), {}
     for name in rows[pairs[0][0]]:
         if all(name in rows[key] for pair in pairs for key in pair):
             values = [rows[ours][name] - rows[theirs][name] for ours, theirs in pairs]

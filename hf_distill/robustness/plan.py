@@ -34,25 +34,25 @@ class RobustnessConfig:
     """What is measured, and on how many examples.
 
     Args:
-        perturbations: By name; None: the core set of the modality.
-        severities: Which of 1 to 5; mCE wants all five.
-        seen: Perturbations that a model was trained on. They are shown, and left out of the means.
-        attacks: By name; None: the usual ones of the modality; empty: none.
-        epsilon: Radius of the attacks; None: 8/255 for pictures, 0.05 of a token's embedding
+        perturbations: Names of perturbations; default: the core set of the modality.
+        severities: Severities from 1 to 5; mCE needs all five.
+        seen: Perturbations used in training: reported, but not included in means.
+        attacks: Names of attacks; default: those of the modality; empty: none.
+        epsilon: Radius of the attacks; default: 8/255 for images, 0.05 of a token's embedding
             length, 0.01 for sounds.
-        norm: ``linf`` or ``l2``; None: linf, and for embeddings l2.
-        steps: Of PGD.
-        restarts: Of PGD.
-        queries: How often Square and the searches in text may ask a model about one example.
-        perturbed_examples: How many are perturbed.
-        attacked_examples: How many are attacked.
-        gate_examples: How many are used to see whether gradients are masked; 0: that is not done.
-        groups: The column with the group of each example, for worst-group accuracy.
-        invariance: Tests for text: names, places, …; None: the usual ones; empty: none.
-        robust_objective: A robust objective was used, so a control is due.
-        level: Of significance, over all axes.
-        batch_size: How many examples are run at a time; changes no result.
-        seed: Of examples, perturbations and attacks.
+        norm: ``linf`` or ``l2``; default: linf, for embeddings l2.
+        steps: Steps of PGD.
+        restarts: Restarts of PGD.
+        queries: Queries per example of Square and of the text attacks.
+        perturbed_examples: Number of perturbed examples.
+        attacked_examples: Number of attacked examples.
+        gate_examples: Examples for the check for masked gradients; 0: no check.
+        groups: Column with the group of each example, for worst-group accuracy.
+        invariance: Names of invariance tests for text; default: names and places; empty: none.
+        robust_objective: True if a robust objective was used; a missing control is then noted.
+        level: Significance level over all metrics.
+        batch_size: Examples per batch; does not change results.
+        seed: Seed of examples, perturbations and attacks.
 
     Raises:
         ValueError: a number out of range.

@@ -13,7 +13,7 @@ from hf_distill.robustness.tables import COLUMNS
 
 _COLOURS = {
     "teacher": "#555555",
-    "alone": "#e08214",
+    "baseline": "#e08214",
     "control": "#1b7837",
     "student": "#2166ac",
 }

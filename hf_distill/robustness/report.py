@@ -35,7 +35,7 @@ from hf_distill.robustness.store import ReportStore
 from hf_distill.utils.files import write_text
 from hf_distill.utils.folders import refuse_foreign_files
 
-ROLES = ("teacher", "alone", "control", "student")
+ROLES = ("teacher", "baseline", "control", "student")
 
 Models = Mapping[str, "Predictor | Mapping[int, Predictor] | Sequence[Predictor]"]
 
@@ -65,7 +65,7 @@ class Report:
         own = self.facts["roles"].get("student", {})
         found = {f"student.{name}": row["mean"] for name, row in own.items()}
         found |= {k: row["difference"] for k, row in self.facts["differences"].items()}
-        judged = self.facts["verdicts"].get("alone", {})
+        judged = self.facts["verdicts"].get("baseline", {})
         return found | {
             axis: math.nan if row["word"] == MASKED else row["difference"]
             for axis, row in judged.items()
@@ -123,7 +123,7 @@ def evaluate_robustness(
     """Ask all models the same questions, and judge the student against the student alone.
 
     Args:
-        models: By role: ``teacher`` (one, or several), ``alone`` (the student trained without a
+        models: By role: ``teacher`` (one, or several), ``baseline`` (the student trained without a
             teacher), ``control`` (alone, with the same noise or attack in training), ``student``;
             the last three may be mappings seed -> model, whose equal seeds are pairs. Or one model.
         dataset: Test examples; a `Dataset` with usual column names is read by `Examples.read`.
@@ -150,7 +150,7 @@ def evaluate_robustness(
     plan.perturbations_for(data.modality)
     plan.attacks_for(data.modality)
     plan.invariance_for(data.modality)
-    for other in ("alone", "control"):
+    for other in ("baseline", "control"):
         if {"student", other} <= set(map(role_of, subjects)):
             pairs_of(list(subjects), "student", other)
     store = ReportStore(None if folder is None else Path(folder) / "parts", say)
@@ -164,7 +164,7 @@ def _examples(given: Examples | Dataset, groups: str | None) -> Examples:
 
 
 def _named(models: Models) -> dict[str, Predictor]:
-    """``teacher``, ``alone/seed-0``, …: every model under a key of its own, with its role."""
+    """``teacher``, ``baseline/seed-0``, …: every model under a key of its own, with its role."""
     found: dict[str, Predictor] = {}
     unknown = [role for role in models if role not in ROLES]
     if unknown or not models:
@@ -186,16 +186,16 @@ def _asked(runner: Runner, subjects: Mapping[str, Predictor]) -> dict[str, Model
     outcomes = {key: runner.clean(subject) for key, subject in subjects.items()}
     runner.perturb(subjects, outcomes)
     first = _first(subjects)
-    reference = subjects[first.get("alone", first.get("student", next(iter(subjects))))]
+    reference = subjects[first.get("baseline", first.get("student", next(iter(subjects))))]
     for key, subject in subjects.items():
         runner.attack(subject, outcomes[key], reference)
         runner.invariance(subject, outcomes[key])
-    for key in (first[role] for role in ("alone", "student") if role in first):
+    for key in (first[role] for role in ("baseline", "student") if role in first):
         runner.gates(subjects[key], outcomes[key])
-    if "alone" in first:
+    if "baseline" in first:
         for key, subject in subjects.items():
-            origin = key.replace(role_of(key), "alone")
-            origin = origin if origin in outcomes else first["alone"]
+            origin = key.replace(role_of(key), "baseline")
+            origin = origin if origin in outcomes else first["baseline"]
             runner.transfer(subject, outcomes[key], outcomes[origin], subjects[origin].fingerprint)
     return outcomes
 
@@ -217,15 +217,15 @@ def _facts(
     plan, first = runner.plan, _first(subjects)
     rows: dict[str, dict[str, float]] = {}
     for key, outcome in outcomes.items():
-        pair = key.replace(role_of(key), "alone")
-        reference = outcomes.get(pair) or outcomes.get(first.get("alone", ""))
+        pair = key.replace(role_of(key), "baseline")
+        reference = outcomes.get(pair) or outcomes.get(first.get("baseline", ""))
         found = measured.figures_of(
             runner, outcome, outcomes.get(first.get("teacher", "")), reference
         )
         rows[key] = measured.scaled(runner, outcome, found)
     verdicts = {
         other: verdicts_against(runner, outcomes, other)
-        for other in ("alone", "control")
+        for other in ("baseline", "control")
         if other in first and "student" in first
     }
     roles = {role: _spread([rows[k] for k in rows if role_of(k) == role]) for role in first}
@@ -257,7 +257,7 @@ def _facts(
         },
         "roles": roles,
         "verdicts": verdicts,
-        "differences": differences_of(rows) if "alone" in first and "student" in first else {},
+        "differences": differences_of(rows) if "baseline" in first and "student" in first else {},
     }
     facts["notes"] = [*notes, *notes_of(runner, outcomes, roles)]
     plain: dict[str, Any] = json.loads(json.dumps(facts))  # as it comes back from a file

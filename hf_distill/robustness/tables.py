@@ -11,7 +11,7 @@ from hf_distill.utils.markdown import table
 
 COLUMNS = {
     "teacher": "Teacher",
-    "alone": "Student alone",
+    "baseline": "Student alone",
     "control": "Control",
     "student": "Distilled student",
 }
@@ -71,7 +71,7 @@ def markdown(facts: Mapping[str, Any], title: str = "Robustness") -> str:
     """The whole report."""
     parts = [f"# {title}", _about(facts)]
     for other, verdicts in facts["verdicts"].items():
-        against = "the student alone" if other == "alone" else "the control"
+        against = "the student alone" if other == "baseline" else "the control"
         parts += [
             f"## Distilled student against {against}",
             verdict_table(verdicts, other, facts["plan"]["level"]),
@@ -138,7 +138,7 @@ def _p(value: float | None) -> str:
 
 def sentences(verdicts: Mapping[str, Any], other: str) -> str:
     """What may be said: nothing but the verdicts, whichever way they went."""
-    against = "the student alone" if other == "alone" else "the control"
+    against = "the student alone" if other == "baseline" else "the control"
     by_word: dict[str, list[str]] = {}
     for axis, row in verdicts.items():
         by_word.setdefault(row["word"], []).append(AXES.get(axis, axis))
