@@ -153,7 +153,9 @@ def arguments(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         part = re.search(r"\nArgs:\n(.*?)(?=\n\S|\Z)", inspect.getdoc(base) or "", re.DOTALL)
-        entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", part[1] if part else "", re.M | re.S)
+        entries = re.findall(
+            r"^    (\w+): (.*?)(?=^    \w+: |\Z)", part[1] if part else "", re.M | re.S
+        )
         found |= {name: " ".join(text.split()) for name, text in entries}
     return found
 

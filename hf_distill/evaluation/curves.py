@@ -134,7 +134,7 @@ def save(figure: Figure, path: Path) -> None:
 
 _NO_CURVE = re.compile(r"epoch|step|seconds|total_flos|num_input_tokens_seen")
 _SPEED = re.compile(r"(.*_)?(runtime|\w+_per_second|model_preparation_time)")
-_LOSS = re.compile(r"(.*_)?(loss|kl_forward|kl_reverse)")
+_LOSS = re.compile(r"(.*_)?(loss|forward_kl_divergence|reverse_kl_divergence)")
 _MAIN = {"loss": "total", "grad_norm": "total"}
 
 
@@ -183,7 +183,7 @@ def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
 
 def _is_quality(name: str, points: Sequence[tuple[float, float]]) -> bool:
     """Whether a metric is a share like accuracy; those of another scale would flatten it."""
-    derived = name == "ece" or name.startswith("retained_")
+    derived = name == "ece" or name.startswith("retention_")
     return not derived and all(0 <= value <= 1 for _, value in points)
 
 

@@ -48,11 +48,11 @@ NAMES = {
     "agreement": "Agreement with the teacher",
     "entropy": "Entropy, nats",
     "ece": "ECE, 15 bins",
-    "kl": "KL(teacher‖model), nats",
-    "kl_reverse": "KL(model‖teacher), nats",
+    "forward_kl_divergence": "KL(teacher‖model), nats",
+    "reverse_kl_divergence": "KL(model‖teacher), nats",
     "acceptance_rate": "Drafts that the teacher would accept",
     "entropy_gap": "Entropy less the teacher's, nats",
-    "share_kept": "Share of the teacher's accuracy kept",
+    "retention": "Retention of the teacher's accuracy",
 }
 
 
@@ -264,7 +264,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
 def _shown(figure: Mapping[str, float | None] | None, name: str) -> str:
     if figure is None or figure["value"] is None:
         return "–"
-    scale, digits, unit = (100, 1, " %") if name == "share_kept" else (1, 4, "")
+    scale, digits, unit = (100, 1, " %") if name == "retention" else (1, 4, "")
     value, low, high = (
         None if figure[key] is None else f"{scale * float(figure[key] or 0):.{digits}f}"
         for key in ("value", "low", "high")

@@ -26,7 +26,7 @@ LEVEL = 0.95
 DRAWS = 2000
 BINS = 15
 """Of confidence, for the calibration error of language models."""
-LIKENESS = ("agreement", "kl", "kl_reverse", "acceptance_rate")
+LIKENESS = ("agreement", "forward_kl_divergence", "reverse_kl_divergence", "acceptance_rate")
 TOKENS = ("tokens", "nll", "hits", "entropy", *LIKENESS)
 """What is summed over the tokens of a text."""
 Weighted = Callable[[Floats], float]
@@ -99,8 +99,8 @@ def _classified(role: str, logits: Mapping[str, Floats], labels: np.ndarray) -> 
     if role != "teacher" and "teacher" in logits:
         ours, theirs = (torch.as_tensor(logits[one]) for one in (role, "teacher"))
         found["agreement"] = Ratio(agreement(ours, theirs).double().numpy())
-        found["kl"] = Ratio(forward_kl(ours, theirs).numpy())
-        found["share_kept"] = Ratio(hits, (theirs.argmax(-1).numpy() == classes).astype(float))
+        found["forward_kl_divergence"] = Ratio(forward_kl(ours, theirs).numpy())
+        found["retention"] = Ratio(hits, (theirs.argmax(-1).numpy() == classes).astype(float))
     return Scored(found, hits)
 
 
@@ -171,7 +171,7 @@ def _modelled(role: str, sums: Mapping[str, Mapping[str, Floats]], gaps: Floats)
         found |= {name: Ratio(own[name], tokens) for name in LIKENESS}
         apart = own["entropy"] - sums["teacher"]["entropy"]
         found["entropy_gap"] = Ratio(apart, tokens)
-        found["share_kept"] = Ratio(own["hits"], sums["teacher"]["hits"])
+        found["retention"] = Ratio(own["hits"], sums["teacher"]["hits"])
     return Scored(found, -own["nll"] / np.maximum(tokens, 1))
 
 

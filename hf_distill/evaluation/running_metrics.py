@@ -25,7 +25,15 @@ PERPLEXITIES = ("perplexity", "teacher_perplexity")
 """Sums of negative log-likelihoods until `Evaluation.result`."""
 FIGURES = frozenset(
     {
-        *("loss", OTHER, "ece", "agreement", "kl_forward", "kl_reverse", "acceptance_rate"),
+        *(
+            "loss",
+            OTHER,
+            "ece",
+            "agreement",
+            "forward_kl_divergence",
+            "reverse_kl_divergence",
+            "acceptance_rate",
+        ),
         *("entropy", "teacher_entropy", "entropy_gap", *PERPLEXITIES),
         *("epoch", "step", "learning_rate", "grad_norm", "total_flos", "runtime"),
     }
@@ -115,8 +123,8 @@ class RunningMetrics:
     def _add_pair(self, log_s: Tensor, log_t: Tensor, mask: Tensor) -> None:
         """Both divergences; of language models the entropies, and the acceptance of drafts."""
         p_s, p_t, apart = log_s.exp(), log_t.exp(), log_t - log_s
-        self._masked("kl_forward", (p_t * apart).sum(-1), mask)
-        self._masked("kl_reverse", -(p_s * apart).sum(-1), mask)
+        self._masked("forward_kl_divergence", (p_t * apart).sum(-1), mask)
+        self._masked("reverse_kl_divergence", -(p_s * apart).sum(-1), mask)
         if not self._vocabulary:
             return
         ours, theirs = _entropy(p_s, log_s), _entropy(p_t, log_t)
@@ -130,8 +138,8 @@ class RunningMetrics:
         """Independent yes/no answers: the divergence of an item is the sum of theirs."""
         self._masked("agreement", decision_agreement(student, teacher), mask)
         ours, theirs = (torch.stack([x, torch.zeros_like(x)], -1) for x in (student, teacher))
-        self._masked("kl_forward", forward_kl(ours, theirs).sum(-1), mask)
-        self._masked("kl_reverse", reverse_kl(ours, theirs).sum(-1), mask)
+        self._masked("forward_kl_divergence", forward_kl(ours, theirs).sum(-1), mask)
+        self._masked("reverse_kl_divergence", reverse_kl(ours, theirs).sum(-1), mask)
 
     def _add_sparse(
         self, student: Tensor, chosen: Tensor, sparse: SparseProbs, mask: Tensor
@@ -141,8 +149,8 @@ class RunningMetrics:
         self._masked("agreement", (chosen == sparse.likeliest).float(), mask)
         if sparse.unsampled and sparse.temperature == 1:
             ours, theirs = coarsened(student, sparse.log_probs, sparse.ids, sparse.log_rest)
-            self._masked("kl_forward", forward_kl(ours, theirs), mask)
-            self._masked("kl_reverse", reverse_kl(ours, theirs), mask)
+            self._masked("forward_kl_divergence", forward_kl(ours, theirs), mask)
+            self._masked("reverse_kl_divergence", reverse_kl(ours, theirs), mask)
             if self._vocabulary:
                 accepted = torch.minimum(ours, theirs).exp().sum(-1)
                 self._masked("acceptance_rate", accepted, mask)

@@ -81,11 +81,11 @@ def no_word_yet(seeds: int) -> str:
     """Explain why 2 to 5 pairs have neither p nor word.
 
     >>> no_word_yet(3)
-    'no p, since exact sign-flip over 3 pairs of seeds cannot go below 0.25; a word needs 6'
+    'no p: with exact sign-flip over 3 pairs of seeds the least is 0.25; a verdict needs 6'
     """
     return (
-        f"no p, since exact sign-flip over {seeds} pairs of seeds cannot go below "
-        f"{least_p(seeds):.3g}; a word needs {SEEDS}"
+        f"no p: with exact sign-flip over {seeds} pairs of seeds the least is "
+        f"{least_p(seeds):.3g}; a verdict needs {SEEDS}"
     )
 
 

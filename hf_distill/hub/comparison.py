@@ -14,19 +14,19 @@ _NO_RESULT = re.compile(
 )
 """Figures about student and teacher, or that are neither good nor bad: none is a result."""
 _MEANINGS = {
-    "perplexity": "exp of the mean negative log-likelihood of a token",
-    "kl_forward": "KL(teacher‖model), nats a token",
-    "kl_reverse": "KL(model‖teacher), nats a token",
-    "entropy": "of the model's own distribution, nats a token",
-    "entropy_gap": "the model's entropy less the teacher's",
-    "acceptance_rate": "the expected share of the model's drafts of a token that the teacher "
-    "accepts in speculative decoding",
+    "perplexity": "exp of the mean negative log-likelihood per token",
+    "forward_kl_divergence": "KL(teacher‖model), nats per token",
+    "reverse_kl_divergence": "KL(model‖teacher), nats per token",
+    "entropy": "of the model's own distribution, nats per token",
+    "entropy_gap": "the model's entropy minus the teacher's",
+    "acceptance_rate": "the expected share of draft tokens that the teacher accepts in "
+    "speculative decoding",
 }
 """What the rows of a language model are, for those who have not met them."""
 MODELS = {
     "student": "Student",
-    "baseline": "Same student, no teacher",
-    "control": "The same, on the student's noise",
+    "baseline": "Baseline (no teacher)",
+    "control": "Control (baseline on the student's noise)",
     "teacher": "Teacher",
 }
 _SIZES = {
@@ -37,14 +37,14 @@ _SIZES = {
 }
 _MEASURED = {
     "size_bytes": "Size on disk",
-    "latency_ms": "Latency, ms a batch",
-    "throughput": "Throughput, examples a second",
+    "latency_ms": "Latency, ms per batch",
+    "throughput": "Throughput, examples per second",
 }
 _WORDS = {
-    "preliminary": "a word on the method needs 6 seeds",
-    "checkpoint only": "one seed says nothing about the method",
+    "preliminary": "fewer than 6 seeds, no claim about the method",
+    "checkpoint only": "one seed, no claim about the method",
 }
-"""Words that come without a p, and why, where the evidence does not say it itself."""
+"""Verdicts without a p, and the reason if the evidence has none."""
 
 
 def is_result(metric: str) -> bool:
@@ -100,7 +100,7 @@ def claim(facts: dict[str, Any]) -> str:
     share = _share(metric, ours, theirs)
     if share:
         numbers = f"{_result(ours[metric])} against {_result(theirs[metric])}{where}{interval}"
-        text = f"{name} keeps {share} of the {shown} of its teacher{source} ({numbers})"
+        text = f"{name} retains {share} of the {shown} of its teacher{source} ({numbers})"
     elif metric in theirs:
         less = " (lower is better)" if lower_is_better(metric) else ""
         text = f"{name} reaches {shown} {_result(ours[metric])}{less}{where}{interval}"
@@ -131,8 +131,8 @@ def _smaller(facts: dict[str, Any]) -> str:
         parts.append(f"has {share} ({size(small)} against {size(large)})")
     if fast and slow:
         one, other = measured["student"], measured["teacher"]
-        times = f"{_latency(one)} against {_latency(other)} a batch"
-        apart = "" if _apart(one, other) else ", not told apart by these spreads"
+        times = f"{_latency(one)} against {_latency(other)} per batch"
+        apart = "" if _apart(one, other) else ", not distinguishable with these spreads"
         parts.append(f"takes {100 * fast / slow:.0f} % of its time: {times}{apart}")
     return f" It {' and '.join(parts)}." if parts else ""
 
@@ -161,8 +161,8 @@ def _against_alone(facts: dict[str, Any], metric: str) -> str:
         return ""
     claimed = facts.get("claim", {})
     gain, arguments = claimed.get("gain", {}), claimed.get("arguments")
-    text = " The same student trained without the teacher"
-    text += f", with {cell(arguments)}," if arguments else ""
+    text = " The baseline (the same student without a teacher"
+    text += f", with {cell(arguments)})" if arguments else ")"
     text += f" reaches {_result(alone[metric])}"
     if "value" not in gain:
         return f"{text}."
@@ -224,7 +224,7 @@ def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
         shares = [_share(metric, results.get(model, {}), teacher) for model in models]
         if any(shares):
             cells = [share or "–" for share in shares]
-            rows.append([f"{cell(metric)}, share of the teacher's", *cells])
+            rows.append([f"{cell(metric)}, retention", *cells])
     return rows
 
 

@@ -17,7 +17,7 @@ from .prose import templates
 
 HEADING = "## Other formats\n"
 _SECTION = re.compile(rf"^{re.escape(HEADING)}.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-_BEFORE = re.compile(r"^## (?:Robustness|How it was distilled|Data|Training)$|\Z", re.MULTILINE)
+_BEFORE = re.compile(r"^## (?:Robustness|Distillation|Data|Training)$|\Z", re.MULTILINE)
 
 
 def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path | None:

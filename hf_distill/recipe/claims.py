@@ -102,12 +102,12 @@ def robustness_rows(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         "attacked": "accuracy under all attacks",
         "shifted": "accuracy on shifted data",
     }
-    models = {"student": "student", "baseline": "baseline", "control": "control", "teacher": "teacher"}
+    models = ("student", "baseline", "control", "teacher")
     rows: dict[str, dict[str, float]] = {}
     for role, figures in facts["roles"].items():
         for figure, label in labels.items():
             if role in models and figure in figures:
-                rows.setdefault(label, {})[models[role]] = figures[figure]["mean"]
+                rows.setdefault(label, {})[role] = figures[figure]["mean"]
     return rows
 
 

@@ -20,18 +20,18 @@ WORDS = {
     "accuracy": "Accuracy",
     "perplexity": "Perplexity",
     "agreement": "Agreement",
-    "kl_forward": "KL(teacher‖model)",
-    "kl_reverse": "KL(model‖teacher)",
+    "forward_kl_divergence": "KL(teacher‖model)",
+    "reverse_kl_divergence": "KL(model‖teacher)",
     "nll": "NLL",
     "ece": "ECE",
     "entropy": "Entropy",
     "entropy_gap": "Entropy gap",
     "acceptance_rate": "Acceptance rate",
 }
-DIFFERENCE = "student − alone"
+DIFFERENCE = "student − baseline"
 CAPTION = (
     "Points: means over the seeds, with a standard deviation to either side. Differences of the "
-    "student and the student alone have their interval instead."
+    "student and baseline have their interval instead."
 )
 _COLOURS = {
     "teacher": "#555555",
@@ -77,7 +77,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     """The tables and what may be said."""
     parts = ["## Runs", _run_table(facts), "## Figures", _figure_table(facts)]
     if any(run["robustness"] for run in facts["runs"].values()):
-        parts += ["## Robustness: student, and its difference to the student alone"]
+        parts += ["## Robustness: student, and its difference from the baseline"]
         parts += [_robustness_table(facts)]
     parts += [f"## Students against those of {facts['against']}", _difference_table(facts)]
     return "\n\n".join(part for part in [*parts, sentences(facts)] if part)
@@ -115,7 +115,7 @@ def _figure_table(facts: Mapping[str, Any]) -> str:
     rows = []
     for label, run in runs.items():
         for role, model in run["models"].items():
-            test, kept = model["test"], model["test"].get(f"retained_{run['metric']}")
+            test, kept = model["test"], model["test"].get(f"retention_{run['metric']}")
             rows.append(
                 [
                     _cell(label),
@@ -256,7 +256,7 @@ def _panels(facts: Mapping[str, Any]) -> dict[str, Points]:
             [run if run["metric"] == metric else None for run in runs], lambda run: run["metric"]
         )
     found["Agreement with the teacher"] = _points(runs, lambda run: "agreement")
-    found["Share of the teacher kept"] = _points(runs, lambda run: f"retained_{run['metric']}")
+    found["Share of the teacher kept"] = _points(runs, lambda run: f"retention_{run['metric']}")
     for axis in dict.fromkeys(axis for run in runs for axis in run["robustness"]):
         title = f"{AXES.get(axis, axis)}:\n{DIFFERENCE}"
         points = {}

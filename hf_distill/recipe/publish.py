@@ -239,7 +239,7 @@ def _size(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _results(test: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in test.items() if not key.startswith("retained_")}
+    return {key: value for key, value in test.items() if not key.startswith("retention_")}
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:

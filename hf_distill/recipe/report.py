@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.evaluation.curves import Line, Panel, draw, save
+from hf_distill.hub.comparison import MODELS
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
 from hf_distill.recipe.schedule import TEACHER, generations
@@ -20,15 +21,13 @@ from hf_distill.utils.directions import lower_is_better
 from hf_distill.utils.files import write_json, write_text
 
 FIGURES = (
-    *("accuracy", "perplexity", "agreement", "kl_forward", "kl_reverse", "acceptance_rate"),
-    *("entropy", "entropy_gap", "nll", "ece"),
+    *("accuracy", "perplexity", "agreement", "forward_kl_divergence", "reverse_kl_divergence"),
+    *("acceptance_rate", "entropy", "entropy_gap", "nll", "ece"),
 )
-"""What is reported of every model on the test split, where it applies."""
+"""Reported figures of every model on the test split, as far as they apply."""
 SIZES = ("parameters", "architecture", "layers", "hidden_size", "num_labels")
 NAMES = {
-    "teacher": "Teacher",
-    "baseline": "Same student, no teacher",
-    "control": "The same, on the student's noise",
+    **{role: MODELS[role] for role in ("teacher", "baseline", "control")},
     "student": "Distilled student",
 }
 _COLOURS = {
@@ -96,7 +95,7 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
     for role in outcome.roles:
         keys = outcome.keys(role)
         first = outcome.results["evaluation"][keys[0]]
-        figures = [*FIGURES, f"retained_{outcome.metric}"]
+        figures = [*FIGURES, f"retention_{outcome.metric}"]
         test = {f: spread(values) for f in figures if (values := outcome.tested(role, f))}
         models[role] = {**{key: first[key] for key in SIZES}, "test": test}
         if "members" in first:
@@ -206,7 +205,7 @@ def table(facts: Mapping[str, Any]) -> str:
     rows = [header, [":--", *["--:"] * (len(header) - 1)]]
     for role, model in facts["models"].items():
         test, seconds = model["test"], model.get("train_seconds")
-        kept = test.get(f"retained_{metric}")
+        kept = test.get(f"retention_{metric}")
         share = "–" if kept is None else f"{show(_times(kept, 100), 1)} %"
         rows.append(
             [
@@ -214,7 +213,7 @@ def table(facts: Mapping[str, Any]) -> str:
                 f"{model['parameters']:,}",
                 show(test[metric], 2 if metric == "perplexity" else 4),
                 show(test.get("agreement")),
-                show(test.get("kl_forward")) if lower_is_better(metric) else share,
+                show(test.get("forward_kl_divergence")) if lower_is_better(metric) else share,
                 show(test.get("ece")),
                 "–" if seconds is None else f"{show(seconds, 0)} s",
             ]

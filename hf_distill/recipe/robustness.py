@@ -28,7 +28,7 @@ ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
 """What is published beside the card."""
 _MODALITIES = {"text_classification": "text", "image_classification": "image"}
-_ROLES = {"baseline": "baseline", CONTROL: CONTROL, "student": "student", TEACHER: TEACHER}
+_ROLES = ("baseline", CONTROL, "student", TEACHER)
 _NEUTRAL = ("require", "batch_size", "shifted")
 _ROBUST = (FreeLB, IAD, OnPerturbed, Smoothness)
 """Objectives that make robust: with one of them a control is due."""
@@ -135,7 +135,7 @@ class Robustness:
             role, _, seed = key.partition("/seed-")
             if role in _ROLES:
                 subject = Predictor(key, load(), processor, max_length=limit)
-                roles.setdefault(_ROLES[role], {})[int(seed or self.recipe.seed)] = subject
+                roles.setdefault(role, {})[int(seed or self.recipe.seed)] = subject
         teachers = list(roles.pop(TEACHER).values())
         return evaluate_robustness(
             {**roles, TEACHER: teachers[0] if len(teachers) == 1 else teachers},
@@ -176,7 +176,7 @@ def in_report(facts: Mapping[str, Any]) -> str:
     verdicts = facts["verdicts"]["baseline"]
     return (
         f"## Robustness\n\n{tables.verdict_table(verdicts, 'baseline', facts['plan']['level'])}\n\n"
-        f"{tables.sentences(verdicts, 'baseline')}\n\nAll figures, what ran, and the pictures: "
+        f"{tables.sentences(verdicts, 'baseline')}\n\nAll figures, settings and plots: "
         "[robustness.md](robustness.md).\n"
     )
 

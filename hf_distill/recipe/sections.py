@@ -1,4 +1,4 @@
-"""Sections of a recipe as dataclasses; their ``Args`` are the table of keys in recipes/README.md."""
+"""Sections of a recipe; recipes/README.md is generated from their ``Args``."""
 
 from __future__ import annotations
 

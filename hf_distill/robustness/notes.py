@@ -20,23 +20,23 @@ def notes_of(
     if plan.robust_objective:
         if "control" not in roles:
             notes.append(
-                "A robust objective was used, and there is no control: a student alone that was "
-                "trained on the same noise or attack. What the noise or attack gave and what the "
-                "teacher gave cannot be told apart."
+                "A robust objective was used without a control (the baseline trained on the same "
+                "noise or attack): the effects of noise or attack and of the teacher cannot be "
+                "separated."
             )
         for axis in ("noise", "attacked"):
-            if {"teacher", "alone"} <= set(roles) and axis in roles["teacher"]:
-                teacher, alone = (roles[role][axis]["mean"] for role in ("teacher", "alone"))
-                if teacher < alone:
+            if {"teacher", "baseline"} <= set(roles) and axis in roles["teacher"]:
+                teacher, baseline = (roles[role][axis]["mean"] for role in ("teacher", "baseline"))
+                if teacher < baseline:
                     notes.append(
-                        f"The teacher is less robust than the student alone ({axis}: "
-                        f"{teacher:.3f} against {alone:.3f}): it has no robustness to teach."
+                        f"The teacher is less robust than the baseline ({axis}: {teacher:.3f} "
+                        f"against {baseline:.3f}): it cannot make the student more robust."
                     )
     if plan.seen:
-        notes.append(f"Seen in training, and left out of the means: {', '.join(plan.seen)}.")
+        notes.append(f"Used in training, and not included in the means: {', '.join(plan.seen)}.")
     if len(runner.data) < FEW:
         notes.append(
-            f"The ECE of {len(runner.data):,} examples is mostly its floor; read NLL and Brier."
+            f"The ECE of {len(runner.data):,} examples is mostly its floor; use NLL and Brier."
         )
     if runner.validation is None:
         notes.append("No validation examples, so no temperature was fitted.")
@@ -44,5 +44,5 @@ def notes_of(
         failed = [gate["message"] for gate in outcome.gates if not gate["passed"]]
         notes += [f"{key}: {message}" for message in failed]
         if outcome.masked:
-            notes.append(f"{key}: {MASKED}; its accuracy under attack is no evidence.")
+            notes.append(f"{key}: {MASKED}; its accuracy under attack is not reliable.")
     return notes

@@ -11,34 +11,34 @@ from hf_distill.utils.markdown import table
 
 COLUMNS = {
     "teacher": "Teacher",
-    "baseline": "Student alone",
+    "baseline": "Baseline",
     "control": "Control",
-    "student": "Distilled student",
+    "student": "Student",
 }
 """Roles in their order. Control: the student alone, with the same noise or attack in training."""
 NAMES = {
     "accuracy": "Accuracy",
     "noise": "Mean accuracy under perturbation",
-    "worst_case": "Right as it is and under every perturbation (HELM)",
-    "mce": "mCE, student alone = 1",
-    "relative_mce": "Relative mCE, student alone = 1",
+    "worst_case": "Accuracy in the worst case over all perturbations",
+    "mce": "mCE, baseline = 1",
+    "relative_mce": "Relative mCE, baseline = 1",
     "attacked": "Accuracy under attack (worst of all)",
     "shifted": "Accuracy on shifted sets",
     "worst_group": "Worst-group accuracy",
     "nll": "NLL",
     "brier": "Brier score",
     "ece": "ECE, 15 bins",
-    "ece_floor": "ECE of a calibrated model at this n",
+    "ece_floor": "ECE of a calibrated model with as many examples",
     "adaptive_ece": "ECE, bins of equal mass",
     "risk_coverage_area": "Area under risk and coverage",
     "temperature": "Temperature fitted on validation",
     "nll_scaled": "NLL at that temperature",
     "ece_scaled": "ECE at that temperature",
-    "ece_floor_scaled": "ECE of a calibrated model, likewise",
+    "ece_floor_scaled": "ECE of a calibrated model at that temperature",
 }
 _PREFIXES = {
     "attack": "Accuracy under attack: {}",
-    "transfer": "Accuracy on attacked inputs of the student alone: {}",
+    "transfer": "Accuracy on adversarial examples of the baseline: {}",
     "shifted": "Accuracy on {}",
     "invariance": "Invariance failures: {}",
     "selective_accuracy": "Accuracy on the most confident {}",
@@ -71,9 +71,9 @@ def markdown(facts: Mapping[str, Any], title: str = "Robustness") -> str:
     """The whole report."""
     parts = [f"# {title}", _about(facts)]
     for other, verdicts in facts["verdicts"].items():
-        against = "the student alone" if other == "baseline" else "the control"
+        against = f"the {other}"
         parts += [
-            f"## Distilled student against {against}",
+            f"## Student against {against}",
             verdict_table(verdicts, other, facts["plan"]["level"]),
             sentences(verdicts, other),
         ]
@@ -100,8 +100,8 @@ def _about(facts: Mapping[str, Any]) -> str:
         text += f"; {sizes['attacked']:,} attacked"
     runs = [f"{len(_keys(facts, role))} × {COLUMNS[role].lower()}" for role in facts["roles"]]
     return (
-        f"{text}. Models: {', '.join(runs)}. The same examples, perturbations and seed "
-        f"({plan['seed']}) for all of them."
+        f"{text}. Models: {', '.join(runs)}. Examples, perturbations and seed "
+        f"({plan['seed']}) are the same for all."
     )
 
 
@@ -138,7 +138,7 @@ def _p(value: float | None) -> str:
 
 def sentences(verdicts: Mapping[str, Any], other: str) -> str:
     """What may be said: nothing but the verdicts, whichever way they went."""
-    against = "the student alone" if other == "baseline" else "the control"
+    against = f"the {other}"
     by_word: dict[str, list[str]] = {}
     for axis, row in verdicts.items():
         by_word.setdefault(row["word"], []).append(AXES.get(axis, axis))
@@ -148,18 +148,14 @@ def sentences(verdicts: Mapping[str, Any], other: str) -> str:
         listed = "; ".join(axes)
         if word in ("better", "worse"):
             said.append(
-                f"Over {seeds} pairs of seeds the distilled student is {word} than {against}: "
-                f"{listed}."
+                f"Over {seeds} pairs of seeds the student is {word} than {against}: {listed}."
             )
         elif word == "not distinguishable":
             said.append(f"Not distinguishable from {against} over {seeds} pairs: {listed}.")
         elif word == "preliminary":
             said.append(f"Preliminary, no claim ({no_word_yet(seeds)}): {listed}.")
         elif word == "checkpoint only":
-            said.append(
-                "One pair: the figures tell these two files apart, not the methods that made them "
-                f"({listed})."
-            )
+            said.append(f"One pair: a comparison of two checkpoints, not of methods ({listed}).")
         else:
             said.append(f"{word.capitalize()}, no claim: {listed}.")
     return " ".join(said)

@@ -161,7 +161,7 @@ def warn_of_entropy_gap(args: DistillationConfig) -> None:
     if str(args.metric_for_best_model).endswith("entropy_gap"):
         logger.warning(
             "The best checkpoint is that of the lowest entropy_gap, which may be below 0: a "
-            "student that is too sure of itself. metric_for_best_model='kl_forward' is lowest "
+            "student that is too confident. metric_for_best_model='forward_kl_divergence' is lowest "
             "where student and teacher are equal."
         )
 

@@ -80,7 +80,7 @@ _PER_EXAMPLE = ("sequence_classification", "image_classification", "audio_classi
 
 SPEED = ("runtime", "_per_second", "preparation_time", "epoch", "step")
 """Endings of the evaluation's keys that are not results."""
-COMPARED = ("teacher_", "retained_")
+COMPARED = ("teacher_", "retention_")
 """Beginnings of the evaluation's keys that are not the student's own results."""
 
 

@@ -42,7 +42,10 @@ _SILENT = (
 """Prefixes of training arguments that do not affect the student."""
 LOG_ROWS = 12
 """Rows of a card's training log, at most."""
-SHOWN = ("eval_accuracy", "eval_f1", "eval_perplexity", "eval_agreement", "eval_kl_forward")
+SHOWN = tuple(
+    f"eval_{name}"
+    for name in ("accuracy", "f1", "perplexity", "agreement", "forward_kl_divergence")
+)
 """Metrics of a card's training log besides the losses."""
 
 

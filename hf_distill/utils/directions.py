@@ -1,5 +1,5 @@
 """The direction in which a metric is better, by its name: the one list, for best
-checkpoints, retained shares, verdicts and cards."""
+checkpoints, retention, verdicts and cards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def higher_is_better(metric: str) -> bool | None:
     sure than their teachers. Of ``task/metric,filter``, as of `language_eval.lm_eval`, the
     metric's name counts alone.
 
-    >>> [higher_is_better(name) for name in ("accuracy", "eval_kl_forward", "gen_len")]
+    >>> [higher_is_better(name) for name in ("accuracy", "eval_forward_kl_divergence", "gen_len")]
     [True, False, None]
     """
     name = re.sub(r"[\s.@-]+", "_", metric.rpartition("/")[2].split(",")[0].lower())

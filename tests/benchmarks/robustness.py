@@ -1,4 +1,4 @@
-"""The promise, measured: teacher, student alone, the same with noise or attack, distilled, robust.
+"""The promise, measured: teacher, baseline, baseline with noise or attack, distilled, robust.
 
     python tests/benchmarks/robustness.py train fashion_mnist runs/robustness   # resumable
     python tests/benchmarks/robustness.py train movie_reviews runs/robustness
@@ -166,7 +166,7 @@ def pictures() -> Study:
             ),
         },
         {
-            "alone": Arm(1.0 * HardLabels()),
+            "baseline": Arm(1.0 * HardLabels()),
             "control": Arm(0.5 * HardLabels() + 0.5 * adversarial),
             "distilled": Arm(0.1 * HardLabels() + 0.9 * ForwardKL(4.0), "teacher"),
             "robust": Arm(warm, "robust_teacher"),
@@ -283,7 +283,7 @@ def texts() -> Study:
             ),
         },
         {
-            "alone": Arm(1.0 * HardLabels()),
+            "baseline": Arm(1.0 * HardLabels()),
             "control": Arm(robustly(HardLabels())),
             "distilled": Arm(1.0 * ForwardKL(2.0), "teacher"),
             "robust": Arm(robustly(ForwardKL(2.0)), "robust_teacher"),
@@ -352,12 +352,12 @@ def marked() -> Study:
             )
         },
         arms={
-            "alone": Arm(1.0 * HardLabels()),
+            "baseline": Arm(1.0 * HardLabels()),
             "distilled": Arm(kd, "teacher"),
-            "group DRO, alone": Arm(1.0 * GroupDRO(HardLabels(), GROUPS)),
+            "group DRO, no teacher": Arm(1.0 * GroupDRO(HardLabels(), GROUPS)),
             "group DRO, distilled": Arm(1.0 * GroupDRO(ForwardKL(4.0), GROUPS), "teacher"),
             "balanced sampling, distilled": Arm(kd, "teacher", "balanced"),
-            "balanced sampling, alone": Arm(1.0 * HardLabels(), None, "balanced"),
+            "balanced sampling, no teacher": Arm(1.0 * HardLabels(), None, "balanced"),
         },
         budgets={"short": 10},
     )
@@ -372,9 +372,10 @@ def compare_groups(name: str, root: Path) -> None:
     plan = RobustnessConfig(perturbations=(), attacks=(), gate_examples=0, groups="group")
     arms = STUDIES[name]().arms
     print(
-        "| | average | worst group | against balanced sampling, alone |\n| :-- | --: | --: | :-- |"
+        "| | average | worst group | against balanced sampling, no teacher |\n"
+        "| :-- | --: | --: | :-- |"
     )
-    reference = "balanced sampling, alone"
+    reference = "balanced sampling, no teacher"
     for arm in arms:
         folders = (root / name / "short" / which for which in (reference, arm))
         alone, student = (
@@ -385,9 +386,9 @@ def compare_groups(name: str, root: Path) -> None:
             for folder in folders
         )
         facts = evaluate_robustness(
-            {"alone": alone, "student": student}, test, plan=plan, folder=root / name / "judged"
+            {"baseline": alone, "student": student}, test, plan=plan, folder=root / name / "judged"
         ).facts
-        own, said = facts["roles"]["student"], facts["verdicts"]["alone"]["worst_group"]
+        own, said = facts["roles"]["student"], facts["verdicts"]["baseline"]["worst_group"]
         row = [arm, *(f"{own[k]['mean']:.3f}" for k in ("accuracy", "worst_group"))]
         print(f"| {' | '.join([*row, '–' if arm == reference else told(said)])} |", flush=True)
 
@@ -607,7 +608,7 @@ def report(name: str, root: Path, budgets: list[str]) -> None:
         folder = root / name / budget
         seeds = sorted(
             int(path.name.partition("-")[2])
-            for path in (folder / "alone").glob("seed-*")
+            for path in (folder / "baseline").glob("seed-*")
             if all((folder / arm / path.name).is_dir() for arm in arms)
         )
 
@@ -615,10 +616,10 @@ def report(name: str, root: Path, budgets: list[str]) -> None:
             return {seed: loaded(folder / which / f"seed-{seed}") for seed in seeds}
 
         found: dict[str, dict[str, Any]] = {}
-        for student in [arm for arm in arms if arm not in ("alone", "control")]:
+        for student in [arm for arm in arms if arm not in ("baseline", "control")]:
             models: dict[str, Any] = {
                 "student": models_of(student),
-                "alone": models_of("alone"),
+                "baseline": models_of("baseline"),
                 "teacher": loaded(root / name / str(arms[student].teacher)),
             }
             if robust := student != "distilled":
@@ -642,15 +643,15 @@ def tables(found: dict[str, dict[str, Any]], budget: str, seeds: int) -> str:
     last = found[list(found)[-1]]
     columns = {"teacher": found["distilled"]["roles"]["teacher"]}
     columns |= {"robust teacher": last["roles"]["teacher"]}
-    columns |= {role: last["roles"][role] for role in ("alone", "control")}
+    columns |= {role: last["roles"][role] for role in ("baseline", "control")}
     columns |= {student: facts["roles"]["student"] for student, facts in found.items()}
     pairs = {
         f"{student} - {other}": verdicts
-        for other in ("alone", "control")
+        for other in ("baseline", "control")
         for student, facts in found.items()
         if (verdicts := facts["verdicts"].get(other))
     }
-    axes = [axis for axis in AXES if axis in columns["alone"]]
+    axes = [axis for axis in AXES if axis in columns["baseline"]]
     means = [[f"{budget}, {seeds} seeds", *columns]]
     means += [[a, *(f"{figures[a]['mean']:.3f}" for figures in columns.values())] for a in axes]
     judged = [["", *pairs]]

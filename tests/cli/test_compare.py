@@ -76,7 +76,7 @@ def test_tables_of_two_runs(
     for label, folder in zip(("mixed", "kl-alone"), runs, strict=True):
         test = json.loads((folder / "report.json").read_text())["models"]["student"]["test"]
         row = next(o for o in shown.splitlines() if o.startswith(f"| {label} | Distilled student"))
-        for figure in ("accuracy", "agreement", "nll", "ece", "retained_accuracy"):
+        for figure in ("accuracy", "agreement", "nll", "ece", "retention_accuracy"):
             assert f"{test[figure]['mean']:.4f} ± {test[figure]['std']:.4f}" in row
     assert "preliminary, no claim (no p, since exact sign-flip over 2 pairs of seeds" in shown
     assert (tmp_path / "compare.md").read_text().startswith("## Runs")
@@ -224,11 +224,11 @@ def test_robustness_stands_beside(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A student that is better on clean data alone would be chosen."""
-    row = {"student": 0.81, "alone": 0.75, "difference": 0.06, "low": 0.01, "high": 0.11}
+    row = {"student": 0.81, "baseline": 0.75, "difference": 0.06, "low": 0.01, "high": 0.11}
     verdicts = {"noise": {**row, "word": "better"}}
 
     def change(facts: dict[str, Any]) -> None:
-        facts["robustness"] = {"verdicts": {"alone": verdicts}}
+        facts["robustness"] = {"verdicts": {"baseline": verdicts}}
 
     compared(tmp_path / "out", runs[0], changed(runs[1], tmp_path / "b", change))
     shown = capsys.readouterr().out

@@ -141,8 +141,8 @@ def test_figures_of_a_text_classifier(folder: Path, capsys: pytest.CaptureFixtur
         }
         if role != "teacher":
             expected["agreement"] = (p.argmax(-1) == theirs.argmax(-1)).mean()
-            expected["kl"] = (theirs * np.log(theirs / p)).sum(-1).mean()
-            expected["share_kept"] = hits.mean() / (theirs.argmax(-1) == LABELS).mean()
+            expected["forward_kl_divergence"] = (theirs * np.log(theirs / p)).sum(-1).mean()
+            expected["retention"] = hits.mean() / (theirs.argmax(-1) == LABELS).mean()
         assert found == pytest.approx(expected, rel=1e-5)
         accuracy = facts["models"][role]["figures"]["accuracy"]
         wilson = binomtest(int(hits.sum()), 30).proportion_ci(method="wilson")
@@ -196,13 +196,13 @@ def test_figures_of_a_language_model(folder: Path, capsys: pytest.CaptureFixture
         parts = [bins == place for place in range(1, 16)]
         expected["ece"] = sum(abs((hits - confidence)[part].sum()) for part in parts) / len(hits)
         if role != "teacher":
-            expected["kl_reverse"] = (np.exp(logs) * (logs - theirs)).sum(-1).mean()
+            expected["reverse_kl_divergence"] = (np.exp(logs) * (logs - theirs)).sum(-1).mean()
             expected["acceptance_rate"] = np.minimum(np.exp(logs), np.exp(theirs)).sum(-1).mean()
             of_teacher = -(np.exp(theirs) * theirs).sum(-1).mean()
             expected["entropy_gap"] = expected["entropy"] - of_teacher
             expected["agreement"] = (logs.argmax(-1) == theirs.argmax(-1)).mean()
-            expected["kl"] = (np.exp(theirs) * (theirs - logs)).sum(-1).mean()
-            expected["share_kept"] = hits.sum() / right.sum()
+            expected["forward_kl_divergence"] = (np.exp(theirs) * (theirs - logs)).sum(-1).mean()
+            expected["retention"] = hits.sum() / right.sum()
         found = {k: v["value"] for k, v in facts["models"][role]["figures"].items()}
         assert found == pytest.approx(expected, rel=1e-5)
     assert "log-likelihood per token" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 def test_report_of_two_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures of a folder must be those of the model in it, on the split that was named."""
-    more = ["--reference", str(folder / "m1"), "--teacher", str(folder / "m2")]
+    more = ["--baseline", str(folder / "m1"), "--teacher", str(folder / "m2")]
     more += ["--groups", "group", "--validation-split", "validation"]
     more += ["--shifted", f"again={folder / 'data.py'}:reviews"]
     assert main(words(folder, *more, "--require", "robustness.noise>=-1")) == 0
@@ -61,7 +61,7 @@ def test_report_of_two_models(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "student: keyboard_typos" in shown
     facts = json.loads((folder / "out/robustness.json").read_text())
     examples = texts(20)
-    for role, seed in (("student", 0), ("alone", 1), ("teacher", 2)):
+    for role, seed in (("student", 0), ("baseline", 1), ("teacher", 2)):
         right = reader(seed).logits(examples.values).argmax(-1) == examples.labels
         figures = facts["models"][role]["figures"]
         assert figures["accuracy"] == pytest.approx(right.mean())
@@ -75,7 +75,7 @@ def test_a_requirement_that_is_not_met_is_exit_code_3(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pipeline would publish what its owner forbade."""
-    more = ["--reference", str(folder / "m1"), "--require", "robustness.noise>=2"]
+    more = ["--baseline", str(folder / "m1"), "--require", "robustness.noise>=2"]
     assert main(words(folder, *more)) == 3
     assert "hf-distill: required robustness.noise>=2, measured " in capsys.readouterr().err
     assert main(words(folder, "--require", "student.noise>=2")) == 3
@@ -92,10 +92,10 @@ def test_a_requirement_that_is_not_met_is_exit_code_3(
         (["--split", "holes", "--groups", "group"], "Expected a group for each of the 20"),
         (["--groups", "grp"], "Expected a column with the groups, 'grp'"),
         (["--text-column", "sentence"], "'sentence'"),
-        (["--require", "robustness.noise>=0"], "Expected --reference for the requirement"),
+        (["--require", "robustness.noise>=0"], "Expected --baseline for the requirement"),
         (["--require", "robustness.noize>=0"], "Did you mean 'noise'?"),
         (["--require", "noise"], "Expected a requirement such as"),
-        (["--reference", "a", "b"], "Expected as many models as --model (1)"),
+        (["--baseline", "a", "b"], "Expected as many models as --model (1)"),
         (["--shifted", "tweets"], "Expected --shifted NAME=ID"),
         (["--model", "nowhere"], "Expected a folder or Hub id of a transformers model"),
         (["--epsilon", "-1"], "Expected `epsilon` of at least 0"),

@@ -76,10 +76,10 @@ def test_values_of_any_kind(tmp_path: Path, name: str) -> None:
             value = found[f"eval_{side}{key}"]
             assert type(value) is type(expected[f"eval_{key}"])
             assert str(value) == str(expected[f"eval_{key}"])
-    shares = {k.removeprefix("eval_retained_") for k in found if k.startswith("eval_retained_")}
+    shares = {k.removeprefix("eval_retention_") for k in found if k.startswith("eval_retention_")}
     numbers = {"recall", "correct", "precision", "auc"}
     assert shares == {"accuracy", *(numbers & given.keys())}
-    assert all(found[f"eval_retained_{key}"] == 1 for key in shares)
+    assert all(found[f"eval_retention_{key}"] == 1 for key in shares)
 
 
 def test_a_run_with_values_of_any_kind(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_evaluation_without_the_teacher(tmp_path: Path, alpha: float) -> None:
     found = ours.evaluate()
     assert counted.calls == (3 if alpha else 0)
     assert len(seen) == 1
-    about = ("teacher_", "retained_", "agreement", "kl_")
+    about = ("teacher_", "retention_", "agreement", "kl_")
     assert not [key for key in found if key.removeprefix("eval_").startswith(about)]
     assert found.keys() < whole.keys()
     for key in found.keys() - {key for key in found if "time" in key or "second" in key}:
@@ -210,14 +210,14 @@ def test_generated_text_without_the_teacher(tmp_path: Path, eval_teacher: bool) 
     found = ours.evaluate()
     assert counted.generations == (2 if eval_teacher else 0)
     assert ("eval_teacher_gen_len" in found) == eval_teacher
-    assert ("eval_retained_rougeL" in found) == eval_teacher
-    assert "eval_retained_gen_len" not in found
+    assert ("eval_retention_rougeL" in found) == eval_teacher
+    assert "eval_retention_gen_len" not in found
 
 
 # ---- its names -----------------------------------------------------------------------------------
 
-NAMES = "ece agreement kl_forward hard_labels forward_kl loss teacher_accuracy retained_accuracy"
-TAKEN = dict.fromkeys(NAMES.split(), 0.123)
+NAMES = ("ece", "agreement", "forward_kl_divergence", "hard_labels", "forward_kl", "loss")
+TAKEN = dict.fromkeys((*NAMES, "teacher_accuracy", "retention_accuracy"), 0.123)
 
 
 @pytest.mark.parametrize("prefix", ["", "eval_"])

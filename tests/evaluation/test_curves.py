@@ -39,8 +39,13 @@ def history(steps: int = 6, **more: float) -> list[dict[str, float]]:
         norms = {"grad_norm": 4.0 + step, "grad_norm_forward_kl": 5.0, "learning_rate": 1e-5 * step}
         found.append({**own, **norms, **more, "epoch": step / 2, "seconds": 9.0, "step": step})
         if step % 2 == 0:
-            measured = {"loss": 0.3, "forward_kl": 0.7, "kl_forward": 0.2, "agreement": 0.8}
-            theirs = {"accuracy": 0.7, "teacher_accuracy": 0.9, "retained_accuracy": 0.78}
+            measured = {
+                "loss": 0.3,
+                "forward_kl": 0.7,
+                "forward_kl_divergence": 0.2,
+                "agreement": 0.8,
+            }
+            theirs = {"accuracy": 0.7, "teacher_accuracy": 0.9, "retention_accuracy": 0.78}
             speed = {"ece": 0.1, "runtime": 1.0, "samples_per_second": 8.0, "perplexity": 12.0}
             entry = {f"eval_{k}": v for k, v in {**measured, **theirs, **speed}.items()}
             found.append({**entry, "epoch": step / 2, "step": step})
@@ -175,7 +180,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert page.tags.count("svg") == 1
     assert "a &lt;b&gt; &amp; c" in (tmp_path / "new" / PAGE).read_text(encoding="utf-8")
-    assert page.rows["kl_forward"] == ["3", "0.2", "0.2", "0.2", "0.2", "6"]
+    assert page.rows["forward_kl_divergence"] == ["3", "0.2", "0.2", "0.2", "0.2", "6"]
     # points, first, last, lowest, highest, last step
     assert page.rows["grad_norm"] == ["6", "5", "10", "5", "10", "6"]
     assert page.rows["perplexity"][2] == "12"

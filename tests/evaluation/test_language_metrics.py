@@ -21,7 +21,7 @@ from hf_distill.models.signals import BatchItems, Signal, SparseProbs
 
 FIGURES = (
     *("perplexity", "teacher_perplexity", "entropy", "teacher_entropy", "entropy_gap"),
-    *("acceptance_rate", "agreement", "kl_forward", "kl_reverse", "ece"),
+    *("acceptance_rate", "agreement", "forward_kl_divergence", "reverse_kl_divergence", "ece"),
 )
 
 
@@ -45,8 +45,8 @@ def brute_force(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) ->
         rows["entropy_gap"].append(rows["entropy"][-1] - rows["teacher_entropy"][-1])
         rows["acceptance_rate"].append(sum(map(min, zip(p, q, strict=True))))
         rows["agreement"].append(s.argmax() == t.argmax())
-        rows["kl_forward"].append((q[kept_q] * (t - s)[kept_q]).sum())
-        rows["kl_reverse"].append((p[kept_p] * (s - t)[kept_p]).sum())
+        rows["forward_kl_divergence"].append((q[kept_q] * (t - s)[kept_q]).sum())
+        rows["reverse_kl_divergence"].append((p[kept_p] * (s - t)[kept_p]).sum())
         place = math.ceil(p.max() * 15) - 1
         bins[place] += (1, p.max(), p.argmax() == label)
     means = {name: float(np.mean(values)) for name, values in rows.items() if values}
@@ -109,7 +109,12 @@ def test_the_teacher_itself() -> None:
     """Figures that are not at their best for the teacher's own copy would punish a perfect one."""
     _, teacher, items = signals()
     found = summed(teacher, teacher, items)
-    assert found["kl_forward"] == found["kl_reverse"] == found["entropy_gap"] == 0
+    assert (
+        found["forward_kl_divergence"]
+        == found["reverse_kl_divergence"]
+        == found["entropy_gap"]
+        == 0
+    )
     assert found["agreement"] == 1
     assert found["acceptance_rate"] == pytest.approx(1, abs=1e-6)
     assert found["perplexity"] == found["teacher_perplexity"]
@@ -159,7 +164,7 @@ def test_a_classifier_has_no_perplexity() -> None:
     """Figures that mean nothing for three classes would fill its tables and its card."""
     student, teacher, items = signals()
     found = summed(student, teacher, items, vocabulary=False)
-    assert found.keys() == {"agreement", "kl_forward", "kl_reverse", "ece"}
+    assert found.keys() == {"agreement", "forward_kl_divergence", "reverse_kl_divergence", "ece"}
 
 
 def test_a_student_alone_has_its_own_figures() -> None:
@@ -191,13 +196,13 @@ def test_what_some_classes_of_the_teacher_tell() -> None:
         return evaluation.result(Accelerator(cpu=True))[0]
 
     own = {"perplexity", "entropy", "ece", "agreement"}
-    compared = {"kl_forward", "kl_reverse", "acceptance_rate"}
+    compared = {"forward_kl_divergence", "reverse_kl_divergence", "acceptance_rate"}
     assert found(4, unsampled=False).keys() == own
     some, nearly = found(4), found(10)  # of 11: the rest is one class
     assert some.keys() == nearly.keys() == own | compared
     for name in own | compared:
         assert nearly[name] == pytest.approx(whole[name], rel=1e-9)
-    assert some["kl_forward"] < whole["kl_forward"]
+    assert some["forward_kl_divergence"] < whole["forward_kl_divergence"]
     assert some["acceptance_rate"] > whole["acceptance_rate"]
 
 

@@ -223,12 +223,12 @@ def test_calibration_sums_refuses_what_does_not_fit() -> None:
 # --- retained ------------------------------------------------------------------------------------
 
 
-def test_retained_is_the_share_of_the_teacher() -> None:
+def test_retention_is_the_share_of_the_teacher() -> None:
     """Turned around, a student worse than its teacher would be reported above 100 %."""
     student = {"accuracy": 0.6, "f1": 0.9, "only_student": 1.0}
     teacher = {"accuracy": 0.8, "f1": 0.6, "only_teacher": 1.0}
     assert retention(student, teacher) == pytest.approx(
-        {"retained_accuracy": 0.75, "retained_f1": 1.5}
+        {"retention_accuracy": 0.75, "retention_f1": 1.5}
     )
 
 
@@ -255,7 +255,7 @@ def test_lower_is_better_is_not_retained(name: str) -> None:
 def test_higher_is_better_is_retained(name: str) -> None:
     """ "answer_f1" contains "wer", "piece_f1" "ece" and "character" "ter": searched for as mere
     letters they would vanish from the report."""
-    assert retention({name: 1.0}, {name: 2.0}) == {f"retained_{name}": 0.5}
+    assert retention({name: 1.0}, {name: 2.0}) == {f"retention_{name}": 0.5}
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf])

@@ -139,7 +139,7 @@ def test_the_teachers_metrics_are_those_of_the_teacher_alone(tmp_path: Path, nam
         assert figures[f"eval_teacher_{key}"] == pytest.approx(stock[f"eval_{key}"])
         if stock[f"eval_{key}"]:
             kept = figures[f"eval_{key}"] / figures[f"eval_teacher_{key}"]
-            assert figures[f"eval_retained_{key}"] == pytest.approx(kept)
+            assert figures[f"eval_retention_{key}"] == pytest.approx(kept)
 
 
 def test_preprocessing_of_logits_serves_both_models(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_unlabelled_evaluation_data(tmp_path: Path) -> None:
     rows = [{"input_ids": row["input_ids"]} for row in data()]
     ours = trainer(tmp_path, train_dataset=rows, eval_dataset=rows, alpha=1.0, temperature=1.0)
     figures = ours.evaluate()
-    assert figures["eval_loss"] == pytest.approx(figures["eval_kl_forward"], rel=1e-6)
+    assert figures["eval_loss"] == pytest.approx(figures["eval_forward_kl_divergence"], rel=1e-6)
     assert "eval_ece" not in figures
 
 
@@ -337,8 +337,8 @@ def test_figures_about_both_models(tmp_path: Path, name: str) -> None:
     softened = 4 * (np.exp(log_softmax(t / 2)) * (log_softmax(t / 2) - log_softmax(s / 2))).sum(-1)
     wanted = {
         "agreement": (s.argmax(-1) == t.argmax(-1)).mean(),
-        "kl_forward": (np.exp(p) * (p - q)).sum(-1).mean(),
-        "kl_reverse": (np.exp(q) * (q - p)).sum(-1).mean(),
+        "forward_kl_divergence": (np.exp(p) * (p - q)).sum(-1).mean(),
+        "reverse_kl_divergence": (np.exp(q) * (q - p)).sum(-1).mean(),
         "ece": expected_calibration_error(s, labels),
         "hard_labels": -q[np.arange(len(labels)), labels].mean(),
         "forward_kl": softened.mean(),

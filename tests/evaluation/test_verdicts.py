@@ -136,7 +136,7 @@ def test_few_seeds_have_an_interval_but_no_p() -> None:
     assert math.isnan(verdict.p)
     assert math.isnan(verdict.p_adjusted)
     assert least_p(3) == sign_flip([0.2, 0.21, 0.22]) == 0.25
-    assert "cannot go below 0.25" in no_word_yet(3)
+    assert "the least is 0.25" in no_word_yet(3)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4, 5])

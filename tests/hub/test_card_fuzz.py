@@ -114,7 +114,7 @@ runs = st.fixed_dictionaries(
 )
 
 HEADINGS = {
-    *("Quick start", "Student and teacher", "How it was distilled", "Data", "Training"),
+    *("Quick start", "Student and teacher", "Distillation", "Data", "Training"),
     *("Limitations", "Licences", "Environment", "Reproduce", "Citation", "Citations", "Robustness"),
     *("Other formats", "Environmental impact", "Samples"),
 }

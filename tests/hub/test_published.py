@@ -150,15 +150,15 @@ def test_the_card_of_a_recipe_tells_this_very_run(tmp_path: Path) -> None:
     size = (final / "model.safetensors").stat().st_size
     rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()}
     assert rows["| Size on disk"][1] == rows["| Size on disk"][2] == f"{size / 1000:.3g} kB"
-    latency = [re.findall(r"[\d.]+", cell) for cell in rows["| Latency, ms a batch"][1:]]
+    latency = [re.findall(r"[\d.]+", cell) for cell in rows["| Latency, ms per batch"][1:]]
     assert len(latency) == 3
     for median, low, high in latency:
         assert 0 < float(low) <= float(median) <= float(high)
     assert "10th and 90th percentile of 20 runs" in text
     assert "Student's t over 2 pairs of seeds" in text
-    assert "no p, since exact sign-flip over 2 pairs of seeds cannot go below 0.5" in text
+    assert "no p: with exact sign-flip over 2 pairs of seeds the least is 0.5" in text
     assert "| optimizer steps | 3 |" in text
-    assert "| loss | " in text.split("| Part of the loss |")[1]
+    assert "| loss | " in text.split("| Loss component |")[1]
     facts = json.loads((final.parent / "card.json").read_text(encoding="utf-8"))
     assert render(StudentCard(**facts)) == text
     assert Run(load_recipe(path, overrides), lambda line: None)() == final  # all of it is done

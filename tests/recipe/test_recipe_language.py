@@ -84,7 +84,7 @@ def test_report_tells_what_the_saved_models_do(tmp_path: Path, source: str) -> N
         found = facts["runs"][key]["test"]
         for name, values in {
             "nll": nll,
-            "kl_forward": kl,
+            "forward_kl_divergence": kl,
             "agreement": same,
             "acceptance_rate": accepted,
         }.items():
@@ -183,7 +183,7 @@ def test_packing_changes_no_figure(tmp_path: Path, strategy: str) -> None:
         for name in ("alone", "packed")
     ]
     if strategy == "first_fit":  # the other one cuts texts, whose pieces know less
-        for name in ("perplexity", "kl_forward", "agreement"):
+        for name in ("perplexity", "forward_kl_divergence", "agreement"):
             assert figures[1]["test"][name] == pytest.approx(figures[0]["test"][name], rel=1e-5)
     else:
         whole = sum(len(ids) for ids in rows["input_ids"])

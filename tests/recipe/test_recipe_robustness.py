@@ -54,19 +54,19 @@ def test_report_and_card_show_the_stages_numbers(finished: Path) -> None:
     """A card with figures of another run, or none, is what users of other projects complain of."""
     out = finished / "out"
     facts = record(finished, "robustness")["results"]
-    assert set(facts["models"]) == {"teacher", "alone/seed-0", "student/seed-0"}
+    assert set(facts["models"]) == {"teacher", "baseline/seed-0", "student/seed-0"}
     report = json.loads((out / "report.json").read_text())
     assert report["robustness"] == facts
     runs = report["runs"]
-    for ours, theirs in (("student", "student"), ("alone", "baseline")):
+    for ours, theirs in (("student", "student"), ("baseline", "baseline")):
         # measured by asking about raw texts, and by the trainer
         figures = facts["models"][f"{ours}/seed-0"]["figures"]
         test = runs[f"{theirs}/seed-0"]["test"]
         assert figures["accuracy"] == pytest.approx(test["accuracy"])
         assert figures["nll"] == pytest.approx(test["nll"], rel=1e-4)
         assert figures["loyalty.label"] == pytest.approx(test["agreement"])
-    noise = facts["verdicts"]["alone"]["noise"]
-    row = f"| {noise['alone']:.4f} | {noise['student']:.4f} | {noise['difference']:+.4f} |"
+    noise = facts["verdicts"]["baseline"]["noise"]
+    row = f"| {noise['baseline']:.4f} | {noise['student']:.4f} | {noise['difference']:+.4f} |"
     assert row in (out / "report.md").read_text()
     assert row in (out / "robustness.md").read_text()
 
@@ -83,7 +83,7 @@ def test_report_and_card_show_the_stages_numbers(finished: Path) -> None:
         ("Accuracy under attack: pgd", "attack.pgd"),
         ("Mean accuracy under perturbation", "noise"),
         ("Accuracy on again", "shifted.again"),
-        ("mCE, student alone = 1", "mce"),
+        ("mCE, baseline = 1", "mce"),
     ):
         assert by_name[name]["value"] == facts["roles"]["student"][figure]["mean"], name
     told = by_name["Accuracy under attack: pgd"]["args"]

@@ -97,7 +97,7 @@ def test_report_tells_what_the_saved_models_do(finished: Path) -> None:
                 float((teacher * np.log(teacher / p)).sum(-1).mean()),
             ]
             found.setdefault(role, []).append(figures)
-            names = ("accuracy", "nll", "agreement", "kl_forward")
+            names = ("accuracy", "nll", "agreement", "forward_kl_divergence")
             for name, value in zip(names, figures, strict=True):
                 if role != "teacher" or name in ("accuracy", "nll"):
                     reported = facts["runs"][folder]["test"][name]
@@ -106,7 +106,7 @@ def test_report_tells_what_the_saved_models_do(finished: Path) -> None:
     values = [figures[0] for figures in found["student"]]
     assert student["mean"] == pytest.approx(np.mean(values))
     assert student["std"] == pytest.approx(np.std(values, ddof=1))
-    kept = facts["models"]["baseline"]["test"]["retained_accuracy"]["mean"]
+    kept = facts["models"]["baseline"]["test"]["retention_accuracy"]["mean"]
     alone = [figures[0] for figures in found["baseline"]]
     assert kept == pytest.approx(np.mean(alone) / found["teacher"][0][0])
 
@@ -151,7 +151,7 @@ def test_card_is_valid_and_shows_the_reports_numbers(finished: Path) -> None:
 def test_table_and_picture(finished: Path) -> None:
     """A table that drops a model, or a picture without curves, says nothing."""
     table = (finished / "out/report.md").read_text()
-    for name in ("Teacher", "Same student, no teacher", "Distilled student", "±"):
+    for name in ("Teacher", "Baseline (no teacher)", "Distilled student", "±"):
         assert name in table
     assert (finished / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     curves = json.loads((finished / "out/report.json").read_text())["curves"]

@@ -56,11 +56,11 @@ def test_the_control_stands_beside_the_student_in_report_and_robustness(tmp_path
     facts = record(tmp_path, "robustness")["results"]
     assert set(facts["models"]) == {
         "teacher",
-        "alone/seed-0",
+        "baseline/seed-0",
         "control/seed-0",
         "student/seed-0",
     }
-    assert set(facts["verdicts"]) == {"alone", "control"}
+    assert set(facts["verdicts"]) == {"baseline", "control"}
     assert not any("no control" in note.lower() for note in facts["notes"])
     text = (tmp_path / "out/report.md").read_text()
     assert "| The same, on the student's noise |" in text

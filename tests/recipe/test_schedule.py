@@ -169,7 +169,7 @@ def test_report_of_a_chain_tells_what_the_saved_models_do(chained: tuple[Path, S
         assert row["accuracy"] == pytest.approx(accuracy_score(labels, p.argmax(-1))), key
         assert row["agreement"] == pytest.approx(np.mean(p.argmax(-1) == mean.argmax(-1))), key
         kl = (mean * np.log(mean / p)).sum(-1).mean()
-        assert row["kl_forward"] == pytest.approx(kl, rel=1e-4, abs=1e-6), key
+        assert row["forward_kl_divergence"] == pytest.approx(kl, rel=1e-4, abs=1e-6), key
 
 
 def _calibration(p: np.ndarray, labels: list[int]) -> float:
@@ -186,7 +186,7 @@ def test_table_picture_and_card_of_a_chain(chained: tuple[Path, Spy]) -> None:
     folder, _ = chained
     table = (folder / "out/report.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
-    models = ["Assistant 1", "Same student, no teacher", "Student, generation 1"]
+    models = ["Assistant 1", "Baseline (no teacher)", "Student, generation 1"]
     assert rows == ["", ":--", "Teacher (mean of 2)", *models, "Distilled student"]
     assert "against the same student without a teacher" in table
     card = (folder / "out/final/README.md").read_text()

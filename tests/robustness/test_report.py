@@ -56,7 +56,7 @@ DATA = dataclasses.replace(texts(40), groups=tuple("ab"[n % 2] for n in range(30
 def models() -> dict[str, Any]:
     return {
         "teacher": reader(9),
-        "alone": {0: reader(0), 1: reader(1)},
+        "baseline": {0: reader(0), 1: reader(1)},
         "student": {0: reader(2), 1: reader(3)},
     }
 
@@ -204,15 +204,15 @@ def test_roles_and_differences_are_over_pairs_of_seeds(report: Report) -> None:
     """Means over other models would hide who was measured."""
     facts = report.facts
     values = [facts["models"][f"student/seed-{s}"]["figures"]["noise"] for s in (0, 1)]
-    theirs = [facts["models"][f"alone/seed-{s}"]["figures"]["noise"] for s in (0, 1)]
+    theirs = [facts["models"][f"baseline/seed-{s}"]["figures"]["noise"] for s in (0, 1)]
     row = facts["roles"]["student"]["noise"]
     assert row == {"mean": np.mean(values), "std": np.std(values, ddof=1), "values": values}
-    verdict = facts["verdicts"]["alone"]["noise"]
+    verdict = facts["verdicts"]["baseline"]["noise"]
     assert verdict["difference"] == pytest.approx(np.mean(values) - np.mean(theirs))
     assert facts["differences"]["noise"]["difference"] == pytest.approx(verdict["difference"])
     assert (verdict["word"], verdict["seeds"]) == ("preliminary", 2)
-    assert list(facts["verdicts"]["alone"]) == ["clean", "noise", "attacked", "shifted", "nll"]
-    alone = facts["models"]["alone/seed-1"]["figures"]
+    assert list(facts["verdicts"]["baseline"]) == ["clean", "noise", "attacked", "shifted", "nll"]
+    alone = facts["models"]["baseline/seed-1"]["figures"]
     assert alone["mce"] == pytest.approx(1.0), "the reference against itself"
 
 
@@ -240,7 +240,7 @@ def test_nothing_is_computed_twice(report: Report, folder: Path) -> None:
 def test_an_interrupted_report_goes_on(tmp_path: Path) -> None:
     """A kill after hours would lose them all, or leave half a part that is taken for a whole."""
     plan = dataclasses.replace(PLAN, attacks=("characters",), invariance=())
-    pair = {"alone": reader(0), "student": reader(2)}
+    pair = {"baseline": reader(0), "student": reader(2)}
     done: list[str] = []
 
     def until(count: int) -> None:
@@ -272,7 +272,7 @@ def test_neither_batch_size_nor_order_of_the_data_matters(report: Report) -> Non
     """The figures could not be compared with those of another machine."""
     order = np.random.default_rng(0).permutation(len(DATA)).tolist()
     turned = evaluate_robustness(
-        {"alone": {0: reader(0), 1: reader(1)}, "student": {0: reader(2), 1: reader(3)}},
+        {"baseline": {0: reader(0), 1: reader(1)}, "student": {0: reader(2), 1: reader(3)}},
         DATA.take(order),
         plan=dataclasses.replace(PLAN, batch_size=64),
         shifted={"b": texts(15, 2)},
@@ -300,8 +300,8 @@ def test_the_same_model_is_not_distinguishable_from_itself() -> None:
     data, weight = rows(200)
     alone = {seed: noisy(weight, seed, 0.8) for seed in range(8)}
     again = {seed: noisy(weight, seed, 0.8) for seed in range(8)}
-    facts = evaluate_robustness({"alone": alone, "student": again}, data, plan=TABULAR).facts
-    verdicts = facts["verdicts"]["alone"]
+    facts = evaluate_robustness({"baseline": alone, "student": again}, data, plan=TABULAR).facts
+    verdicts = facts["verdicts"]["baseline"]
     assert {row["word"] for row in verdicts.values()} == {"not distinguishable"}
     assert {row["difference"] for row in verdicts.values()} == {0.0}
     text = markdown(facts)
@@ -318,10 +318,10 @@ def test_a_clear_difference_is_said_in_both_directions(
     data, weight = rows(200)
     students = {seed: noisy(weight, seed, ours) for seed in range(8)}
     alone = {seed: noisy(weight, 50 + seed, theirs) for seed in range(8)}
-    report = evaluate_robustness({"alone": alone, "student": students}, data, plan=TABULAR)
-    verdicts = report.facts["verdicts"]["alone"]
+    report = evaluate_robustness({"baseline": alone, "student": students}, data, plan=TABULAR)
+    verdicts = report.facts["verdicts"]["baseline"]
     assert {verdicts[axis]["word"] for axis in ("clean", "noise")} == {word}
-    assert f"the distilled student is {word} than the student alone" in markdown(report.facts)
+    assert f"the student is {word} than the baseline" in markdown(report.facts)
     assert bool(report.require(["robustness.noise>=0"])) == (word == "worse")
 
 
@@ -329,14 +329,14 @@ def test_at_most_six_axes_are_judged() -> None:
     """With more, Holm leaves eight pairs of seeds no way to any word: 2 / 2^8 * 7 is above .05."""
     data, weight = rows(200)
     grouped = dataclasses.replace(data, groups=tuple(n % 2 for n in range(200)))
-    subjects = {role: noisy(weight, n, 1.0) for n, role in enumerate(("alone", "student"))}
+    subjects = {role: noisy(weight, n, 1.0) for n, role in enumerate(("baseline", "student"))}
     shifted = {name: rows(50, seed=n)[0] for n, name in enumerate("uvw")}
     facts = evaluate_robustness(subjects, grouped, plan=TABULAR, shifted=shifted).facts
-    verdicts = facts["verdicts"]["alone"]
+    verdicts = facts["verdicts"]["baseline"]
     assert list(verdicts) == ["clean", "noise", "shifted", "worst_group", "nll"]
     assert {row["word"] for row in verdicts.values()} == {"checkpoint only"}
     assert verdicts["worst_group"]["p"] is None
-    assert "not the methods that made them" in sentences(verdicts, "alone")
+    assert "not of methods" in sentences(verdicts, "baseline")
 
 
 def digits(model: nn.Module) -> Predictor:
@@ -407,8 +407,8 @@ def test_a_saturated_student_does_not_come_out_as_better() -> None:
         attacked_examples=40,
         gate_examples=30,
     )
-    report = evaluate_robustness({"alone": alone, "student": students}, data, plan=plan)
-    verdict = report.facts["verdicts"]["alone"]["attacked"]
+    report = evaluate_robustness({"baseline": alone, "student": students}, data, plan=plan)
+    verdict = report.facts["verdicts"]["baseline"]["attacked"]
     assert verdict["difference"] < 0.1, "the margin sees what the cross-entropy does not"
     assert verdict["word"] != "better"
     if verdict["difference"] > 0:
@@ -416,7 +416,7 @@ def test_a_saturated_student_does_not_come_out_as_better() -> None:
         assert math.isnan(report.figures["attacked"])
         assert report.require(["robustness.attacked>=0"])
     assert any(MASKED in note for note in report.facts["notes"])
-    assert report.facts["models"]["alone/seed-0"]["figures"]["transfer.pgd"] <= 1
+    assert report.facts["models"]["baseline/seed-0"]["figures"]["transfer.pgd"] <= 1
 
 
 # ---- what is said --------------------------------------------------------------------------------
@@ -432,13 +432,13 @@ def test_a_robust_objective_needs_a_control_and_a_robust_teacher() -> None:
     """What noise in training gave would be credited to the teacher."""
     _, weight = rows(200)
     good, bad = linear(weight), noisy(weight, 0, 5.0)
-    pair = {"alone": good, "student": good}
-    assert "there is no control" in notes(pair, robust_objective=True)
-    assert "no control" not in notes(pair)
+    pair = {"baseline": good, "student": good}
+    assert "without a control" in notes(pair, robust_objective=True)
+    assert "without a control" not in notes(pair)
     with_control = {**pair, "control": good, "teacher": bad}
     told = notes(with_control, robust_objective=True)
-    assert "no control" not in told
-    assert "The teacher is less robust than the student alone (noise" in told
+    assert "without a control" not in told
+    assert "The teacher is less robust than the baseline (noise" in told
     assert "less robust" not in notes({**pair, "teacher": good}, robust_objective=True)
 
 
@@ -451,7 +451,7 @@ def test_what_was_seen_in_training_is_left_out_of_the_means() -> None:
     mean = np.mean(model["severities"]["missing_values"])
     assert model["figures"]["noise"] == pytest.approx(mean)
     assert "| feature noise (seen in training) |" in markdown(facts)
-    assert any("Seen in training" in note for note in facts["notes"])
+    assert any("Used in training" in note for note in facts["notes"])
 
 
 def test_one_model_alone_has_figures_and_no_verdict() -> None:
@@ -475,7 +475,7 @@ def test_markdown_and_pictures_are_written(report: Report, tmp_path: Path) -> No
     assert f"{row['mean']:.4f} ± {row['std']:.4f}" in text
     for told in ("epsilon 0.05", "norm l2", "steps 2", "restarts 1", "max queries 12", "**prelim"):
         assert told in text
-    assert "|  | Teacher | Student alone | Distilled student |" in text
+    assert "|  | Teacher | Baseline | Student |" in text
     assert (tmp_path / "severity.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -507,7 +507,7 @@ def test_unknown_names_are_refused_before_anything_runs(
     ("given", "message"),
     [
         ({"pupil": reader(0)}, "Expected models by role"),
-        ({"student": {0: reader(0)}, "alone": {1: reader(1), 2: reader(2)}}, "equal seeds"),
+        ({"student": {0: reader(0)}, "baseline": {1: reader(1), 2: reader(2)}}, "equal seeds"),
         ({"student": linear(np.ones((2, 3)))}, "a model of tabular, got text"),
     ],
 )

@@ -56,7 +56,7 @@ def test_sounds_are_perturbed_and_attacked() -> None:
     values = sounds()
     data = Examples(tuple(values), np.array([0, 1, 1, 0, 1]))
     plan = RobustnessConfig(severities=(1, 5), epsilon=0.3, steps=3, gate_examples=3, batch_size=2)
-    models = {"student": listener(0), "alone": listener(1)}
+    models = {"student": listener(0), "baseline": listener(1)}
     facts = evaluate_robustness(models, data, plan=plan).facts
     for role, subject in models.items():
         found = facts["models"][role]
@@ -77,7 +77,7 @@ def test_sounds_are_perturbed_and_attacked() -> None:
 
 def test_pictures_on_the_command_line(folder: Path) -> None:
     """Half of the students that people publish look at pictures."""
-    words = ["robustness", "--model", str(folder / "m0"), "--reference", str(folder / "m1")]
+    words = ["robustness", "--model", str(folder / "m0"), "--baseline", str(folder / "m1")]
     words += ["--dataset", f"{folder / 'data.py'}:pictures", "--output", str(folder / "out")]
     words += ["--attacks", "pgd,square", "--steps", "2", "--queries", "5", "--epsilon", "0.1"]
     assert main([*words, "--perturbations", "brightness,contrast"]) == 0

@@ -1132,7 +1132,7 @@ def test_cached_members(tmp_path: Path) -> None:
     )
     run.train()
     assert run.evaluate()["eval_forward_kl"] > 0
-    assert "eval_kl_reverse" not in run.evaluate()  # of a few draws: no figure to report
+    assert "eval_reverse_kl_divergence" not in run.evaluate()  # of a few draws: no figure to report
     with pytest.raises(ValueError, match="exact probabilities"):
         trainer(tmp_path, "causal_lm", teacher_model=drawn_ones, objective=ReverseKL())
 

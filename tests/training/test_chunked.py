@@ -259,7 +259,7 @@ def test_evaluation_is_the_same(tmp_path: Path, head: str) -> None:
     timed = ("_runtime", "_second", "_time")
     for key in (key for key in found[0] if not key.endswith(timed)):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-6), key
-    assert "eval_kl_reverse" in found[0]
+    assert "eval_reverse_kl_divergence" in found[0]
 
 
 def test_no_logits_exist_in_a_step_or_an_evaluation(

@@ -293,7 +293,7 @@ def test_evaluation_measures_the_student_against_the_first_peer_of_now(tmp_path:
     labels = batch.pop("labels").numpy()
     said = [log_softmax(model.eval()(**batch).logits.detach()) for model in models]
     kls = [(np.exp(t) * (t - said[0])).sum(-1).mean() for t in said[1:]]
-    assert last["eval_kl_forward"] == pytest.approx(kls[0], rel=1e-6)
+    assert last["eval_forward_kl_divergence"] == pytest.approx(kls[0], rel=1e-6)
     assert last["eval_mutual"] == pytest.approx(np.mean(kls), rel=1e-6)
     hard = -said[0][np.arange(7), labels].mean()
     assert last["eval_loss"] == pytest.approx(hard + np.mean(kls), rel=1e-6)

@@ -73,7 +73,7 @@ def test_both_models_generate(tmp_path: Path, name: str) -> None:
     theirs, mine = (float(given[given >= 0].mean()) for given in tokens.given)
     assert figures["eval_mean_token"] == pytest.approx(mine)
     assert figures["eval_teacher_mean_token"] == pytest.approx(theirs)
-    assert "eval_retained_mean_token" not in figures  # nobody knows whether more of it is better
+    assert "eval_retention_mean_token" not in figures  # nobody knows whether more of it is better
     assert ours.model is student
 
 

@@ -114,7 +114,7 @@ def test_evaluation_of_a_loss_of_its_own(tmp_path: Path, trained: bool, eval_tea
     assert found["eval_loss"] == expected["eval_loss"]
     assert found["eval_accuracy"] == expected["eval_accuracy"]
     added = found.keys() - expected.keys()
-    both = {"eval_teacher_accuracy", "eval_retained_accuracy"} if eval_teacher else set()
+    both = {"eval_teacher_accuracy", "eval_retention_accuracy"} if eval_teacher else set()
     assert added - {"eval_model_preparation_time"} <= both
     assert both <= added
     if eval_teacher:

@@ -80,8 +80,19 @@ NAMES = {
     *("train/loss", "train/hard_labels", "train/forward_kl", "train/learning_rate"),
     *("train/grad_norm", "train/grad_norm_hard_labels", "train/grad_norm_forward_kl"),
     *("train/forward_kl_weight", "train/forward_kl_temperature"),
-    *("eval/loss", "eval/hard_labels", "eval/forward_kl", "eval/agreement", "eval/kl_forward"),
-    *("eval/kl_reverse", "eval/accuracy", "eval/teacher_accuracy", "eval/retained_accuracy"),
+    *(
+        "eval/loss",
+        "eval/hard_labels",
+        "eval/forward_kl",
+        "eval/agreement",
+        "eval/forward_kl_divergence",
+    ),
+    *(
+        "eval/reverse_kl_divergence",
+        "eval/accuracy",
+        "eval/teacher_accuracy",
+        "eval/retention_accuracy",
+    ),
 }
 
 

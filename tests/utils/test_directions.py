@@ -17,12 +17,13 @@ from hf_distill import ForwardKL, HardLabels, HiddenStates, LabelAgreement
 from hf_distill.utils.directions import higher_is_better
 
 LOWER = """
-    kl_forward kl_reverse ece entropy_gap perplexity teacher_perplexity wer cer loss eval_loss nll
+    forward_kl_divergence reverse_kl_divergence ece entropy_gap perplexity teacher_perplexity wer
+    cer loss eval_loss nll
     cross_entropy bits_per_byte word_perplexity,none eval_error_rate mse brier_score
     relative_mce risk_coverage_area adaptive_ece
 """
 HIGHER = """
-    agreement acceptance_rate retained_loss retained_wer accuracy teacher_accuracy f1 f1_macro
+    agreement acceptance_rate retention_loss retention_wer accuracy teacher_accuracy f1 f1_macro
     overall_f1 exact_match HasAns_exact rouge1 rougeLsum sacrebleu mean_iou meanIoU eval_mAP roc_auc
     matthews_correlation spearmanr combined_score acc_norm,none top5_accuracy pass@1 imdb/acc
 """
@@ -50,7 +51,15 @@ def test_the_metric_of_the_best_checkpoint(tmp_path: Path, prefix: str) -> None:
     accuracy to transformers), it would be turned around."""
     sets = {"error_set": data(), "second": data()} if "se" in prefix else data()
     ours = trainer(tmp_path, objective=OBJECTIVE, eval_dataset=sets)
-    for name in ("kl_forward", "kl_reverse", "ece", "loss", "accuracy", "agreement", *COMPONENTS):
+    for name in (
+        "forward_kl_divergence",
+        "reverse_kl_divergence",
+        "ece",
+        "loss",
+        "accuracy",
+        "agreement",
+        *COMPONENTS,
+    ):
         ours.args = config(tmp_path, metric_for_best_model=prefix + name)
         ours._settle_direction()
         assert ours.args.greater_is_better == (name in ("accuracy", "agreement")), name
@@ -59,7 +68,7 @@ def test_the_metric_of_the_best_checkpoint(tmp_path: Path, prefix: str) -> None:
 def test_what_is_given_stays(tmp_path: Path) -> None:
     """Also what transformers itself would set: the user knows better."""
     for given in (True, False):
-        for name in ("kl_forward", "accuracy", "hidden_states", "my_own"):
+        for name in ("forward_kl_divergence", "accuracy", "hidden_states", "my_own"):
             options: Any = {"metric_for_best_model": name, "greater_is_better": given}
             ours = trainer(tmp_path, objective=OBJECTIVE, **options)
             assert ours.args.greater_is_better is given
@@ -103,7 +112,9 @@ def history(ours: Any, key: str) -> list[float]:
     return [entry[key] for entry in ours.state.log_history if key in entry]
 
 
-@pytest.mark.parametrize("name", ["kl_forward", "ece", "forward_kl", "hidden_states", "agreement"])
+@pytest.mark.parametrize(
+    "name", ["forward_kl_divergence", "ece", "forward_kl", "hidden_states", "agreement"]
+)
 def test_the_best_checkpoint_is_loaded(tmp_path: Path, name: str) -> None:
     """The note's history, 0.0263, 0.0198, 0.0101, 0.0067, ended with the first, worst one."""
     ours = trainer(
@@ -124,7 +135,7 @@ def test_the_best_checkpoint_is_loaded(tmp_path: Path, name: str) -> None:
     assert len(values) == 4
     assert ours.state.best_metric == best
     assert ours.evaluate()[f"eval_{name}"] == pytest.approx(best, rel=1e-5)
-    if name in ("kl_forward", "forward_kl"):
+    if name in ("forward_kl_divergence", "forward_kl"):
         assert values.index(best) > 0, "the first is the worst here"
 
 
@@ -133,7 +144,7 @@ def test_saving_the_best_alone(tmp_path: Path) -> None:
     ours = trainer(
         tmp_path,
         objective=1.0 * ForwardKL(),
-        metric_for_best_model="kl_forward",
+        metric_for_best_model="forward_kl_divergence",
         eval_strategy="steps",
         save_strategy="best",
         eval_steps=1,
@@ -141,7 +152,7 @@ def test_saving_the_best_alone(tmp_path: Path) -> None:
         learning_rate=3e-3,
     )
     ours.train()
-    values = history(ours, "eval_kl_forward")
+    values = history(ours, "eval_forward_kl_divergence")
     falling = [i for i, v in enumerate(values) if v == min(values[: i + 1])]
     saved = sorted(int(path.name.split("-")[1]) - 1 for path in tmp_path.glob("checkpoint-*"))
     assert saved == falling
@@ -150,7 +161,7 @@ def test_saving_the_best_alone(tmp_path: Path) -> None:
     assert state["best_metric"] == min(values)
 
 
-@pytest.mark.parametrize("name", ["kl_forward", "forward_kl"])
+@pytest.mark.parametrize("name", ["forward_kl_divergence", "forward_kl"])
 def test_early_stopping(tmp_path: Path, name: str) -> None:
     """It would stop because the divergence falls."""
     ours = trainer(
@@ -175,7 +186,7 @@ def test_early_stopping(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "mode"),
     [
-        ("kl_forward", {}, "min"),
+        ("forward_kl_divergence", {}, "min"),
         ("forward_kl", {}, "min"),
         ("agreement", {}, "max"),
         ("accuracy", {"lr_scheduler_kwargs": {"patience": 3}}, "max"),
@@ -204,7 +215,7 @@ def test_the_gap_between_entropies_is_spoken_of(
     with caplog.at_level(logging.WARNING):
         ours = trainer(tmp_path, "causal_lm", metric_for_best_model="entropy_gap")
     assert ours.args.greater_is_better is False
-    assert "kl_forward" in caplog.text
+    assert "forward_kl_divergence" in caplog.text
 
 
 def test_the_best_checkpoint_is_that_of_the_stock_trainer(tmp_path: Path) -> None:

@@ -203,10 +203,10 @@ def retention(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
         teacher: the teacher's metrics, on the same data.
 
     Returns:
-        ``{"retained_<name>": share}``; 1 says as good as the teacher.
+        ``{"retention_<name>": share}``; 1 says as good as the teacher.
 
-    >>> retained({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
-    {'retained_accuracy': 0.9}
+    >>> retention({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
+    {'retention_accuracy': 0.9}
     """
     found = {}
     for name in teacher:
@@ -214,7 +214,7 @@ def retention(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
         if ours is None or theirs is None or not higher_is_better(name):
             continue
         if 0 < theirs < math.inf:
-            found[f"retained_{name}"] = ours / theirs
+            found[f"retention_{name}"] = ours / theirs
     return found
 
 

@@ -249,7 +249,7 @@ def test_sparse_caches_train_and_are_measured(tmp_path: Path) -> None:
         figures = ours.evaluate()
         assert finite({k: v for k, v in figures.items() if isinstance(v, float)})
         assert 0 <= figures["eval_agreement"] <= 1
-        assert ("eval_kl_forward" in figures) == (form["kind"] == "top_k")
+        assert ("eval_forward_kl_divergence" in figures) == (form["kind"] == "top_k")
 
 
 def test_what_a_format_cannot_give_is_refused(tmp_path: Path) -> None:
