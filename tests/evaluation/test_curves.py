@@ -91,7 +91,7 @@ def test_panels_show_what_belongs_together() -> None:
         "Training loss, components unweighted": [
             *("total", "forward kl", "hard labels", "weight decay")
         ],
-        "Validation loss and divergence": ["total", "kl forward"],
+        "Validation loss and divergence": ["total", "forward kl divergence"],
         "Validation metrics": ["agreement", "accuracy", "teacher accuracy"],
         "Gradient norm and learning rate": ["total", "forward kl", "learning rate"],
         "Weights and temperatures": ["forward kl temperature", "forward kl weight"],

@@ -288,7 +288,7 @@ sys.addaudithook(forbid)
 import numpy as np
 import torch
 
-from hf_distill import metrics
+from hf_distill.evaluation import metrics
 
 data = dict(np.load(sys.argv[1]))
 results = {}

@@ -88,7 +88,7 @@ def test_unequal_training_arguments_stand_in_the_claim() -> None:
     """A baseline at half the rate loses to its student, and the teacher gets the credit."""
     claim = {"metric": "accuracy", "arguments": "learning_rate = 0.0001 in place of 0.0002"}
     assert (
-        "without the teacher, with learning_rate = 0.0001 in place of 0.0002, reaches 0.7500."
+        "without a teacher, with learning_rate = 0.0001 in place of 0.0002) reaches 0.7500."
         in render(_card(claim=claim))
     )
 
@@ -158,7 +158,7 @@ def test_figures_of_a_language_model() -> None:
     assert _table(text, "entropy") == ["3.1000", "–", "2.8000"]
     assert _table(text, "acceptance_rate") == ["0.7100", "–", "–"]
     assert ", retention" not in text
-    assert "acceptance_rate: the expected share of the model's drafts" in text
+    assert "acceptance_rate: the expected share of draft tokens" in text
     assert _metadata(text)["metrics"] == ["perplexity", "ece"], "what is a result of the student"
     swapped = {role: dict(reversed(rows.items())) for role, rows in LANGUAGE.items()}
     assert "reaches perplexity 25.50" in render(_card(results=swapped, claim={}))
@@ -191,7 +191,7 @@ def test_samples_stand_side_by_side(tmp_path: Path) -> None:
     texts = {"student": "a tale\n\nof one", "teacher": "a tale of two", "baseline": "(nothing)"}
     write_samples([Sample("It was", texts)], tmp_path)
     text = render(_card(samples=read_samples(tmp_path)))
-    section = text.split("## Samples")[1].split("## How")[0]
+    section = text.split("## Samples")[1].split("## Distillation")[0]
     rows = section.replace("  ", "").split("- ")
     assert [row.split(":")[0] for row in rows[1:]] == [
         *("**Prompt 1**", "Teacher", "Baseline (no teacher)", "Student")
@@ -406,7 +406,7 @@ def test_the_teachers_own_card_is_quoted(tmp_path: Path) -> None:
     found = local_card(str(tmp_path))
     assert found == {"license": "cc-by-4.0", "quote": "It prefers long reviews much."}
     text = render(_card(teacher=FACTS["teacher"] | {"quote": found["quote"]}))
-    assert "holds for the student too" in text
+    assert "relevant for the student" in text
     assert "> It prefers long reviews" in text
 
 
