@@ -161,8 +161,8 @@ def warn_of_entropy_gap(args: DistillationConfig) -> None:
     if str(args.metric_for_best_model).endswith("entropy_gap"):
         logger.warning(
             "The best checkpoint is that of the lowest entropy_gap, which may be below 0: a "
-            "student that is too confident. metric_for_best_model='forward_kl_divergence' is lowest "
-            "where student and teacher are equal."
+            "student that is too confident. metric_for_best_model='forward_kl_divergence' is "
+            "lowest where student and teacher are equal."
         )
 
 
