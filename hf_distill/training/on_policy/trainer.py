@@ -265,7 +265,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         own = self.step.task_model.config
         configs = [config for config in (own, teacher) if config is not None]
         longest = longest_prompt(self.args.max_completion_length, configs)
-        start = start_token(self._tokenizer, own)
+        start = start_token(self._tokenizer, self.step.task_model.config)
         return Prompts(self.step.task_model, self.args.prompt_length, longest, start)
 
     def _model_generator(self) -> ModelGenerator:
