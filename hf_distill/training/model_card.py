@@ -21,8 +21,6 @@ from hf_distill.hub.samples import read_samples
 from hf_distill.hub.values import inherited
 from hf_distill.models.modules import doubles_of
 from hf_distill.models.task_model import TaskModel, describe_model
-from hf_distill.objectives.base.objective import WeightedSum
-from hf_distill.teachers import Teacher
 from hf_distill.training.run_facts import (
     ALWAYS,
     accuracy_interval,
@@ -37,6 +35,7 @@ from hf_distill.training.run_facts import (
     plain,
     teacher_facts,
 )
+from hf_distill.training.step import DistillationStep
 
 PIPELINES = {
     "sequence_classification": "text-classification",
@@ -93,17 +92,14 @@ def pipeline_of(task_model: TaskModel) -> str | None:
     return PIPELINES.get(task_model.task.name)
 
 
-def student_card(
-    trainer: Trainer, task_model: TaskModel, objective: WeightedSum, teacher: Teacher | None
-) -> StudentCard:
+def student_card(trainer: Trainer, step: DistillationStep) -> StudentCard:
     """Fill a model card with the facts of a run.
 
     Args:
-        trainer: The run: arguments, state, data, and the student, an adapter included.
-        task_model: The student with its task.
-        objective: The training objective.
-        teacher: The teacher, if there is one.
+        trainer: Arguments, state, data, and the student, an adapter included.
+        step: Task, objective and teacher.
     """
+    task_model, objective, teacher = step.task_model, step.objective, step.teacher
     args, history = trainer.args, trainer.state.log_history
     student: Any = trainer.model
     adapted = isinstance(student, PeftModel)

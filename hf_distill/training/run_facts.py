@@ -17,9 +17,9 @@ from hf_distill.evaluation.statistics import wilson
 from hf_distill.hub.exported import read_exports
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.leaks import scrub
-from hf_distill.models.task_model import TaskModel, describe_model
-from hf_distill.objectives.base.objective import WeightedSum
+from hf_distill.models.task_model import describe_model
 from hf_distill.teachers import Teacher
+from hf_distill.training.step import DistillationStep
 
 CARD_ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
@@ -49,10 +49,9 @@ SHOWN = tuple(
 """Metrics of a card's training log besides the losses."""
 
 
-def run_facts(
-    objective: WeightedSum, teacher: Teacher | None, task_model: TaskModel
-) -> dict[str, Any]:
+def run_facts(step: DistillationStep) -> dict[str, Any]:
     """Metadata of a run for trackers: values that JSON can hold, without local paths and tokens."""
+    objective, teacher = step.objective, step.teacher
     settings = {name: getattr(part, "temperature", None) for name, _, part in objective.named()}
     facts: dict[str, Any] = _scrubbed(
         {
@@ -60,7 +59,7 @@ def run_facts(
             "temperature": {name: t for name, t in settings.items() if t is not None},
             "labels_used": objective.needs_labels,
             "teacher": None if teacher is None else teacher.describe(),
-            "student": describe_model(task_model.model),
+            "student": describe_model(step.task_model.model),
         }
     )
     return facts

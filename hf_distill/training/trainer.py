@@ -776,11 +776,11 @@ class DistillationTrainer(Trainer):
 
     def student_card(self) -> StudentCard:
         """Fill a model card with the facts of this run; edit it, then pass it to `hub.write`."""
-        return student_card(self, self.step.task_model, self.step.objective, self.teacher)
+        return student_card(self, self.step)
 
     def run_facts(self) -> dict[str, Any]:
         """Metadata of this run for trackers: plain values, without local paths and tokens."""
-        return run_facts(self.step.objective, self.teacher, self.step.task_model)
+        return run_facts(self.step)
 
     def create_model_card(
         self,
