@@ -92,7 +92,7 @@ def teachers() -> str:
 
     exported = (getattr(hf_distill, name) for name in hf_distill.__all__)
     kinds = [
-        e for e in exported if inspect.isclass(e) and e.__name__.endswith(("Teacher", "Ensemble"))
+        e for e in exported if inspect.isclass(e) and e.__module__.startswith("hf_distill.teachers")
     ]
     rows = [(f"`{kind.__name__}`", first_line(kind)) for kind in kinds if kind is not Teacher]
     return table(("class", "definition"), rows)
