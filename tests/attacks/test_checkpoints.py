@@ -18,7 +18,7 @@ from peft import LoraConfig, TaskType
 from tally import Tally
 from tiny_recipes import recipe
 from tiny_trainers import same, trainer, weights
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
@@ -207,6 +207,23 @@ def test_what_other_trainers_keep(tmp_path: Path, caplog: pytest.LogCaptureFixtu
                         refused(copy, name, resume)
 
 
+class DamagesTheBest(TrainerCallback):
+    """Damages the best checkpoint when all steps are done, before it is loaded."""
+
+    def __init__(self, damage: Callable[[Path], None] | None):
+        self.damage = damage
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "train_loss" not in logs:
+            return
+        found = Path(state.best_model_checkpoint)
+        if self.damage is None:
+            shutil.rmtree(found)
+        else:
+            remove(found / "optimizer.pt")  # which nobody reads here
+            self.damage(found / "model.safetensors")
+
+
 def test_the_best_checkpoint(tmp_path: Path) -> None:
     """The student that is published would be another one than the one that was measured."""
     best = {
@@ -220,18 +237,7 @@ def test_the_best_checkpoint(tmp_path: Path) -> None:
             word = "whole folder" if damage is None else damage.__name__
             with attacks.attack(word):
                 ours = run(tmp_path / word, **best)
-                load = ours._load_best_model
-
-                def damaged(load: Any = load, ours: Any = ours, damage: Any = damage) -> None:
-                    found = Path(ours.state.best_model_checkpoint)
-                    if damage is None:
-                        shutil.rmtree(found)
-                    else:
-                        remove(found / "optimizer.pt")  # which nobody reads here
-                        damage(found / "model.safetensors")
-                    load()
-
-                ours._load_best_model = damaged
+                ours.add_callback(DamagesTheBest(damage))
                 named = "no such folder" if damage is None else "model.safetensors"
                 with pytest.raises(ValueError, match=named):
                     ours.train()

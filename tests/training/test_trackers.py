@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import sqlite3
 import struct
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from launch import launch
-from tiny_models import collate
 from tiny_recipes import recipe
-from tiny_trainers import accuracy, config, data, models, trainer
-from torch import Tensor
-from transformers import TrainerCallback
+from tiny_trainers import accuracy, config, models, trainer
 
 from hf_distill import (
     DistillationConfig,
     ForwardKL,
     HardLabels,
-    HiddenStates,
-    LearnedTemperature,
-    LogitMSE,
-    LossShare,
-    ModelTeacher,
-    OnlineDistillationTrainer,
     Schedule,
 )
-from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.recipe import RecipeError, load_recipe
 from hf_distill.recipe.training import arguments
 from hf_distill.training.trackers import check_trackers, keep_trackers_offline
@@ -101,74 +89,6 @@ def check_facts(facts: dict[str, Any]) -> None:
     assert facts["temperature"] == {"forward_kl": "linear(4 → 1 over the whole training)"}
     assert facts["teacher"]["name"] == "teacher"  # without its folder
     assert facts["teacher"]["parameters"] > facts["student"]["parameters"] > 0
-
-
-# ---- the log -------------------------------------------------------------------------------------
-
-
-def test_what_changes_is_logged_as_it_was_used(tmp_path: Path) -> None:
-    """A curve of the weights of another step explains a loss that they did not make."""
-    objective = PLANNED + LossShare(0.2) * HiddenStates()
-    ours = trainer(tmp_path, objective=objective, max_steps=5)
-    ours.train()
-    steps = [entry for entry in ours.state.log_history if "loss" in entry]
-    for step, entry in enumerate(steps):
-        assert entry["forward_kl_weight"] == pytest.approx(1 - step / 5)
-        assert entry["forward_kl_temperature"] == pytest.approx(4 - 3 * step / 5)
-        total = entry["hard_labels"] + entry["forward_kl_weight"] * entry["forward_kl"]
-        total += entry["hidden_states_weight"] * entry["hidden_states"]
-        assert entry["loss"] == pytest.approx(total, rel=1e-5)
-    assert len({entry["hidden_states_weight"] for entry in steps}) == 5
-
-
-class Before(TrainerCallback):
-    """Notes a learned number before each step."""
-
-    def __init__(self) -> None:
-        self.number: Callable[[], Tensor]
-        self.seen: list[float] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seen.append(self.number().item())
-
-
-def test_a_learned_temperature_is_logged(tmp_path: Path) -> None:
-    """Nobody sees a curriculum that runs away to its end."""
-    learned = ForwardKL(LearnedTemperature(start=1.0, end=5.0))
-    before = Before()
-    ours = trainer(tmp_path, objective=learned, max_steps=4, callbacks=[before])
-    before.number = lambda: ours.projections["forward_kl"].p
-    ours.train()
-    logged = [e["forward_kl_temperature"] for e in ours.state.log_history if "loss" in e]
-    assert logged == pytest.approx([1 + 4 / (1 + math.exp(-p)) for p in before.seen])
-    assert logged[0] != logged[-1]
-
-
-def test_what_stays_is_not_logged(tmp_path: Path) -> None:
-    """A flat curve for every constant hides those that move."""
-    ours = trainer(tmp_path)
-    ours.train()
-    assert not [k for e in ours.state.log_history for k in e if k.endswith(("_weight", "ature"))]
-
-
-def test_a_joint_training_logs_the_students_weights(tmp_path: Path) -> None:
-    """The learned parts of a joint training lie elsewhere: the log would end the training."""
-    student, teacher = models()
-    ours = OnlineDistillationTrainer(
-        student,
-        config(tmp_path, max_steps=3),
-        peers=teacher,
-        objective=0.5 * HardLabels() + LossShare(0.5) * ForwardKL(Schedule("linear", 4.0, 1.0)),
-        train_dataset=data(),
-        data_collator=collate,
-    )
-    ours.train()
-    first, second, third = (e for e in ours.state.log_history if "loss" in e)
-    assert [e["forward_kl_temperature"] for e in (first, second, third)] == pytest.approx([4, 3, 2])
-    assert first["forward_kl_weight"] == 0 < second["forward_kl_weight"]
-
-
-# ---- trackers ------------------------------------------------------------------------------------
 
 
 def test_tensorboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,49 +272,3 @@ def test_a_tracker_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_trackers(config(tmp_path, report_to=["wandb"]))
     with pytest.raises(RecipeError, match="names wandb, which is not installed"):
         arguments(load_recipe(recipe(tmp_path)), "teacher", 0, tmp_path, report_to="wandb")
-
-
-class Breaking(ModelTeacher):
-    """Is broken from its fourth answer on: the first are for the constructor and the first step."""
-
-    calls, value, where = 0, math.nan, "logits"
-
-    def __call__(self, batch: Any, needs: Needs, items: BatchItems) -> Signal:
-        signal = super().__call__(batch, needs, items)
-        self.calls += 1
-        if self.calls < 4:
-            return signal
-        if self.where == "logits":
-            assert signal.logits is not None
-            logits = signal.logits.clone()
-            logits[0, 0] = self.value
-            return replace(signal, logits=logits)
-        states = {g: tuple(s * self.value for s in own) for g, own in signal.hidden_states.items()}
-        return replace(signal, hidden_states=states)
-
-
-@pytest.mark.parametrize(
-    ("where", "value", "goal"),
-    [
-        ("logits", math.nan, ForwardKL()),
-        ("logits", math.inf, ForwardKL()),
-        ("logits", -math.inf, LogitMSE()),
-        ("hidden_states", math.nan, HiddenStates()),
-    ],
-)
-def test_a_broken_teacher_is_named(tmp_path: Path, where: str, value: float, goal: Any) -> None:
-    """'Lower the learning rate' sends its reader to look for days in the wrong place."""
-    teacher = Breaking(models()[1])
-    teacher.where, teacher.value = where, value
-    run = trainer(tmp_path, teacher_model=teacher, objective=goal, max_steps=5)
-    with pytest.raises(FloatingPointError, match=r"The teacher \(Breaking\) gave NaN") as told:
-        run.train()
-    assert "learning rate" not in str(told.value)
-
-
-def test_a_broken_student_is_not_blamed_on_the_teacher(tmp_path: Path) -> None:
-    """The teacher is named only where it is the cause."""
-    run = trainer(tmp_path, objective=ForwardKL(), learning_rate=1e30, max_steps=8)
-    with pytest.raises(FloatingPointError) as told:
-        run.train()
-    assert "teacher" not in str(told.value)
