@@ -80,7 +80,6 @@ def _write(task_model: TaskModel, problem: str) -> None:
 
 
 def _by_labels(student: TaskModel, who: str, problem: str | None, labels: Any) -> str:
-    """The problem type, from the labels."""
     classes = student.config.num_labels
     if not isinstance(labels, Tensor):
         raise ValueError(_wrong(student, "a tensor", type(labels).__name__, problem))

@@ -58,7 +58,6 @@ class Router:
         return self._whole(parts)
 
     def _rows(self, batch: Batch) -> dict[str, Tensor]:
-        """The rows of each member."""
         column = batch.get(self.column)
         wanted = f"int64 indexes of the members 0 … {len(self.names) - 1} ({self.names})"
         if not isinstance(column, Tensor) or column.dim() != 1 or column.is_floating_point():
