@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.models.auto import modeling_auto
 
 from hf_distill.evaluation.metrics.functional import number
+from hf_distill.evaluation.running_metrics import FIGURES, OTHER
 from hf_distill.hub import StudentCard
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.mending import write_mended
@@ -208,8 +209,10 @@ def _last_results(history: list[dict[str, Any]], terms: list[str]) -> dict[str, 
         for key, value in last.items()
         if key.startswith("eval_") and not key.endswith(SPEED) and number(value) is not None
     }
-    others = (*COMPARED, "loss", "other", *terms)
-    student = {k: v for k, v in figures.items() if not k.startswith(others)}
+    losses = ("loss", OTHER, *terms)
+    measured = FIGURES - {"loss", OTHER}  # forward_kl_divergence, next to a term forward_kl
+    own = {k: v for k, v in figures.items() if not k.startswith(COMPARED)}
+    student = {k: v for k, v in own.items() if k in measured or not k.startswith(losses)}
     theirs = {k: v for k, v in figures.items() if k.startswith("teacher_")}
     teacher = {k.removeprefix("teacher_"): v for k, v in theirs.items()}
     return {model: rows for model, rows in (("student", student), ("teacher", teacher)) if rows}

@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {
-    "forward_kl_divergence": "forward_kl_divergence",
-    "reverse_kl_divergence": "reverse_kl_divergence",
+    "kl_forward": "forward_kl_divergence",
+    "kl_reverse": "reverse_kl_divergence",
     "retained": "retention",
     "reconstruction": "probability_mse",
     "multi_scale": "review_kd",
