@@ -1,4 +1,4 @@
-"""What the commands share: a parser that suggests, exit codes, and where lines go.
+"""Shared parts of the commands: parser with suggestions, exit codes, output.
 
 A command is a module of this package with ``add_parser(commands)``, which imports nothing heavy,
 and ``run(args, say) -> int``, which imports what it needs and gives an exit code.
@@ -23,16 +23,16 @@ Say = Callable[[str], None]
 
 
 class UsageError(ValueError):
-    """A command line that cannot be run; the message says what to change."""
+    """Invalid command line; the message contains the remedy."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that names what was probably meant."""
+    """Argument parser that suggests the nearest option."""
 
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and refuse what is unknown here, where the options that were meant are known."""
+        """Parse; unknown options are refused here, where suggestions are known."""
         self._words = sys.argv[1:] if args is None else list(args)
         found, rest = super().parse_known_args(args, namespace)
         if rest:
@@ -40,14 +40,14 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is no choice, and name the nearest."""
+        """Refuse an invalid choice with the nearest valid one."""
         if action.choices is not None and value not in action.choices:
             names = [str(choice) for choice in action.choices]
             message = f"{str(value)!r} is unknown{nearest(str(value), names)}"
             raise argparse.ArgumentError(action, f"{message} (expected one of {', '.join(names)})")
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and which options were probably meant; exit code 2."""
+        """Print the error with suggestions; exit code 2."""
         options = self._option_string_actions
         for word in self._words:
             name = word.partition("=")[0]
@@ -63,7 +63,7 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def add_command(commands: Any, name: str, help: str, description: str, **options: Any) -> Parser:
-    """Add a command whose description and epilog are shown as they are laid out.
+    """Add a command; description and epilog keep their layout.
 
     Args:
         commands: What ``add_subparsers`` gave.
@@ -85,13 +85,13 @@ def say(line: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Say on stderr what is wrong; once, not by every process of a launch."""
+    """Print an error on stderr, once per launch."""
     if os.environ.get("RANK", "0") == "0":
         print(f"hf-distill: {message}", file=sys.stderr, flush=True)
 
 
 def failed(error: Exception) -> int:
-    """Say on stderr what went wrong.
+    """Print a failure on stderr.
 
     Returns:
         The exit code: 2 where it is for the user to change, the disk included; else 1.

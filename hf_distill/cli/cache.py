@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Write a recipe's cache, and publish it if asked."""
+    """Write a recipe's cache and publish it if requested."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from hf_distill.teachers.cache import push_cache

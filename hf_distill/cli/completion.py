@@ -17,7 +17,7 @@ It needs shtab: pip install 'hf_distill[completion]'; the script itself needs no
 {EXIT_CODES}"""
 FILES = ("RECIPE", "DIR|FILE")
 FOLDERS = ("DIR", "MODEL", "TEACHER", "RUN")
-"""What paths are called in the help."""
+"""Names of path arguments in the help."""
 
 
 def add_parser(commands: Any) -> None:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def _complete_paths(parser: argparse.ArgumentParser, kinds: dict[str, Any]) -> None:
-    """Mark what is a path, in the way that shtab reads it."""
+    """Mark path arguments for shtab."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

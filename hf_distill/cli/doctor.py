@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Look, and say what was found."""
+    """Print the findings."""
     problems: list[str] = []
     found = {
         "versions": _versions(problems),
@@ -85,7 +85,7 @@ def _shown(value: Any) -> str:
 
 
 def _version(name: str) -> str | None:
-    """The version of what is installed; None where it is not."""
+    """Version of an installed package; None if it is missing."""
     if importlib.util.find_spec(name) is None:
         return None
     try:
@@ -95,7 +95,8 @@ def _version(name: str) -> str | None:
 
 
 def _versions(problems: list[str]) -> dict[str, str | None]:
-    """Of what nothing works without; each is imported, for what is installed may yet be broken."""
+    """Versions of required packages. Each is imported, since an installed package may still be
+    broken."""
     found = {"hf_distill": __version__, "python": platform.python_version()}
     found["platform"] = platform.platform()
     for name in ESSENTIAL:
@@ -145,7 +146,7 @@ def _gpu(device: Any) -> str:
 
 
 def _cpu_bf16() -> bool | None:
-    """Whether the processor computes in bfloat16 by itself; None where nothing says so."""
+    """True if the processor computes natively in bfloat16; None if unknown."""
     try:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
@@ -177,7 +178,7 @@ def _disk(problems: list[str]) -> dict[str, str]:
 
 
 def _hub() -> dict[str, Any]:
-    """Whether the hub answers, and to whom; the token is sent there, and shown nowhere."""
+    """Availability of the Hub and the account of the token; the token is not shown."""
     try:
         from huggingface_hub import constants, get_session, get_token
         from huggingface_hub.utils import build_hf_headers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hf_distill.cli.base import UsageError, nearest
 
 FLAGS = {"help", "version", "dry-run", "push"}
-"""Options that are no keys of a recipe."""
+"""Options that are not keys of a recipe."""
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

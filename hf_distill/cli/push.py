@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Push a folder, or show what would be pushed."""
+    """Push a folder, or list the files that would be pushed."""
     from hf_distill.hub.collection import push_to_collection
     from hf_distill.hub.push import check_request, push_folder
 

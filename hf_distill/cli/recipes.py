@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def shipped() -> Path:
-    """``recipes``: inside the package in a wheel, beside it in a checkout (and ``-e``).
+    """Folder of the recipes: inside the package in a wheel, next to it in a checkout (and ``-e``).
 
     Raises:
         UsageError: the installation lacks them.
@@ -119,7 +119,7 @@ def copy(path: Path, root: Path, folder: Path) -> Iterator[Path]:
 
 
 def shipped_hint(path: str) -> str:
-    """For a recipe that is not where it was looked for: how to have it, if it is a shipped one."""
+    """Hint for a missing recipe with the name of a shipped one."""
     name = _name(path)
     known = name in recipes(shipped())
     return f" The package has it: hf-distill recipes copy {name} DIR" if known else ""

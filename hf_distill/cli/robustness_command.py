@@ -1,4 +1,4 @@
-"""What ``hf-distill robustness`` does; its options are in `hf_distill.cli.robustness`."""
+"""Implementation of ``hf-distill robustness``."""
 
 from __future__ import annotations
 

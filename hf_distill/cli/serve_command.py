@@ -1,4 +1,4 @@
-"""What ``hf-distill serve-teacher`` does; its options are in `hf_distill.cli.serve_teacher`."""
+"""Implementation of ``hf-distill robustness``."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Run a recipe, or show what would be done."""
+    """Run a recipe, or print its plan."""
 
     def work(run: Any) -> None:
         if args.dry_run:

@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 PICTURE, PAGE = "curves.png", "curves.html"
 WORTH_DRAWING = 10
-"""From so many logged points on a run that nobody tracks is drawn unasked."""
+"""Number of logged points from which curves are drawn without being requested."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by colour-blind eyes too (Okabe and Ito 2008), without the yellow that white hides."""
 MAIN = "#222222"
 MOVING = ("_weight", "_temperature")
-"""How the names of weights and temperatures end that change during training."""
+"""Endings of the names of scheduled weights and temperatures."""
 _MOST = 8
 """Lines in a panel; the table of the page has the rest."""
 _MARKED = 30
-"""Up to so many points of a line are marked."""
+"""Largest number of points of a line with markers."""
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 """Name -> ``(step, value)`` pairs."""
@@ -57,7 +57,7 @@ class Panel(NamedTuple):
 
 
 def need_matplotlib() -> None:
-    """Raise ImportError where there is no matplotlib."""
+    """Raise ImportError if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "The picture of the curves needs matplotlib: pip install 'hf_distill[recipes]'."
@@ -96,7 +96,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw_panel(ax: Any, panel: Panel) -> dict[str, Any]:
-    """Draw the lines of a panel; what a legend shows of them: the first of each label."""
+    """Draw the lines of a panel; the legend has the first line of each label."""
     sides = {False: ax}
     if any(line.right for line in panel.lines):
         sides[True] = ax.twinx()
@@ -139,7 +139,7 @@ _MAIN = {"loss": "total", "grad_norm": "total"}
 
 
 def logged(log_history: Iterable[Mapping[str, Any]]) -> tuple[Curves, Curves]:
-    """What a trainer logged: the curves of training and those of evaluation, without ``eval_``.
+    """Logged curves of training and evaluation, without the prefix ``eval_``.
 
     Args:
         log_history: As `transformers.TrainerState` and ``trainer_state.json`` hold it.
@@ -182,7 +182,7 @@ def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
 
 
 def _is_quality(name: str, points: Sequence[tuple[float, float]]) -> bool:
-    """Whether a metric is a share like accuracy; those of another scale would flatten it."""
+    """True for metrics between 0 and 1, such as accuracy, which share an axis."""
     derived = name == "ece" or name.startswith("retention_")
     return not derived and all(0 <= value <= 1 for _, value in points)
 
@@ -288,7 +288,7 @@ class CurvesCallback(TrainerCallback):
         self.write(args, state)
 
     def write(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Draw what was logged so far, on the main process."""
+        """Draw the curves logged so far, on the main process."""
         if not state.is_world_process_zero or len(state.log_history) < self.at_least:
             return
         folder = Path(str(self.folder or args.output_dir))

@@ -184,7 +184,7 @@ def _several_labels(subject: Predictor) -> bool:
 
 
 def _pad_on_the_right(subject: Predictor) -> None:
-    """What generation pads on the left, or not at all, would have other positions here."""
+    """Pad on the right: with left padding, positions would differ from those of training."""
     tokenizer = subject.processor
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:  # masked: any token will do
@@ -194,7 +194,7 @@ def _pad_on_the_right(subject: Predictor) -> None:
 def _speeds(
     subjects: Mapping[str, Predictor], values: Sequence[Any], batch_size: int, repeats: int
 ) -> tuple[dict[str, Speed], dict[str, Speed]]:
-    """Of one example, the one of median length, and of a batch."""
+    """Latency of one example of median length, and of a batch."""
     ordered = sorted(values, key=length_of)
     some = [ordered[len(ordered) // 2]]
     spaced = np.linspace(0, len(ordered) - 1, min(batch_size, len(ordered))).round().astype(int)
@@ -239,7 +239,7 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
-    """What `evaluate` found, as a Markdown table with its explanation."""
+    """Results of `evaluate` as a Markdown table with its explanation."""
     models: Mapping[str, Any] = facts["models"]
     figures = dict.fromkeys(name for model in models.values() for name in model["figures"])
     rows = [

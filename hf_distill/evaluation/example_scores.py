@@ -1,5 +1,4 @@
-"""What models say about each example, as figures that can be resampled: task metrics, likeness to
-the teacher."""
+"""Scores per example that can be resampled: task metrics and agreement with the teacher."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from hf_distill.models.signals import Needs
 LEVEL = 0.95
 DRAWS = 2000
 BINS = 15
-"""Of confidence, for the calibration error of language models."""
+"""Bins of confidence for the calibration error of language models."""
 LIKENESS = ("agreement", "forward_kl_divergence", "reverse_kl_divergence", "acceptance_rate")
 TOKENS = ("tokens", "nll", "hits", "entropy", *LIKENESS)
-"""What is summed over the tokens of a text."""
+"""Quantities summed over the tokens of a text."""
 Weighted = Callable[[Floats], float]
 """A figure as a function of how often each example counts ``(N,)``; all ones: the figure itself."""
 
@@ -52,13 +51,13 @@ class Ratio:
 
     @property
     def proportion(self) -> bool:
-        """Whether it is a share of the examples."""
+        """True if the score is a proportion of the examples."""
         return self.denominators is None and bool(np.isin(self.numerators, (0, 1)).all())
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one model said.
+    """Outputs of one model.
 
     Attributes:
         figures: Name -> figure.
@@ -176,8 +175,8 @@ def _modelled(role: str, sums: Mapping[str, Mapping[str, Floats]], gaps: Floats)
 
 
 def _on_tokens(subjects: Mapping[str, Predictor], batch: Mapping[str, Any]) -> dict[str, Floats]:
-    """Per text the sums of `TOKENS`, and of each bin of confidence what is right less what was
-    expected to be; ``(len(TOKENS) + BINS, B)`` a role."""
+    """Per text, the sums of `TOKENS` and, for each bin of confidence, correct minus expected
+    predictions; ``(len(TOKENS) + BINS, B)`` per role."""
     labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), IGNORE)
     labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # whether or not the class shifts them
     found, said = dict[str, Floats](), dict[str, Tensor]()

@@ -1,4 +1,4 @@
-"""Labelled raw examples: what every model of a report is asked about."""
+"""Labelled raw examples."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Examples:
         return hashlib.sha256(repr(self.groups).encode()).hexdigest()
 
     def renamed(self, names: Sequence[str]) -> Examples:
-        """The same examples, their classes numbered as these names are.
+        """Same examples with classes numbered in the order of these names.
 
         Raises:
             ValueError: other classes.

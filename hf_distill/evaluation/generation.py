@@ -1,4 +1,4 @@
-"""Language models after training: what they write side by side, and the evaluation harness."""
+"""Generated samples of several models, and tasks of the lm-eval harness."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def side_by_side_samples(
     prompts: Sequence[Prompt],
     max_new_tokens: int = 40,
 ) -> list[Sample]:
-    """What several generative models write after the same prompts, always the likeliest token.
+    """Greedy continuations of the same prompts by several generative models.
 
     Keep it with `hf_distill.hub.write_samples` in the student's folder, and its card shows it. The
     models are left in the mode that they were in, and no random number is drawn.

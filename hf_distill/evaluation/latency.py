@@ -1,4 +1,4 @@
-"""How fast a model runs, and how much room its weights take."""
+"""Latency, throughput and size on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """How long one forward pass takes, without gradients.
+    """Latency and throughput of one forward pass without gradients.
 
     Attributes:
         latency_ms: Milliseconds for the batch: the median over the repeats.
@@ -164,7 +164,7 @@ def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Let what was sent to a device come to its end."""
+    """Synchronise the device."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 

@@ -1,4 +1,4 @@
-"""What is measured about one model: accuracy, likelihood, loyalty, figures of attacks on text.
+"""Measures of one model: accuracy, likelihood, loyalty to the teacher, text attacks.
 
 Arrays in, floats out, everything in float64. Logits are ``(N, C)`` and labels ``(N,)`` class ids.
 Beside it are ``calibration``, ``corruption`` (mCE) and ``groups``.

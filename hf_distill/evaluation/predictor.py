@@ -1,4 +1,4 @@
-"""A model asked about raw examples: texts, pictures, sounds or rows of numbers."""
+"""Classifiers applied to raw examples: texts, images, sounds or rows of numbers."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ MODALITIES = {
     "input_values": "audio",
     "input_features": "audio",
 }
-"""Main input of a model -> what kind of examples it takes; any other takes rows of numbers."""
+"""Main input of a model -> modality of its examples; others are tabular."""
 _PROCESSORS = {
     "text": "AutoTokenizer",
     "image": "AutoImageProcessor",
     "audio": "AutoFeatureExtractor",
 }
 _UNLIMITED = 1_000_000
-"""Tokenizers that know no limit say a number above this one."""
+"""Limits above this number mean that a tokenizer has none."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A classifier together with what turns raw examples into its inputs.
+    """Classifier together with its tokenizer or processor.
 
     Args:
         name: For tables and messages.
@@ -67,7 +67,7 @@ class Predictor:
 
     @classmethod
     def load(cls, source: str | Path, role: str = "student") -> Predictor:
-        """A saved model with its processor.
+        """Load a saved model with its processor.
 
         Args:
             source: A folder or Hub id.
@@ -98,7 +98,7 @@ class Predictor:
 
     @property
     def key(self) -> str:
-        """The batch key of the model's main input."""
+        """Batch key of the model's main input."""
         return str(getattr(self.model, "main_input_name", "inputs"))
 
     @property
@@ -114,14 +114,14 @@ class Predictor:
 
     @cached_property
     def task_model(self) -> TaskModel:
-        """The model with its row of the task table; it reads texts as its tokenizer pads them."""
+        """Model with its task; texts are padded as by its tokenizer."""
         task_model = TaskModel(self.model, self.task, self.role)
         task_model.tokens.told = special_tokens(self.processor)
         return task_model
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that the answers depend on: weights, settings, processor, order."""
+        """Hash of weights, settings, processor and class order."""
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             if isinstance(value, Tensor):
@@ -143,7 +143,7 @@ class Predictor:
         return digest.hexdigest()
 
     def aligned(self, names: Sequence[str]) -> Predictor:
-        """The same model, its classes in the order of the data's, matched by their names.
+        """Same model with classes in the order of the data's, matched by name.
 
         Where the names do not match (``LABEL_0``, other words), the numbers are taken as they are.
 
@@ -166,7 +166,7 @@ class Predictor:
         return self if straight else dataclasses.replace(self, order=order)
 
     def logits(self, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
-        """What the model says about each example.
+        """Logits of raw examples.
 
         Args:
             values: Texts; pictures (PIL, or arrays: uint8, or floats in [0, 1], which are rounded
@@ -285,7 +285,8 @@ class Predictor:
         return np.asarray(logits.double().cpu().numpy())
 
     def _rows(self, values: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
-        """Places of examples, shortest first; sounds without a mask only with their like."""
+        """Batches of indices, shortest examples first; sounds without a mask are batched by equal
+        length."""
         if batch_size < 1:
             raise ValueError(f"Expected a batch size of at least 1, got {batch_size}.")
         sizes = [length_of(value) for value in values]
@@ -299,7 +300,7 @@ class Predictor:
 
 
 def _described(processor: Any) -> Any:
-    """What a processor does, without what it has been doing last (padding, truncation)."""
+    """Settings of a processor without transient state (padding, truncation)."""
     backend = getattr(processor, "backend_tokenizer", None)
     if backend is not None:
         settings = json.loads(backend.to_str())
@@ -312,7 +313,7 @@ def _described(processor: Any) -> Any:
 def aligned(
     subjects: Mapping[str, Predictor], data: Examples, notes: list[str]
 ) -> dict[str, Predictor]:
-    """The same models, all with the classes of the data; what is doubtful goes into the notes."""
+    """Models with the classes of the data; doubtful matches go into the notes."""
     found = {}
     for key, subject in subjects.items():
         if subject.modality != data.modality:

@@ -1,4 +1,4 @@
-"""How well a student follows its teacher, summed over an evaluation set batch by batch."""
+"""Running sums of the trainer's evaluation metrics."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class RunningMetrics:
             self._add(term.name, sums[term.name], counts[term.unit])
 
     def add_other(self, loss: Tensor, samples: Tensor) -> None:
-        """Add what a subclass put into the loss besides its objective: a mean over examples."""
+        """Add a loss of a subclass that is not part of the objective: a mean over examples."""
         self._weights[OTHER] = 1.0
         self._add(OTHER, loss * samples, samples)
 
     @torch.no_grad()
     def add_signals(self, student: Signal, teacher: Signal | None, items: BatchItems) -> None:
-        """Add what both models say about one batch, or about a part of its items.
+        """Add the outputs of both models for a batch or a part of its items.
 
         Args:
             student: Logits ``(..., C)``; without them nothing is added.
@@ -109,7 +109,7 @@ class RunningMetrics:
     def _add_labelled(
         self, log_s: Tensor, log_t: Tensor | None, chosen: Tensor, labels: Tensor, mask: Tensor
     ) -> None:
-        """How well the labels are predicted, and how far the student's confidence is true."""
+        """Add accuracy on the labels and calibration."""
         labels = labels.argmax(-1) if labels.dim() > mask.dim() else labels  # soft: the likeliest
         confidence = log_s.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).exp()
         bins = confidence_sums(confidence, chosen == labels, mask)
@@ -144,8 +144,8 @@ class RunningMetrics:
     def _add_sparse(
         self, student: Tensor, chosen: Tensor, sparse: SparseProbs, mask: Tensor
     ) -> None:
-        """What some classes tell, with a bucket for the rest: the divergences are lower bounds,
-        the acceptance an upper one. What needs every class of the teacher is not given."""
+        """Add metrics of a teacher with some classes and a bucket for the rest: divergences are
+        lower bounds, acceptance is an upper bound. Metrics that need every class are left out."""
         self._masked("agreement", (chosen == sparse.likeliest).float(), mask)
         if sparse.unsampled and sparse.temperature == 1:
             ours, theirs = coarsened(student, sparse.log_probs, sparse.ids, sparse.log_rest)

@@ -1,4 +1,4 @@
-"""How well a student drafts for its teacher: speculative decoding (Leviathan et al., 2022)."""
+"""Acceptance of the student's draft tokens in speculative decoding (Leviathan et al., 2022)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def expected_tokens(acceptance_rate: float, drafted: int) -> float:
 
 @dataclass(frozen=True)
 class Drafts:
-    """What speculative decoding did.
+    """Counts of speculative decoding.
 
     Attributes:
         accepted: Drafted tokens that the teacher accepted.
@@ -162,7 +162,7 @@ class _Rounds(StoppingCriteria):
         self.drafted += 1
 
     def put(self, value: Tensor) -> None:
-        """What one call gave: the accepted tokens, and one of the teacher's own at the end."""
+        """Count the tokens of one call: accepted ones, and one of the teacher at the end."""
         if not self.begun:  # the prompt
             self.begun = True
             return
@@ -184,7 +184,7 @@ class _Rounds(StoppingCriteria):
 
 @contextlib.contextmanager
 def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Let a model generate in eval mode with these settings in place of its own."""
+    """Set generation settings and eval mode within the block."""
     owner: Any = model
     before, training = owner.generation_config, model.training
     owner.generation_config = settings

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion: never outside [0, 1], sound for small n.
+    """Wilson score interval of a proportion: within [0, 1], valid for small n.
 
     (q + z²/2n ± z √(q (1 - q)/n + z²/4n²)) / (1 + z²/n), with q = successes / n.
 
@@ -57,7 +57,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """The exact two-sided p-value that two models err equally often on the same examples.
+    """Exact two-sided p-value of McNemar's test: both models err equally often.
 
     Of the b + c examples on which only one of them is right, each is the one with probability 1/2:
     p = 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1; and 1 if they never differ.
@@ -89,8 +89,8 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 def mcnemar_interval(
     correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95
 ) -> tuple[float, float]:
-    """The interval of the mean of a - b that belongs to :func:`mcnemar`: 0 is outside of it exactly
-    where that p is at most 1 - level.
+    """Interval of the mean of a - b that matches :func:`mcnemar`: it excludes 0 exactly if that p
+    is at most 1 - level.
 
     Clopper and Pearson's interval of the share of examples on which a is right, of the b + c on
     which only one of them is, as a difference of accuracies: m (2θ - 1) / N with m = b + c.
@@ -199,7 +199,7 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> Estimate:
 
 
 def sign_flip(differences: ArrayLike) -> float:
-    """The exact two-sided p-value of the mean when each difference may as well have the other sign.
+    """Exact two-sided p-value of the sign-flip test of a mean of 0.
 
     The share of all 2^S sign patterns with |sum| at least as large as observed: no normality is
     assumed. The least possible value is 2 / 2^S, so 5 seeds cannot reach 0.05.
@@ -232,8 +232,8 @@ def sign_flip(differences: ArrayLike) -> float:
 
 
 def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The interval of the mean that belongs to :func:`sign_flip`: all shifts of the differences
-    for which its p is above 1 - level.
+    """Interval of the mean that matches :func:`sign_flip`: all shifts of the differences with a p
+    above 1 - level.
 
     Below the mean, a shift δ has p = 2 (1 + number of non-empty subsets whose mean is at most δ)
     / 2^S: the ends are the k-th smallest and largest of these means, k = ⌊(1 - level) 2^S / 2⌋.

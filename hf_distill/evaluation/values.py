@@ -1,4 +1,4 @@
-"""Raw examples: texts, pictures, sounds, rows of numbers, and how to tell them apart."""
+"""Raw examples: texts, images, sounds, rows of numbers, and their modality."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.Image import fromarray
 
 
 def picture(value: Any) -> Image.Image:
-    """A picture as PIL has it: arrays of floats in [0, 1] are rounded to 256 grey levels."""
+    """Image as PIL; float arrays in [0, 1] are rounded to 256 grey levels."""
     if isinstance(value, Image.Image):
         return value if value.mode in ("L", "RGB") else value.convert("RGB")
     array = np.asarray(value)
@@ -21,7 +21,7 @@ def picture(value: Any) -> Image.Image:
 
 
 def modality_of(value: Any) -> str:
-    """``text``, ``image``, ``audio`` or ``tabular``, by the kind of one example.
+    """Modality of one example: ``text``, ``image``, ``audio`` or ``tabular``.
 
     Raises:
         ValueError: none of them.
@@ -41,7 +41,7 @@ def modality_of(value: Any) -> str:
 
 
 def check_values(values: Sequence[Any], modality: str) -> None:
-    """Raise a ValueError where an example is of another kind than the model takes."""
+    """Raise a ValueError if an example does not have the modality of the model."""
     for value in values:
         if modality_of(value) != modality:
             raise ValueError(
@@ -51,7 +51,7 @@ def check_values(values: Sequence[Any], modality: str) -> None:
 
 
 def length_of(value: Any) -> int:
-    """Characters of a text, samples of a sound; 0 where all are alike."""
+    """Characters of a text or samples of a sound; otherwise 0."""
     if isinstance(value, str):
         return len(value)
     return len(value["array"]) if isinstance(value, Mapping) else 0

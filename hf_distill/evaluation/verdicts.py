@@ -1,4 +1,4 @@
-"""What may be said about ours against theirs, axis by axis: two claims, two tests.
+"""Verdicts on two claims, each with its test.
 
 *Checkpoint*: this file beats that file on this data. The examples are the sample: exact McNemar, or
 the paired bootstrap. Runs of one method differ by as much, so it says nothing about the method.
@@ -30,14 +30,14 @@ from hf_distill.evaluation.statistics import (
 )
 
 SEEDS = 6
-"""The fewest same-seed pairs for a word on the method: with 5, sign-flip cannot reach 0.05."""
+"""Least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05."""
 COUNTED = 20
-"""The most pairs whose signs are flipped; with more, Student's t alone is as good."""
+"""Most pairs for exact sign-flip; with more, Student's t is used alone."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about one axis.
+    """Verdict on one metric.
 
     Attributes:
         axis: What was measured.
@@ -69,7 +69,7 @@ class Verdict:
 
 
 def least_p(seeds: int) -> float:
-    """The least p that exact sign-flip has for so many same-seed pairs: 2 / 2^S.
+    """Least possible p of exact sign-flip with this number of pairs: 2 / 2^S.
 
     >>> least_p(3), least_p(6)
     (0.25, 0.03125)
@@ -78,7 +78,7 @@ def least_p(seeds: int) -> float:
 
 
 def no_word_yet(seeds: int) -> str:
-    """Explain why 2 to 5 pairs have neither p nor word.
+    """Reason why 2 to 5 pairs have neither p nor verdict.
 
     >>> no_word_yet(3)
     'no p: with exact sign-flip over 3 pairs of seeds the least is 0.25; a verdict needs 6'
@@ -90,7 +90,7 @@ def no_word_yet(seeds: int) -> str:
 
 
 def tests_of(seeds: int) -> str:
-    """Name the tests behind interval and p of so many same-seed pairs.
+    """Names of the tests behind interval and p for this number of pairs.
 
     >>> tests_of(3)
     "Student's t over 3 pairs of seeds"
@@ -105,7 +105,7 @@ def judge(
     level: float = 0.05,
     higher_is_better: Mapping[str, bool] | None = None,
 ) -> dict[str, Verdict]:
-    """A verdict for each axis, with Holm over all of them.
+    """Verdict for each metric, with Holm's correction over all of them.
 
     "better" and "worse" need at least 6 same-seed pairs, and both tests significant after Holm.
     Sign-flip cannot go below 2 / 2^S: 6 pairs suffice for one axis only, 8 pairs for up to six.
@@ -147,7 +147,7 @@ def judge(
 def checkpoint(
     ours: ArrayLike, theirs: ArrayLike, axis: str = "accuracy", level: float = 0.05
 ) -> Verdict:
-    """What is known about two files on the same examples: no claim on how they were made.
+    """Compare two checkpoints on the same examples; not a claim about the methods.
 
     Args:
         ours: ``(N,)``, the score of each example, be it 0/1 or any number.
@@ -173,7 +173,7 @@ def checkpoint(
 
 
 def _tested(axis: str, ours: NDArray, theirs: NDArray, level: float) -> Verdict:
-    """The difference, its interval and p; no word on the method yet."""
+    """Difference, interval and p, before the verdict."""
     differences = ours - theirs
     seeds = len(differences)
     if seeds > 1 and differences.any() and all((r == r[0]).all() for r in (ours, theirs)):
@@ -237,7 +237,7 @@ _REQUIREMENT = re.compile(rf"\s*([^<>=]*[^<>=\s])\s*(>=|<=|==|>|<)\s*({_NUMBER})
 
 
 def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[str]:
-    """The requirements that are not met, a message each; none if all are.
+    """Messages for the requirements that are not met.
 
     Args:
         expressions: such as ``"noise>=0"`` or ``"robustness.noise>=0"``: an axis, one of >= > <= <
@@ -269,7 +269,7 @@ def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[st
 
 
 def _known(axis: str, axes: Mapping[str, Any], where: str) -> str:
-    """The axis, or a ValueError that names the nearest one."""
+    """Known metric, or a ValueError with the nearest one."""
     if axis in axes:
         return axis
     near = get_close_matches(axis, map(str, axes), n=1, cutoff=0.5)

@@ -116,7 +116,7 @@ def write_graph(student: Student, path: Path, opset: int) -> None:
 
 
 def facts_of(student: Student, path: Path, parity: Parity, kind: str) -> Exported:
-    """What there is to say about a compared file."""
+    """Metadata of a compared file."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False)

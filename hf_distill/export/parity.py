@@ -1,4 +1,4 @@
-"""An ONNX file asked what the student was asked."""
+"""Comparison of an ONNX file with the student on the same inputs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _add(found: Parity, ours: np.ndarray, theirs: np.ndarray, kind: str) -> None
 
 
 def _rows(task: str, output: np.ndarray, batch: Batch) -> np.ndarray:
-    """An output with the classes last and without what stands at padding."""
+    """Output with the classes last and without padding."""
     if task == "semantic_segmentation":
         return np.moveaxis(output, 1, -1)
     mask = batch.get("attention_mask")

@@ -39,7 +39,7 @@ Batch = dict[str, Tensor]
 
 
 class Graph(nn.Module):
-    """What is exported: the student's inputs in their order -> its outputs, without a cache.
+    """Exported graph: the student's inputs in order -> its outputs, without a cache.
 
     Args:
         task_model: The student.
@@ -102,7 +102,7 @@ class Student:
 def read_student(
     folder: str | os.PathLike[str], examples: Examples | Sequence[Any] | None = None
 ) -> Student:
-    """Load what can be exported.
+    """Load a student that can be exported.
 
     Args:
         folder: The finished student with its tokenizer or processor.

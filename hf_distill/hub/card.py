@@ -165,7 +165,7 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
 
 
 def join(text: str, path: Path) -> str | None:
-    """A card with what a person wrote around the earlier card of ours that stands at ``path``.
+    """Card with the user's text around an earlier generated card at ``path``.
 
     Returns:
         None: there stands a card by hand, without our markers.
@@ -221,7 +221,7 @@ def _merge(new: str, old: str, path: Path) -> str:
 
 
 def _is_stock(text: str) -> bool:
-    """Whether nobody wrote in this card: Trainer's, or the Hub's template as PEFT fills it."""
+    """True for a card without user text: Trainer's, or the Hub's template as filled in by PEFT."""
     if any(sign in text for sign in _STOCK):
         return True
     template = set(ModelCard.from_template(ModelCardData()).text.splitlines())
@@ -233,7 +233,7 @@ def _is_stock(text: str) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """``value`` without what is missing (None, NaN, empty), local paths and tokens."""
+    """Copy of ``value`` without missing values (None, NaN, empty), local paths and tokens."""
     if isinstance(value, dict):
         if value.keys() == {"mean", "std"} and _clean(value["mean"]) is None:
             return None  # a spread around nothing

@@ -1,4 +1,4 @@
-"""Offline checks of what is published: names, and the model card itself."""
+"""Offline checks of names and model cards."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ _FILLER = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def is_local(name: str) -> bool:
-    """Whether ``name`` means a folder of this machine, as ``from_pretrained`` would read it."""
+    """True if ``from_pretrained`` would read ``name`` as a local folder."""
     rooted = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
     return rooted or os.path.exists(name)
 
 
 def hub_id(name: str | None, revision: str | None = None) -> str | None:
-    """``name`` when it can stand as a Hub id, else None.
+    """Name if it is a valid Hub id, otherwise None.
 
     ``namespace/name`` that is no folder here is an id. A bare name (``gpt2``) is one only with the
     ``revision`` that the Hub gave: a folder or a registry's data set is called the same way.
@@ -101,7 +101,7 @@ def validate(text: str) -> None:
 
 
 def card_problems(text: str) -> list[str]:
-    """What the Hub rejects in a model card, and what no card should say; one line each.
+    """Problems of a model card: values that the Hub rejects, and content that no card should have.
 
     Front matter that is no mapping, wrong types, nulls, unknown licences, pipeline tags, relations
     and languages, a model-index that does not round-trip or holds a row twice, local paths, tokens

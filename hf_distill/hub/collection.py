@@ -1,4 +1,4 @@
-"""A family of students in one collection of the Hub, each with what its card claims."""
+"""Collections of related students on the Hub, each with the claim of its card."""
 
 from __future__ import annotations
 

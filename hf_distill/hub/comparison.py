@@ -22,7 +22,7 @@ _MEANINGS = {
     "acceptance_rate": "the expected share of draft tokens that the teacher accepts in "
     "speculative decoding",
 }
-"""What the rows of a language model are, for those who have not met them."""
+"""Explanations of the rows of a language model."""
 MODELS = {
     "student": "Student",
     "baseline": "Baseline (no teacher)",
@@ -48,7 +48,7 @@ _WORDS = {
 
 
 def is_result(metric: str) -> bool:
-    """Whether a metric says how good a model is; likeness to the teacher does not, nor entropy."""
+    """True if a metric measures quality; agreement with the teacher and entropy do not."""
     return not _NO_RESULT.search(metric.rpartition("/")[2])
 
 
@@ -68,7 +68,7 @@ def weight(size_bytes: float) -> str:
 
 
 def _in_units(value: float, units: dict[int, str]) -> str:
-    """In the largest unit, largest first, of which it is at least one when it is rounded."""
+    """Value in the largest unit of which it is at least one after rounding."""
     unit = next((unit for unit in units if value >= 0.9995 * unit), 1)
     shown = f"{value / unit:.3g}" if value < 999.5 * unit else f"{value / unit:,.0f}"
     return shown + units[unit]
@@ -86,7 +86,7 @@ def main_metric(facts: dict[str, Any]) -> str:
 
 
 def claim(facts: dict[str, Any]) -> str:
-    """A few sentences with the numbers that matter; what is unknown is not mentioned."""
+    """Summary of the card: the main results in a few sentences."""
     results = facts.get("results", {})
     ours, theirs = results.get("student", {}), results.get("teacher", {})
     name = f"**{cell(facts['model_name'].split('/')[-1])}**"
@@ -120,7 +120,7 @@ def _interval(found: dict[str, Any] | None) -> str:
 
 
 def _smaller(facts: dict[str, Any]) -> str:
-    """How much less it needs than its teacher: parameters, and time where it was measured."""
+    """Parameters and, if measured, latency relative to the teacher."""
     small = facts.get("student", {}).get("parameters")
     large = facts.get("teacher", {}).get("parameters")
     measured = facts.get("measured", {})
@@ -229,7 +229,7 @@ def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
 
 
 def explained(facts: dict[str, Any]) -> str:
-    """What the figures of a language model in the table mean; empty where it has none of them."""
+    """Explanation of a language model's figures in the table; empty without any."""
     rows = facts.get("results", {}).values()
     if not any("perplexity" in metrics for metrics in rows):
         return ""
@@ -262,7 +262,7 @@ def _result(value: Any) -> str:
 
 
 def _share(metric: str, student: dict[str, Any], teacher: dict[str, Any]) -> str | None:
-    """The share of the teacher's metric that is kept; None where a share says nothing."""
+    """Retention of the teacher's metric; None where a ratio is meaningless."""
     if metric not in student or metric not in teacher or not is_result(metric):
         return None
     if lower_is_better(metric) or mean(teacher[metric]) <= 0:

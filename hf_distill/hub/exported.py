@@ -1,4 +1,4 @@
-"""What was exported: the facts of each file, and the one place that puts files into ``onnx/``."""
+"""Metadata of exported files, and atomic updates of ``onnx/``."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def check_packages() -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what exports, computes and compares."""
+    """Versions of the packages that export, compute and compare."""
     return {name: version(name) for name in ("torch", "transformers", *PACKAGES)}
 
 
 def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """What was exported from a student: `Exported.describe` of each file, for its card.
+    """Metadata of a student's exported files (`Exported.describe`), for its card.
 
     Args:
         folder: The student's.
@@ -124,7 +124,7 @@ def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A folder beside ``onnx/`` that vanishes; also what a killed export has left there.
+    """Temporary folder next to ``onnx/``; removes those of killed exports.
 
     Raises:
         FolderError: another export is at work, or see `check_exports`.
@@ -151,7 +151,7 @@ def check_exports(folder: Path) -> None:
 
 
 def keep(folder: Path, staged: Path, row: Exported) -> None:
-    """Put compared files in their place, and their facts beside them.
+    """Move compared files and their metadata to ``onnx/``.
 
     The facts go first and come last, so that at no moment they are of other files. A new float file
     takes the place of all; what was quantised from the old one goes.
@@ -180,7 +180,7 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 
 def parts(path: Path) -> list[Path]:
-    """An ONNX file and, where its weights lie beside it, their file."""
+    """An ONNX file and its external weights, if any."""
     return [path, *path.parent.glob(f"{path.name}.data")]
 
 

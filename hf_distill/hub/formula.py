@@ -14,7 +14,7 @@ _DIVERGENCES = {
     "total_variation": r"\mathrm{TV}(p, q)",
     "soft_cross_entropy": r"\mathrm{CE}(p, q)",
 }
-"""Of the probabilities of teacher ``p`` and student ``q``, at one temperature."""
+"""Divergences between the probabilities of teacher ``p`` and student ``q`` at one temperature."""
 _OTHERS = {
     "hard_labels": r"\mathrm{CE}(y, q)",
     "logit_mse": r"\lVert z_q - z_p \rVert^2",
@@ -43,7 +43,7 @@ def latex(objective: Sequence[Mapping[str, Any]]) -> str:
 
 
 def legend(objective: Sequence[Mapping[str, Any]]) -> str:
-    """What the symbols of that formula mean: those that occur in it."""
+    """Explanation of the symbols that occur in the formula."""
     text = latex(objective)
     plain = re.sub(r"\\(?:mathrm|mathcal)\{[^}]*\}|_[a-z]", "", text)
     found = [name for name in "pqyTzh" if re.search(rf"(?<![a-zA-Z\\]){name}(?![a-zA-Z])", plain)]
@@ -75,7 +75,7 @@ def _part(term: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any, name: str) -> str:
-    """A number as it is written by hand; of a schedule or a share a symbol with a name."""
+    """A number in short form; a symbol for a schedule or a share."""
     if not isinstance(value, int | float):
         return rf"w_\mathrm{{{_plain(name)}}}"
     mantissa, _, power = f"{value:g}".partition("e")

@@ -1,4 +1,4 @@
-"""What a student inherits from its teacher, as far as the teacher's card is on this machine."""
+"""Metadata inherited from the teacher's card, if it is on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILLER = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def local_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
-    """What the card of a model says that lies in its folder, or in the cache of the Hub.
+    """Metadata of a model's card in its folder or in the Hub's cache.
 
     Nothing is fetched.
 

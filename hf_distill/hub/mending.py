@@ -1,5 +1,4 @@
-"""A card that can be published, whatever the facts are: for the end of a training, which must not
-fail over a field of a card."""
+"""Correction of card fields, so that a training does not fail over a model card."""
 
 from __future__ import annotations
 
@@ -115,7 +114,7 @@ def _free(path: Path) -> Path:
 
 
 def _settled(card: StudentCard, name: str, field: str, value: Any, notes: list[str]) -> StudentCard:
-    """The card with one field set to what the Hub can read of a value."""
+    """Card with one field set to a value that the Hub accepts."""
     if value is None or value in ([], ()):
         return card
     if field == "license":
@@ -207,7 +206,7 @@ def _numbers(model: str, row: Any, notes: list[str]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | int | None:
-    """A finite number as Python has it, out of what numpy and torch give too."""
+    """Finite number as a Python number, also from numpy and torch."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
     finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -39,7 +39,7 @@ _WITHOUT_PIPELINE = frozenset(
         *("text2text-generation", "translation", "summarization"),
     }
 )
-"""What transformers 5 has no pipeline for: the quick start takes the model itself."""
+"""Tasks without a pipeline in transformers 5: the quick start uses the model."""
 _ARXIV = re.compile(r"eprint\s*=\s*\{(\d{4}\.\d{4,5})\}")
 
 
@@ -91,7 +91,7 @@ def templates() -> jinja2.Environment:
 
 
 def _sources(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the student was made from, by the name that sentences give it."""
+    """Sources of the student by their names in sentences."""
     teacher, base = facts.get("teacher", {}), facts.get("base", {})
     found = {"the teacher": teacher}
     if base.get("name") != teacher.get("name") or "how" in teacher:
@@ -107,7 +107,8 @@ def _papers(term: dict[str, Any]) -> str:
 
 
 def _folder() -> Path:
-    """``model_cards``: inside the package in a wheel, beside it in a checkout (and ``-e``)."""
+    """Folder ``model_cards``: inside the package in a wheel, next to it in a checkout (and
+    ``-e``)."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / "model_card.md").is_file():

@@ -1,4 +1,4 @@
-"""What several models write after the same prompts: kept beside a model, shown in its card."""
+"""Generated samples of several models, stored with a model and shown on its card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUT, NOTHING = " […]", "(nothing)"
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what came of it.
+    """A prompt and its continuations.
 
     Attributes:
         prompt: What all models were given.
@@ -51,7 +51,7 @@ def write_samples(samples: Sequence[Sample], folder: str | os.PathLike[str]) -> 
 
 
 def read_samples(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """What `write_samples` wrote, as `StudentCard.samples` has it; without a file none.
+    """Samples stored by `write_samples`; empty without a file.
 
     A file that holds something else is left out, with a warning.
     """
@@ -100,8 +100,8 @@ def _title(role: str) -> str:
 
 
 def _block(title: str, text: str) -> str:
-    """An item of a list with the text as it is, cut where it is long. Nothing in it ends its fence,
-    and no line of it begins where a line of the card's own does."""
+    """List item with a text in a fence, shortened if it is long. The text cannot end the fence or
+    the card's markers."""
     shown = text if len(text) <= LONGEST else text[: LONGEST - len(CUT)].rstrip() + CUT
     shown = fenced(shown.replace("```", "'''") or NOTHING, "text")
     return f"- {title}:\n\n{textwrap.indent(shown, '  ')}"

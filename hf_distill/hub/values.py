@@ -1,4 +1,4 @@
-"""Values of a card's fields as people write them, brought to those that the Hub knows."""
+"""Normalisation of card values to those that the Hub accepts."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ universal community agreement terms of use public dedication
 
 
 def _key(licence: str) -> tuple[str, ...]:
-    """The words of a licence that tell it apart, in one order: ``Apache License, Version 2.0`` and
-    ``apache-2.0`` have the same."""
+    """Identifying words of a licence in sorted order: equal for ``Apache License, Version 2.0`` and
+    ``apache-2.0``."""
     text = " ".join(re.sub(r"[^a-z0-9.+]+", " ", licence.lower()).split())
     for pattern, short in _IN_FULL:
         text = re.sub(rf"\b(?:{pattern})\b", short, text)
@@ -115,7 +115,7 @@ def licence(text: str) -> str | None:
 
 
 def inherited(stated: str | None) -> str | None:
-    """The licence of a base model as a student can state it: ``other`` needs words of its own."""
+    """Licence of a base model for a student's card; ``other`` needs a name and a link."""
     known = licence(stated or "")
     return None if known == "other" else known
 

@@ -1,4 +1,4 @@
-"""The teacher's outputs on disk: what a recipe keeps of them, and the stage that writes them."""
+"""Cache section of a recipe and the stage that writes the cache."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ class CacheStage(Stage):
         return self.folder if own is None else path_of(own)
 
     def check(self) -> None:
-        """See, as of every stage, that its folder may be written; and of another path, that a cache
-        or nothing is there.
+        """Check that the folder may be written; another path must be a cache or empty.
 
         Raises:
             ValueError: it is not so; nothing was touched.
@@ -76,7 +75,7 @@ class CacheStage(Stage):
         return found if found.get("of") == _held(self.path) else None
 
     def teacher(self, processor: Any) -> CachedTeacher:
-        """What the cache says, without a model.
+        """Teacher that reads the cache, without a model.
 
         Raises:
             RecipeError: it is not whole, or of something else.
@@ -149,7 +148,7 @@ def write(
 def cache_format(
     section: CacheSection, learners: Iterable[tuple[str, WeightedSum | HardLabels]]
 ) -> dict[str, Any]:
-    """What a cache keeps: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
+    """Format of a cache: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
 
     Args:
         section: What the recipe says.
@@ -197,7 +196,7 @@ def cache_format(
 
 
 def _resolved(section: CacheSection, goals: Iterable[tuple[str, WeightedSum]]) -> CacheSection:
-    """Keep the states that the objectives need, where the recipe does not say it."""
+    """Add the states that the objectives need, unless the recipe sets them."""
     needs = [goal.needs for _, goal in goals]
     hidden, attentions = section.hidden_states, section.attentions
     return replace(
@@ -208,7 +207,7 @@ def _resolved(section: CacheSection, goals: Iterable[tuple[str, WeightedSum]]) -
 
 
 def check_given(stage: CacheStage, provides: Needs) -> None:
-    """See that the teacher has what is to be kept, before it is trained.
+    """Check before training that the teacher provides the cached outputs.
 
     Raises:
         RecipeError: it has not.

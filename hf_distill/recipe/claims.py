@@ -1,4 +1,4 @@
-"""What a recipe's card claims, with its tests, and what it measures of size and speed."""
+"""Claim of a recipe's card with its tests, sizes and speed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
 def gain(
     metric: str, ours: Sequence[float], alone: Sequence[float], higher_is_better: bool = True
 ) -> dict[str, Any]:
-    """The difference over the same student without a teacher, and what may be said of it.
+    """Difference from the baseline with its test.
 
     Args:
         metric: What was measured.
@@ -151,7 +151,7 @@ def written(
     tokenizer: Any,
     prompts: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """What the models write after the same prompts; done once.
+    """Generated samples of all models; done once.
 
     Args:
         stage: Keeps what was found; on the main process only.
@@ -196,7 +196,7 @@ def speed_stage(models: Stage) -> Stage:
 
 
 def _shape(batch: Mapping[str, Any]) -> str:
-    """What one example of a batch is: ``41 tokens``, ``3 x 28 x 28 values``."""
+    """Size of one example of a batch: ``41 tokens``, ``3 x 28 x 28 values``."""
     for name, unit in (("input_ids", "tokens"), ("pixel_values", "values")):
         if name in batch:
             return f"{' x '.join(map(str, batch[name].shape[1:]))} {unit}"

@@ -74,7 +74,7 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
-    """The tables and what may be said."""
+    """Tables and verdicts in Markdown."""
     parts = ["## Runs", _run_table(facts), "## Figures", _figure_table(facts)]
     if any(run["robustness"] for run in facts["runs"].values()):
         parts += ["## Robustness: student, and its difference from the baseline"]
@@ -165,7 +165,7 @@ def _difference_table(facts: Mapping[str, Any]) -> str:
 
 
 def sentences(facts: Mapping[str, Any]) -> str:
-    """What may be said of the students, run by run, whichever way it went."""
+    """Verdicts as sentences."""
     said, against = [], facts["against"]
     compared = {row["run"] for row in facts["differences"]}
     for label, run in facts["runs"].items():
@@ -193,7 +193,7 @@ def _cell(text: str) -> str:
 
 
 def plot(facts: Mapping[str, Any], path: Path) -> None:
-    """The metric, agreement, share kept and judged axes of robustness; a row for each run.
+    """Plot of metric, agreement, retention and judged robustness metrics; one row per run.
 
     A point is the mean over the seeds, its bar a standard deviation to either side; of differences
     the bar is their interval.
@@ -248,7 +248,7 @@ Points = Mapping[tuple[str, int], tuple[float, float, float]]
 
 
 def _panels(facts: Mapping[str, Any]) -> dict[str, Points]:
-    """Title -> what is drawn; nothing of a figure that no run has."""
+    """Title -> plotted values; figures without any value are left out."""
     runs = list(facts["runs"].values())
     found = dict[str, Points]()
     for metric in dict.fromkeys(run["metric"] for run in runs):

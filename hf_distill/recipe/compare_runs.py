@@ -1,4 +1,4 @@
-"""Several runs of recipes side by side: what they made, how good it is, and what may be said."""
+"""Comparison of several recipe runs: results, tests and warnings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPORT = "report.json"
 NEEDED = ("name", "task", "metric", "student_seeds", "examples", "formula", "models", "runs")
 LEVEL = 0.05
 _JUDGED = ("agreement",)
-"""What students are compared in, besides the metric."""
+"""Compared figures besides the metric."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _kept(run: Recorded) -> dict[str, Any]:
 
 
 def _warnings(run: Recorded, first: Recorded) -> list[str]:
-    """Why figures of this run are no figures of the first."""
+    """Differences in data or settings that limit a comparison with the first run."""
     found, ours, theirs = _other_ground(run, first), run.facts, first.facts
     if not found and run is not first and None in (run.data, first.data):
         found.append("the test examples are as many, whether they are the same is not recorded")
@@ -143,7 +143,7 @@ def _warnings(run: Recorded, first: Recorded) -> list[str]:
 
 
 def _other_ground(run: Recorded, first: Recorded) -> list[str]:
-    """What forbids a comparison."""
+    """Differences that exclude a comparison."""
     found = [
         f"another {key}: {run.facts[key]}, not {first.facts[key]}"
         for key in ("task", "metric")

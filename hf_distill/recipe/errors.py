@@ -12,7 +12,7 @@ LONGEST = 200
 
 
 class RecipeError(ValueError):
-    """A recipe, or an override of it, that cannot be run; the message says what to change."""
+    """Recipe or override that cannot be run; the message contains the remedy."""
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -36,7 +36,7 @@ def unknown(key: Any, known: Iterable[str], prefix: str = "") -> RecipeError:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn what other people's code raises over a value of a recipe into a `RecipeError`.
+    """Convert errors of other libraries about a value of a recipe to `RecipeError`.
 
     Args:
         what: The key, and perhaps what could not be done with it: the message begins with it.
@@ -50,7 +50,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """The text of an error, with its kind where its text alone says little, and no line breaks."""
+    """Text of an error on one line, with its type where the text alone is unclear."""
     text = " ".join(str(error).split())
     plain = isinstance(error, (OSError, RuntimeError, ValueError)) and " " in text
     return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""What a training will take, before it begins: steps, memory, disk and time."""
+"""Estimates before a training: steps, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Memory:
 def memory(
     model: PreTrainedModel, args: TrainingArguments, teacher: int, example: Any, collate: Collate
 ) -> Memory:
-    """What a training of this model takes.
+    """Memory for training this model.
 
     Args:
         model: The learner, on the CPU; two and three examples are run through it, which moves
@@ -113,7 +113,7 @@ def weight_bytes(weights: Iterable[Tensor]) -> int:
 
 
 def state_bytes(model: nn.Module, states: int) -> int:
-    """The bytes of an optimizer's states, of which it keeps so many for each weight."""
+    """Bytes of an optimizer's states."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return states * weight_bytes(trained) + 4 * len(trained) * bool(states)
 
@@ -148,7 +148,7 @@ def kept_for_backward(model: nn.Module, inputs: Mapping[str, Any], bf16: bool = 
 
 
 def longest(dataset: Any) -> Any:
-    """The example with the most tokens; the first where there are no tokens."""
+    """Example with the most tokens; the first one if there are no tokens."""
     if "input_ids" not in dataset.column_names:
         return dataset[0]
     lengths = [len(ids) for ids in dataset["input_ids"]]
@@ -202,7 +202,7 @@ class Rate:
 
 
 def rate_of(stages: Sequence[Stage], role: str, root: Path) -> Rate | None:
-    """The rate of the first of these stages that was finished, with whatever settings.
+    """Measured speed of the first finished stage among these, with any settings.
 
     Args:
         stages: The stage itself, then others of its role.
@@ -229,7 +229,7 @@ def _reported(role: str, path: Path) -> Rate | None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a training that is left to do will take.
+    """Estimate of a remaining training.
 
     Attributes:
         steps: Optimizer steps; early stopping may end it before.

@@ -15,7 +15,7 @@ from hf_distill.teachers import Ensemble, ModelTeacher, Teacher
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
 THEIRS = "teacher_"
-"""How the trainer calls the teacher's figures beside the student's."""
+"""Prefix of the teacher's figures in the trainer's metrics."""
 
 
 def with_nll_and_ece(compute: Compute) -> Compute:
@@ -36,7 +36,7 @@ def with_nll_and_ece(compute: Compute) -> Compute:
 
 
 def with_compute(models: Mapping[str, PreTrainedModel]) -> Teacher:
-    """One teacher as it is, several as the mean of their probabilities."""
+    """A single teacher unchanged, several as the mean of their probabilities."""
     if len(models) == 1:
         return ModelTeacher(next(iter(models.values())))
     named = {key.split("/")[-1]: model for key, model in models.items()}
@@ -50,7 +50,7 @@ def as_teacher_metrics(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def describe_ensemble(models: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
-    """Facts of several models of one kind that speak as one: their weights add up."""
+    """Metadata of several models of one kind used as an ensemble: parameters add up."""
     facts = [describe_model(model) for model in models.values()]
     total = sum(fact["parameters"] for fact in facts)
     return {**facts[0], "parameters": total, "members": len(facts)}

@@ -1,4 +1,4 @@
-"""The examples of a recipe: loaded, checked, shortened, and the hash of what the models see."""
+"""Examples of a recipe: loading, checks, subsets, and the hash of the model inputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hf_distill.recipe.tasks import recipe_task
 
 SPLITS = ("train", "validation", "test")
 OF_TEACHER = "train (teacher)"
-"""What the teacher trains on, where that is not what the student trains on."""
+"""Training split of the teacher, if it differs from the student's."""
 HELD_OUT = 0.1
-"""The share of the training split that serves for validation where there is no such split."""
+"""Share of the training split used for validation if there is no validation split."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
 
 
 def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
-    """The splits that a source gives, and what it says about itself.
+    """Splits of a source, and its metadata.
 
     Args:
         data: The source.

@@ -30,11 +30,11 @@ REPORTS = (
 """Files that a run writes into its output folder, besides the stages' folders and `FINAL`."""
 _MADE = (RECIPE, REPORT, "curves.png", *PICTURES)
 _BY_OTHERS = ("LICENSE*", "NOTICE*", "*.png", f"{EXPORTS}/*", "quantized/*")
-"""Of what a student's folder may publish, that which a person may add to it."""
+"""Published files that a user may add to a student's folder."""
 
 
 def on_main(do: Callable[[], object]) -> None:
-    """Do something on the main process; what it refuses there, all processes refuse.
+    """Run a function on the main process; its errors are raised on all processes.
 
     Raises:
         RecipeError: with the message of a ValueError.
@@ -53,13 +53,13 @@ def on_main(do: Callable[[], object]) -> None:
 
 
 def check_stages(stages: Iterable[Stage]) -> None:
-    """See that the folders of stages may be written: `Stage.check` of each."""
+    """Check that the folders of stages may be written (`Stage.check` of each)."""
     for stage in stages:
         stage.check()
 
 
 def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) -> None:
-    """See that nothing in the output folder would be replaced that others made.
+    """Check that the run would not replace other people's files in the output folder.
 
     Args:
         recipe: The recipe.
@@ -76,7 +76,7 @@ def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) 
 
 
 def check_places(root: Path, recipe: Path) -> None:
-    """See that what `publish` and the report replace in the output folder is ours.
+    """Check that `publish` and the report replace only their own files.
 
     Args:
         root: The output folder.
@@ -117,7 +117,7 @@ def is_file_of(path: Path, other: Path) -> bool:
 
 
 def keep_additions(final: Path, staging: Path) -> None:
-    """Copy what neither a run nor an export has put into the folder: a licence, a picture.
+    """Copy files that neither a run nor an export has written: a licence, an image.
 
     Args:
         final: The folder that is replaced.

@@ -1,4 +1,4 @@
-"""Language models in a recipe: their data, what is checked of the models, and samples of them."""
+"""Language models in a recipe: data, checks and samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import Data, LoraSection
 
 COLUMNS = ("messages", "prompt", "completion", "tools")
-"""What a row may have in place of a plain text."""
+"""Columns that may take the place of a plain text."""
 SAMPLES, WORDS = 3, 12
-"""How many prompts a card shows the answers to, and how long the beginning of a text is."""
+"""Number of samples on a card, and words of a text used as a prompt."""
 
 
 def length_of(data: Data, tokenizer: Any) -> int:
-    """At how many tokens texts are cut.
+    """Maximum length of texts in tokens.
 
     Raises:
         RecipeError: neither the recipe nor the tokenizer says it.
@@ -54,7 +54,7 @@ def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
 
 
 def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
-    """Tokens and labels; packed if the recipe says so.
+    """Tokens and labels, packed if the recipe sets `packing`.
 
     Raises:
         RecipeError: rows that cannot be read, or a length that is missing.
@@ -110,8 +110,8 @@ def merge(base: PreTrainedModel, folder: Path) -> None:
 
 
 def prompt_of(row: Mapping[str, Any], data: Data) -> Any:
-    """What a model is to go on from: the prompt, the messages before the last answer, or the first
-    words of a text."""
+    """Prompt of an example: its prompt, the messages before the last answer, or the first words of
+    a text."""
     if row.get("messages"):
         messages = list(row["messages"])
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages

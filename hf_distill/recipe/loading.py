@@ -39,7 +39,7 @@ MANAGED = {
     "remove_unused_columns": "the recipe keeps the columns that its task needs",
     "label_names": "the recipe's task knows its labels",
 }
-"""Training arguments that a recipe may not set, and what to do instead."""
+"""Training arguments that a recipe must not set -> the alternative."""
 LARGEST = 1_000_000
 """The bytes that a recipe may have; the longest shipped one has 3,000."""
 
@@ -176,7 +176,7 @@ def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _on_policy(values: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Check and cast what `OnPolicyConfig` has besides the training arguments."""
+    """Check and convert the fields of `OnPolicyConfig` that are not training arguments."""
     if task != "causal_lm":
         raise RecipeError(f"`on_policy` is for `task: causal_lm`; {task} writes no text.")
     hints = typing.get_type_hints(OnPolicyConfig)
@@ -242,7 +242,7 @@ def _is_plan(value: Any, hint: Any) -> bool:
 
 
 def _nested(value: Any, hint: Any, key: str) -> Any:
-    """Check and cast an objective or a perturbation within an objective; others are as they are."""
+    """Check and convert an objective or perturbation inside an objective."""
     kinds = _classes(hint)
     if not isinstance(value, Mapping):
         return value

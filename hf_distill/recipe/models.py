@@ -45,9 +45,9 @@ class Models:
     """
 
     light = False
-    """Weights that would have to be downloaded are drawn instead: for a look at what would be."""
+    """Initialise weights that would have to be downloaded randomly, for a dry run."""
     batches: Callable[[int], Iterable[Batch]]
-    """Collated batches of so many training examples."""
+    """Collated batches of this number of training examples."""
 
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
@@ -73,7 +73,7 @@ class Models:
                     self.commits[role] = commit
 
     def teacher(self, seed: int) -> PreTrainedModel:
-        """The teacher before it is fine-tuned: a fresh head on what the recipe names."""
+        """Teacher before fine-tuning, with a new head."""
         return self._new("teacher", self.recipe.teacher.config, seed)
 
     def student(self, seed: int) -> PreTrainedModel:
@@ -101,7 +101,7 @@ class Models:
             return student_from_teacher(teacher, layers, hidden_size=width, importance=measured)
 
     def _importance(self, teacher: Any, count: int | None) -> Importance | None:
-        """How much the parts of the teacher do on so many training examples."""
+        """Importance of the teacher's parts on training examples."""
         if count is None or self.light:  # of weights that are drawn nothing can be said
             return None
         teacher.to(process_state().device)
@@ -140,7 +140,7 @@ class Models:
         return drawn
 
     def identities(self) -> dict[str, Any]:
-        """What the models are made of, for fingerprints, by role."""
+        """Sources of the models by role, for fingerprints."""
         found = {"teacher": self._identity("teacher", self.recipe.teacher.config)}
         if self.recipe.teacher.dtype is not None:
             found["teacher"]["dtype"] = self.recipe.teacher.dtype
@@ -200,7 +200,7 @@ class Models:
 
 
 def on_this_machine(path: str, commit: str | None = None) -> bool:
-    """Whether a model's weights are on this machine: a folder, or in the Hub's cache."""
+    """True if a model's weights are on this machine: a folder, or in the Hub's cache."""
     files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     return Path(path).is_dir() or any(
         isinstance(try_to_load_from_cache(path, file, revision=commit), str) for file in files
@@ -209,7 +209,7 @@ def on_this_machine(path: str, commit: str | None = None) -> bool:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the report that the head is new, which is what a recipe wants."""
+    """Suppress the warning about a newly initialised head."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

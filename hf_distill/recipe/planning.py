@@ -1,4 +1,4 @@
-"""What a recipe makes: data, models, stages; all of it tried out before anything is trained."""
+"""Preparation of a recipe: data, models and stages, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class PreparedRecipe:
         return stages | stage_of(self.robustness, stages)
 
     def _batches(self, count: int) -> Iterator[Batch]:
-        """So many training examples, from all over the data."""
+        """Training examples spread over the data."""
         data, collate = (
             self.data["train"],
             RandomVersionCollator(self.task.collator(self.processor)),
@@ -222,12 +222,12 @@ class PreparedRecipe:
             self.make_trainer(student, args, lesson.objective, teacher, peft=peft)
 
     def _fits(self, model: PreTrainedModel, who: str) -> None:
-        """See that a model can read the data."""
+        """Check that a model can read the data."""
         if self.task.check is not None:
             self.task.check(model, who, self.recipe.data, self.processor)
 
     def _untrained(self) -> Teacher:
-        """The teacher as it is before the first stage."""
+        """Teacher before the first stage."""
         if self.recipe.teacher.fine_tuned:
             models = self.teachers()
         else:
@@ -237,11 +237,11 @@ class PreparedRecipe:
         return with_compute(models)
 
     def check_cache(self, stage: CacheStage) -> None:
-        """See that the teacher has what is to be kept."""
+        """Check that the teacher provides the cached outputs."""
         check_given(stage, self._untrained().provides)
 
     def plan(self) -> str:
-        """What would be done: models, memory, steps, time, and what is done already.
+        """Plan of a run: models, memory, steps, time, and finished stages.
 
         Nothing is downloaded but what the recipe's functions and data are: of models that are not
         on this machine, the configs.
@@ -275,7 +275,7 @@ class PreparedRecipe:
     def _memory(
         self, model_of: str, model: PreTrainedModel, before: Mapping[str, Memory]
     ) -> dict[str, Memory]:
-        """What each role takes that begins with this model."""
+        """Memory of each role that starts from this model."""
         found = {model_of: Memory.untrained(model)}
         collate = RandomVersionCollator(self.task.collator(self.processor))
         own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
@@ -290,7 +290,7 @@ class PreparedRecipe:
         return found
 
     def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
-        """The weights of whoever teaches a lesson, as far as they are in memory."""
+        """Size of a training's teachers in memory."""
         if lesson.teacher is None or (lesson.teacher == TEACHER and CACHE in self.stages):
             return 0
         if lesson.teacher == TEACHER:

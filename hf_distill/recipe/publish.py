@@ -110,7 +110,7 @@ def student_card(
     facts: Mapping[str, Any],
     resolved: str,
 ) -> StudentCard:
-    """The facts of the card, all of them from this run or from what the sources say."""
+    """Metadata of the card, from this run and the cards of its sources."""
     teacher, base = _origins(recipe)
     data = _data(recipe, examples, facts)
     how = []
@@ -156,7 +156,7 @@ def student_card(
 
 
 def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
-    """The teacher's name and licence, and the name of what the student's weights began as."""
+    """Teacher's name and licence, and the name of the student's initial model."""
     folder, section = recipe.file.parent, recipe.teacher
     known = resolve.facts(section.model or "", folder, "teacher.model")
     if section.model is None:
@@ -171,7 +171,7 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
 
 
 def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
-    """What was exported from these very weights earlier stays beside them."""
+    """Keep earlier exports of the same weights."""
     if (final / EXPORTS).is_dir():
         shutil.copytree(final / EXPORTS, staging / EXPORTS, symlinks=True)
         if rows := exports_of(staging):
@@ -181,7 +181,7 @@ def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
 
 
 def _outputs(recipe: Recipe) -> dict[str, Any]:
-    """Where the teacher's outputs came from."""
+    """Source of the teacher's outputs."""
     cache = recipe.teacher.cache
     if cache is None:
         return {"outputs": "computed in every step"}
@@ -190,7 +190,7 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def _beginning(recipe: Recipe) -> str | None:
-    """How the student began, as the end of a sentence."""
+    """Initialisation of the student, as the end of a sentence."""
     student = recipe.student
     adapter = "" if student.lora is None else f"; a LoRA adapter of rank {student.lora.r} on it"
     if student.from_teacher_layers is None:
@@ -289,7 +289,7 @@ def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, A
 
 
 def _command(recipe: Recipe) -> str:
-    """What a user types for this very run."""
+    """Command of this run."""
     given = [
         f"--{key} {shlex.quote(value)}" for key, value in recipe.overrides if key != "output_dir"
     ]

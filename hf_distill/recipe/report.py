@@ -1,4 +1,4 @@
-"""What came out: report.json, a Markdown table and a picture of the curves."""
+"""Report of a recipe: report.json, a Markdown table and a plot of the curves."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RecipeResults:
 
     @property
     def roles(self) -> list[str]:
-        """Who is compared: teacher, assistants, baseline, control, generations of students."""
+        """Compared roles: teacher, assistants, baseline, control, generations of students."""
         recipe = self.recipe
         control = [] if recipe.control is None else [CONTROL]
         return [TEACHER, *recipe.assistant_roles, "baseline", *control, *generations(recipe)]
@@ -71,7 +71,7 @@ class RecipeResults:
         return [role] if role in found else found  # of several teachers, all of them together
 
     def seconds(self, role: str) -> list[float]:
-        """How long the training of each run of a role took; of several teachers the sum."""
+        """Training time of each run of a role; of several teachers the sum."""
         runs = [run for key, run in self.results.items() if key.split("/")[0] == role]
         seconds = [run["seconds"] for run in runs]
         return [sum(seconds)] if role == TEACHER and seconds else seconds
@@ -153,7 +153,7 @@ def _trained(outcome: RecipeResults) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> float | dict[str, float]:
-    """One value as it is; of several the mean and the sample's standard deviation."""
+    """Single value unchanged; of several, mean and sample standard deviation."""
     if len(values) == 1:
         return values[0]
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
@@ -182,7 +182,7 @@ def show(value: float | dict[str, float] | None, digits: int = 4) -> str:
 
 
 def name_of(role: str, model: Mapping[str, Any]) -> str:
-    """What a role is called: ``Assistant 1``, ``Student, generation 1``, ``Teacher (mean of 2)``.
+    """Label of a role: ``Assistant 1``, ``Student, generation 1``, ``Teacher (mean of 2)``.
 
     The last generation is the student.
     """
@@ -228,7 +228,7 @@ def _times(value: float | dict[str, float], factor: float) -> float | dict[str, 
 
 
 def verdict(facts: Mapping[str, Any]) -> str:
-    """What distillation gave, in a sentence, whichever way it went."""
+    """Effect of distillation as a sentence."""
     metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
     parts = []
     for figure in (metric, "agreement"):

@@ -1,4 +1,4 @@
-"""What a recipe names: a function in a Python file, a folder beside it, or something on the Hub."""
+"""Sources named in a recipe: a function in a Python file, a folder, or a Hub repository."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LOADED = (
     *(".gguf", ".model", ".txt", ".jinja", ".py", ".spm", ".bpe", ".codes", ".vocab", ".tokenizer"),
     *(".tiktoken", ".npz"),
 )
-"""Suffixes of what `from_pretrained` loads."""
+"""Suffixes of files loaded by `from_pretrained`."""
 _BESIDE = ("runs", "logs", "onnx")
 _RESUMING = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
 def is_function(source: str) -> bool:
-    """Whether a source is written ``path/of/file.py:function``."""
+    """True if a source has the form ``path/of/file.py:function``."""
     return ".py:" in source
 
 
@@ -57,7 +57,7 @@ def call(source: str, folder: Path, arguments: Mapping[str, Any], key: str) -> A
 
 @contextmanager
 def _own_code(what: str, file: Path) -> Iterator[None]:
-    """Turn what a recipe's own code raises into a `RecipeError` that names its last line there."""
+    """Convert errors of a recipe's own code to `RecipeError` with the last line of that code."""
     try:
         yield
     except RecipeError:
@@ -70,7 +70,7 @@ def _own_code(what: str, file: Path) -> Iterator[None]:
 
 
 def facts(source: str, folder: Path, key: str) -> dict[str, Any]:
-    """What the file's table ``CARDS`` says about a function: licence, Hub id, description."""
+    """Metadata of a function from the file's table ``CARDS``: licence, Hub id, description."""
     if not is_function(source):
         return {}
     function = _function(source, folder, key)
@@ -130,7 +130,7 @@ def identity(model: str) -> dict[str, str]:
 
 
 def commit(model: str, revision: str | None, key: str) -> str | None:
-    """The commit of the Hub that a revision of a model stands for now; None: a folder.
+    """Current commit of a model's revision on the Hub; None for a folder.
 
     Without network, and offline, it is the one that was downloaded last.
 
@@ -155,7 +155,7 @@ def commit(model: str, revision: str | None, key: str) -> str | None:
 
 @contextmanager
 def unread_weights(what: str) -> Iterator[None]:
-    """Turn what transformers and torch say of a model that they cannot load into a `RecipeError`.
+    """Convert errors of transformers and torch about unreadable weights to `RecipeError`.
 
     Args:
         what: What cannot be done; the message begins with it.

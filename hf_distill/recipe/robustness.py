@@ -1,4 +1,4 @@
-"""The report on robustness in a recipe: its stage, and what of it goes into report and card."""
+"""Robustness stage of a recipe, and its part of report and card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hf_distill.robustness.report import Report, evaluate_robustness
 
 ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
-"""What is published beside the card."""
+"""Published plots."""
 _MODALITIES = {"text_classification": "text", "image_classification": "image"}
 _ROLES = ("baseline", CONTROL, "student", TEACHER)
 _NEUTRAL = ("require", "batch_size", "shifted")
@@ -149,7 +149,7 @@ class Robustness:
 
     @property
     def plan(self) -> RobustnessConfig:
-        """The section's plan; a robust objective of the student is seen without being told."""
+        """Settings of the section; a robust objective of the student is detected."""
         section = self.section
         fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(RobustnessConfig)}
         parts = [part for _, part in objectives(self.recipe)["student"].parts]
@@ -182,7 +182,7 @@ def in_report(facts: Mapping[str, Any]) -> str:
 
 
 def on_card(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card says: plain values, all of them the report's."""
+    """Robustness section of the card as plain values."""
     verdicts = facts["verdicts"]["baseline"]
     return {
         "verdicts": tables.verdict_table(verdicts, "baseline", facts["plan"]["level"]),
@@ -196,12 +196,12 @@ def on_card(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _AXES = {"accuracy": "clean"}
-"""Figure -> the judged axis that it is called by, where the names differ."""
+"""Figure -> judged metric, where the names differ."""
 _TYPES = ("nll", "brier", "ece", "mce")
 
 
 def _metrics(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows for the card's model-index: type, a name of their own, value, and what ran."""
+    """Rows of the card's model-index: type, unique name, value, arguments."""
     student, verdicts = facts["roles"]["student"], facts["verdicts"]["baseline"]
     seeds, rows = len(student["accuracy"]["values"]), []
     for figure in _listed(student):

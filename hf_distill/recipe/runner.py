@@ -154,7 +154,7 @@ class Run(PreparedRecipe):
         self.say(f"report: {self.root / 'report.md'}; student with its card: {final}")
 
     def _measured(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Sizes and speed of teacher, baseline and student, and what else the card asks for."""
+        """Size and speed of teacher, baseline and student, and other facts for the card."""
         seed = facts["published_seed"]
         folders = {
             role: self.stages[f"{role}/seed-{seed}"].model for role in ("baseline", "student")
@@ -175,7 +175,7 @@ class Run(PreparedRecipe):
         return {**found, "samples": samples, "processor": self.processor, "teacher": given}
 
     def _written(self, models: Mapping[str, Callable[[], PreTrainedModel]]) -> list[dict[str, Any]]:
-        """What models that write text make of the beginnings of a few test examples."""
+        """Generated continuations of a few test examples."""
         if self.task.prompt is None:
             return []
         raw = self.examples.raw["test"]
@@ -190,7 +190,7 @@ class Run(PreparedRecipe):
             return []
 
     def _teacher_of(self, lesson: TrainingJob) -> Teacher | None:
-        """Who teaches a lesson, as it is when the lesson begins."""
+        """Teacher of a training, as it is at its start."""
         if lesson.teacher is None:
             return None
         if lesson.teacher != TEACHER:
@@ -290,7 +290,7 @@ class Run(PreparedRecipe):
         return self.robustness.measure(models, self.processor, self.stages[ROBUSTNESS].folder)
 
     def _require(self, results: dict[str, dict[str, Any]]) -> None:
-        """Refuse to publish what the recipe's requirements do not let pass."""
+        """Raise if requirements of the recipe are not met, so that nothing is published."""
         if self.robustness is not None:
             failures = self.robustness.failures(results[ROBUSTNESS])
             if failures:

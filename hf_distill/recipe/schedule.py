@@ -1,4 +1,4 @@
-"""Who learns from whom: the trainings of a recipe in their order, and the stages they make."""
+"""Trainings of a recipe in their order, with teachers and stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_distill.recipe.training import arguments
 TEACHER = "teacher"
 EVALUATION = "evaluation"
 AVERAGE = "probabilities"
-"""How several teachers are averaged."""
+"""Averaging of several teachers."""
 
 NEUTRAL = (
     *("alpha", "temperature", "beta", "gamma"),  # part of the objective, which counts by itself
@@ -53,7 +53,7 @@ class TrainingJob:
 
 
 def objectives(recipe: Recipe) -> dict[str, WeightedSum]:
-    """What each assistant and the student minimise, and teacher and control where they say it.
+    """Objectives of assistants, student, and, if set, teacher and control.
 
     Rows of their own, else those of the recipe, else what the scalars of the training say.
 
@@ -124,7 +124,7 @@ def make_stages(
     test: str,
     of_teacher: str,
 ) -> dict[str, Stage]:
-    """The stages by name, each with exactly what it depends on.
+    """Stages by name, each with its exact inputs.
 
     Args:
         recipe: The recipe.
@@ -159,7 +159,7 @@ def make_stages(
 def cache_stage(
     recipe: Recipe, plan: Sequence[TrainingJob], inputs: Mapping[str, Any]
 ) -> CacheStage:
-    """The stage that writes the cache: what it is made of, and what it keeps.
+    """Stage that writes the cache, with its inputs.
 
     The teacher computes in the precision of the first training that reads it.
     """
@@ -175,7 +175,7 @@ def cache_stage(
 def _teacher(
     recipe: Recipe, stages: Mapping[str, Stage], models: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the teacher is, for the fingerprints of what it teaches."""
+    """Description of the teacher for the fingerprints of its students."""
     if recipe.teacher.fine_tuned:
         return {"given": models[TEACHER]}
     if recipe.teacher.seeds is None:
@@ -194,7 +194,7 @@ def _stage(recipe: Recipe, lesson: TrainingJob, inputs: Mapping[str, Any]) -> St
 
 
 def _described(lesson: TrainingJob) -> Any:
-    """An objective for a fingerprint: who it is cited by is no part of it."""
+    """Description of an objective for a fingerprint, without citations."""
     if isinstance(lesson.objective, HardLabels):
         return lesson.objective.describe()
     rows = lesson.objective.describe()

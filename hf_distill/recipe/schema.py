@@ -132,7 +132,7 @@ class Recipe:
 
     @property
     def roles(self) -> list[str]:
-        """Whoever is trained by arguments of its own."""
+        """Roles with training arguments."""
         return [*ROLES, *([] if self.control is None else [CONTROL]), *self.assistant_roles]
 
     @property
@@ -141,7 +141,7 @@ class Recipe:
         return [f"{ASSISTANT}{number}" for number, _ in enumerate(self.assistants, 1)]
 
     def section(self, role: str) -> Any:
-        """What the recipe says of a role: teacher, assistant-1, baseline, student."""
+        """Section of a role: teacher, assistant-1, baseline, student."""
         if role.startswith(ASSISTANT):
             return self.assistants[int(role.removeprefix(ASSISTANT)) - 1]
         return getattr(self, role)
@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def key_of(role: str) -> str:
-    """Where a recipe speaks of a role, for messages: ``assistants[0]`` for assistant-1."""
+    """Key of a role in a recipe, for messages: ``assistants[0]`` for assistant-1."""
     if not role.startswith(ASSISTANT):
         return role
     return f"assistants[{int(role.removeprefix(ASSISTANT)) - 1}]"
@@ -221,7 +221,7 @@ def _check_models(recipe: Recipe) -> None:
 
 
 def _check_importance(section: Any, name: str) -> None:
-    """See that the number of examples to measure on decides something."""
+    """Check that `importance` has an effect."""
     count = getattr(section, "importance", None)
     if count is None:
         return
@@ -238,7 +238,7 @@ def _check_importance(section: Any, name: str) -> None:
 
 
 def _check_seeds(recipe: Recipe) -> None:
-    """See that the seeds are some, and that the trainings are not without number."""
+    """Check number and range of the seeds, and the number of trainings."""
     teachers = recipe.teacher.seeds
     for key, seeds in (("seeds", recipe.seeds), ("teacher.seeds", teachers)):
         if seeds is not None and (not seeds or len(set(seeds)) != len(seeds)):
@@ -260,7 +260,7 @@ def _check_seeds(recipe: Recipe) -> None:
 
 
 def check_folder(path: str, key: str) -> None:
-    """Refuse as a folder what is an address, or what no folder can be called.
+    """Refuse addresses and invalid names as folders.
 
     Raises:
         RecipeError: it is one.

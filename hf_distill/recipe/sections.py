@@ -239,7 +239,7 @@ class AssistantSection(StudentSection):
 
 @dataclass(frozen=True)
 class BaselineSection:
-    """The same student, trained on the labels alone.
+    """Student without a teacher, trained on the labels alone.
 
     Args:
         training: Training arguments of the baseline.
@@ -288,7 +288,7 @@ class RobustnessSection(RobustnessConfig):
 
 @dataclass(frozen=True)
 class CardSection:
-    """Facts for the model card that only a person knows.
+    """Facts for the model card that cannot be derived from the run.
 
     Args:
         license: Licence of the student; default: the teacher's, for a student made of its layers.

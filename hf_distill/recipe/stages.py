@@ -47,7 +47,7 @@ def _version(name: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a recipe, with a folder of its own.
+    """One step of a recipe with its folder.
 
     ``stage.json`` in the folder holds the inputs and, once it is finished, the results; it is
     written last, so what it says is there is there. Of a folder without it, or of other files than
@@ -97,7 +97,7 @@ class Stage:
         return None
 
     def changes(self) -> list[str]:
-        """Which inputs differ from those of the record, ``training.learning_rate 1e-4 -> 2e-4``."""
+        """Inputs that differ from those of the record: ``training.learning_rate 1e-4 -> 2e-4``."""
         record = self.record()
         if not record:
             return []
@@ -109,7 +109,7 @@ class Stage:
         ]
 
     def check(self) -> None:
-        """See that the folder may be written: it is absent, empty, or made by a stage.
+        """Check that the folder may be written: absent, empty, or made by a stage.
 
         Raises:
             FolderError: it is not; nothing was touched.
@@ -123,7 +123,7 @@ class Stage:
             )
 
     def begin(self) -> None:
-        """Make the folder ready: what other inputs left there goes, a checkpoint of ours stays.
+        """Prepare the folder: results of other inputs are removed, a matching checkpoint is kept.
 
         Raises:
             FolderError: see `check`.
@@ -145,7 +145,7 @@ class Stage:
         self.remove_checkpoints()
 
     def remove_checkpoints(self) -> None:
-        """Remove the checkpoints; what a tracker wrote beside them stays."""
+        """Remove the checkpoints; files of trackers are kept."""
         for path in self.checkpoints.glob("*"):
             if path.name == SAVING or path.name.startswith(PREFIX_CHECKPOINT_DIR):
                 remove(path)

@@ -1,4 +1,4 @@
-"""How the examples of each kind of recipe become model inputs, and how models are judged."""
+"""Tasks of recipes: model inputs, collator and metric."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hf_distill.utils.directions import lower_is_better
 
 @dataclass(frozen=True)
 class RecipeTask:
-    """How one kind of examples becomes batches.
+    """Preparation of batches for one kind of examples.
 
     Attributes:
         task: The row of `hf_distill.models.tasks.TASKS`.
@@ -63,7 +63,7 @@ class RecipeTask:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether less of the metric is better."""
+        """True if a lower value of the metric is better."""
         return lower_is_better(self.metric)
 
 

@@ -1,4 +1,4 @@
-"""What the recipe's trainers are given, and what is read from them."""
+"""Construction of the recipe's trainers, and their results."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def arguments(
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Make what a training makes of its arguments when it begins, hours after the recipe was read.
+    """Construct everything that a training derives from its arguments, so that errors appear at
+    once.
 
     Raises:
         Exception: whatever transformers and torch raise of them.
@@ -117,12 +118,12 @@ def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
 
 
 def writes(recipe: Recipe, role: str) -> bool:
-    """Whether a role may learn from its own text: whoever has a teacher."""
+    """True for roles that may train on their own text: those with a teacher."""
     return role == "student" or role in recipe.assistant_roles
 
 
 def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
-    """The clock, the curves in the stage's folder, and early stopping where it is asked for."""
+    """Callbacks of a stage: wall time, curves, and early stopping if requested."""
     patience = recipe.training_of(role).get(PATIENCE)
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
     return [WallTimeCallback(), CurvesCallback(folder, at_least=WORTH_DRAWING), *stopping]

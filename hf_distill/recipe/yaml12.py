@@ -1,4 +1,4 @@
-"""YAML by the core schema of version 1.2, within bounds: what a text says, and values as text."""
+"""YAML 1.2 core schema within limits of size and depth: reading and writing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "int": (_INT, number),
     "float": (_FLOAT, number),
 }
-"""The scalars besides text: how they are written, and what they are (YAML 1.2.2, section 10.3)."""
+"""Scalars other than text: pattern and type (YAML 1.2.2, section 10.3)."""
 
 
 def _whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node, and refuse what is too deep, too long, or within itself."""
+        """Compose a node; refuse recursion and too deep or large documents."""
         event, before = self.peek_event(), self._values
         if not self.check_event(yaml.AliasEvent):
             self._values += 1
@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """Compose a mapping, in which no key may stand twice."""
+        """Compose a mapping; refuse duplicate keys."""
         node = super().compose_mapping_node(anchor)
         names: dict[Any, str] = {}
         for key, _ in node.value:
@@ -119,7 +119,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put what ``<<`` merges into a mapping: its own keys win, then those of earlier sources.
+        """Merge ``<<`` into a mapping: its own keys take precedence, then earlier sources.
 
         PyYAML's own way differs from version to version (in 6.0.4 later sources win).
         """

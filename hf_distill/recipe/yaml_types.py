@@ -13,7 +13,7 @@ from hf_distill.recipe import yaml12
 from hf_distill.recipe.errors import RecipeError, shown, unknown
 
 WIDEST = 2**63
-"""Whole numbers are below this, as they are in every library that they go to."""
+"""Upper bound of integers, exclusive, as in the libraries that receive them."""
 
 
 def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
@@ -79,7 +79,7 @@ class _BadNumberError(Exception):
 
 
 def _options(hint: Any) -> list[Any]:
-    """The members of a union; an enum shadows the ``str`` that transformers writes beside it."""
+    """Members of a union; an enum takes precedence over the ``str`` next to it."""
     unions = (typing.Union, types.UnionType)
     options = list(typing.get_args(hint)) if typing.get_origin(hint) in unions else [hint]
     if any(isinstance(option, type) and issubclass(option, enum.Enum) for option in options):

@@ -1,4 +1,4 @@
-"""Robustness as evidence: perturbations, attacks, calibration, groups, and a verdict per axis.
+"""Robustness reports: perturbations, attacks, calibration, groups and a verdict per metric.
 
     models = {"teacher": …, "baseline": {0: …, 1: …}, "student": {0: …, 1: …}}
     report = evaluate_robustness(models, test)

@@ -1,4 +1,4 @@
-"""The attacks of a plan, carried out on a subject: from raw examples to arrays that can be kept."""
+"""Attacks of a `RobustnessConfig` on a `Predictor`, with results as arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_distill.robustness.store import Arrays
 
 
 def attack_of(name: str, plan: RobustnessConfig, modality: str) -> Attack:
-    """An attack by gradient or by score, with the budget of a plan."""
+    """Gradient or score-based attack with the configured budget."""
     epsilon, norm = plan.budget(modality)
     steps = {"pgd": plan.steps, "square": max(1, plan.queries), "fgsm": 1, "noise": plan.steps}
     return Attack(name, epsilon, norm, steps.get(name, plan.steps), restarts=plan.restarts)
@@ -31,13 +31,13 @@ def attack_of(name: str, plan: RobustnessConfig, modality: str) -> Attack:
 def text_attack(
     name: str, plan: RobustnessConfig, neighbours: dict[str, Any] | None = None
 ) -> TextAttack:
-    """A search in the text itself, with the budget of a plan."""
+    """Text search attack with the configured budget."""
     level = "character" if name == "characters" else "word"
     return TextAttack(name, level, max_queries=plan.queries, neighbours=neighbours)
 
 
 def settings_of(name: str, plan: RobustnessConfig, modality: str) -> dict[str, Any]:
-    """Everything a reader must know about an attack, as plain values."""
+    """Settings of an attack for the report, as plain values."""
     if name not in TEXT_SEARCH:
         return dict(attack_of(name, plan, modality).describe())
     attack = text_attack(name, plan, {} if name == "words" else None)
@@ -111,7 +111,7 @@ def _neighbours(reference: Predictor) -> dict[str, Any]:
 def check_gates(
     subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig
 ) -> Arrays:
-    """Whether the gradients of a model can be believed, on a small sample.
+    """Check for masked gradients on a small sample.
 
     Returns:
         ``masked``, and columns of the gates: ``name``, ``passed``, ``figures`` (JSON), ``message``.

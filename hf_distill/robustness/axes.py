@@ -1,4 +1,4 @@
-"""What a report on robustness judges and attacks with; apart, so that help texts import nothing."""
+"""Judged metrics and default attacks, separate from the report so that help texts load quickly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AXES = {
     "worst_group": "Worst-group accuracy",
     "nll": "NLL",
 }
-"""The judged axes."""
+"""Judged metrics."""
 ATTACKS: dict[str, tuple[str, ...]] = {
     "text": ("pgd", "characters"),
     "image": ("pgd", "square", "noise"),

@@ -1,4 +1,4 @@
-"""Training data made worse on purpose, or made even: imbalance, wrong labels, shortcuts, groups.
+"""Training data with imbalance, label noise, spurious features, or balanced groups.
 
 Each function takes a `datasets.Dataset` and gives another one; the first stays as it is. What is
 chosen depends on the seed and on the order of the rows: rows are ranked by one seeded permutation,
@@ -101,7 +101,8 @@ def with_spurious_token(
     tokens: Sequence[str],
     seed: int = 0,
 ) -> Dataset:
-    """Put a word before each text that tells its class, right in ``round(rate * n_c)`` rows of n_c.
+    """Put a word that indicates the class before each text, correctly in ``round(rate * n_c)`` of
+    n_c rows.
 
     The other rows of class c get the words of the other classes in turn, as many of each, give or
     take one. At a rate of 1 / C the word tells nothing: make test data so, with all groups alike.
@@ -144,7 +145,7 @@ def with_spurious_patch(
     size: int = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Paint the upper left corner of each picture in a grey that tells its class.
+    """Paint the upper left corner of each image in a grey that indicates its class.
 
     Class c of C has the intensity round(255 (c + 1) / C), in all channels. Which rows get the patch
     of their class is decided as in `with_spurious_token`.
@@ -188,7 +189,7 @@ def with_spurious_patch(
 def balanced(
     dataset: Dataset, groups_column: str, seed: int = 0, size: int | None = None
 ) -> Dataset:
-    """The same number of rows of each group: the baseline that group-robust methods must beat.
+    """Sample the same number of rows of each group: the baseline for group-robust methods.
 
     Of G groups each gets size // G rows. A group that has more gives some of its rows, none twice;
     one that has fewer gives all of them equally often, give or take one. Then they are shuffled.
@@ -231,7 +232,7 @@ def _with_attribute(
     seed: int,
     mark: Callable[[Any, int], Any],
 ) -> Dataset:
-    """Mark each row with an attribute, its own class's in a share ``rate`` of each class."""
+    """Mark each row with an attribute, that of its own class with probability ``rate``."""
     _check_share("the rate of rows with the mark of their class", rate)
     count = len(attributes)
     labels = _class_ids(dataset, label_column)

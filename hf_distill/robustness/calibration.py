@@ -1,4 +1,4 @@
-"""Whether confidence means what it says: ECE with its floor, reliability, one temperature.
+"""Calibration: ECE with its floor, reliability diagram, temperature scaling.
 
 The ECE depends on the bins and has a floor above 0 that falls only slowly with the number of items:
 lead with NLL and Brier (:mod:`hf_distill.evaluation.measures`), print the floor beside the ECE, and
@@ -15,7 +15,7 @@ from hf_distill.evaluation.measures import Floats, checked, checked_logits, conf
 from hf_distill.evaluation.metrics.functional import calibration_error, calibration_sums
 
 TEMPERATURES = (0.01, 1000.0)
-"""The range of :func:`fit_temperature`."""
+"""Range of :func:`fit_temperature`."""
 
 
 def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -40,7 +40,7 @@ def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
 
 def ece_floor(logits: ArrayLike, bins: int = 15, seed: int = 0, draws: int = 200) -> float:
-    """The mean ECE of a perfectly calibrated model with these very confidences.
+    """Mean ECE of a perfectly calibrated model with the same confidences.
 
     Labels are drawn from the model's own probabilities ``draws`` times. What the ECE has above this
     floor is miscalibration; what is below it is the noise of few items.
@@ -154,7 +154,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     values = np.where(np.isneginf(scores), 0.0, scores)  # their probability is 0: no 0 * inf
 
     def falls(log_temperature: float) -> bool:
-        """Whether a higher temperature has a lower NLL."""
+        """True if a higher temperature has a lower NLL."""
         p = np.exp(log_softmax(scores / math.exp(log_temperature)))
         return bool(np.mean((p * values).sum(-1) - chosen) > 0)
 

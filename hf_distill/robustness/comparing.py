@@ -1,4 +1,4 @@
-"""Student against reference: pairs of equal seeds, verdicts, differences, requirements."""
+"""Student against baseline: same-seed pairs, verdicts, differences, requirements."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hf_distill.robustness.tables import NAMES
 from hf_distill.utils.directions import lower_is_better
 
 MASKED = "masked gradients suspected"
-"""Stands for the verdict where accuracy under attack is no evidence."""
+"""Verdict used when masked gradients make accuracy under attack unreliable."""
 
 
 def role_of(key: str) -> str:
-    """``baseline`` of ``baseline/seed-0``."""
+    """Role of a key: ``baseline`` of ``baseline/seed-0``."""
     return key.split("/")[0]
 
 
 def pairs_of(keys: Sequence[str], one: str, other: str) -> list[tuple[str, str]]:
-    """Same-seed pairs of two roles; a single model of each is a pair whatever its seed."""
+    """Same-seed pairs of two roles; single models of both roles are paired whatever their seeds."""
     ours, theirs = ([k for k in keys if role_of(k) == role] for role in (one, other))
     if len(ours) == len(theirs) == 1:
         return [(ours[0], theirs[0])]
@@ -44,7 +44,7 @@ def pairs_of(keys: Sequence[str], one: str, other: str) -> list[tuple[str, str]]
 def verdicts_against(
     runner: Runner, outcomes: Mapping[str, ModelAnswers], other: str
 ) -> dict[str, dict[str, Any]]:
-    """A verdict per axis, as plain values: `Verdict`'s, and the mean of either role.
+    """Verdict per metric as plain values, with the mean of either role.
 
     Args:
         runner: Which examples were shown.
@@ -73,7 +73,7 @@ def verdicts_against(
 
 
 def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Figure -> the mean over pairs of student - alone, with Student's interval; no verdict."""
+    """Figure -> mean over pairs of student - baseline with Student's t interval; no verdict."""
     pairs, found = pairs_of(list(rows), "student", "baseline"), {}
     for name in rows[pairs[0][0]]:
         if all(name in rows[key] for pair in pairs for key in pair):
@@ -88,7 +88,7 @@ def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 def check_requirements(
     expressions: Sequence[str], plan: RobustnessConfig, modality: str, shifted: Iterable[str] = ()
 ) -> None:
-    """Refuse what is no requirement, or names an axis that no such report can have.
+    """Check requirements before a report is computed.
 
     Raises:
         ValueError: with the nearest axis.

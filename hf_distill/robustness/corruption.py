@@ -1,4 +1,4 @@
-"""Errors under corruption, as a multiple of a reference model's (mCE) and as they are."""
+"""Corruption errors, absolute and relative to a reference model (mCE)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def mean_corruption_accuracy(errors: Errors) -> float:
 
 
 def worst_case_accuracy(original_correct: ArrayLike, perturbed_correct: ArrayLike) -> float:
-    """The share of examples that are right as they are and under every perturbation.
+    """Share of examples that are correct unperturbed and under every perturbation.
 
     Args:
         original_correct: ``(N,)``, 0 or 1.

@@ -1,4 +1,4 @@
-"""From what a model said to figures, and to the scores that verdicts are made of."""
+"""Figures of a report and per-example scores for its verdicts, from model outputs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def figures_of(
 
 
 def scores_of(runner: Runner, outcome: ModelAnswers) -> dict[str, Any]:
-    """The judged axes: a score for each example, or one value.
+    """Scores of the judged metrics: one per example, or one value.
 
     At most six of them, in a fixed order: with eight pairs of seeds, more could not be told apart.
     """
@@ -87,7 +87,7 @@ def scores_of(runner: Runner, outcome: ModelAnswers) -> dict[str, Any]:
 
 
 def unperturbed(runner: Runner, outcome: ModelAnswers) -> float:
-    """Accuracy on the examples that are perturbed, as they are."""
+    """Clean accuracy on the examples that are also perturbed."""
     return float(_right(outcome.clean, runner.data)[runner.rows].mean())
 
 
@@ -116,7 +116,7 @@ def diagram(runner: Runner, outcome: ModelAnswers) -> list[list[float]]:
 
 
 def _worst_group(runner: Runner, outcome: ModelAnswers) -> dict[str, float]:
-    """Nothing without groups, or where none of them is large enough."""
+    """Worst-group accuracy; empty without groups or without a large enough one."""
     if runner.data.groups is None:
         return {}
     worst = worst_group(_right(outcome.clean, runner.data), runner.data.groups)

@@ -1,4 +1,4 @@
-"""Accuracy by group of examples: where a model is worst, and what an average hides."""
+"""Accuracy by group of examples."""
 
 import math
 from collections.abc import Hashable, Iterable, Mapping

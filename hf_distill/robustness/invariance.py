@@ -114,7 +114,7 @@ PREFIXES = (
 
 @dataclass(frozen=True)
 class InvarianceTest:
-    """What is put into a text, and where.
+    """Inserted text and its position.
 
     Args:
         name: For tables and messages.
@@ -204,7 +204,7 @@ TESTS = {
 
 @dataclass(frozen=True)
 class InvarianceResult:
-    """What a test found; n is the number of texts that it applied to.
+    """Result of an invariance test; n is the number of applicable texts.
 
     Args:
         test: Its name.
@@ -231,7 +231,7 @@ def invariance(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> InvarianceResult:
-    """How often the predicted class changes with what must not change it.
+    """Share of predictions that change under a change that should not matter.
 
     A text fails if any of its variants gets another class than the text to compare with: the more
     variants, the higher the rate, so rates of different tests do not compare. The model is called

@@ -1,4 +1,4 @@
-"""What a reader must know before believing the figures of a report."""
+"""Caveats of a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_distill.robustness.comparing import MASKED
 from hf_distill.robustness.runner import ModelAnswers, Runner
 
 FEW = 1000
-"""Below this many examples the ECE says little."""
+"""Number of examples below which the ECE is unreliable."""
 
 
 def notes_of(

@@ -1,4 +1,4 @@
-"""What a report measures: perturbations, attacks, sizes and seeds."""
+"""Settings of a report: perturbations, attacks, sizes and seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INVARIANCE = ("names in front", "places in front")
 
 @dataclass(frozen=True)
 class RobustnessConfig:
-    """What is measured, and on how many examples.
+    """Settings of a robustness report.
 
     Args:
         perturbations: Names of perturbations; default: the core set of the modality.
@@ -156,7 +156,7 @@ def _no_attack(name: str, modality: str) -> str:
 
 
 def nearest(name: str, known: Sequence[Any]) -> str:
-    """What may have been meant, in a sentence."""
+    """Suggestion of the nearest known name."""
     near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.4)
     if near:
         return f"Did you mean {near[0]!r}?"

@@ -1,4 +1,4 @@
-"""Pictures of a report: accuracy against severity, and confidence against accuracy."""
+"""Plots of a report: accuracy over severity, accuracy over confidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = {
 
 
 def severity(facts: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against severity, a panel for each family of perturbations.
+    """Accuracy over severity, one panel per family of perturbations.
 
     A line is the mean over the models of a role and the perturbations of the family; the band is a
     standard deviation over the models to either side.
@@ -61,7 +61,7 @@ def severity(facts: Mapping[str, Any], path: Path) -> None:
 
 
 def reliability(facts: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against confidence, one panel for each role, one line for each model.
+    """Accuracy over confidence, one panel per role, one line per model.
 
     Raises:
         ImportError: matplotlib is missing.

@@ -1,4 +1,4 @@
-"""Robustness as evidence: the same questions to every model, figures, and a verdict per axis."""
+"""Robustness reports: same examples for every model, figures, and a verdict per metric."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ Models = Mapping[str, "Predictor | Mapping[int, Predictor] | Sequence[Predictor]
 
 
 class RequirementError(Exception):
-    """A requirement on robustness that is not met."""
+    """Unmet requirement on robustness."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came out.
+    """Results of `evaluate_robustness`.
 
     Attributes:
         facts: All figures, the plan, the verdicts, as plain values.
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What requirements may name.
+        """Figures that requirements may name.
 
         The judged axes and all other figures as differences of the student against the student
         alone (``noise``), and the student's own figures (``student.noise``). NaN, which meets no
@@ -72,7 +72,7 @@ class Report:
         }
 
     def require(self, expressions: Sequence[str]) -> list[str]:
-        """The requirements that are not met, a message each.
+        """Messages for the requirements that are not met.
 
         Raises:
             ValueError: an expression that is none, or an axis without a figure.
@@ -91,7 +91,7 @@ class Report:
 
 
 def check_report(folder: Path) -> None:
-    """Refuse a folder with a file of a report's names that is of no report of ours.
+    """Refuse a folder that contains files with a report's names that were not written here.
 
     Raises:
         FolderError: there is one; nothing was touched.
@@ -101,7 +101,7 @@ def check_report(folder: Path) -> None:
 
 
 def write_report(facts: Mapping[str, Any], folder: Path, title: str = "Robustness") -> None:
-    """See `Report.write`."""
+    """Write the files of `Report.write`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "robustness.json", json.dumps(facts, indent=1) + "\n")
     write_text(folder / "robustness.md", tables.markdown(facts, title))
@@ -120,7 +120,7 @@ def evaluate_robustness(
     folder: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Ask all models the same questions, and judge the student against the student alone.
+    """Evaluate all models on the same examples, and compare the student with the baseline.
 
     Args:
         models: By role: ``teacher`` (one, or several), ``baseline`` (the student trained without a
@@ -164,7 +164,7 @@ def _examples(given: Examples | Dataset, groups: str | None) -> Examples:
 
 
 def _named(models: Models) -> dict[str, Predictor]:
-    """``teacher``, ``baseline/seed-0``, …: every model under a key of its own, with its role."""
+    """Models by unique key (``teacher``, ``baseline/seed-0``), with their roles."""
     found: dict[str, Predictor] = {}
     unknown = [role for role in models if role not in ROLES]
     if unknown or not models:
@@ -201,7 +201,7 @@ def _asked(runner: Runner, subjects: Mapping[str, Predictor]) -> dict[str, Model
 
 
 def _first(subjects: Mapping[str, Any]) -> dict[str, str]:
-    """The first model of each role."""
+    """First model of each role."""
     found: dict[str, str] = {}
     for key in subjects:
         found.setdefault(role_of(key), key)

@@ -1,4 +1,4 @@
-"""Asks every model the same questions; each answer is kept, so that a second run finds it."""
+"""Evaluation of every model on the same examples, with stored intermediate results."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_distill.robustness.plan import TEXT_SEARCH, RobustnessConfig
 from hf_distill.robustness.store import Arrays, ReportStore
 
 FORMAT = 1
-"""Raise it when parts that were kept can no longer be read as they are."""
+"""Version of stored parts; raise it when their content changes."""
 
 
 @dataclass
 class ModelAnswers:
-    """What one model said.
+    """Outputs of one model.
 
     Attributes:
         clean: ``(N, C)`` logits of all examples.
@@ -49,7 +49,7 @@ class ModelAnswers:
 
 
 class Runner:
-    """Carries out a plan, model by model.
+    """Carries out a `RobustnessConfig`, model by model.
 
     Args:
         plan: The plan, checked.
@@ -75,7 +75,7 @@ class Runner:
         self.few = data.take(data.sample(plan.attacked_examples, plan.seed))
 
     def clean(self, subject: Predictor) -> ModelAnswers:
-        """The examples as they are, the validation examples and the shifted sets."""
+        """Evaluate clean, validation and shifted examples."""
         logits = self._logits(subject, "clean", self.data)
         found = ModelAnswers(logits)
         if self.validation is not None:
@@ -87,7 +87,7 @@ class Runner:
     def perturb(
         self, subjects: Mapping[str, Predictor], outcomes: Mapping[str, ModelAnswers]
     ) -> None:
-        """Every perturbation: made once, shown to all models."""
+        """Evaluate every perturbation; perturbed once for all models."""
         plan = self.plan
         for name in dict.fromkeys((*plan.perturbations_for(self.modality), *plan.seen)):
             made = cache(partial(self._perturbed, name))
@@ -106,7 +106,7 @@ class Runner:
         return {"logits": np.stack(levels)}
 
     def attack(self, subject: Predictor, outcome: ModelAnswers, reference: Predictor) -> None:
-        """Every attack on a model, by gradient or by search.
+        """Run every attack on a model.
 
         Args:
             subject: The model.
@@ -129,7 +129,7 @@ class Runner:
     def transfer(
         self, subject: Predictor, outcome: ModelAnswers, origin: ModelAnswers, made_on: str
     ) -> None:
-        """The adversarial examples of another model, shown to this one."""
+        """Evaluate the adversarial examples of another model."""
         for name, attacked in origin.attacks.items():
             if "texts" not in attacked and "pictures" not in attacked:
                 continue  # embeddings are no input that another model could be given
@@ -144,7 +144,7 @@ class Runner:
             outcome.transfer[name] = found["logits"].argmax(-1) == self.few.labels
 
     def invariance(self, subject: Predictor, outcome: ModelAnswers) -> None:
-        """Whether the class changes where only a name or a place does."""
+        """Run the invariance tests."""
         for test in self.plan.invariance_for(self.modality):
 
             def compute(test: str = test) -> Arrays:
@@ -155,7 +155,7 @@ class Runner:
             outcome.invariance[test] = self._part(subject, test, self.few, facts, compute)
 
     def gates(self, subject: Predictor, outcome: ModelAnswers) -> None:
-        """Whether gradients are masked, seen on a small sample."""
+        """Check for masked gradients on a small sample."""
         plan = self.plan
         by_gradient = [a for a in plan.attacks_for(self.modality) if a not in TEXT_SEARCH]
         if not by_gradient or not plan.gate_examples or not plan.budget(self.modality)[0]:

@@ -1,4 +1,4 @@
-"""Parts of a report on disk: each is computed once, and found again after an interruption."""
+"""Stored parts of a report; an interrupted run continues from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = "key"
 
 
 class ReportStore:
-    """Named arrays by what they depend on; in a folder, or in memory only.
+    """Named arrays, keyed by what they depend on; in a folder or in memory.
 
     A part lies in one ``.npz``, written under another name and renamed, so that there is never half
     of one. Its name holds a hash of its key; the key itself lies in the file and is compared, and a
@@ -35,7 +35,7 @@ class ReportStore:
         self._memory: dict[str, Arrays] = {}
 
     def get(self, name: str, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
-        """A part: found, or computed and kept.
+        """Load a part, or compute and store it.
 
         Args:
             name: For the file's name and the line that is printed.

@@ -1,4 +1,4 @@
-"""A report in Markdown: verdicts first, then figures in four columns, then what ran."""
+"""Report in Markdown: verdicts, figures by role, attack settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ COLUMNS = {
     "control": "Control",
     "student": "Student",
 }
-"""Roles in their order. Control: the student alone, with the same noise or attack in training."""
+"""Roles in the order of the columns. Control: the baseline with the same noise or attack in
+training."""
 NAMES = {
     "accuracy": "Accuracy",
     "noise": "Mean accuracy under perturbation",
@@ -47,7 +48,7 @@ _PREFIXES = {
 
 
 def name_of(figure: str) -> str:
-    """A figure in words: ``attack.pgd`` is "Accuracy under attack: pgd"."""
+    """Label of a figure: ``attack.pgd`` is "Accuracy under attack: pgd"."""
     if figure in NAMES:
         return NAMES[figure]
     prefix, _, rest = figure.partition(".")
@@ -60,7 +61,7 @@ def name_of(figure: str) -> str:
 
 
 def show(row: Mapping[str, Any] | None, digits: int = 4) -> str:
-    """A mean with its deviation over seeds, if there is one."""
+    """Mean with standard deviation over seeds, if there are several."""
     if row is None:
         return "–"
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
@@ -110,7 +111,7 @@ def _keys(facts: Mapping[str, Any], role: str) -> list[str]:
 
 
 def verdict_table(verdicts: Mapping[str, Any], other: str, level: float) -> str:
-    """One row per axis: both means, difference, interval, p, p after Holm, the word."""
+    """Table of verdicts: both means, difference, interval, p, p after Holm, verdict."""
     interval_name = f"{100 * (1 - level):g} % interval"
     header = ["Axis", COLUMNS[other], COLUMNS["student"], "Difference", interval_name, "p"]
     rows = []
@@ -137,7 +138,7 @@ def _p(value: float | None) -> str:
 
 
 def sentences(verdicts: Mapping[str, Any], other: str) -> str:
-    """What may be said: nothing but the verdicts, whichever way they went."""
+    """Verdicts as sentences."""
     against = f"the {other}"
     by_word: dict[str, list[str]] = {}
     for axis, row in verdicts.items():
@@ -162,7 +163,7 @@ def sentences(verdicts: Mapping[str, Any], other: str) -> str:
 
 
 def figure_table(facts: Mapping[str, Any]) -> str:
-    """All figures, a column for each role."""
+    """Table of all figures by role."""
     roles = facts["roles"]
     figures = dict.fromkeys(figure for role in roles.values() for figure in role)
     rows = [
@@ -187,7 +188,7 @@ def perturbation_table(facts: Mapping[str, Any]) -> str:
 
 
 def attack_table(facts: Mapping[str, Any]) -> str:
-    """What ran, with everything that a reader needs to run it again."""
+    """Table of attack settings, sufficient to repeat them."""
     size = facts["examples"]["attacked"]
     rows = []
     for name, settings in facts["attacks"].items():

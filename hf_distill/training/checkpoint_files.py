@@ -51,13 +51,13 @@ PARTS = {
 }
 """The parts a run goes on with besides weights and `STATE`, each with the patterns of its files."""
 DISPENSABLE = ("replay-*",)
-"""Files without which a trainer begins anew with a warning of its own."""
+"""Files without which a trainer resumes with a warning."""
 READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
 """Patterns of files that the best model is loaded without."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not as it was written; the message names the files, and a remedy."""
+    """Damaged or changed checkpoint; the message contains the files and a remedy."""
 
 
 def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -87,7 +87,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> int:
-    """See that a checkpoint is as it was written, and can be read.
+    """Check a checkpoint against its list of files.
 
     One with a list is compared with it, byte by byte. One without (of `transformers.Trainer`, or of
     an earlier version) must hold all parts, and files that are whole by their own formats.
@@ -114,7 +114,7 @@ def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> i
 
 
 def _problems(folder: Path, states: bool, anew: bool) -> Iterator[tuple[str, str]]:
-    """The names of files, and what is wrong with each."""
+    """Problems by file name."""
     if not folder.is_dir():
         yield str(folder), "no such folder"
         return
@@ -171,7 +171,7 @@ def _difference(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _unreadable(path: Path) -> str:
-    """Why a file is not whole by its own format; empty if it is, or if that cannot be told."""
+    """Reason why a file is incomplete in its format; empty if it is complete or unknown."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):  # checks the header and the length
@@ -243,7 +243,7 @@ def _complaint(folder: Path, problems: Mapping[str, str], states: bool) -> str:
 
 
 def _sound_before(folder: Path) -> Path | None:
-    """The newest whole checkpoint of fewer steps beside a damaged one."""
+    """Newest complete checkpoint before a damaged one."""
     beside, own = steps_of(folder.parent), _step(folder.name)
     for step in sorted((s for s in beside if own is None or s < own), reverse=True):
         if beside[step] != folder and not dict(_problems(beside[step], True, False)):
@@ -257,8 +257,7 @@ def _step(name: str) -> int | None:
 
 
 def steps_of(run: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by their steps: nothing else that a person keeps there, whatever
-    its name begins with."""
+    """Checkpoints of a folder by step; folders with similar names are ignored."""
     found = {}
     for path in run.iterdir() if run.is_dir() else ():
         step = _step(path.name)
@@ -288,7 +287,7 @@ def superseded(run: Path, limit: int | None, newest: int, best: Path | None) -> 
 
 
 def clear_staging(staging: Path) -> None:
-    """Remove what a kill left of a checkpoint that was being written or removed.
+    """Remove leftovers of interrupted checkpoints.
 
     Raises:
         FileExistsError: a person keeps other things in that folder.

@@ -1,4 +1,4 @@
-"""What is refused before training starts, each with its remedy."""
+"""Validation at construction time; every error contains a remedy."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
 
 @contextlib.contextmanager
 def without_smoothing(args: Any, model: Any) -> Iterator[None]:
-    """Let `Trainer` be built for a module without a config, which it asks about label smoothing."""
+    """Disable label smoothing while `Trainer` is built for a module without a config."""
     factor = args.label_smoothing_factor
     plain = model is not None and not hasattr(model, "config")
     able = any(
@@ -90,7 +90,7 @@ def without_smoothing(args: Any, model: Any) -> Iterator[None]:
 
 
 def find_teacher(teacher: Any, student: TaskModel, init_kwargs: Any) -> Teacher | None:
-    """Make a `Teacher` of whatever was given: an id, a folder, a model, a teacher, or None."""
+    """Make a `Teacher` of an id, a folder, a model, a teacher, or None."""
     if isinstance(teacher, (str, Path)):
         if (Path(teacher) / LIST).is_file():  # a checkpoint of ours
             check_checkpoint(Path(teacher), states=False)
@@ -220,7 +220,7 @@ def check_weight_decay(objective: WeightedSum, sharded: bool, decoupled: float) 
 
 
 def check_weights_are_here(model: nn.Module) -> None:
-    """Refuse to ask a student about the sizes of its layers whose weights are elsewhere."""
+    """Raise if the student's weights are on the meta device."""
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty:
         raise ValueError(
@@ -294,7 +294,7 @@ def check_labels_of(
 def _check_context(
     sample: Mapping[str, Any], task_model: TaskModel, teacher: Teacher | None
 ) -> None:
-    """Refuse texts that are longer than what one of two causal language models can read."""
+    """Raise if texts exceed the context of a causal language model."""
     if task_model.task.name != "causal_lm" or "input_ids" not in sample:
         return
     positions = sample.get("position_ids")
@@ -358,7 +358,7 @@ def check_targets(teacher: Signal, items: BatchItems) -> None:
 
 
 def check_signature(trainer: type) -> None:
-    """Refuse a subclass whose `compute_loss` does not take what the training loop gives it."""
+    """Raise if a subclass's `compute_loss` does not accept the arguments of the training loop."""
     given: Any = trainer.compute_loss  # type: ignore[attr-defined]
     parameters = inspect.signature(given).parameters.values()
     taken = any(p.name == "num_items_in_batch" or p.kind is p.VAR_KEYWORD for p in parameters)
@@ -371,7 +371,7 @@ def check_signature(trainer: type) -> None:
 
 
 def warn_of_own_loss(trainer: str, objective: WeightedSum, teacher: Teacher | None) -> None:
-    """Say that a subclass trains on a loss of its own, once its first step is done."""
+    """Warn once that a subclass trains on a loss without the objective."""
     unused = "is not used" if teacher is None else "and the teacher are not used"
     warnings.warn(
         f"compute_loss of {trainer} did not call super(): the objective ({objective}) {unused}, "

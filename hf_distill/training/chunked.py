@@ -21,7 +21,7 @@ Observer = Callable[[Signal, Signal | None, BatchItems], None]
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What both models say about a micro-batch; the student's logits are not computed.
+    """Outputs of both models for a micro-batch, with lazy logits of the student.
 
     Attributes:
         student: Its ``linear`` is in place of logits; hidden states may be there too.
@@ -44,7 +44,7 @@ def reduce_chunked(
     watch: Observer | None = None,
     parts: int = 1,
 ) -> Reduced:
-    """As `reduce` of all terms, with the parts that read logits in pieces.
+    """Like `reduce` of all terms, with objectives on logits computed in chunks.
 
     Args:
         goal: The objective; all its parts that read logits are ``is_itemwise``.
@@ -128,7 +128,7 @@ def _rows(values: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _flat(signal: Signal, index: Tensor) -> Signal:
-    """The logits, or what is in their place, of some items in one row."""
+    """Logits, or lazy logits, of some items as one sequence."""
     sparse = signal.sparse
     return Signal(
         None if signal.logits is None else signal.logits.flatten(0, -2)[index],

@@ -111,7 +111,7 @@ class DistillationConfig(TrainingArguments):
 
     @property
     def reads_data(self) -> bool:
-        """Whether the targets come from the data, not from generated texts alone."""
+        """True if the targets come from the data, not only from generated texts."""
         return True
 
     def settle_direction(

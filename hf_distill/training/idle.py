@@ -91,7 +91,7 @@ def no_steps(args: Any) -> str | None:
 
 
 def check_batches(args: Any, dataset: Any) -> None:
-    """Refuse data of which ``dataloader_drop_last`` leaves no batch.
+    """Raise if ``dataloader_drop_last`` leaves no batch.
 
     Raises:
         ValueError: there are fewer examples than in one batch of all processes.

@@ -1,4 +1,4 @@
-"""The student's own forward as the judge of our label loss."""
+"""Comparison of the label loss with that of the student's own forward."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _as_counted(
 def _as_transformers_reduces(
     term: Term, signal: Signal, task_model: TaskModel, items: BatchItems
 ) -> Term:
-    """The term whose mean is what transformers makes of its values."""
+    """Term with the reduction of transformers."""
     values, mask = term.values, items.masks[items.own_labels]
     if signal.kind == "ctc":
         if getattr(task_model.config, "ctc_loss_reduction", "mean") == "sum":

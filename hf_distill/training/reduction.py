@@ -1,4 +1,4 @@
-"""Where sums are divided by counts: nowhere else."""
+"""Division of sums by counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Counts(dict[Unit, Tensor]):
         return total / self["labels" if "labels" in self else "items"]
 
     def over(self, parts: int) -> Counts:
-        """Their share of each of so many micro-batches."""
+        """Share of each micro-batch."""
         if parts == 1:
             return self
         return Counts({unit: count.to(_exact(count)) / parts for unit, count in self.items()})

@@ -1,5 +1,5 @@
-"""Folders that are written: nothing in them that somebody else made is replaced, one process works
-in them at a time, and what the disk refuses is a sentence."""
+"""Safe output folders: other people's files are not replaced, one process writes at a time, and
+disk errors are readable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FolderError(ValueError):
 
 
 def contents(folder: Path, but: Sequence[str] = ()) -> list[str]:
-    """The sorted names in a folder, or none where there is no folder.
+    """Sorted names in a folder; empty if it does not exist.
 
     Args:
         folder: The folder.
@@ -117,7 +117,7 @@ def refuse_foreign_files(folder: Path, names: Sequence[str], record: str, keys: 
 
 
 def json_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file, or something else in it."""
+    """Object in a JSON file; None if there is no such file or another content."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -168,7 +168,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def lock(handle: int, wait: bool = True) -> bool:
-    """Lock an open file or folder until it is closed; False where there are no locks.
+    """Lock an open file or folder until it is closed; False if locks are not supported.
 
     Args:
         handle: Its descriptor.
@@ -228,7 +228,7 @@ def _holder(handle: int) -> str:
 
 
 def _let_go() -> None:
-    """Close what a fork inherits: a worker that outlives its parent must not hold the lock."""
+    """Close the lock inherited by a fork: a worker that outlives its parent must not hold it."""
     for handle in _held:
         os.close(handle)
     _held.clear()

@@ -1,4 +1,4 @@
-"""Ctrl-C that is heard wherever it comes: Python drops what is raised within a `__del__`."""
+"""Reliable Ctrl-C: Python drops exceptions raised inside `__del__`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Let no Ctrl-C be lost within: one that is dropped comes again, and `check` knows of all.
+    """Deliver every Ctrl-C within the block: a dropped one is raised again.
 
     Each raises KeyboardInterrupt, the second too, as without this. Does nothing outside the main
     thread, or where SIGINT has another handler or is ignored (``nohup``).

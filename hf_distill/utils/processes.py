@@ -1,4 +1,4 @@
-"""The processes of a launch, where there is no accelerator too.
+"""Processes of a launch, also without an accelerator.
 
 accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only if it is told
 ``cpu=True``, and otherwise starts each of them alone, silently: each would train or write all.
@@ -51,7 +51,7 @@ def launched_on_cpus() -> bool:
 
 
 def process_state() -> PartialState:
-    """accelerate's state, which knows all processes of the launch.
+    """State of accelerate with all processes of the launch.
 
     Raises:
         ValueError: the processes cannot find each other, or accelerate was started before without

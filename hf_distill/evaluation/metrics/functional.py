@@ -1,4 +1,4 @@
-"""How far a student decides as its teacher does, and how far its confidence can be trusted.
+"""Agreement with the teacher and calibration, as functions on tensors.
 
 Everything here adds up: the functions return tensors on the device of their inputs, never look at
 a value on the host, and leave dividing to the end, so that a trainer may sum them over batches and
@@ -19,7 +19,7 @@ from hf_distill.utils.directions import higher_is_better
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Whether student and teacher choose the same class: [argmax_c s_c = argmax_c t_c].
+    """Top-1 agreement: [argmax_c s_c = argmax_c t_c].
 
     Among equal logits the first class counts as the chosen one.
 
@@ -141,7 +141,7 @@ def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 1
 
 
 def confidence_sums(confidence: Tensor, correct: Tensor, mask: Tensor, bins: int = 15) -> Tensor:
-    """:func:`calibration_sums` of what is known already.
+    """:func:`calibration_sums` from confidences and correctness.
 
     Args:
         confidence: ``(...)``, the probability of the chosen class.
@@ -164,7 +164,7 @@ def confidence_sums(confidence: Tensor, correct: Tensor, mask: Tensor, bins: int
 
 
 def counting_dtype(device: torch.device) -> torch.dtype:
-    """In what sums over a data set are kept: float64, or float32 on MPS, which has no other."""
+    """Accumulator dtype: float64, or float32 on MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

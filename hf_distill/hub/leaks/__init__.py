@@ -1,4 +1,4 @@
-"""Checks for what must not leave this machine: files outside of a folder, secrets, local paths.
+"""Checks for content that must not be published: files outside a folder, secrets, local paths.
 
 One check for all that is published: see `check_files`.
 """

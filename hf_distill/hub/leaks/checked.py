@@ -23,7 +23,7 @@ _IN_PLACE = (".safetensors", ".arrow", ".onnx", ".onnx_data", ".data")
 
 @dataclass(frozen=True)
 class Checked:
-    """A file of a folder, as it was when it was checked.
+    """A checked file with its content or hash at the time of the check.
 
     ``content`` is what is to be published: the very bytes that were checked, or of large files the
     path, which `verify` compares with what was checked; ``hashed`` is then its upload, hashed while
@@ -111,7 +111,7 @@ def _hashed(name: str, path: str) -> CommitOperationAdd:
 
 
 def _weights(name: str, path: str) -> list[str]:
-    """Weights whose header and length do not agree; safetensors judges that."""
+    """Problems of weights whose header and length do not agree, according to safetensors."""
     if name.endswith(".safetensors"):
         try:
             with safe_open(path, framework="np"):

@@ -1,5 +1,5 @@
-"""Leaks in a file that is to be published, looked for in what it means: the values of JSON, the
-metadata of weights and pictures, what is legible in a binary file."""
+"""Leaks in the content of a file: values of JSON, metadata of weights and images, readable text in
+binary files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ VOCABULARIES = (
     *("vocab-*.json", "vocab*.txt", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
     *("emoji.json", "word_*.json", "normalizer.json", "*.tokenizer", "vocabulary.json.gz"),
 )
-"""Pieces of words: no path or address among them tells of a person, but a user's folder does."""
+"""Vocabulary files: only users' folders are reported among their pieces of words."""
 PROSE = ("*.md", "*.jinja", "LICENSE*", "NOTICE*", "recipe.yaml")
 """Written by a person, for persons: an address is meant."""
 TEXTS = (*PROSE, "*.json", "*.jsonl", "*.yaml", "*.txt", "*.csv", "*.py", "bpe.codes")
-"""Files that must be UTF-8; of others only what is legible is searched."""
+"""Files that must be UTF-8; of others only readable text is searched."""
 _LARGEST = 2**28
-"""Bytes that what is compressed may unpack to."""
+"""Limit of decompressed bytes."""
 _BLOCK, _OVERLAP, _SHORTEST = 2**24, 2**12, 7
 _LISTED = 1000
 """A list of more texts is of pieces of words, each without its key."""
@@ -65,7 +65,7 @@ def file_leaks(name: str, data: bytes | memoryview) -> list[str]:
 
 
 def head(name: str, file: BinaryIO) -> bytes:
-    """As much of weights or of a shard as `file_leaks` looks at."""
+    """Part of weights or of a shard that `file_leaks` reads."""
     if name.endswith(".safetensors"):
         start = file.read(8)
         return start + file.read(min(struct.unpack("<Q", start)[0], _LARGEST)) if start else b""
@@ -94,7 +94,7 @@ def read_text(name: str, data: bytes) -> str:
 
 
 def leaks_of_bytes(data: bytes | memoryview) -> list[str]:
-    """Leaks in what is legible among bytes that are no text."""
+    """Leaks in the readable text of binary data."""
     found = [leak for text in _legible(data) for leak in leaks_of_vocabulary(text)]
     if len(data) < _BLOCK and (wide := bytes(data).replace(b"\0", b"")) != data:  # UTF-16
         found += [leak for text in _legible(wide) for leak in leaks_of_vocabulary(text)]
@@ -152,7 +152,7 @@ def _text_leaks(base: str, data: bytes) -> list[str]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of JSON with all that stands in it: a key may come twice."""
+    """JSON object with all its entries, duplicate keys included."""
 
 
 def _strings(value: Any, key: str = "") -> list[str]:
@@ -186,7 +186,7 @@ def _header(data: bytes | memoryview) -> str:
 
 
 def _png_texts(data: bytes) -> Iterator[str]:
-    """``keyword: text`` of the parts of a PNG that are no pixels, unpacked if they are packed."""
+    """Text chunks of a PNG as ``keyword: text``, decompressed."""
     place = len(_PNG)
     while place + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])

@@ -1,4 +1,4 @@
-"""Files that lie in a folder themselves: what is published follows no link out of it."""
+"""Access to files without following links out of a folder."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _real(root: Path, name: str) -> Path:
 
 
 def _blob(root: Path, link: Path) -> Path | None:
-    """The blob that a link of a snapshot in the Hub's cache leads to; None: it is no such link."""
+    """Blob of a snapshot link in the Hub's cache; None for other links."""
     repo = root.parent.parent
     if root.parent.name != "snapshots" or not _REPO.fullmatch(repo.name):
         return None

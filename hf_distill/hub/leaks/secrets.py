@@ -67,7 +67,7 @@ _BY_OPENING = {
     for opening, rest in _TOKENS.items()
 }
 TOKEN = re.compile("|".join(form.pattern for form in _BY_OPENING.values()))
-"""By the prefixes that the services give their tokens, so that no ordinary word is one."""
+"""Tokens by the prefixes of their services, so that ordinary words do not match."""
 _AZURE = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{86}==(?![A-Za-z0-9+/=])")
 _SECRET_NAME = r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)"
 # NAME_TOKEN=value. In small letters only the names of arguments that hold a secret: `pad_token`
@@ -109,7 +109,7 @@ _ADDRESSES: dict[str, re.Pattern[str]] = {
     ),
     "the SSH address": re.compile(r"(?<![\w.+-])(?:ssh://|git@)[\w.-]+[:/][^\s\"'<>]+"),
 }
-"""Addresses that are no settings; in prose they may be meant."""
+"""Addresses that are ignored in prose, but not in settings."""
 _HEX40 = re.compile(
     r"(?<![\w/@.-])(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])(?:[0-9a-f]{40}|[0-9A-F]{40})(?![\w-])"
 )
@@ -126,7 +126,7 @@ def secret_values() -> list[str]:
 
 
 def own_folders() -> list[str]:
-    """Folders that tell of this machine: the user's, the present one and Python's own."""
+    """Folders that identify this machine: home, working directory and Python's."""
     folders = {str(Path.home()), os.getcwd(), sys.prefix, sys.base_prefix}
     return sorted(folder + os.sep for folder in folders if len(folder) > 1)
 
@@ -156,8 +156,8 @@ def leaks(text: str) -> list[str]:
 
 
 def leaks_of_settings(text: str) -> list[str]:
-    """The same of lines ``key: value`` that a program wrote: also addresses that tell of a
-    person or of a private network, and 40 hexadecimal digits that no key calls a hash."""
+    """Leaks in generated ``key: value`` lines: also personal and private-network addresses, and 40
+    hexadecimal digits whose key is not a hash."""
     found = leaks(text)
     for what, address in _ADDRESSES.items():
         found += [f"{what} {match[0]}" for match in address.finditer(text)]
@@ -173,8 +173,8 @@ def leaks_of_settings(text: str) -> list[str]:
 
 
 def leaks_of_vocabulary(text: str) -> list[str]:
-    """The same of pieces of words, or of what is legible in a binary file: no addresses there, and
-    of the local paths only users' folders and those of this machine."""
+    """Leaks in vocabularies or in readable text of binary files: no addresses, and only paths of
+    users' folders and of this machine."""
     found = []
     if any(opening in text for opening in _HOMES):  # far faster than the pattern, in which most end
         found = [f"the local folder {match[0]}" for match in HOME.finditer(text)]
@@ -184,7 +184,7 @@ def leaks_of_vocabulary(text: str) -> list[str]:
 
 
 def _deep(folder: str) -> bool:
-    """Tell whether a folder is no single name, which may be a piece of words."""
+    """True for paths of more than one name (a single one may be a piece of a word)."""
     return len(Path(folder).parts) > 2 or Path(folder) == Path.home()
 
 

@@ -1,4 +1,4 @@
-"""What an attack is: its name, its budget, and what it climbs."""
+"""Attack settings: name, budget and losses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Attack:
         return by_default if self.step_size is None else self.step_size
 
     def describe(self, classes: int | None = None) -> dict[str, Any]:
-        """Everything that a report must say of the attack.
+        """Settings of the attack for the report.
 
         Args:
             classes: How many classes the model has; AutoAttack runs another ensemble for few.
@@ -133,7 +133,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack did to each example of a batch.
+    """Results of an attack, one entry per example of a batch.
 
     Attributes:
         correct: ``(B,)`` boolean: right on the input and on everything that was tried.

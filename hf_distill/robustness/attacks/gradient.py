@@ -1,4 +1,4 @@
-"""Attacks on one batch: the accuracy that is left within a budget, and what took it away."""
+"""Gradient attacks on one batch."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ ATTACKS: dict[str, Callable[[AttackState, Attack], None]] = {
 def transfer(
     adversarial: Iterable[tuple[Tensor, Tensor]], model: nn.Module, space: InputSpace
 ) -> Tensor:
-    """Where ``(N,)`` a model is right on inputs that were made to fool another one.
+    """Correct predictions ``(N,)`` on adversarial examples of another model.
 
     Args:
         adversarial: Batches of pictures as grey levels from 0 to 1, ``(B, C, h, w)``
@@ -141,7 +141,7 @@ def transfer(
 
 
 def zero_gradients(model: nn.Module, batch: Batch, labels: Tensor, space: InputSpace) -> Tensor:
-    """Where ``(B,)`` the gradient of the cross-entropy by the input is exactly zero.
+    """Mask ``(B,)`` of examples whose cross-entropy gradient is exactly zero.
 
     There gradient attacks on this loss see nothing, whatever the model would say nearby.
     """

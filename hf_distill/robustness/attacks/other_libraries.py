@@ -1,4 +1,5 @@
-"""Attacks of other libraries, on grey levels from 0 to 1 with the processor within the model."""
+"""Attacks of other libraries in pixel space (grey levels from 0 to 1), with the processor inside
+the model."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from hf_distill.robustness.attacks.state import AttackState
 
 
 class PixelSpaceModel(nn.Module):
-    """A model of pictures as grey levels from 0 to 1, which gives logits ``(B, C)``.
+    """Wrapper of an image classifier with grey levels from 0 to 1 as input and logits ``(B, C)`` as
+    output.
 
     What other libraries take: their ε and bounds are those of RobustBench, whatever the processor.
     """
@@ -108,7 +110,7 @@ def foolbox(search: AttackState, attack: Attack) -> None:
 
 
 def _offer(search: AttackState, rows: Tensor, levels: Tensor) -> None:
-    """Judge what was found ourselves, within the ball."""
+    """Check the examples of another library: inside the norm ball, and misclassified."""
     x = search.ball.rows(rows).project(search.space.from_unit(levels.detach()))
     with torch.no_grad():
         search.offer(rows, x, search.logits(rows, x))

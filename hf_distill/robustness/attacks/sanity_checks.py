@@ -1,4 +1,4 @@
-"""Whether an accuracy under attack can be believed: what must hold for any honest model and attack.
+"""Sanity checks of an accuracy under attack, most of them for masked gradients.
 
 The flags of AutoAttack (Croce and Hein, 2020, arXiv:2003.01690) and the checklist of Athalye et al.
 (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705), as code.
@@ -26,16 +26,16 @@ from hf_distill.robustness.attacks.state import AttackState, undisturbed
 Batches = Sequence[tuple[Batch, Tensor]]
 
 POINTS = 0.002
-"""How much better than the attack a weaker one may be: 0.2 points of accuracy, as in AutoAttack."""
+"""Accuracy tolerance of comparisons between attacks: 0.2 points, as in AutoAttack."""
 MASKING = frozenset(
     {"zero_gradient", "black_box", "noise", "unbounded", "monotone", "deterministic", "logits"}
 )
-"""Gates whose failure says that the attack does not see the model, rather than that it is wrong."""
+"""Checks whose failure indicates masked gradients rather than an error."""
 
 
 @dataclass(frozen=True)
 class SanityCheck:
-    """One check.
+    """Result of one check.
 
     Attributes:
         name: Which one.
@@ -51,7 +51,7 @@ class SanityCheck:
 
 
 def masked(gates: Iterable[SanityCheck]) -> bool:
-    """Whether masked gradients are suspected: the model may be weaker than the attack says."""
+    """True if masked gradients are suspected: the model may be weaker than the attack indicates."""
     return any(not gate.passed and gate.name in MASKING for gate in gates)
 
 
@@ -113,7 +113,7 @@ def _scaled(attack: Attack, by: float) -> Attack:
 
 
 def _unbounded(attack: Attack, batch: Batch, space: InputSpace) -> Attack:
-    """With a radius that reaches every picture, or ten units of an input that has no bounds."""
+    """Attack with a radius that covers the whole input range, or ten units if it is unbounded."""
     radius = 10.0
     if space.key == "pixel_values":
         radius = 1.0 if attack.norm == "linf" else math.sqrt(batch[space.key][0].numel())
@@ -122,7 +122,7 @@ def _unbounded(attack: Attack, batch: Batch, space: InputSpace) -> Attack:
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What an attack did to all batches.
+    """Results of an attack on all batches.
 
     Attributes:
         accuracy: Under attack.
@@ -144,7 +144,7 @@ class AttackOutcome:
 def outcome(
     model: nn.Module, batches: Batches, attack: Attack, space: InputSpace, seed: int = 0
 ) -> AttackOutcome:
-    """Attack every batch, and measure what comes back without the help of the attack's own ball."""
+    """Attack every batch and measure the results independently of the attack's own projection."""
     correct, clean, distance, outside, classes = [], [], 0.0, 0.0, 0
     for batch, labels in batches:
         found = attack_batch(model, batch, labels, attack, space, seed)
@@ -166,7 +166,7 @@ def outcome(
 
 
 def zero_gradient_gate(zero: Tensor, most: float = 0.01) -> SanityCheck:
-    """At most this share of inputs has a gradient of the cross-entropy that is exactly zero."""
+    """Check the share of inputs whose cross-entropy gradient is exactly zero."""
     share = float(zero.double().mean())
     return SanityCheck(
         "zero_gradient",
@@ -178,12 +178,12 @@ def zero_gradient_gate(zero: Tensor, most: float = 0.01) -> SanityCheck:
 
 
 def black_box_gate(white_box: float, black_box: float) -> SanityCheck:
-    """The Square attack, which knows no gradient, is not stronger than the attack."""
+    """Check that the black-box Square attack is not stronger than the attack."""
     return _weaker("black_box", "the Square attack", white_box, black_box)
 
 
 def noise_gate(white_box: float, noise: float) -> SanityCheck:
-    """Random points of the same ball are not stronger than the attack."""
+    """Check that random points of the ball are not stronger than the attack."""
     return _weaker("noise", "random noise", white_box, noise)
 
 
@@ -198,7 +198,7 @@ def _weaker(name: str, what: str, attacked: float, weaker: float) -> SanityCheck
 
 
 def identity_gate(at_zero: AttackOutcome) -> SanityCheck:
-    """A radius of 0 changes no input and no accuracy."""
+    """Check that a radius of 0 changes no input and no accuracy."""
     return SanityCheck(
         "identity",
         at_zero.accuracy == at_zero.clean and at_zero.distance <= 1e-6,
@@ -209,7 +209,8 @@ def identity_gate(at_zero: AttackOutcome) -> SanityCheck:
 
 
 def monotone_gate(accuracies: dict[float, float], n: int) -> SanityCheck:
-    """Accuracy does not rise with the radius, by more than one example or one in a hundred."""
+    """Check that accuracy does not rise with the radius by more than one example or one in a
+    hundred."""
     values = [accuracies[radius] for radius in sorted(accuracies)]
     rise = max((b - a for a, b in pairwise(values)), default=0.0)
     most = max(1, round(n / 100)) / n
@@ -223,7 +224,7 @@ def monotone_gate(accuracies: dict[float, float], n: int) -> SanityCheck:
 
 
 def distance_gate(distance: float, epsilon: float) -> SanityCheck:
-    """No input is moved farther than the radius, up to a rounding of 1e-6."""
+    """Check that no input is moved farther than the radius, up to rounding of 1e-6."""
     return SanityCheck(
         "distance",
         distance <= epsilon + 1e-6,
@@ -233,7 +234,7 @@ def distance_gate(distance: float, epsilon: float) -> SanityCheck:
 
 
 def bounds_gate(outside: float) -> SanityCheck:
-    """No input leaves the bounds (black and white), up to a rounding of 1e-6."""
+    """Check that no input leaves its bounds (black and white), up to rounding of 1e-6."""
     return SanityCheck(
         "bounds",
         outside <= 1e-6,
@@ -243,7 +244,8 @@ def bounds_gate(outside: float) -> SanityCheck:
 
 
 def unbounded_gate(huge: AttackOutcome, classes: int) -> SanityCheck:
-    """With a radius that reaches any input, accuracy is at most chance (by Wilson's 95 % bound)."""
+    """Check that accuracy is at most chance (Wilson's 95 % bound) with a radius that covers every
+    input."""
     low, _ = wilson(round(huge.accuracy * huge.n), huge.n)
     return SanityCheck(
         "unbounded",
@@ -257,7 +259,8 @@ def unbounded_gate(huge: AttackOutcome, classes: int) -> SanityCheck:
 def output_gates(
     model: nn.Module, batch: Batch, labels: Tensor, space: InputSpace
 ) -> list[SanityCheck]:
-    """The model says the same five times (up to 1e-4 of its logits' length), and says logits."""
+    """Check that the model is deterministic (five runs agree to 1e-4 of the logits' norm) and
+    outputs logits."""
     with undisturbed(model), torch.no_grad():
         search = AttackState(model, batch, labels, Attack("noise", epsilon=0.0), space)
         rows = torch.arange(search.size, device=search.labels.device)

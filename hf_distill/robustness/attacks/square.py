@@ -1,5 +1,4 @@
-"""The Square attack: random squares of the strongest colours (or, in l2, of mass that is moved), by
-the model's scores alone."""
+"""Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random squares, queries only."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from hf_distill.robustness.attacks.attack import Attack
 from hf_distill.robustness.attacks.state import AttackState
 
 SHARE = 0.8
-"""Of the picture, that the first squares cover (AutoAttack's value)."""
+"""Share of the image that the first squares cover (AutoAttack's value)."""
 SMALL = 1e-10
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the squares cover half as much. Not rescaled to the budget, so that a longer
@@ -24,7 +23,7 @@ search begins as a shorter one."""
 
 
 def side(query: int, height: int, width: int) -> int:
-    """How wide the square of a query is.
+    """Side of the square of a query, in pixels.
 
     >>> [side(query, 32, 32) for query in (1, 11, 51, 8001)]
     [29, 20, 14, 1]
@@ -99,18 +98,18 @@ def _recolour(ball: NormBall, best: Tensor, draw: Tensor, wide: int) -> Tensor:
 
 
 def _at_the_end(ball: NormBall, sign: Tensor) -> Tensor:
-    """The farthest points of the ball in these directions."""
+    """Farthest points of the ball in these directions."""
     return ball.project(ball.center + ball.epsilon * sign * ball.scale)
 
 
 # ---- l2 ----------------------------------------------------------------------------------------
 
 GRID = 5
-"""Bumps in a row and in a column of the first picture."""
+"""Bumps per row and column of the initial image."""
 
 
 def _bumps(ball: NormBall, uniform: Tensor) -> Tensor:
-    """A grid of bumps: of random signs, each upright or lying."""
+    """Grid of bumps with random signs and orientations."""
     height, width = ball.center.shape[2:]
     count = min(GRID, height, width)
     wide = min(height, width) // count
@@ -124,7 +123,7 @@ def _bumps(ball: NormBall, uniform: Tensor) -> Tensor:
 
 
 def _move(ball: NormBall, best: Tensor, draw: Tensor, wide: int) -> Tensor:
-    """Empty one square; another one gets a bump more, its mass, and what the ball has left."""
+    """Move the mass of one square, and the ball's remaining budget, to another one."""
     wide = min(max(3, wide + 1 - wide % 2), *best.shape[2:])
     moved = (best - ball.center) / ball.scale
     corner, other = _corner(draw[:, :2], wide, best), _corner(draw[:, 2:4], wide, best)
@@ -144,7 +143,7 @@ def _move(ball: NormBall, best: Tensor, draw: Tensor, wide: int) -> Tensor:
 
 
 def _on_the_sphere(ball: NormBall, moved: Tensor) -> Tensor:
-    """As far as the ball goes, and within the bounds."""
+    """Projection to the sphere, within the bounds."""
     length = moved.flatten(1).norm(dim=-1).clamp(min=torch.finfo(moved.dtype).tiny)
     unit = moved / length.view(-1, 1, 1, 1)
     return ball.project(ball.center + ball.epsilon * unit * ball.scale)
@@ -179,7 +178,7 @@ def _placed(tile: Tensor, lying: Tensor, corner: tuple[Tensor, Tensor], like: Te
 
 @dataclass(frozen=True)
 class Moves:
-    """How a norm's candidates are made.
+    """Proposals of the attack for one norm.
 
     Attributes:
         drawn: ``(channels, width)`` -> the shape of what the first one takes, and how many numbers
@@ -206,14 +205,14 @@ def _sign(uniform: Tensor) -> Tensor:
 
 
 def _corner(place: Tensor, wide: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Top and left ``(n, 1, 1, 1)`` of a square at a uniform place ``(n, 2)`` that holds it."""
+    """Top-left corner ``(n, 1, 1, 1)`` of a square at a uniformly drawn position ``(n, 2)``."""
     free = [size - wide + 1 for size in like.shape[2:]]
     top, left = ((place[:, i] * free[i]).long().view(-1, 1, 1, 1) for i in (0, 1))
     return top, left
 
 
 def _offsets(corner: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """How far ``(n, 1, h, w)`` every pixel is below and to the right of a corner."""
+    """Vertical and horizontal offset ``(n, 1, h, w)`` of every pixel from a corner."""
     height, width = like.shape[2:]
     row = torch.arange(height, device=like.device).view(-1, 1).expand(height, width)
     column = torch.arange(width, device=like.device).expand(height, width)
@@ -221,6 +220,6 @@ def _offsets(corner: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tenso
 
 
 def _inside(top: Tensor, left: Tensor, wide: int, like: Tensor) -> Tensor:
-    """Where ``(n, 1, h, w)`` a square is."""
+    """Mask ``(n, 1, h, w)`` of a square."""
     row, column = _offsets((top, left), like)
     return (row >= 0) & (row < wide) & (column >= 0) & (column < wide)

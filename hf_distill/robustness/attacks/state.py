@@ -1,4 +1,4 @@
-"""What an attack has found on a batch so far: shared by all attacks."""
+"""State of an attack on a batch, shared by all attacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from hf_distill.robustness.attacks.attack import LOSSES, Attack, AttackResult, m
 
 
 class AttackState:
-    """A batch under attack: who is still right, and the worst input found for each.
+    """Batch under attack: which examples are still classified correctly, and the worst input found
+    for each.
 
     Args:
         model: A classifier; see `undisturbed`.
@@ -73,17 +74,17 @@ class AttackState:
         self.clean_correct = self.correct.clone()
 
     def result(self) -> AttackResult:
-        """What was found until now."""
+        """Result of the attack so far."""
         return AttackResult(
             self.correct, self.adversarial, self.clean_correct, self.queries, self.classes
         )
 
     def standing(self) -> Tensor:
-        """The places of the examples that the model is still right on."""
+        """Indices of the examples that are still classified correctly."""
         return self.correct.nonzero()[:, 0]
 
     def logits(self, rows: Tensor, x: Tensor) -> Tensor:
-        """What the model says ``(n, C)`` about some examples with this input, in float32.
+        """Logits ``(n, C)`` of some examples for this input, in float32.
 
         Args:
             rows: ``(n,)``, their places.
@@ -111,7 +112,7 @@ class AttackState:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def climb(self, rows: Tensor, x: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-        """What the model says, and the gradient of a loss by the input."""
+        """Logits, and the gradient of a loss with respect to the input."""
         x = x.detach().requires_grad_()
         logits = self.logits(rows, x)
         value = LOSSES[loss](logits, self.labels[rows]).sum()
@@ -119,7 +120,7 @@ class AttackState:
         return logits.detach(), gradient
 
     def on_levels(self, levels: Tensor) -> Tensor:
-        """What the model says about any pictures, grey levels from 0 to 1; not counted."""
+        """Logits of images with grey levels from 0 to 1; not counted as queries."""
         inputs = self.space.replaced({}, self.space.from_unit(levels).to(self.dtype))
         logits: Tensor = self.model(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -129,7 +130,8 @@ class AttackState:
         return margin(logits, self.labels[rows]).to(self.worst.dtype)
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        """Keep what is worse than all before; gives where ``(n,)`` the model is still right."""
+        """Keep inputs that are worse than all before; returns the mask ``(n,)`` of correct
+        predictions."""
         labels = self.labels[rows]
         held = logits.argmax(-1) == labels
         height = self.margin(rows, logits)
@@ -140,7 +142,7 @@ class AttackState:
         return held
 
     def generators(self, rows: Tensor, restart: int) -> list[torch.Generator]:
-        """A generator for each example, by its key: the same in any batch."""
+        """One generator per example, seeded by its key: the same in any batch."""
         seeds = (
             xxhash.xxh3_64_intdigest(f"{self.seed}/{restart}/".encode() + self.keys[row]) >> 1
             for row in rows.tolist()
@@ -153,7 +155,7 @@ class AttackState:
         return torch.cat([self.ball.rows(row).start(generator) for row, generator in drawn])
 
     def _contents(self) -> list[bytes]:
-        """What each example is, without its padding."""
+        """Content of each example without padding."""
         value = self.center
         if self.space.key == EMBEDDINGS and "input_ids" in self.batch:
             value = self.batch["input_ids"]
@@ -195,7 +197,7 @@ class AttackState:
             )
 
     def _check_bounds(self, x: Tensor) -> None:
-        """The ball's bounds give way to the input; the space's do not."""
+        """Check that the ball's bounds are within those of the input space."""
         if self.space.key == "pixel_values" and self.space.low is not None:
             levels = self.space.to_unit(x)
             if bool((levels < -0.01).any() | (levels > 1.01).any()):

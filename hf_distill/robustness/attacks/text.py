@@ -22,15 +22,15 @@ import numpy as np
 from hf_distill.robustness.attacks.words import EDITS, WORD, character_candidates, word_candidates
 
 Predict = Callable[[Sequence[str]], np.ndarray]
-"""Texts -> logits ``(N, C)``, or their log-softmax. Logarithms of probabilities that were rounded
-to 0 or 1 hide from a search what hurts, and a sure model then looks robust."""
+"""Texts -> logits ``(N, C)`` or their log-softmax. Logarithms of rounded probabilities (0 or 1)
+would hide effective edits from a search."""
 Progress = Callable[[int, int], None]
 """Called after each text with the number of texts done and of all texts."""
 
 
 @dataclass(frozen=True)
 class TextAttack:
-    """How a text may be changed, and how often the model may be asked.
+    """Text attack: allowed changes and query budget.
 
     Args:
         name: For tables and messages.
@@ -97,7 +97,7 @@ class TextAttack:
             )
 
     def options(self, word: str, generator: np.random.Generator) -> list[str]:
-        """What may stand for a word."""
+        """Candidate replacements for a word."""
         if self.neighbours is not None:
             return word_candidates(word, self.neighbours, self.candidates)
         return character_candidates(word, self.edits, self.keep_ends, self.candidates, generator)
@@ -105,7 +105,7 @@ class TextAttack:
 
 @dataclass(frozen=True)
 class TextAttackResult:
-    """What an attack did to each of N texts.
+    """Results of an attack, one entry per text.
 
     Args:
         original_correct: ``(N,)`` bool. A text that was misclassified as it stands is not attacked.
@@ -146,7 +146,7 @@ def query(predict: Predict, texts: Sequence[str]) -> np.ndarray:
 
 
 def seeded(seed: int, *parts: object) -> np.random.Generator:
-    """A generator that depends on the seed and on these parts (by their str), and nothing else."""
+    """Generator that depends only on the seed and the given parts (by their ``str``)."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode("utf-8", "surrogatepass"))
     return np.random.default_rng(int.from_bytes(digest.digest()[:16], "big"))
 
@@ -171,7 +171,7 @@ def attack_texts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TextAttackResult:
-    """Attack each text on its own, until the model no longer gives its label.
+    """Attack each text separately until it is misclassified or the budget is used up.
 
     The model is called once per text and step of the search: for the original, for the ranking, and
     for each word that is tried. A text's result depends on the text, its label and the seed, not on
@@ -221,7 +221,7 @@ def attack_texts(
 
 @dataclass(frozen=True)
 class _One:
-    """The result of one text."""
+    """Result for one text."""
 
     original_correct: bool
     attacked_correct: bool
@@ -231,7 +231,7 @@ class _One:
 
 
 def _margins(predict: Predict, texts: list[str], label: int) -> tuple[np.ndarray, np.ndarray]:
-    """How far the true class leads the best other one, and whether it is the one predicted.
+    """Margin of the true class over the best other one, and the correctness of the prediction.
 
     The lead is the same for logits and for log-probabilities.
     """
@@ -289,5 +289,5 @@ def _with(pieces: list[str], at: int, new: str) -> list[str]:
 
 
 def _without(pieces: list[str], at: int) -> str:
-    """The text less one word and the space after it."""
+    """Text without one word and the space after it."""
     return "".join(pieces[:at]) + "".join(pieces[at + 1 :]).removeprefix(" ")

@@ -1,4 +1,4 @@
-"""What may stand for a word in a text attack: its misspellings, or its neighbours in a model.
+"""Candidate words for text attacks: misspellings, or neighbours in a model's embeddings.
 
 Nothing here looks at the model under attack, so that every model is offered the same candidates.
 """
@@ -77,10 +77,12 @@ NEGATIVE = _words(
     unpleasant unworthy useless vile waste wasted weak weird worse worst worthless wrong
     """
 )
-"""Words of praise and of blame. Both are near each other in embeddings; no swap crosses over."""
+"""Positive and negative words. They are close in embeddings, but no replacement crosses the sets.
+"""
 
 EDITS = ("swap", "delete", "insert", "keyboard", "homoglyph")
-"""Swap two neighbouring letters, delete one, insert one of a-z, hit the key beside, look alike."""
+"""Kinds of edits: swap of neighbouring letters, deletion, insertion, neighbouring key, look-alike.
+"""
 
 
 def character_edits(word: str, kinds: Collection[str], keep_ends: bool) -> dict[str, list[str]]:
@@ -135,7 +137,7 @@ def character_candidates(
 
 
 def word_candidates(word: str, neighbours: Mapping[str, Iterable[str]], limit: int) -> list[str]:
-    """The first ``limit`` neighbours of a word, with its capitals; none of or for a stop word."""
+    """Up to ``limit`` nearest words with the same capitals; none for stop words."""
     lower = word.lower()
     if lower in STOP_WORDS or len(lower) < SHORTEST:
         return []

@@ -105,7 +105,7 @@ def perturbation(name: str, modality: str | None = None) -> Perturbation:
 
 
 def perturb(values: Iterable[Any], name: str | Perturbation, severity: int, seed: int) -> list[Any]:
-    """Perturb each value with a generator of its own.
+    """Perturb each value with a separate generator.
 
     What comes out for a value depends on (seed, name, severity) and its content, not on its place,
     the batch or the other values; equal values come out equal.

@@ -21,7 +21,7 @@ SoundFunction = Callable[[Sound, float, int, np.random.Generator], Sound]
 SNR_DB = (30.0, 20.0, 10.0, 5.0, 0.0)
 """Signal to noise in decibels, 10 log10(mean x^2 / mean n^2)."""
 GAIN_DB = (3.0, 6.0, 10.0, 15.0, 20.0)
-"""How much louder or softer, in decibels."""
+"""Gain in decibels, louder or softer."""
 CLIPPED = (0.01, 0.05, 0.1, 0.2, 0.4)
 """Share of the samples that are at the limit."""
 BAND_HZ = ((80, 7000), (150, 5500), (300, 3400), (400, 2500), (500, 2000))
@@ -93,7 +93,7 @@ def reverberation(sound: Sound, rate: float, severity: int, rng: np.random.Gener
 
 
 def time_shift(sound: Sound, rate: float, severity: int, rng: np.random.Generator) -> Sound:
-    """Earlier or later by a share `SHIFT` of the length; what it uncovers is silence."""
+    """Shift by a share `SHIFT` of the length, earlier or later; the gap is filled with silence."""
     steps = int(np.rint(at(severity, SHIFT) * len(sound)))
     moved = np.zeros_like(sound)
     if rng.random() < 0.5:
@@ -104,7 +104,7 @@ def time_shift(sound: Sound, rate: float, severity: int, rng: np.random.Generato
 
 
 def _on_sound(function: SoundFunction) -> Callable[[Any, int, np.random.Generator], Any]:
-    """The same from dict to dict, after checks."""
+    """Adapter from arrays to checked audio dicts."""
 
     @functools.wraps(function)
     def apply(value: Any, severity: int, rng: np.random.Generator) -> Any:

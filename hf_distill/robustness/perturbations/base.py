@@ -1,4 +1,4 @@
-"""What a perturbation is, and the generator that each value gets for itself."""
+"""Definition of a perturbation, and the generator of each value."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def generator_for(value: Any, name: str, severity: int, seed: int) -> np.random.
 
 
 def plain(value: Any) -> Any:
-    """A sound that `datasets` 4 decodes when it is read, as a dict; all else as it is."""
+    """Decoded audio of `datasets` 4 as a dict; other values unchanged."""
     if hasattr(value, "get_all_samples"):
         return {key: value[key] for key in ("array", "sampling_rate")}
     return value

@@ -79,7 +79,7 @@ OCR: dict[str, tuple[str, ...]] = {
     "u": ("ii",),
     "n": ("ri",),
 }
-"""What a reading machine takes letters for."""
+"""Typical confusions of optical character recognition."""
 
 CONTRACTIONS: dict[str, str] = {
     **{f"{verb} not": f"{verb}n't" for verb in (
@@ -93,10 +93,10 @@ CONTRACTIONS: dict[str, str] = {
     "cannot": "can't",
     "will not": "won't",
 }  # fmt: skip
-"""Full and short forms that stand for each other and nothing else ("it's" may be "it has")."""
+"""Full and short forms with the same meaning only ("it's" may be "it has" and is left out)."""
 EMOJI = tuple(
     "\N{PUSHPIN}\N{PAPERCLIP}\N{LINK SYMBOL}\N{CALENDAR}\N{BOOKMARK}\N{MEMO}"
     "\N{CLOCK FACE ONE OCLOCK}\N{ROUND PUSHPIN}\N{OPEN BOOK}\N{TELEVISION}\N{ELECTRIC LIGHT BULB}"
     "\N{LARGE BLUE CIRCLE}"
 )
-"""Emoji that say neither good nor bad."""
+"""Emoji without sentiment."""

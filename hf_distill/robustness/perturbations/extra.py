@@ -37,7 +37,7 @@ SMALLEST = 32
 
 @contextlib.contextmanager
 def _global_numpy_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator seeded within the block, and as it was after it."""
+    """Seed numpy's global generator within the block and restore it afterwards."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

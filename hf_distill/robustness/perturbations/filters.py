@@ -1,4 +1,4 @@
-"""What the picture perturbations are made of: numpy alone, pictures ``(H, W, C)`` in float64."""
+"""Filters for image perturbations: numpy only, images ``(H, W, C)`` in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def gaussian_blur(picture: Array, sigma: float) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _blur_matrix(size: int, sigma: float) -> Array:
-    """What each pixel of a line ``(size,)`` is made of: ``(size, size)``."""
+    """Blur along a line as a matrix ``(size, size)``."""
     radius = int(4 * sigma + 0.5)
     steps = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 * (steps / sigma) ** 2)
@@ -63,7 +63,7 @@ def sample(picture: Array, rows: Array, columns: Array) -> Array:
 
 
 def sample_lines(picture: Array, rows: Array, columns: Array) -> Array:
-    """As `sample`, at every row ``(h,)`` and column ``(w,)``."""
+    """Like `sample`, at every row ``(h,)`` and column ``(w,)``."""
     for axis, places in ((0, rows), (1, columns)):
         last = picture.shape[axis] - 1
         places = places.clip(0, last)

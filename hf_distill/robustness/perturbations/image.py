@@ -58,8 +58,8 @@ CONSTANTS: dict[str, tuple[Any, ...]] = {
     "translate": (0.02, 0.05, 0.1, 0.15, 0.2),  # share of the shorter side
     "rotate": (5, 10, 15, 20, 30),  # degrees
 }
-"""At severities 1 to 5: ImageNet-C's, but for the elastic transform (the package's) and for
-translate and rotate (ours)."""
+"""Constants at severities 1 to 5: ImageNet-C's, except elastic transform (the package's), translate
+and rotate (ours)."""
 
 FLOORS: dict[str, float] = {
     "gaussian_blur": 0.3,
@@ -87,7 +87,7 @@ def gaussian_noise(picture: Picture, severity: int, rng: np.random.Generator) ->
 
 
 def shot_noise(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
-    """Poisson(c x) / c: what c photons at full brightness leave."""
+    """Poisson(c x) / c: shot noise with c photons at full brightness."""
     c = at(severity, CONSTANTS["shot_noise"])
     return rng.poisson(picture * c) / c
 

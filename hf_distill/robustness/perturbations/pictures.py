@@ -1,4 +1,4 @@
-"""Pictures of every kind read as ``(H, W, C)`` floats, and given back as the kind that came."""
+"""Conversion of images of every kind to ``(H, W, C)`` floats and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_bytes(picture: Picture) -> Picture:
 
 
 def on_pictures(function: PictureFunction) -> Callable[[Any, int, np.random.Generator], Any]:
-    """The same for every kind of picture; clips to [0, 1] and gives back the kind that came."""
+    """Adapter for every kind of image: clips to [0, 1] and returns the input's kind."""
 
     @functools.wraps(function)
     def apply(value: Any, severity: int, rng: np.random.Generator) -> Any:
@@ -38,7 +38,7 @@ def on_pictures(function: PictureFunction) -> Callable[[Any, int, np.random.Gene
 
 
 def values_of(value: Any, name: str) -> Picture:
-    """The picture's values in float64 from 0 to 1, ``(H, W)`` or ``(H, W, C)``.
+    """Values of an image in float64 from 0 to 1, ``(H, W)`` or ``(H, W, C)``.
 
     Raises:
         ValueError: not a picture, another layout, other values.

@@ -9,7 +9,7 @@ import numpy as np
 from hf_distill.robustness.perturbations.base import Perturbation, at
 
 DEVIATIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
-"""Of the noise, in standard deviations of a feature."""
+"""Noise in standard deviations of a feature."""
 MISSING = (0.05, 0.1, 0.2, 0.35, 0.5)
 """Share of the features, or of the interactions, that are lost."""
 
@@ -64,7 +64,7 @@ def interaction_drop(value: Any, severity: int, rng: np.random.Generator) -> Any
 
 
 def _lost(places: int, severity: int, rng: np.random.Generator, keep: int = 0) -> np.ndarray:
-    """Which places are lost: a share of them, rounded up or down so that its mean is exact."""
+    """Mask of the dropped entries; the share is rounded randomly so that its mean is exact."""
     number = int(at(severity, MISSING) * places + rng.random())
     return rng.choice(places, min(number, max(places - keep, 0)), replace=False)
 

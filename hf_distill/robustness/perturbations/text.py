@@ -53,7 +53,7 @@ RATES: dict[str, tuple[float, ...]] = {
 """Share of the places that are changed, at severities 1 to 5."""
 
 INSERTIONS = (1, 2, 3, 4, 6)
-"""How many emoji or addresses are inserted, at severities 1 to 5."""
+"""Number of inserted emoji or addresses at severities 1 to 5."""
 
 
 _OTHER_FORM = CONTRACTIONS | {short: full for full, short in CONTRACTIONS.items()}
@@ -72,7 +72,7 @@ _WITH_ANY_GAP = re.compile(r"\S+\s*")
 
 
 def _some(places: int, rate: float, rng: np.random.Generator, keep: int = 0) -> list[int]:
-    """Which of the places are changed, in order; at least `keep` of them are not."""
+    """Changed positions, in order; at least `keep` remain unchanged."""
     number = int(rate * places + rng.random())
     number = min(number, max(places - keep, 0))
     return sorted(rng.choice(places, number, replace=False).tolist()) if number else []
@@ -123,7 +123,7 @@ def _cased(word: str, like: str) -> str:
 
 
 def _on_text(function: TextFunction) -> TextFunction:
-    """The same, after a check that it is a text that came."""
+    """Adapter that checks that the value is a text."""
 
     @functools.wraps(function)
     def checked(text: str, severity: int, rng: np.random.Generator) -> str:
@@ -183,7 +183,7 @@ def character_inserts(text: str, severity: int, rng: np.random.Generator) -> str
 
 
 def ocr_errors(text: str, severity: int, rng: np.random.Generator) -> str:
-    """Letters and pairs of letters taken for what looks like them: "m" for "rn", "0" for "o"."""
+    """Letters and pairs of letters replaced by look-alikes: "m" for "rn", "0" for "o"."""
     rate = at(severity, RATES["ocr_errors"])
     return _substitute(text, _found(_OCR, text), rate, rng, lambda c, u: _one_of(OCR[c], u))
 
@@ -262,7 +262,7 @@ def contractions(text: str, severity: int, rng: np.random.Generator) -> str:
 
 
 def word_drop(text: str, severity: int, rng: np.random.Generator) -> str:
-    """Words left out; at least one stays. This may change what the text says."""
+    """Words left out; at least one stays. The meaning may change."""
     spans = _found(_WITH_ANY_GAP, text)
     kept = _substitute(
         text, spans, at(severity, RATES["word_drop"]), rng, lambda word, u: "", keep=1
@@ -271,7 +271,7 @@ def word_drop(text: str, severity: int, rng: np.random.Generator) -> str:
 
 
 def _inserted(text: str, items: Sequence[str], rng: np.random.Generator) -> str:
-    """The items between, before and after the words; a text without words stays as it is."""
+    """Items inserted between, before and after the words; a text without words is unchanged."""
     words = _found(_WORD, text)
     if not words:
         return text
@@ -288,7 +288,7 @@ def _inserted(text: str, items: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def emoji_noise(text: str, severity: int, rng: np.random.Generator) -> str:
-    """Emoji that say neither good nor bad, put between the words."""
+    """Emoji without sentiment between the words."""
     items = [_one_of(EMOJI, rng.random()) for _ in range(at(severity, INSERTIONS))]
     return _inserted(text, items, rng)
 

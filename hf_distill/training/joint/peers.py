@@ -19,7 +19,7 @@ STUDENT = "student"
 
 
 class Peers:
-    """Models in training, as the trainer's `Teacher`: the first one is what it is compared with.
+    """Models in training, as the trainer's `Teacher`; the first one is compared with the student.
 
     Args:
         models: Name -> model.
@@ -50,7 +50,7 @@ class Peers:
             return self.ask(self.first, batch, needs, items).detach()
 
     def ask(self, name: str, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
-        """What one of them says, with its graph, in the mode that it is in."""
+        """Outputs of a peer, with its graph, in its current mode."""
         model, head = self.models[name], self.task_models[name]
 
         def run(**inputs: Any) -> Any:
@@ -85,7 +85,7 @@ class Peers:
 
 
 def named_peers(peers: Any, student: nn.Module) -> dict[str, nn.Module]:
-    """Give every peer a name, and refuse what cannot be trained beside the student.
+    """Name the peers, and refuse models that cannot be trained with the student.
 
     Raises:
         ValueError: no model, a name that cannot be one, weights that two models share or none.

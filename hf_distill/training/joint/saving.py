@@ -15,7 +15,7 @@ from torch import Tensor
 def split_groups(
     optimizer: torch.optim.Optimizer, peers: Iterable[Tensor], rate: float | None
 ) -> None:
-    """Move the peers' weights to parameter groups of their own, behind all others.
+    """Move the peers' weights to separate parameter groups after all others.
 
     Args:
         optimizer: Changed in place; groups that were split before are left alone.

@@ -16,7 +16,7 @@ def check_number(
     whole: bool = False,
     above: bool = False,
 ) -> None:
-    """Refuse what is no number, or none of a range.
+    """Refuse values that are not numbers in a range.
 
     Args:
         name: Of the setting.

@@ -50,7 +50,7 @@ class ReplayBuffer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote, in place of what is here."""
+        """Load the content stored by `save`."""
         saved = load_file(path)
         parts = [part.tolist() for part in saved["tokens"].split(saved["lengths"].tolist())]
         self._pairs.clear()

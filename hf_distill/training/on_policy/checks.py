@@ -1,4 +1,4 @@
-"""What is refused before a training on generated text, each with its remedy."""
+"""Validation before on-policy training; every error contains a remedy."""
 
 from __future__ import annotations
 
@@ -67,14 +67,13 @@ def check_inputs(batch: Batch, task_model: TaskModel, args: OnPolicyConfig, coll
 
 
 def check_batching(generator: ModelGenerator, sharded: bool) -> None:
-    """Refuse a student that continuous batching does not work with; only a try can tell, as that
-    depends on its attention and its cache."""
+    """Refuse a student without support for continuous batching, by a trial run."""
     check_batchable(generator.model, sharded)
     dataclasses.replace(generator, sampling=Sampling(1, 0.0))([[0]], 0)
 
 
 def check_goal(goal: WeightedSum) -> None:
-    """Refuse an objective that says nothing about the student's own text."""
+    """Refuse an objective that does not apply to generated text."""
     if not any(part.needs and not part.needs_labels for _, part in goal.parts):
         raise ValueError(
             "Expected an objective by which a teacher judges the student's own text, without "
@@ -83,7 +82,7 @@ def check_goal(goal: WeightedSum) -> None:
 
 
 def check_teacher(teacher: Any) -> None:
-    """Refuse a teacher that cannot be asked about new text."""
+    """Refuse a teacher that cannot process new text."""
     if isinstance(teacher, CachedTeacher) and teacher.live is None:
         raise ValueError(
             f"The cache {teacher.path.name!r} knows the outputs for its own data alone, and the "

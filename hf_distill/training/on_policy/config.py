@@ -14,12 +14,13 @@ from hf_distill.training.on_policy.continuous import check_continuous
 from hf_distill.training.on_policy.generating import Sampling
 
 RAISE, TOLERANCE = 0.1, 0.1
-"""By how much `OnPolicyConfig.adaptive_lmbda` raises the share, for which rise of the loss."""
+"""Increment of ``lmbda`` by `OnPolicyConfig.adaptive_lmbda`, and the rise of the loss that triggers
+it."""
 
 
 @dataclass
 class OnPolicyConfig(DistillationConfig):
-    """`DistillationConfig`, with what is needed to generate; names as in TRL.
+    """`DistillationConfig` with generation settings; names as in TRL.
 
     A window is all that one optimizer step sees, over all micro-batches and processes.
 
@@ -136,7 +137,7 @@ class OnPolicyConfig(DistillationConfig):
         return not (self.seq_kd or self.lmbda > 0)
 
     def sampling(self) -> Sampling:
-        """How completions are drawn."""
+        """Sampling settings of completions."""
         if not isinstance(self.generation_kwargs, dict | None):
             raise ValueError(
                 f"Expected generation_kwargs as a dict, or as JSON of one, got "

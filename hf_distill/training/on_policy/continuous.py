@@ -15,13 +15,13 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from hf_distill.models.task_model import base_of
 
 TOKENS = 8192
-"""How many tokens a forward pass reads at most, as transformers has it."""
+"""Maximum tokens of a forward pass, transformers' default."""
 KNOWN = {"eos_token_id", "pad_token_id", "num_return_sequences"}
 """The fields of `transformers.GenerationConfig` that mean the same here."""
 
 
 def check_continuous(repetition_penalty: float, others: Iterable[str]) -> None:
-    """Refuse what transformers' continuous batching would leave out, with a warning at most.
+    """Refuse settings that transformers' continuous batching would ignore.
 
     Raises:
         ValueError: a setting that makes a token's chance depend on the tokens before it, or one
@@ -113,7 +113,7 @@ def _answers(manager: Any, count: int) -> dict[str, Any]:
 def _sizes(
     model: Any, prompts: list[list[int]], config: GenerationConfig
 ) -> ContinuousBatchingConfig:
-    """On a CPU as much memory as all prompts need: by itself it takes, and fills, 60 % of all."""
+    """Cache size on a CPU: as much as all prompts need (the default is 60 % of the memory)."""
     sizes = ContinuousBatchingConfig(auto_switch_to_flash=False)  # it trains with what it has
     if model.device.type == "cpu":
         lengths = [len(prompt) + config.max_new_tokens for prompt in prompts]

@@ -50,7 +50,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """Sampling settings of completions.
 
     Args:
         max_completion_length: Tokens at most, the end token among them.
@@ -105,8 +105,8 @@ class Sampling:
             )
 
     def config(self, ends: Sequence[int], padding: int) -> GenerationConfig:
-        """For ``generate``; whatever the model's own generation config says of sampling is
-        overruled, so that the student's distribution is sampled as it is."""
+        """Settings for ``generate``; sampling settings of the model's own generation config are
+        overridden."""
         draws = self.temperature > 0
         fields: dict[str, Any] = {
             "max_new_tokens": self.max_completion_length,
@@ -127,7 +127,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelGenerator:
-    """Generates with a model of transformers, which is left as it was.
+    """Generator with a transformers model, whose mode and settings are restored.
 
     It draws from a random state of its own, and the one of the training stays where it was.
 
@@ -246,7 +246,7 @@ def _alike(order: Sequence[int], prompts: Sequence[Tokens]) -> list[list[int]]:
 
 
 def until_end(tokens: Tokens, ends: Sequence[int]) -> Tokens:
-    """What comes up to the first end token, and that itself."""
+    """Tokens up to the first end token, inclusive."""
     first = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: first + 1]
 
@@ -265,7 +265,7 @@ def _padded(rows: list[Tokens], padding: int, left: bool) -> tuple[Tensor, Tenso
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout; then each module as it was."""
+    """Eval mode within the block; each module's mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -128,7 +128,7 @@ def _padded(rows: Sequence[Tokens], value: int) -> Tensor:
 
 
 def longest_prompt(completion: int, configs: Sequence[Any]) -> int | None:
-    """How long a prompt may be for a completion of this length to fit into every context.
+    """Largest prompt length for which a completion of this length fits into every context.
 
     Raises:
         ValueError: the completion alone does not.
