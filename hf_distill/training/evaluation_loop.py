@@ -30,6 +30,7 @@ from hf_distill.models.signals import Signal
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import TASKS
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.step import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,10 @@ class Evaluation:
     def preprocess(self, preprocess: Callable[..., Any]) -> Callable[..., Any]:
         """`preprocess_logits_for_metrics` of both models."""
         return lambda logits, labels: tuple(preprocess(part, labels) for part in logits)
+
+    def add(self, result: StepResult) -> None:
+        """Add the components of one batch."""
+        self.metrics.add_terms(result.terms, result.sums, result.items.counts())
 
     def add_other(self, loss: Tensor, objective: Tensor, rows: Tensor) -> None:
         """Add the part of a subclass's loss that is not the objective's.

@@ -288,16 +288,26 @@ class DistillationTrainer(Trainer):
                 the processes: of the accumulation window (see `training_step`), or in an evaluation
                 of the batch. None: those that the trainer counted itself.
         """
-        step, training = self.step, self._student.training
-        counts, parts = self._counted(num_items_in_batch, training)
-        evaluation = None if training else self._evaluation
-        measured = evaluation is not None and self.args.eval_teacher
-        lazy = step.lazy_logits and not (return_outputs or self._logs_gradients())
-        batch = step.prepare(inputs, self._real_rows(inputs))
-        needs = step.teacher_needs(LOGITS if measured else None, lazy_logits=lazy)
-        teacher = step.ask_teacher(batch, needs)
-        student = self._callable_student()
+        result = self._run_step(model, inputs, return_outputs, num_items_in_batch)
+        if self._student.training:
+            self.component_log.add(self.state.global_step, result)
+        elif self._evaluation is not None:
+            self._evaluation.add(result)
+        if self._recorder is not None:
+            self._recorder.append(result)
+        return (result.loss, result.outputs) if return_outputs else result.loss
 
+    def _run_step(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, counts: Any
+    ) -> StepResult:
+        """One micro-batch; the student and the objective run inside the wrapped model's forward."""
+        step, student, training = self.step, self._callable_student(), self._student.training
+        evaluation = None if training else self._evaluation
+        counts, parts = self._counted(counts, training)
+        lazy = step.lazy_logits and not (return_outputs or self._logs_gradients())
+        measured = LOGITS if evaluation is not None and self.args.eval_teacher else None
+        batch = step.prepare(inputs, self._real_rows(inputs))
+        teacher = step.ask_teacher(batch, step.teacher_needs(measured, lazy_logits=lazy))
         results: list[StepResult] = []
 
         def run() -> tuple[Tensor, Mapping[str, Tensor], Any]:
@@ -321,14 +331,7 @@ class DistillationTrainer(Trainer):
         # DDP and FSDP look at what a forward returns, and may return other tensors for it
         found = redirected_forward(model, self._student, run) if wrapped else run()
         loss, components, outputs = found
-        result = dataclasses.replace(results[0], loss=loss, components=components, outputs=outputs)
-        if training:
-            self.component_log.add(self.state.global_step, result)
-        if evaluation is not None:
-            evaluation.metrics.add_terms(result.terms, result.sums, result.items.counts())
-        if self._recorder is not None:
-            self._recorder.append(result)
-        return (result.loss, result.outputs) if return_outputs else result.loss
+        return dataclasses.replace(results[0], loss=loss, components=components, outputs=outputs)
 
     def _callable_student(self) -> nn.Module:
         """The student, or what `torch.compile` made of it."""
