@@ -71,7 +71,7 @@ class PairedPerturbation(Dataset[Example]):
 
 
 @dataclass(frozen=True)
-class NoisyCollator:
+class PairedCollator:
     """A collator that makes two batches of each list of examples, plain and perturbed, in one.
 
     Args:

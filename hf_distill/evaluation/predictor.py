@@ -116,7 +116,7 @@ class Predictor:
     def task_model(self) -> TaskModel:
         """Model with its task; texts are padded as by its tokenizer."""
         task_model = TaskModel(self.model, self.task, self.role)
-        task_model.tokens.told = special_tokens(self.processor)
+        task_model.tokens.from_data = special_tokens(self.processor)
         return task_model
 
     @cached_property

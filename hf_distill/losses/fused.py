@@ -174,10 +174,10 @@ class _LinearLoss(torch.autograd.Function):
                 other = None if theirs is None else _product(*theirs, rows)
                 for part in _blocks(rows, raw):
                     inner = slice(part.start - rows.start, part.stop - rows.start)
-                    said = (
+                    target = (
                         None if other is None or teacher is None else teacher.finished(other[inner])
                     )
-                    total += _lossed(student, raw[inner], said, loss, part, any(wanted))
+                    total += _lossed(student, raw[inner], target, loss, part, any(wanted))
                 if any(wanted):
                     gradients.add(raw, rows)
         ctx.gradients = [*gradients.hidden, *gradients.weight, gradients.bias][: len(tensors)]
@@ -198,14 +198,14 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _lossed(
-    student: LazyLogits, raw: Tensor, said: Tensor | None, loss: Loss, part: slice, graded: bool
+    student: LazyLogits, raw: Tensor, target: Tensor | None, loss: Loss, part: slice, graded: bool
 ) -> Tensor:
     """The loss of a block; the products are replaced by the gradient with respect to them."""
     if not graded:
-        return loss(student.finished(raw), said, part)
+        return loss(student.finished(raw), target, part)
     with torch.enable_grad():
         leaf = raw.detach().requires_grad_()
-        value = loss(student.finished(leaf), said, part)
+        value = loss(student.finished(leaf), target, part)
         if not value.requires_grad:
             raw.zero_()
             return value

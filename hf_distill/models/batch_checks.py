@@ -139,9 +139,9 @@ def check_inputs(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: such texts, with what was expected, what came and the remedy.
     """
-    told = _empty(who, inputs) or _strange(who, model, inputs) or _long(who, model, inputs, True)
-    if told is not None:
-        raise ValueError(told)
+    fault = _empty(who, inputs) or _strange(who, model, inputs) or _long(who, model, inputs, True)
+    if fault is not None:
+        raise ValueError(fault)
 
 
 @contextlib.contextmanager
@@ -157,13 +157,13 @@ def explained_errors(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> I
         if "out of memory" in str(error).lower():
             raise
         texts = [v for k, v in inputs.items() if k.endswith("input_ids") and isinstance(v, Tensor)]
-        told = _empty(who, inputs) or _masked(who, inputs)
-        if told is None and all(map(check_readable, texts)):
-            told = _strange(who, model, inputs)
-        told = told or _long(who, model, inputs, False)
-        if told is None:
+        fault = _empty(who, inputs) or _masked(who, inputs)
+        if fault is None and all(map(check_readable, texts)):
+            fault = _strange(who, model, inputs)
+        fault = fault or _long(who, model, inputs, False)
+        if fault is None:
             raise
-        raise ValueError(told) from error
+        raise ValueError(fault) from error
 
 
 @contextlib.contextmanager
@@ -384,12 +384,12 @@ def check_teacher_signal(signal: Any, items: BatchItems, who: str) -> Signal:
                 f"scores, not decisions, as such numbers: {own}."
             )
     mask = items.masks.get("items")
-    said = signal.logits if signal.sparse is None else signal.sparse.ids
-    if said is not None and mask is not None and said.shape[:-1] != mask.shape:
+    scores = signal.logits if signal.sparse is None else signal.sparse.ids
+    if scores is not None and mask is not None and scores.shape[:-1] != mask.shape:
         raise ValueError(
             f"Expected logits {(*mask.shape, 'classes')} of {who}, one row for each item of the "
-            f"batch, got {tuple(said.shape)}. Return a row for each of them, in their order; what "
-            "a row does not count may hold anything."
+            f"batch, got {tuple(scores.shape)}. Return a row for each of them, in their order; "
+            "rows that do not count may hold anything."
         )
     return signal
 

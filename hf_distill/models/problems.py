@@ -47,13 +47,13 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
     if student.task.kind is not None:
         return
     heads = [head for head in heads_of(teacher) if head.task.kind is None]
-    told = [(head.who, head.config) for head in (student, *heads)]
+    configs = [(head.who, head.config) for head in (student, *heads)]
     if not heads and getattr(teacher, "config", None) is not None:  # a cache, a server
-        told.append(("the teacher", teacher.config))
-    said = [(who, getattr(config, "problem_type", None)) for who, config in told]
-    said = [(who, problem) for who, problem in said if problem is not None]
-    who, problem = said[0] if said else ("", None)
-    for other, its in said:
+        configs.append(("the teacher", teacher.config))
+    stated = [(who, getattr(config, "problem_type", None)) for who, config in configs]
+    stated = [(who, problem) for who, problem in stated if problem is not None]
+    who, problem = stated[0] if stated else ("", None)
+    for other, its in stated:
         if its != problem:
             raise ValueError(
                 f"Expected all models to solve one kind of problem, got problem_type={problem!r} "
@@ -175,7 +175,7 @@ def tell_tokens(teacher: Any, holder: Any) -> None:
         holder: The tokenizer, or the config of a model that matches the data; None: unknown.
     """
     for head in heads_of(teacher):
-        head.tokens.told = special_tokens(holder)
+        head.tokens.from_data = special_tokens(holder)
 
 
 def check_unmasked(batch: Mapping[str, Any], student: TaskModel, teacher: Any) -> None:

@@ -36,7 +36,7 @@ class SpecialTokens:
     """
 
     def __init__(self, model: nn.Module, config: Any, who: str, reads: bool):
-        self.told: dict[str, int] = {}
+        self.from_data: dict[str, int] = {}
         self._config, self._who = config, who
         names = (PADDING, END) if reads else ()
         self._names = tuple(name for name in names if mentions(model, name))
@@ -48,7 +48,7 @@ class SpecialTokens:
 
     @property
     def _padding(self) -> int | None:
-        return self.told.get(PADDING, getattr(text_config(self._config), PADDING, None))
+        return self.from_data.get(PADDING, getattr(text_config(self._config), PADDING, None))
 
     def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs with this model's padding token at masked positions.
@@ -77,10 +77,10 @@ class SpecialTokens:
     def in_config(self) -> Iterator[None]:
         """Context with the data's tokens in the model's config, restored afterwards."""
         config: Any = text_config(self._config)
-        told = {name: token for name, token in self.told.items() if name in self._names}
-        before = {name: getattr(config, name, None) for name in told}
-        for name in told:
-            setattr(config, name, told[name])
+        from_data = {name: token for name, token in self.from_data.items() if name in self._names}
+        before = {name: getattr(config, name, None) for name in from_data}
+        for name in from_data:
+            setattr(config, name, from_data[name])
         try:
             yield
         finally:

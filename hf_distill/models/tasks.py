@@ -361,9 +361,9 @@ def _row(model: nn.Module) -> Task | None:
     """Task of a model's class, restricted to the outputs that the class declares."""
     declared = _declared(model)
     for name in (cls.__name__ for cls in type(model).__mro__):
-        said = CUSTOM_TASKS.get(name)
-        if said is not None:
-            row = said if isinstance(said, Task) else named_task(said)
+        registered = CUSTOM_TASKS.get(name)
+        if registered is not None:
+            row = registered if isinstance(registered, Task) else named_task(registered)
             return _grouped(row, next((own for own in declared if _fits(row, own)), ()))
         found = _by_stacks(_row_by_name(name), model)
         if found is not None and not declared:

@@ -227,7 +227,7 @@ class PerturbedColumns(InputPerturbation):
             raise ValueError(
                 f"Expected columns {self.prefix}… beside the models' inputs, got "
                 f"{sorted(pair.batch)}. Wrap the data, PairedPerturbation(data, …), and the "
-                "collator, NoisyCollator(collator)."
+                "collator, PairedCollator(collator)."
             )
         plain = items.masks.get("items")
         if "input_ids" in inputs and plain is not None and plain.dim() > 1:

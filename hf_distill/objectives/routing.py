@@ -69,6 +69,6 @@ def with_router_balance(objective: WeightedSum, student: TaskModel) -> WeightedS
             "alone. Use that: ModelLoss() in place of HardLabels(); or train without it: "
             "student.config.output_router_logits = False."
         )
-    said = getattr(config, "router_aux_loss_coef", None)  # most read it once, when they are built
-    factor = float(getattr(student.model, "router_aux_loss_coef", said) or 0.0)
+    default = getattr(config, "router_aux_loss_coef", None)  # most read it once, when built
+    factor = float(getattr(student.model, "router_aux_loss_coef", default) or 0.0)
     return objective + factor * RouterBalance() if factor else objective

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_distill.data.perturbed_pairs import PREFIX, NoisyCollator
+from hf_distill.data.perturbed_pairs import PREFIX, PairedCollator
 from hf_distill.recipe.sections import NoiseSection
 from hf_distill.robustness.perturbations import perturb
 
@@ -61,4 +61,4 @@ class RandomVersionCollator:
         for row in rows:
             if versions := row.get(IDS):
                 row[IDS] = versions[int(torch.randint(len(versions), ()))]
-        return NoisyCollator(self.collate)(rows)
+        return PairedCollator(self.collate)(rows)

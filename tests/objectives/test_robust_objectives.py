@@ -631,7 +631,7 @@ def test_bad_input_is_refused() -> None:
         (text, hd.OnPerturbed(KL, hd.PGD(0.1, 1), "perturbed"), "embeddings, which mean nothing"),
         (text, hd.OnPerturbed(KL, hd.TokenNoise(0.5)), "processing_class"),
         (text, hd.OnPerturbed(KL, hd.TokenNoise(0.5, "mask", keep=(0,))), "mask token"),
-        (text, hd.OnPerturbed(KL, hd.PerturbedColumns()), "NoisyCollator"),
+        (text, hd.OnPerturbed(KL, hd.PerturbedColumns()), "PairedCollator"),
         (picture, hd.OnPerturbed(KL, hd.TokenNoise(0.5)), "input_ids"),
         (picture, hd.GroupDRO(CE, 3), "column 'group'"),
         (picture, hd.GroupDRO(CE, 2, "labels"), "from 0 to 1"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 import hf_distill as hd
-from hf_distill.data.perturbed_pairs import NoisyCollator, PairedPerturbation
+from hf_distill.data.perturbed_pairs import PairedCollator, PairedPerturbation
 from hf_distill.training.checkpoints import EXTRAS
 
 CE, KL = hd.HardLabels(), hd.ForwardKL()
@@ -288,7 +288,7 @@ def test_noisy_data_holds_both_versions(tokenizer: PreTrainedTokenizerFast) -> N
     several = {str(fresh[2]["noisy_input_ids"]) for _ in range(20)}
     assert len(several) > 1
 
-    batch = NoisyCollator(DataCollatorWithPadding(tokenizer))([made[i] for i in range(3)])
+    batch = PairedCollator(DataCollatorWithPadding(tokenizer))([made[i] for i in range(3)])
     for prefix in ("", "noisy_"):
         ids, mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
         longest = max(len(made[i][f"{prefix}input_ids"]) for i in range(3))
@@ -308,7 +308,7 @@ def test_a_noisy_student_of_a_clean_teacher(
     options: dict[str, Any] = {
         "train_dataset": sets,
         "eval_dataset": sets,
-        "data_collator": NoisyCollator(DataCollatorWithPadding(tokenizer)),
+        "data_collator": PairedCollator(DataCollatorWithPadding(tokenizer)),
         "processing_class": tokenizer,
     }
     goal = KL + hd.OnPerturbed(KL, hd.PerturbedColumns())

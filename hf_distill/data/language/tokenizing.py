@@ -187,12 +187,12 @@ class _Warning:
     """Warn once that rows are dropped; the number in a stream is only known at its end."""
 
     read: _Reader
-    said: bool = False
+    warned: bool = False
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         found = self.read(row)
-        if found["state"] != KEPT and not self.said:
-            self.said = True
+        if found["state"] != KEPT and not self.warned:
+            self.warned = True
             why = "is empty" if found["state"] == EMPTY else "lies beyond max_length"
             warnings.warn(
                 f"tokenize drops rows without anything to learn; this one {why}, and others may "

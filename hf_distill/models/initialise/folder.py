@@ -115,9 +115,9 @@ def _teacher(source: str, say: Say) -> PreTrainedModel:
             f"Expected the config of {source} to name a model class of transformers under "
             f"`architectures`, got {names[0]}. Load it in Python and use student_from_teacher."
         )
-    model, told = kind.from_pretrained(source, dtype="auto", output_loading_info=True)
-    if told["missing_keys"]:
-        say(f"new: {', '.join(sorted(told['missing_keys']))}, which the teacher's file lacks")
+    model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True)
+    if report["missing_keys"]:
+        say(f"new: {', '.join(sorted(report['missing_keys']))}, which the teacher's file lacks")
     loaded: PreTrainedModel = model
     return loaded
 

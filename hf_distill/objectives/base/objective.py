@@ -277,9 +277,9 @@ class WeightedSum:
     def build(self, student: Signal | None, teacher: Signal | None) -> nn.ModuleDict:
         """The learned parts of all objectives, by name, and the running means of their shares."""
         ours = Signal() if student is None else student  # empty for objectives without needs
-        said = Signal() if teacher is None else teacher
+        theirs = Signal() if teacher is None else teacher
         built: dict[str, nn.Module | None] = {BALANCE: self.balance()}
-        built.update({name: part.build(ours, said) for name, _, part in self.named()})
+        built.update({name: part.build(ours, theirs) for name, _, part in self.named()})
         return nn.ModuleDict({name: m for name, m in built.items() if m is not None})
 
     def balance(self) -> LossShares | None:

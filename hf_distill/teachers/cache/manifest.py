@@ -34,8 +34,8 @@ def teacher_fingerprint(teacher: Any) -> str:
         return own
     inner = getattr(teacher, "teacher", None)
     if inner is not None:  # a teacher with its own fingerprint
-        told = json.dumps(teacher.describe(), sort_keys=True, default=str)
-        return text_fingerprint([teacher_fingerprint(inner), told])
+        description = json.dumps(teacher.describe(), sort_keys=True, default=str)
+        return text_fingerprint([teacher_fingerprint(inner), description])
     members = getattr(teacher, "teachers", None)
     if members is not None:  # an ensemble
         own = {name: teacher_fingerprint(member) for name, member in members.items()}
@@ -260,8 +260,8 @@ themselves are not in here. Kept is:
 
 def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the card of the cache as a data set."""
-    told = facts["describe"]
-    parts = [str(told[key]) for key in ("architecture", "name") if told.get(key)]
+    description = facts["describe"]
+    parts = [str(description[key]) for key in ("architecture", "name") if description.get(key)]
     name = f"{parts[0]} ({parts[1]})" if len(parts) == 2 else (parts or ["a teacher"])[0]
     name = " ".join(name.split())  # one line, so that no further Markdown can follow
     kept = {key: facts["content"][key] for key in ("kind", "logits", "states")}

@@ -108,8 +108,8 @@ class CachedTeacher(TrainerCallback):
         part, own = rows_of(batch, items, wanted, self.content.axis)
         signal = live(part, self.provides, own)
         place = {row: index for index, row in enumerate(wanted)}
-        asked = [replace(p, row=place[p.row]) for p in found if p.row in place]
-        self._added.update({row["key"]: row for row in self.content.encode(signal, asked, own)})
+        slices = [replace(p, row=place[p.row]) for p in found if p.row in place]
+        self._added.update({row["key"]: row for row in self.content.encode(signal, slices, own)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Add the outputs of the live teacher to the cache."""

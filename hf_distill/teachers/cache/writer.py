@@ -196,8 +196,8 @@ class TeacherRunner:
         if needs.hidden_states or needs.attentions or self.axis == 1:
             _check_places(batch, items)
         who = f"the teacher ({type(self.teacher).__name__})"
-        said = check_teacher_signal(self.teacher(batch, needs, items), items, who)
-        return said, self._pieces(batch, items), items
+        signal = check_teacher_signal(self.teacher(batch, needs, items), items, who)
+        return signal, self._pieces(batch, items), items
 
     def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
         """The rows of a shard; texts of similar length share a batch, to limit padding."""

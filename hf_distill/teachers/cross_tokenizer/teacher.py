@@ -137,8 +137,8 @@ class CrossTokenizerTeacher:
         """Inputs of the objectives for two tokenizers."""
         dtype = compute_dtype(logits)
         following = batch[TEACHER_IDS].roll(-1, 1)[..., None]
-        said = logits.gather(-1, following).squeeze(-1).to(dtype)
-        said = said - logits.to(dtype).logsumexp(-1)
+        log_probs = logits.gather(-1, following).squeeze(-1).to(dtype)
+        log_probs = log_probs - logits.to(dtype).logsumexp(-1)
         spans: Tensor = batch[STUDENT_SPANS]
         last = len(self.translator.student) - 1  # a student may generate padding entries
         return CrossTokenizerLogits(
@@ -148,7 +148,7 @@ class CrossTokenizerTeacher:
             self._classes,
             batch["input_ids"].roll(-1, 1).clamp(max=last),
             spans,
-            summed_over_spans(said, batch[TEACHER_SPANS], spans.shape[1]),
+            summed_over_spans(log_probs, batch[TEACHER_SPANS], spans.shape[1]),
         )
 
     def _config(self, tokens: int) -> Any:

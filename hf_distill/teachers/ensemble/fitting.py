@@ -14,7 +14,7 @@ GAP = 1e-8
 """Tolerance of the mean log-likelihood per observation, in nats."""
 
 
-def observations(voice: MemberProbs, average: str, items: BatchItems) -> tuple[Tensor, Tensor]:
+def observations(probs: MemberProbs, average: str, items: BatchItems) -> tuple[Tensor, Tensor]:
     """Outputs of a member for every label, and the labels.
 
     Returns:
@@ -25,26 +25,26 @@ def observations(voice: MemberProbs, average: str, items: BatchItems) -> tuple[T
         ValueError: the batch has no labels, or they belong to no item (CTC).
     """
     mask, labels = items.masks.get("labels"), items.labels
-    if mask is None or labels is None or voice.kind in ("ctc", "none"):
+    if mask is None or labels is None or probs.kind in ("ctc", "none"):
         raise ValueError(
-            f"Expected batches with a label for each item, got none (a {voice.kind} head). Weights "
+            f"Expected batches with a label for each item, got none (a {probs.kind} head). Weights "
             "are fitted to the labels of held-out data; give them by hand, or use 'confidence'."
         )
-    if voice.kind == "softmax":
+    if probs.kind == "softmax":
         items.class_ids("Ensemble.fit")
-    if voice.joined is not None and average == "probabilities":
-        return voice.likelihood(items)[mask], labels[mask]
-    values = voice.values(average)
-    if voice.kind == "softmax":
+    if probs.joined is not None and average == "probabilities":
+        return probs.likelihood(items)[mask], labels[mask]
+    values = probs.values(average)
+    if probs.kind == "softmax":
         table, target = values[mask], labels[mask]
     else:
         wide = (
-            values.shape[:-1] if voice.kind == "sigmoid" and average != "logits" else values.shape
+            values.shape[:-1] if probs.kind == "sigmoid" and average != "logits" else values.shape
         )
         labels = labels.view(wide)
         real = mask.view(*mask.shape, *[1] * (labels.dim() - mask.dim())).expand(wide)
         real = real & ~labels.isnan()
-        if voice.kind == "regression":
+        if probs.kind == "regression":
             return values[real], labels[real]
         real = real & (labels >= 0)
         if average == "logits":

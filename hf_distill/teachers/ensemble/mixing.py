@@ -13,7 +13,7 @@ from hf_distill.models.signals import BatchItems, Signal, SparseProbs
 from hf_distill.teachers.ensemble.tail_mass import ClassUnion, class_union, spread_tail
 
 
-def log_chances(logits: Tensor, kind: str, temperature: float) -> Tensor:
+def softened_log_probs(logits: Tensor, kind: str, temperature: float) -> Tensor:
     """Log-probabilities at a temperature, in float32 at least.
 
     Args:
@@ -31,35 +31,35 @@ def log_chances(logits: Tensor, kind: str, temperature: float) -> Tensor:
     return softened.log_softmax(-1)
 
 
-def as_logits(chances: Tensor, kind: str, temperature: float) -> Tensor:
-    """Inverse of `log_chances`, up to a constant per item."""
-    odds = chances[..., 0] - chances[..., 1] if kind == "sigmoid" else chances
+def as_logits(log_probs: Tensor, kind: str, temperature: float) -> Tensor:
+    """Inverse of `softened_log_probs`, up to a constant per item."""
+    odds = log_probs[..., 0] - log_probs[..., 1] if kind == "sigmoid" else log_probs
     return odds * temperature
 
 
-def entropy(chances: Tensor, kind: str, others: Tensor | None = None) -> Tensor:
+def entropy(log_probs: Tensor, kind: str, others: Tensor | None = None) -> Tensor:
     """-sum p log p in nats, ``(...)``; for ``sigmoid`` summed over the classes.
 
     Args:
-        chances: What `log_chances` gave; or, with ``others``, ``(..., S + 1)``: the last one is the
-            mass of classes that share it equally.
+        log_probs: From `softened_log_probs`; or, with ``others``, ``(..., S + 1)``: the last one
+            is the mass of classes that share it equally.
         kind: How they are read.
         others: ``(...)``, how many classes share the last one.
     """
-    each = chances
+    each = log_probs
     if others is not None:
-        last = chances[..., -1] - others.clamp(min=1).log()
-        each = torch.cat([chances[..., :-1], last[..., None]], -1)
-    terms = torch.where(chances > -torch.inf, chances.exp() * each, 0.0)  # 0 log 0 = 0
+        last = log_probs[..., -1] - others.clamp(min=1).log()
+        each = torch.cat([log_probs[..., :-1], last[..., None]], -1)
+    terms = torch.where(log_probs > -torch.inf, log_probs.exp() * each, 0.0)  # 0 log 0 = 0
     return -terms.sum((-2, -1) if kind == "sigmoid" else -1)
 
 
-def label_likelihood(chances: Tensor, kind: str, labels: Tensor, mask: Tensor) -> Tensor:
+def label_likelihood(log_probs: Tensor, kind: str, labels: Tensor, mask: Tensor) -> Tensor:
     """The log-likelihood of the labels, ``(...)``; 0 for items without one.
 
     Args:
-        chances: What `log_chances` gave; for ``regression`` the outputs themselves, as the means of
-            normal distributions of variance 1 (up to its constant).
+        log_probs: From `softened_log_probs`; for ``regression`` the outputs themselves, as means
+            of normal distributions of variance 1 (up to its constant).
         kind: How they are read.
         labels: In the shape of the items; ``(..., C)`` for multi-label and regression heads, where
             NaN (and, multi-label, below 0) marks a missing one.
@@ -67,15 +67,15 @@ def label_likelihood(chances: Tensor, kind: str, labels: Tensor, mask: Tensor) -
     """
     if kind in ("softmax", "ctc"):
         index = labels.masked_fill(~mask, 0)[..., None]
-        values = chances.gather(-1, index).squeeze(-1)
+        values = log_probs.gather(-1, index).squeeze(-1)
     elif kind == "sigmoid":
-        labels = labels[..., None] if labels.dim() < chances.dim() - 1 else labels
+        labels = labels[..., None] if labels.dim() < log_probs.dim() - 1 else labels
         missing = torch.isnan(labels) | (labels < 0)
-        right = labels.masked_fill(missing, 0.0).to(chances.dtype)
-        both = right * chances[..., 0] + (1 - right) * chances[..., 1]
+        right = labels.masked_fill(missing, 0.0).to(log_probs.dtype)
+        both = right * log_probs[..., 0] + (1 - right) * log_probs[..., 1]
         values = both.masked_fill(missing, 0.0).sum(-1)
     else:
-        error = chances - labels.to(chances.dtype).view(chances.shape)
+        error = log_probs - labels.to(log_probs.dtype).view(log_probs.shape)
         values = -0.5 * error.nan_to_num(0.0).square().sum(-1)
     return torch.where(mask, values, 0.0)
 
@@ -123,18 +123,18 @@ class MemberProbs:
     Attributes:
         name: The member.
         kind: Form of its logits, see `Signal`.
-        temperature: T of the chances.
-        chances: ``(..., C)``, see `log_chances`; ``(..., S + 1)`` on a union of classes; the
-            outputs themselves for ``regression``.
+        temperature: T of the probabilities.
+        log_probs: ``(..., C)``, see `softened_log_probs`; ``(..., S + 1)`` on a union of classes;
+            the outputs themselves for ``regression``.
         logits: Its logits, if there are any.
         joined: The union of classes, if no member has all.
-        exact: False for samples.
+        unsampled: False for samples.
     """
 
     name: str
     kind: str
     temperature: float
-    chances: Tensor
+    log_probs: Tensor
     logits: Tensor | None = None
     joined: ClassUnion | None = None
     unsampled: bool = True
@@ -142,35 +142,36 @@ class MemberProbs:
     def values(self, average: str) -> Tensor:
         """Values to average; logits are clipped at a quarter of the lowest number."""
         if average == "probabilities" or self.kind == "regression":
-            return self.chances
+            return self.log_probs
         if self.joined is not None:
-            others = self.chances[..., -1] - self.joined.others.clamp(min=1).log()
-            values = torch.cat([self.chances[..., :-1], others[..., None]], -1)
+            others = self.log_probs[..., -1] - self.joined.others.clamp(min=1).log()
+            values = torch.cat([self.log_probs[..., :-1], others[..., None]], -1)
         elif self.logits is None:
-            values = self.chances * self.temperature
+            values = self.log_probs * self.temperature
         else:
             values = self.logits.to(compute_dtype(self.logits))
         return values.clamp(min=torch.finfo(values.dtype).min / 4)
 
     def entropy(self) -> Tensor:
         """Entropy ``(...)`` in nats."""
-        return entropy(self.chances, self.kind, None if self.joined is None else self.joined.others)
+        others = None if self.joined is None else self.joined.others
+        return entropy(self.log_probs, self.kind, others)
 
     def likelihood(self, items: BatchItems) -> Tensor:
         """The log-likelihood of the labels, ``(...)`` and above -1e4; 0 where there is none."""
         mask = items.masks.get("labels")
         if items.labels is None or mask is None:
-            return torch.zeros((), dtype=self.chances.dtype)
-        labels, chances = items.labels, self.chances
+            return torch.zeros((), dtype=self.log_probs.dtype)
+        labels, log_probs = items.labels, self.log_probs
         if self.kind == "softmax":
             labels = items.class_ids("A weight by the likelihood of the label")
         if self.joined is not None:
             labels, listed = self.joined.slots(labels)
             shared = torch.where(listed, 0.0, self.joined.others.clamp(min=1).log())
-            found = label_likelihood(chances, self.kind, labels, mask) - shared
+            found = label_likelihood(log_probs, self.kind, labels, mask) - shared
             found = torch.where(mask, found, 0.0)
         else:
-            found = label_likelihood(chances, self.kind, labels, mask)
+            found = label_likelihood(log_probs, self.kind, labels, mask)
         return found.clamp(min=-1e4)  # members that all give probability 0 get equal weights
 
 
@@ -211,10 +212,10 @@ def member_probs(
                 f"{known[1]} {known[2]} of {known[0]!r} and {signal.kind} {shape} of {name!r}."
             )
         if name not in waiting:
-            voice = _dense(name, signal, temperature)
+            probs = _dense(name, signal, temperature)
             if partial:
-                reference.add(voice.chances, torch.zeros((), dtype=torch.float64))
-            yield voice
+                reference.add(probs.log_probs, torch.zeros((), dtype=torch.float64))
+            yield probs
     if waiting:
         kind = "softmax" if known is None else known[1]
         yield from _sparse(waiting, kind, temperature, reference.value)
@@ -225,8 +226,8 @@ def _dense(name: str, signal: Signal, temperature: float) -> MemberProbs:
     assert logits is not None
     if signal.kind == "regression":
         return MemberProbs(name, signal.kind, temperature, logits.to(compute_dtype(logits)), logits)
-    chances = log_chances(logits, signal.kind, temperature)
-    return MemberProbs(name, signal.kind, temperature, chances, logits)
+    log_probs = softened_log_probs(logits, signal.kind, temperature)
+    return MemberProbs(name, signal.kind, temperature, log_probs, logits)
 
 
 def _sparse(
@@ -234,8 +235,8 @@ def _sparse(
 ) -> Iterator[MemberProbs]:
     if reference is None:
         joined = class_union(list(waiting.values()))
-        for (name, sparse), chances in zip(waiting.items(), joined.members, strict=True):
-            yield MemberProbs(name, kind, temperature, chances, None, joined, sparse.unsampled)
+        for (name, sparse), log_probs in zip(waiting.items(), joined.members, strict=True):
+            yield MemberProbs(name, kind, temperature, log_probs, None, joined, sparse.unsampled)
         return
     for name, sparse in waiting.items():
         yield MemberProbs(
@@ -244,12 +245,12 @@ def _sparse(
 
 
 def mean_of(
-    heard: Iterable[MemberProbs], average: str, score: Callable[[MemberProbs], Tensor]
+    members: Iterable[MemberProbs], average: str, score: Callable[[MemberProbs], Tensor]
 ) -> Signal:
     """Weighted mean of the members' outputs.
 
     Args:
-        heard: See `voices`.
+        members: From `member_probs`.
         average: ``probabilities`` or ``logits``.
         score: The log of a member's weight, up to a constant: a number, or one per item.
 
@@ -259,11 +260,11 @@ def mean_of(
     """
     mean: RunningMean | None = None
     last, exact = None, True
-    for voice in heard:
+    for probs in members:
         if mean is None:
-            mean = RunningMean(average == "probabilities" and voice.kind != "regression")
-        mean.add(voice.values(average), score(voice))
-        last, exact = voice, exact and voice.unsampled
+            mean = RunningMean(average == "probabilities" and probs.kind != "regression")
+        mean.add(probs.values(average), score(probs))
+        last, exact = probs, exact and probs.unsampled
     if mean is None or mean.value is None or last is None:
         return Signal()
     if last.joined is not None:
@@ -282,11 +283,11 @@ def _listed(mean: Tensor, temperature: float) -> SparseProbs:
 
 
 def _joined(
-    mean: Tensor, voice: MemberProbs, joined: ClassUnion, average: str, exact: bool
+    mean: Tensor, probs: MemberProbs, joined: ClassUnion, average: str, exact: bool
 ) -> SparseProbs:
     if average == "logits":
         rest = mean[..., -1] + joined.others.log()
         listed = mean[..., :-1].masked_fill(~joined.used, -torch.inf)
         mean = torch.cat([listed, rest[..., None]], -1).log_softmax(-1)
     listed, rest = mean[..., :-1], mean[..., -1]
-    return SparseProbs(joined.ids, listed, rest, joined.classes, voice.temperature, exact)
+    return SparseProbs(joined.ids, listed, rest, joined.classes, probs.temperature, exact)

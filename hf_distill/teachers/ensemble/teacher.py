@@ -133,7 +133,7 @@ class Ensemble(TrainerCallback):
         if self._router is not None:
             return self._router(batch, LOGITS & needs, items, self._ask, self.task_model)
         members: dict[str, Signal] = {}
-        signals = self._asked(batch, needs, items, members)
+        signals = self._member_signals(batch, needs, items, members)
         if len(self._mixed) == 1:
             alone = [signal for _, signal in signals]
             combined = (
@@ -142,11 +142,11 @@ class Ensemble(TrainerCallback):
                 else Signal()
             )
         else:
-            heard = self._heard(signals)
-            combined = mean_of(heard, self.average, lambda voice: self._score(voice, items))
+            mixed = self._member_probs(signals)
+            combined = mean_of(mixed, self.average, lambda probs: self._score(probs, items))
         return replace(combined, members=members)
 
-    def _asked(
+    def _member_signals(
         self, batch: Batch, needs: Needs, items: BatchItems, members: dict[str, Signal]
     ) -> Iterator[tuple[str, Signal]]:
         """Run every member; keep its own requested outputs, and pass on what is averaged."""
@@ -167,19 +167,19 @@ class Ensemble(TrainerCallback):
         teacher = self.teachers[name]
         return align_classes(teacher(batch, needs & teacher.provides, items), self._orders[name])
 
-    def _heard(self, signals: Iterable[tuple[str, Signal]]) -> Iterator[MemberProbs]:
+    def _member_probs(self, signals: Iterable[tuple[str, Signal]]) -> Iterator[MemberProbs]:
         partial = [name for name in self._mixed if not self.teachers[name].provides.full_vocabulary]
-        for voice in member_probs(signals, self.temperature, bool(partial)):
-            check_kind(voice.kind, self.weights)
-            yield voice
+        for probs in member_probs(signals, self.temperature, bool(partial)):
+            check_kind(probs.kind, self.weights)
+            yield probs
 
-    def _score(self, voice: MemberProbs, items: BatchItems) -> Tensor:
+    def _score(self, probs: MemberProbs, items: BatchItems) -> Tensor:
         """The log of a member's weight, up to a constant: a number, or one per item."""
         if self.weights == "confidence":
-            return -voice.entropy()
+            return -probs.entropy()
         if self.weights == "labels":
-            return voice.likelihood(items)
-        return torch.tensor(math.log(self._mixed[voice.name]), dtype=torch.float64)
+            return probs.likelihood(items)
+        return torch.tensor(math.log(self._mixed[probs.name]), dtype=torch.float64)
 
     # ---- learned weights -------------------------------------------------------------------------
 
@@ -242,9 +242,9 @@ class Ensemble(TrainerCallback):
     def _observed(self, batch: Batch, items: BatchItems) -> tuple[Tensor, Tensor, str]:
         """Outputs of each member for every label, ``(n, K, …)``, the labels, and the kind."""
         found, target, kind = {}, torch.empty(0), ""
-        for voice in self._heard(self._asked(batch, LOGITS, items, {})):
-            found[voice.name], target = observations(voice, self.average, items)
-            kind = voice.kind
+        for probs in self._member_probs(self._member_signals(batch, LOGITS, items, {})):
+            found[probs.name], target = observations(probs, self.average, items)
+            kind = probs.kind
         return torch.stack([found[name] for name in self.teachers], 1), target, kind
 
     # ---- the rest of the protocol ----------------------------------------------------------------

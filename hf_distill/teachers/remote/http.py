@@ -244,7 +244,7 @@ class Client:
     ) -> Answer:
         connection.sock.deadline = deadline
         try:
-            with _asked(connection, method, self._path + path, body, headers) as response:
+            with _sent(connection, method, self._path + path, body, headers) as response:
                 whole = _whole(response, most)
         except BaseException:
             connection.close()
@@ -258,7 +258,7 @@ class Client:
         return Answer(response.status, found, whole)
 
 
-def _asked(connection: Any, *request: Any) -> http.client.HTTPResponse:
+def _sent(connection: Any, *request: Any) -> http.client.HTTPResponse:
     """Send a request, and read the head of its answer: also of one that comes before all of the
     request was taken, because it is too large."""
     failed = None
@@ -280,9 +280,9 @@ def _whole(response: http.client.HTTPResponse, most: int) -> bytes:
         OversizedError: it has more bytes than that.
         http.client.IncompleteRead: it ends early.
     """
-    whole, said = io.BytesIO(), response.length
-    if said is not None and said > most:
-        raise OversizedError(_too_large(most, f"{said}"))
+    whole, length = io.BytesIO(), response.length
+    if length is not None and length > most:
+        raise OversizedError(_too_large(most, f"{length}"))
     while not response.isclosed() and (part := response.read1(1 << 20)):
         whole.write(part)  # not a list of parts, each of which may be of one byte
         if whole.tell() > most:
@@ -318,14 +318,14 @@ def _retry_after(answer: Answer) -> float:
 
 
 def _remedy(answer: Answer) -> str:
-    said = answer.excerpt.lower()
+    text = answer.excerpt.lower()
     if answer.status in (401, 403):
         return "The server wants another token: pass token=…, the key it was started with."
     if answer.status == 404:
         return "Check the url and the model's name; GET /v1/models of the server lists them."
     if answer.status == 413:
         return "The batch is too large for the server: send fewer or shorter examples at once."
-    if "logprobs" in said and ("max" in said or "greater" in said):
+    if "logprobs" in text and ("max" in text or "greater" in text):
         return "Start the server with a higher limit (vLLM: --max-logprobs), or lower top_k."
     return "The server refuses this request; its message says why."
 

@@ -277,8 +277,8 @@ def _check_sparse(signal: Signal, mask: Tensor | None, classes: int | None) -> N
 
 
 def _check_states(signal: Signal, facts: Facts, items: BatchItems, needs: Needs) -> None:
-    asked = ("hidden_states", "attentions", "qkv")
-    for name in asked:
+    fields = ("hidden_states", "attentions", "qkv")
+    for name in fields:
         groups = getattr(signal, name)
         if not isinstance(groups, Mapping) or not all(
             isinstance(g, tuple) for g in groups.values()

@@ -136,11 +136,11 @@ class VLLMTeacher(Teacher):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._concurrency, "server-teacher")
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        asked: list[Future[Any]] = [self._pool.submit(ask, part) for part in parts]
+        futures: list[Future[Any]] = [self._pool.submit(ask, part) for part in parts]
         try:
-            return [future.result() for future in asked]
+            return [future.result() for future in futures]
         finally:
-            for future in asked:  # after a failure: requests that have not begun
+            for future in futures:  # after a failure: requests that have not begun
                 future.cancel()
 
     def _ask(self, prompts: Sequence[Prompt]) -> list[Answered]:
@@ -164,10 +164,10 @@ class VLLMTeacher(Teacher):
         for prompt, choice in zip(prompts, _ordered(choices, url), strict=True):
             entries: Any = choice.get("prompt_logprobs")
             try:
-                said = read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
+                answered = read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
             except ValueError as error:
                 raise ValueError(f"The answer of {url} cannot be read: {error}") from error
-            found.append(said)
+            found.append(answered)
             if not self._compared and self._tokenizer is not None:
                 check_decoded(entries, self._tokenizer, url)
                 self._compared = True
@@ -212,10 +212,10 @@ class VLLMTeacher(Teacher):
             )
         owner = cards[name].get("owned_by")
         self._model, self._owner = name, owner if isinstance(owner, str) else None
-        self._longest = self._said(cards[name], "max_model_len", LONGEST)
+        self._longest = self._reported(cards[name], "max_model_len", LONGEST)
         known = None if self.config is None else self.config.vocab_size
         most = CLASSES if known is None else 2 * known + PHANTOMS
-        classes = self._said(cards[name], "vocab_size", most)
+        classes = self._reported(cards[name], "vocab_size", most)
         if self._tokenizer is not None:
             self._compare_tokenizers()
         elif classes is None:
@@ -229,7 +229,7 @@ class VLLMTeacher(Teacher):
             self._set_classes(classes)
         self._connected = True
 
-    def _said(self, card: Mapping[str, Any], name: str, most: int) -> int | None:
+    def _reported(self, card: Mapping[str, Any], name: str, most: int) -> int | None:
         """A number that the server reports for the model, or None."""
         value = card.get(name)
         if value is not None and not (type(value) is int and 0 < value <= most):

@@ -67,5 +67,5 @@ def reading() -> Iterator[None]:
         if isinstance(error, OSError) or is_device_failure(error) or is_out_of_memory(error):
             raise
         logger.info("a batch could not be read", exc_info=True)
-        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise BadRequest(400, f"The model cannot read this batch: {told}"[:2000]) from error
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise BadRequest(400, f"The model cannot read this batch: {text}"[:2000]) from error

@@ -55,7 +55,7 @@ class Service(Protocol):
 
     def allows(self, authorization: str | None) -> bool: ...
 
-    def knows(self, host: str | None, origin: str | None) -> bool: ...
+    def accepts(self, host: str | None, origin: str | None) -> bool: ...
 
     def find(self, method: str, path: str) -> Route: ...
 
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             Refused: nothing does, not for this client, not as much, or not now.
         """
         owner, headers = self.server.owner, self.headers
-        if not owner.knows(headers.get("Host"), headers.get("Origin")):
+        if not owner.accepts(headers.get("Host"), headers.get("Origin")):
             raise BadRequest(
                 403,
                 f"Expected this machine's own name, got Host {headers.get('Host')!r} and Origin "

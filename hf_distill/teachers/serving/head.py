@@ -46,15 +46,15 @@ def body_length(headers: Any) -> int:
     Raises:
         Refused: it is given in two ways, twice, or not as a number; or is missing.
     """
-    said = headers.get_all("Content-Length") or []
+    lengths = headers.get_all("Content-Length") or []
     coded = headers.get_all("Transfer-Encoding") or []
-    if len(said) > 1 or (said and coded) or len(coded) > 1:
+    if len(lengths) > 1 or (lengths and coded) or len(coded) > 1:
         raise BadRequest(400, "Expected one Content-Length and no Transfer-Encoding, got several.")
     if coded:
         raise BadRequest(411, "Expected a Content-Length, got a Transfer-Encoding.")
-    if not said:
+    if not lengths:
         return 0
-    digits = said[0].strip(" \t")
+    digits = lengths[0].strip(" \t")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
         raise BadRequest(400, f"Expected a Content-Length in digits, got {digits[:40]!r}.")
     return int(digits)

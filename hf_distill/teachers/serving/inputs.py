@@ -93,7 +93,7 @@ def check_batch(
             f"{size}: send fewer or shorter examples at once, ask for less (attention maps are as "
             "large as the square of a text), or serve with --max-elements.",
         )
-    return [name for name, value in tensors.items() if not _judged(teacher, name, value, batch)]
+    return [name for name, value in tensors.items() if not _checked(teacher, name, value, batch)]
 
 
 def check_ids(name: str, ids: Tensor, classes: int | None) -> None:
@@ -164,7 +164,7 @@ def _context(config: Any) -> int | None:
     return limit if known else None
 
 
-def _judged(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str, Tensor]) -> bool:
+def _checked(teacher: ModelTeacher, name: str, value: Tensor, batch: Mapping[str, Tensor]) -> bool:
     """Compare one input with the table that it indexes, or with its texts.
 
     Returns:

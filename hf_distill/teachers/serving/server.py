@@ -123,7 +123,7 @@ class TeacherServer:
         given = (authorization or "").encode("utf-8", "replace")
         return self._token is None or hmac.compare_digest(given, self._token)
 
-    def knows(self, host: str | None, origin: str | None) -> bool:
+    def accepts(self, host: str | None, origin: str | None) -> bool:
         """Check the Host and Origin of a request on the loopback."""
         if self._names is None:
             return True

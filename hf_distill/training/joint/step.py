@@ -186,4 +186,4 @@ def ensemble_of(signals: Mapping[str, Signal]) -> Signal:
         ValueError: logits of several shapes, or none.
     """
     members = member_probs(signals.items(), temperature=1.0, partial=False)
-    return mean_of(members, "probabilities", lambda member: member.chances.new_zeros(()))
+    return mean_of(members, "probabilities", lambda member: member.log_probs.new_zeros(()))
