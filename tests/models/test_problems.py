@@ -295,7 +295,9 @@ def test_labels_of_lists_and_of_other_lengths_are_refused(tmp_path: Path) -> Non
         batch: dict[str, Any] = collate([{"input_ids": r["input_ids"]} for r in rows])
         return {**batch, "labels": [{"class_labels": torch.tensor([1])} for _ in rows]}
 
-    with pytest.raises(ValueError, match=r"one tensor.*BertForSequenceClassification.*HEADS"):
+    with pytest.raises(
+        ValueError, match=r"one tensor.*BertForSequenceClassification.*CUSTOM_TASKS"
+    ):
         first_step(tmp_path, texts(), model=student, teacher_model=teacher, data_collator=boxes)
     tags = [{**row, "labels": [0] * 11} for row in texts()]
     with pytest.raises(
@@ -622,7 +624,7 @@ def test_logits_of_another_shape_than_the_items_are_refused(
     student, teacher = models("token_classification")
     monkeypatch.setitem(CUSTOM_TASKS, "BertForTokenClassification", "sequence_classification")
     options: dict[str, Any] = {"model": student, "teacher_model": teacher, "alpha": 1.0}
-    message = r"items \(8,\).*the (student|teacher) \(BertForTokenCl.*got \(8, 9, 3\).*HEADS"
+    message = r"items \(8,\).*the (student|teacher) \(BertForTokenCl.*got \(8, 9, 3\).*CUSTOM_TASKS"
     with pytest.raises(ValueError, match=message):
         first_step(tmp_path, texts(), **options)
     monkeypatch.setitem(CUSTOM_TASKS, "BertForTokenClassification", "token_classification")

@@ -85,8 +85,8 @@ def top(logits: Tensor, k: int, temperature: float = 1.0) -> SparseProbs:
     return SparseProbs(*parts, classes=logits.shape[-1], temperature=temperature)
 
 
-def partly(sparse: SparseProbs, exact: bool = True) -> Says:
-    return Says(Signal(sparse=sparse), Needs(logits=True, unsampled=exact))
+def partly(sparse: SparseProbs, unsampled: bool = True) -> Says:
+    return Says(Signal(sparse=sparse), Needs(logits=True, unsampled=unsampled))
 
 
 def dense(sparse: SparseProbs) -> np.ndarray:
