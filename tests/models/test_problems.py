@@ -295,9 +295,7 @@ def test_labels_of_lists_and_of_other_lengths_are_refused(tmp_path: Path) -> Non
         batch: dict[str, Any] = collate([{"input_ids": r["input_ids"]} for r in rows])
         return {**batch, "labels": [{"class_labels": torch.tensor([1])} for _ in rows]}
 
-    with pytest.raises(
-        ValueError, match=r"one tensor.*BertForSequenceClassification.*CUSTOM_TASKS"
-    ):
+    with pytest.raises(ValueError, match=r"one tensor.*BertForSequenceCl.*CUSTOM_TASKS"):
         first_step(tmp_path, texts(), model=student, teacher_model=teacher, data_collator=boxes)
     tags = [{**row, "labels": [0] * 11} for row in texts()]
     with pytest.raises(
