@@ -1,5 +1,4 @@
-"""The files of a checkpoint: listed with their checksums when it is written, compared before it is
-resumed from, and rotated by their steps."""
+"""Files of a checkpoint: their list with checksums, its comparison before a resume, rotation."""
 
 from __future__ import annotations
 
@@ -31,13 +30,13 @@ from hf_distill.training.safe_state import STATES, packed
 logger = logging.getLogger(__name__)
 
 SAVING, REPLACED = "_saving", "replaced"
-"""The place in the output folder of a checkpoint until it is whole, or while it is removed."""
+"""Folder in the output folder of a checkpoint that is being written or removed."""
 LIST = "checksums.json"
-"""The name of the list: ``files``, each with its ``bytes`` and ``xxh3_128``."""
+"""Name of the list: ``files``, each with its ``bytes`` and ``xxh3_128``."""
 STATE = "trainer_state.json"
 MISSING = "missing"
 UNREAD = ("training_args.bin", "README.md")
-"""Files that nobody reads on resuming."""
+"""Files that a resume does not read."""
 WEIGHTS = (
     *("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*"),
     *("global_step*", "*/*.distcp"),
@@ -49,11 +48,11 @@ PARTS = {
     "scheduler.pt": ("scheduler.pt", "global_step*"),
     "rng_state.pth": ("rng_state*.pth",),
 }
-"""The parts a run goes on with besides weights and `STATE`, each with the patterns of its files."""
+"""Parts that a resume reads besides weights and `STATE`, each with the patterns of its files."""
 DISPENSABLE = ("replay-*",)
 """Files without which a trainer resumes with a warning."""
 READ_ANEW = (*STATES, *OPTIMIZERS, "training_state.*", "replay-*", STATE)
-"""Patterns of files that the best model is loaded without."""
+"""Patterns of files that loading the best model does not read."""
 
 
 class CheckpointError(ValueError):
@@ -146,7 +145,7 @@ def _problems(folder: Path, states: bool, anew: bool) -> Iterator[tuple[str, str
 
 
 def _absent(folder: Path, held: Iterable[str]) -> list[str]:
-    """The `PARTS` that a checkpoint does not hold in any form."""
+    """`PARTS` that are missing from a checkpoint in every form."""
     there = [*held, *(path.name for path in folder.iterdir())]
     return [part for part, forms in PARTS.items() if not _matching(there, forms)]
 
@@ -160,7 +159,7 @@ def _is_state(name: str) -> bool:
 
 
 def _difference(path: Path, record: Mapping[str, Any]) -> str:
-    """The difference of a file from its record; empty if there is none."""
+    """Difference of a file from its record; empty if there is none."""
     if not path.is_file():
         return MISSING
     size, wanted = path.stat().st_size, record["bytes"]
@@ -184,7 +183,7 @@ def _unreadable(path: Path) -> str:
 
 
 def _unsafe(path: Path) -> str:
-    """Why a state must not or cannot be loaded; no code of it is run."""
+    """Reason to refuse a pickled state, found without running its code; empty if there is none."""
     try:
         with safe_globals(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -267,9 +266,10 @@ def steps_of(run: Path) -> dict[int, Path]:
 
 
 def superseded(run: Path, limit: int | None, newest: int, best: Path | None) -> list[Path]:
-    """The checkpoints that are too many, the first to go first; by step, not by their times.
+    """Checkpoints over the limit, in the order of their removal: by step, not by file times.
 
-    Those of more steps than the newest are of a run that was gone back from, and go before all.
+    Those of more steps than the newest were left by a run that was resumed from an earlier
+    checkpoint, and are removed first.
 
     Args:
         run: Where the checkpoints lie.
@@ -302,8 +302,8 @@ def clear_staging(staging: Path) -> None:
 
 
 def make_way(place: Path, staging: Path) -> None:
-    """Put an earlier checkpoint of this name into ``staging``: half deleted it would be the newest
-    one. Anything else of this name is a person's, and gets another."""
+    """Move an earlier checkpoint of this name into ``staging``, since a half-deleted one would be
+    taken for the newest. Anything else of this name is renamed and kept."""
     if (place / STATE).is_file():
         os.replace(place, staging / REPLACED)
     elif place.exists():
@@ -314,7 +314,7 @@ def make_way(place: Path, staging: Path) -> None:
 
 
 def remove_whole(folders: Iterable[Path], staging: Path) -> None:
-    """Remove folders by first moving them into ``staging``, so that none is ever half there."""
+    """Remove folders after moving them into ``staging``, so that none is left half deleted."""
     for folder in folders:
         staging.mkdir(exist_ok=True)
         shutil.rmtree(staging / folder.name, ignore_errors=True)

@@ -580,10 +580,10 @@ class DistillationTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One micro-batch, whose loss is divided by the number of those in the window.
+        """One micro-batch, whose loss is divided by the number of micro-batches of the window.
 
-        So `compute_loss` is given the counts of the window divided by that number, and what a
-        subclass adds to its loss may be a mean over the batch or a sum over these counts.
+        `compute_loss` therefore receives the counts of the window divided by that number, and a
+        term that a subclass adds may be a mean over the batch or a sum over these counts.
         """
         with self.window.step():
             if num_items_in_batch is not None and not self.loss_is_scaled_for_ga:
@@ -646,8 +646,8 @@ class DistillationTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """As in `transformers.Trainer`; a checkpoint is compared with the list of its files first.
-        A run that saves is the only one in its output folder, until it ends or is killed.
+        """As in `transformers.Trainer`; a checkpoint is first compared with the list of its files,
+        and a run that saves locks its output folder until it ends.
 
         Raises:
             FolderError: another run saves in the output folder.
@@ -695,8 +695,8 @@ class DistillationTrainer(Trainer):
             return super()._prepare_for_training(*args, **options)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `transformers.Trainer`, and under FSDP with SHARDED_STATE_DICT a whole student too:
-        a checkpoint alone may do with shards, unless it is pushed."""
+        """As in `transformers.Trainer`; under FSDP with SHARDED_STATE_DICT the whole student too,
+        except in checkpoints that are not pushed."""
         shards_suffice = self._checkpoint.staging is not None and not self.args.push_to_hub
         if saves_shards(self.accelerator) and not shards_suffice:
             state = self.accelerator.get_state_dict(self.model)  # all processes take part
@@ -714,7 +714,7 @@ class DistillationTrainer(Trainer):
         return super()._get_output_dir(trial) if staging is None else str(staging)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save under another name and rename, so that every ``checkpoint-N`` is a whole one."""
+        """Save under another name and rename, so that every ``checkpoint-N`` is complete."""
         step, writes = self.state.global_step, self.args.should_save
         self.component_log.mean(step)  # broken weights must not replace a good checkpoint
         check_finite(self._student, self.accelerator, step)
@@ -758,8 +758,8 @@ class DistillationTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _finalize_training(self, trial: Any, *args: Any, **options: Any) -> Any:
-        """As in `Trainer`, which with ``save_total_limit=1`` keeps the best checkpoint alone and
-        removes every folder whose name begins like one's: of these, real ones only."""
+        """As in `Trainer`; ``save_total_limit=1`` removes checkpoints only, where `Trainer` removes
+        every folder whose name begins with ``checkpoint``."""
         self._add_resumed_losses()  # of a run that was at its end
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

@@ -15,9 +15,9 @@ from hf_distill.training.reduction import Counts
 class AccumulationWindow:
     """Items of the micro-batches of one optimizer step, by unit.
 
-    The loss of a window is a sum over its items divided by their number. In `training_step` that is
-    the mean over the micro-batches of their sums divided by the mean number, so that what a
-    subclass adds, or has in its place, may be the mean of its batch.
+    The loss of a window is a sum over its items divided by their number. In `training_step` it is
+    computed as the mean over the micro-batches of their sums divided by the mean number, so that a
+    loss that a subclass adds or returns instead may be the mean of its batch.
 
     Attributes:
         counts: Counts of the present window over all processes; None before the first.

@@ -109,6 +109,7 @@ def test_sums_continue_from_a_checkpoint(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     first.save(tmp_path, LossSums(torch.tensor(2.5), 12.0, 3), accelerator)
     second.load(tmp_path, accelerator)
+    assert second.extra is not None
     assert second.extra.figures() == {"windows": 7}
     assert second.resumed
     assert second.resumed_losses() == (2.5, 12.0, 3)

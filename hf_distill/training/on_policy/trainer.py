@@ -308,7 +308,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         return Path(folder) / f"replay-{self.args.process_index:05d}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """On every process: what it has drawn belongs to its random state."""
+        """Save the replay buffer of this process too: its content belongs to the random state."""
         super()._save_rng_state(output_dir)
         if self.args.replay_capacity:
             self._buffer.save(self._replay_path(output_dir))
