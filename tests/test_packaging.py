@@ -29,7 +29,8 @@ SHORT = (
 
 def in_the_tree() -> set[str]:
     """Paths of the files that a wheel has to hold, as they are named in the wheel."""
-    packages = [*(ROOT / "hf_distill").rglob("*.py"), ROOT / "hf_distill/py.typed"]
+    package = ROOT / "hf_distill"
+    packages = [*package.rglob("*.py"), package / "py.typed", *package.rglob("*.txt")]
     outside = [path for pattern in OUTSIDE for path in ROOT.glob(pattern)]
     named = [path.relative_to(ROOT) for path in packages]
     named += [Path("hf_distill") / path.relative_to(ROOT) for path in outside if path.is_file()]

@@ -17,9 +17,9 @@ from hf_distill.robustness.perturbations.characters import (
     ACCENTED,
     CONTRACTIONS,
     HOMOGLYPHS,
+    MISSPELLINGS,
     NEIGHBOURS,
 )
-from hf_distill.robustness.perturbations.misspellings import MISSPELLINGS
 
 TEXTS = [p.name for p in PERTURBATIONS.values() if p.modality == "text"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz" * 20  # 520 letters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from pathlib import Path
 
 
 def _neighbours() -> dict[str, str]:
@@ -100,3 +101,11 @@ EMOJI = tuple(
     "\N{LARGE BLUE CIRCLE}"
 )
 """Emoji without sentiment."""
+
+_TABLE = Path(__file__).with_name("misspellings.txt").read_text(encoding="utf-8")
+MISSPELLINGS: dict[str, tuple[str, ...]] = {
+    word: tuple(forms)
+    for word, *forms in map(str.split, _TABLE.splitlines())
+    if not word.startswith("#")
+}
+"""Lower-case English word -> its common misspellings."""

@@ -23,10 +23,10 @@ from hf_distill.robustness.perturbations.characters import (
     CONTRACTIONS,
     EMOJI,
     HOMOGLYPHS,
+    MISSPELLINGS,
     NEIGHBOURS,
     OCR,
 )
-from hf_distill.robustness.perturbations.misspellings import MISSPELLINGS
 
 Span = tuple[int, int]
 TextFunction = Callable[[str, int, np.random.Generator], str]
