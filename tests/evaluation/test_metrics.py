@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 
 from hf_distill.evaluation import metrics
 from hf_distill.evaluation.metrics import (
@@ -302,12 +301,11 @@ def record(key, function, *arguments, **keywords):
 
 
 student, teacher, labels = data["student"], data["teacher"], data["labels"]
-names = ["accuracy", "agreement", "calibration_error", "f1", "kl_divergence", "retention"]
+names = ["agreement", "calibration_error", "kl_divergence", "retention"]
 loaded = {name: metrics.load(name) for name in names}
 about = {k: [m.name, m.description, m.citation, str(m.features)] for k, m in loaded.items()}
 run = {name: module.compute for name, module in loaded.items()}
 logits = dict(predictions=student, references=teacher)
-classes = dict(predictions=student.argmax(-1), references=labels)
 record("agreement", run["agreement"], **logits)
 record("agreement ids", run["agreement"], predictions=student.argmax(-1),
        references=teacher.argmax(-1).tolist())
@@ -324,12 +322,6 @@ record("kl at 2", run["kl_divergence"], **logits, temperature=2.0)
 record("ece", run["calibration_error"], predictions=student, references=labels)
 record("ece of 10", run["calibration_error"], predictions=student, references=labels, bins=10)
 record("retention", run["retention"], predictions=[0.6, 0.9], references=[0.8, 0.9])
-record("accuracy", run["accuracy"], **classes)
-record("f1", run["f1"], **classes)
-record("f1 of a class that is only predicted", run["f1"], predictions=[0, 1, 2, 2],
-       references=[0, 1, 1, 0])
-for name in ("accuracy", "f1"):
-    record(f"{name} unlabelled", run[name], predictions=[1, 2], references=[-100, -100])
 record("retention of 0", run["retention"], predictions=[0.5, 0.5], references=[0.5, 0.0])
 record("agreement shapes", run["agreement"], predictions=student, references=teacher[:, :2])
 record("kl shapes", run["kl_divergence"], predictions=student, references=teacher[:, :2])
@@ -452,21 +444,9 @@ def test_retention_module(offline: dict[str, Any]) -> None:
     assert offline["results"]["retention"] == pytest.approx({"retention": 0.875})
 
 
-def test_accuracy_and_f1_modules(offline: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:
-    """scikit-learn's values on the labelled items; -100 must not become a class of its own."""
-    predicted, true = inputs["student"].argmax(-1)[:-4], inputs["labels"][:-4]
-    results = offline["results"]
-    assert results["accuracy"] == pytest.approx({"accuracy": accuracy_score(true, predicted)})
-    assert results["f1"] == pytest.approx({"f1": f1_score(true, predicted, average="macro")})
-    # by hand: classes 0 and 1 have 2/3, class 2 has 0
-    assert results["f1 of a class that is only predicted"] == pytest.approx({"f1": 4 / 9})
-
-
 def test_modules_say_what_is_wrong(offline: dict[str, Any]) -> None:
     """A NaN, or a number from half of the data, instead of the reason."""
     results = offline["results"]
-    assert "2 items, all of them labelled -100" in results["accuracy unlabelled"]
-    assert "2 items, all of them labelled -100" in results["f1 unlabelled"]
     assert "must be a positive finite number, got [0.5, 0.0]" in results["retention of 0"]
     assert "one shape, got (64, 5) and (64, 2)" in results["agreement shapes"]
     assert "(64, 5)" in results["kl shapes"]

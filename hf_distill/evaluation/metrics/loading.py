@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 # Each is the folder of a module for `evaluate`. None has an __init__.py: a subpackage `agreement`
 # would take the place of the function of that name in this package when it is imported.
-_MODULES = ("accuracy", "agreement", "calibration_error", "f1", "kl_divergence", "retention")
+_MODULES = ("agreement", "calibration_error", "kl_divergence", "retention")
 
 
 def load(name: str) -> "evaluate.EvaluationModule":
@@ -19,8 +19,7 @@ def load(name: str) -> "evaluate.EvaluationModule":
     time do not wait for each other's lock on one file.
 
     Args:
-        name: ``accuracy``, ``agreement``, ``calibration_error``, ``f1``, ``kl_divergence`` or
-            ``retention``.
+        name: ``agreement``, ``calibration_error``, ``kl_divergence`` or ``retention``.
 
     Raises:
         ValueError: there is no metric of that name here.
