@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from markdown_it import MarkdownIt
 
@@ -29,8 +33,7 @@ class Block:
 def pages() -> list[Path]:
     """The pages of the manual whose blocks are executed."""
     below = sorted((ROOT / "hf_distill").rglob("README.md"))
-    guide = ROOT / ".github" / "CONTRIBUTING.md"
-    return [ROOT / "README.md", *below, ROOT / "recipes" / "README.md", *[guide][: guide.exists()]]
+    return [ROOT / "README.md", *below, ROOT / "recipes" / "README.md"]
 
 
 def is_slow(page: Path) -> bool:
@@ -78,9 +81,15 @@ def commands(block: Block) -> list[list[str]]:
     return found
 
 
-def block_with(page: str, text: str) -> Block:
-    """The one Python block of a page, named from the repository's root, that contains ``text``."""
-    found = [block for block in blocks(ROOT / page) if block.language == "python"]
-    found = [block for block in found if text in block.code]
-    assert len(found) == 1, f"expected one Python block with {text!r} in {page}, got {len(found)}"
-    return found[0]
+def definition(page: str, name: str) -> Any:
+    """A class that a page defines, compiled with the page's imports and nothing else of it."""
+    wanted: list[ast.stmt] = []
+    for block in blocks(ROOT / page):
+        if block.language == "python":
+            for node in ast.parse("\n" * block.line + block.code).body:
+                is_import = isinstance(node, ast.Import | ast.ImportFrom)
+                if is_import or (isinstance(node, ast.ClassDef) and node.name == name):
+                    wanted.append(node)
+    module = sys.modules[f"page.{name}"] = ModuleType(f"page.{name}")
+    exec(compile(ast.Module(wanted, []), str(ROOT / page), "exec"), module.__dict__)
+    return getattr(module, name)

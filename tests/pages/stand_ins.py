@@ -2,7 +2,8 @@
 
 A function that a page names (``<!-- setup: stand_ins.text_classifiers -->``) takes any of ``names``
 (the page's namespace so far), ``folder`` (the empty working directory) and ``monkeypatch``, and
-returns the names that the block may use.
+returns the names that the block may use. A function ``check_text_classifiers`` beside it, with the
+same arguments, is called after the block.
 """
 
 from __future__ import annotations

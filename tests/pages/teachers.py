@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import datasets
@@ -11,7 +10,8 @@ import tokenizer_families
 import torch
 import transformers
 
-stand_ins = sys.modules["page_setups.stand_ins"]
+from tests.pages import stand_ins
+
 LINES = ["the end of the thing", "there and then the other thing ends", "an end and another"]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import inspect
+import json
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -14,33 +16,15 @@ from typing import Any
 
 import pytest
 
-if not (Path(__file__).parents[2] / "README.md").exists():
-    pytest.skip("an installed package comes without its README", allow_module_level=True)
+from tests.benchmarks import headline
+from tests.pages import page_blocks, stand_ins
 
-HERE = Path(__file__).parent
-
-
-def load(name: str) -> ModuleType:
-    """A module of this folder, loaded from its file."""
-    full = f"page_setups.{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[full] = module
-        spec.loader.exec_module(module)
-    return sys.modules[full]
-
-
-page_blocks, stand_ins = load("page_blocks"), load("stand_ins")
 ROOT = page_blocks.ROOT
+README = ROOT / "README.md"
+if not README.exists():
+    pytest.skip("an installed package comes without its README", allow_module_level=True)
 PAGES = page_blocks.pages()
-EXECUTED = [
-    page
-    for page in PAGES
-    if page != ROOT / "README.md" and any(b.language == "python" for b in page_blocks.blocks(page))
-]
+EXECUTED = [page for page in PAGES if any(b.language == "python" for b in page_blocks.blocks(page))]
 
 
 def named(pages: list[Path]) -> list[Any]:
@@ -57,15 +41,38 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where dataclasses look for annotations
     names = module.__dict__
+    given = {"names": names, "folder": tmp_path, "monkeypatch": monkeypatch}
+
+    def call(function: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        return function(**{key: given[key] for key in inspect.signature(function).parameters})
+
     for block in page_blocks.blocks(page):
         if block.language != "python" or block.skipped:
             continue
-        for file, function in block.setups:
-            setup = getattr(load(file), function)
-            given = {"names": names, "folder": tmp_path, "monkeypatch": monkeypatch}
-            names.update(setup(**{key: given[key] for key in inspect.signature(setup).parameters}))
+        setups = [(importlib.import_module(f"tests.pages.{file}"), f) for file, f in block.setups]
+        for where, function in setups:
+            names.update(call(getattr(where, function)))
         code = "\n" * block.line + block.code  # errors and `inspect` then show the page's lines
         exec(compile(code, str(page), "exec"), names)
+        for where, function in setups:
+            if check := getattr(where, f"check_{function}", None):
+                call(check)
+
+
+def test_readme_results_are_those_of_the_committed_run() -> None:
+    """A figure that was typed by hand, or that stayed when the run was made anew."""
+    text = " ".join(README.read_text("utf-8").split())
+    found = json.loads(headline.RESULTS.read_text("utf-8"))
+    for part in (headline.table(found), headline.gain(found, "distilled")):
+        assert " ".join(part.split()) in text
+
+
+def test_pages_are_short() -> None:
+    """Nobody reads a manual on the front page."""
+    text = README.read_text("utf-8")
+    assert len(text.split()) <= 1200
+    for page in PAGES:
+        assert len(page.read_text("utf-8").splitlines()) <= 200, page
 
 
 @pytest.mark.parametrize("page", named(PAGES))

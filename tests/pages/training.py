@@ -56,3 +56,11 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     module = SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams)
     monkeypatch.setitem(sys.modules, "vllm", module)
     return {}
+
+
+def check_vllm(names: dict[str, Any]) -> None:
+    """After the last step the engine has the student's weights, under their names."""
+    loaded, student = LLM.made[-1].weights, dict(names["student"].named_parameters())
+    assert loaded.keys() == student.keys()
+    assert all(torch.equal(loaded[name], student[name]) for name in student)
+    assert LLM.made[-1].resets > 1

@@ -1,79 +1,26 @@
-"""The two extensions that the README shows, as they stand there, and what they promise."""
+"""A subclass and an objective that the pages define: batch splits, processes, evaluation."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from launch import launch
 from tiny_models import CASES, Case, collate
 from tiny_trainers import Recorder, config, models, trainer
-from torch import Tensor
 
-from hf_distill import DistillationTrainer, HardLabels, Needs, Objective, Term
+from hf_distill import HardLabels
+from tests.pages.page_blocks import ROOT, definition
 
-# ---- a loss of one's own, in a subclass ----------------------------------------------------------
+if not (ROOT / "README.md").exists():
+    pytest.skip("an installed package comes without its README", allow_module_level=True)
 
-
-class ConfidentStudent(DistillationTrainer):
-    """Adds the mean entropy of the student's predictions to whatever objective is given."""
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        entropy = torch.distributions.Categorical(logits=outputs.logits).entropy()
-        if num_items_in_batch is None:  # no counts: the mean over this batch
-            count = len(entropy)
-        else:  # training: over all micro-batches, and processes, whose gradients are averaged
-            count = num_items_in_batch["samples"] / self.accelerator.num_processes
-        loss = loss + 0.1 * entropy.sum() / count
-        return (loss, outputs) if return_outputs else loss
-
-
-# ---- an objective of one's own -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TopMargin(Objective):
-    """The squared difference of each model's margin between its two likeliest classes."""
-
-    scale: float = 1.0
-    name: ClassVar[str] = "top_margin"
-    needs: ClassVar[Needs] = Needs(logits=True, full_vocabulary=True)
-
-    def terms(self, student: Any, teacher: Any, items: Any, context: Any) -> list[Term]:
-        ours, theirs = (self.margin(signal.logits) for signal in (student, teacher))
-        return [Term(self.name, (ours - theirs) ** 2, "items", items.masks["items"])]
-
-    def margin(self, logits: Tensor) -> Tensor:
-        first, second = logits.topk(2, dim=-1).values.unbind(-1)
-        return self.scale * (first - second)
-
-
-# ---- what they promise ---------------------------------------------------------------------------
-
+ConfidentStudent = definition("hf_distill/training/README.md", "ConfidentStudent")
+TopMargin = definition("hf_distill/objectives/README.md", "TopMargin")
 SINGLE = 1e-6  # the models are in float64; transformers adds the loss up in float32
-EXAMPLES = (ConfidentStudent, TopMargin)
-
-
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_the_readme_shows_it_as_it_is_tested(example: type) -> None:
-    source = inspect.getsource(example)
-    assert len(source.splitlines()) <= 30
-    readme = Path(__file__).parents[1] / "README.md"
-    if not readme.exists():
-        pytest.skip("an installed package comes without its README")
-    assert source.rstrip() in readme.read_text()
 
 
 def figures(folder: str, batch: str, accumulation: str, subclass: str) -> None:
