@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from hf_distill.losses.fused import LazyLogits
-from hf_distill.models.batch_checks import explained_errors
+from hf_distill.models.batch_checks import check_labels, check_readable, explained_errors
 from hf_distill.models.batches import Batch, batch_size
 from hf_distill.models.hooks import (
     attention_projections,
@@ -298,6 +298,15 @@ class TaskModel:
             run: Runs the model and returns its logits.
         """
         return self._projection is None or self._projection.is_last(run)
+
+    def check_labels(self, batch: Mapping[str, Any], items: BatchItems, wait: bool = False) -> None:
+        """Raise ValueError for labels out of range; on a GPU only with ``wait``."""
+        if items.labels is None or not (wait or check_readable(items.labels)):
+            return
+        several = self.task.name == "multiple_choice"
+        classes = batch["input_ids"].shape[1] if several else self.classes
+        tokens = self.task.classes == "vocabulary"
+        check_labels(items, self.kind(items.labels), classes, self.who, self.task.axis or 0, tokens)
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> BatchItems:
         """Items of a batch.

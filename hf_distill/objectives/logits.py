@@ -174,6 +174,8 @@ class Divergence(LogitObjective):
         settings = super().settings(student, teacher, items, context, several)
         if several and isinstance(self.temperature, tuple):
             temperature: float | Tensor = student.new_tensor(self.temperature)
+        elif isinstance(self.temperature, float | int):
+            temperature = self.temperature
         else:
             temperature = temperature_at(
                 self.temperature, student, teacher, context.progress, context.module

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.data.language.checks import check_context, check_packing
 from hf_distill.evaluation.running_metrics import FIGURES
-from hf_distill.models.batch_checks import check_inputs, check_labels, check_readable, check_weights
+from hf_distill.models.batch_checks import check_inputs, check_weights
 from hf_distill.models.modules import unwrapped
 from hf_distill.models.places import soft_prompt
 from hf_distill.models.problems import heads_of
@@ -271,24 +271,11 @@ def check_batch(
     items = task_model.items(sample)
     check_weights(items, wait=True)
     if labels:
-        check_labels_of(sample, items, task_model, wait=True)
+        task_model.check_labels(sample, items, wait=True)
     check_inputs(task_model.who, task_model.model, sample)
     if isinstance(teacher, ModelTeacher) and type(teacher).__call__ is ModelTeacher.__call__:
         check_inputs(teacher.task_model.who, teacher.task_model.model, sample)
     _check_context(sample, task_model, teacher)
-
-
-def check_labels_of(
-    batch: Mapping[str, Any], items: BatchItems, task_model: TaskModel, wait: bool = False
-) -> None:
-    """`batch_checks.check_labels` for a head; on a GPU only where it may wait for it."""
-    if items.labels is None or not (wait or check_readable(items.labels)):
-        return
-    classes = task_model.classes
-    if task_model.task.name == "multiple_choice":
-        classes = batch["input_ids"].shape[1]
-    kind, tokens = task_model.kind(items.labels), task_model.task.classes == "vocabulary"
-    check_labels(items, kind, classes, task_model.who, task_model.task.axis or 0, tokens)
 
 
 def _check_context(

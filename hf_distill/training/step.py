@@ -17,7 +17,6 @@ from hf_distill.objectives.base.objective import Context, Term, WeightedSum
 from hf_distill.objectives.base.scheduled_values import scheduled_values
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
-from hf_distill.training.checks import check_labels_of
 from hf_distill.training.chunked import Observer, StepInputs, reduce_chunked
 from hf_distill.training.reduction import reduce
 
@@ -107,7 +106,7 @@ class DistillationStep:
         batch = self.task_model.task.share(inputs, self.task_model.model)
         items = self.task_model.items(batch, real_rows)
         if self.needs_labels:
-            check_labels_of(batch, items, self.task_model)
+            self.task_model.check_labels(batch, items)
         check_weights(items)
         return StepBatch(batch, items)
 
@@ -128,7 +127,8 @@ class DistillationStep:
             return None
         signal = self.teacher(batch.inputs, needs, batch.items)
         who = f"the teacher ({type(self.teacher).__name__})"
-        return align_classes(check_teacher_signal(signal, batch.items, who), self.teacher_order)
+        signal = check_teacher_signal(signal, batch.items, who)
+        return signal if self.teacher_order is None else align_classes(signal, self.teacher_order)
 
     def ask_student(self, call: nn.Module, batch: StepBatch, needs: Needs) -> tuple[Any, Signal]:
         """The student's raw outputs, and its signal in the common order of classes.
@@ -139,7 +139,9 @@ class DistillationStep:
             needs: The requested outputs.
         """
         outputs, signal = self.task_model.ask(call, batch.inputs, needs, batch.items)
-        return outputs, align_classes(signal, self.student_order)
+        if self.student_order is not None:
+            signal = align_classes(signal, self.student_order)
+        return outputs, signal
 
     def student_loss(
         self,
@@ -195,7 +197,7 @@ class DistillationStep:
             if observer is not None:
                 observer(student, teacher, items)
         scheduled: dict[str, float | Tensor] = {}
-        if self.training:
+        if self.training and self.objective.is_scheduled:
             scheduled = scheduled_values(self.objective, dict(self.learned.items()), progress)
         return StepResult(loss, components, sums, terms, items, outputs, teacher, scheduled)
 

@@ -177,7 +177,7 @@ def test_shares_that_do_not_add_up(shares: dict[str, float | None]) -> None:
         LossShares(shares)
     with pytest.raises(ValueError, match=r"share of the total loss in \(0, 1\], got 1.5"):
         LossShare(1.5)
-    with pytest.raises(ValueError, match="is a share cannot be multiplied by 2"):
+    with pytest.raises(ValueError, match="is a LossShare cannot be multiplied by 2"):
         2.0 * (LossShare(0.5) * ForwardKL())
 
 

@@ -257,7 +257,7 @@ CONSTRUCTION: dict[str, Row] = {
         ValueError,
         "as many positions in the hidden states of the student",
         r"\(\d, 31, 16\) and \(\d, 25, 16\) at hidden_1_1",
-        "Only pictures can be resized: choose layers of one length",
+        "Only images can be resized: choose layers of one length",
     ),
     "empty data": (
         lambda p: build(p, train_dataset=[]),

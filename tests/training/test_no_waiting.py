@@ -92,7 +92,7 @@ class Watched(DistillationTrainer):
             return function(*args, **kwargs)
         with pytest.MonkeyPatch.context() as patch, Reads() as reads:
             patch.setattr(
-                "hf_distill.training.checks.check_readable", lambda values: False
+                "hf_distill.models.task_model.check_readable", lambda values: False
             )  # as on a GPU
             result = function(*args, **kwargs)
         self.lines = [*getattr(self, "lines", []), *reads.lines]

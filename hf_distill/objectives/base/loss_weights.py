@@ -76,7 +76,7 @@ def product(own: Weight, weight: Weight) -> Weight:
             isinstance(one, Schedule) and not isinstance(other, float | int)
         ):
             raise ValueError(
-                f"A weight that is a {type(one).__name__.lower()} cannot be multiplied by {other}. "
+                f"A weight that is a {type(one).__name__} cannot be multiplied by {other}. "
                 "Give each part of the sum its weight by itself."
             )
     for one, other in ((own, weight), (weight, own)):

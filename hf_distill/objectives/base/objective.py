@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -172,17 +173,17 @@ class WeightedSum:
             named.append((part.name + suffix, weight, part))
         return named
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         """Outputs requested from the teacher."""
         return _all(part.needs for _, part in self.parts)
 
-    @property
+    @cached_property
     def student_needs(self) -> Needs:
         """Outputs requested from the student."""
         return _all(part.student_needs for _, part in self.parts)
 
-    @property
+    @cached_property
     def is_itemwise(self) -> frozenset[str]:
         """Names of the objectives that read logits, if each is itemwise; otherwise none: the logits
         are needed as a whole."""
@@ -191,15 +192,15 @@ class WeightedSum:
         }
         return frozenset(reads) if all(reads.values()) else frozenset()
 
-    @property
+    @cached_property
     def needs_labels(self) -> bool:
         return any(part.needs_labels for _, part in self.parts)
 
-    @property
+    @cached_property
     def needs_initial(self) -> bool:
         return any(part.needs_initial for _, part in self.parts)
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         return frozenset[str]().union(*(part.columns for _, part in self.parts))
 
@@ -243,6 +244,14 @@ class WeightedSum:
                     )
                 )
         return found
+
+    @cached_property
+    def is_scheduled(self) -> bool:
+        """Whether a weight or a temperature changes during training."""
+        temperatures = [getattr(part, "temperature", None) for _, part in self.parts]
+        weights: list[Any] = [weight for weight, _ in self.parts]
+        fixed = int | float | tuple | None
+        return not all(isinstance(setting, fixed) for setting in (*weights, *temperatures))
 
     def observe(
         self,
