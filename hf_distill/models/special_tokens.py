@@ -32,7 +32,7 @@ class SpecialTokens:
         reads: True for a classifier of texts.
 
     Attributes:
-        told: The tokens of the data, where the config may name others.
+        from_data: The tokens of the data, where the config may name others.
     """
 
     def __init__(self, model: nn.Module, config: Any, who: str, reads: bool):

@@ -43,8 +43,8 @@ class LogitObjective(Objective):
     loss: ClassVar[Callable[..., Tensor]]
     kinds: ClassVar[frozenset[str]] = PROBABILITIES
     gaussian: ClassVar[float] = 0.0
-    """For regression both outputs are means of normal distributions of variance 1; the divergence
-    is then this factor times the squared difference. 0: no closed form."""
+    """Factor of the squared difference for regression, whose outputs are means of normal
+    distributions of variance 1. 0: no closed form."""
     needs: ClassVar[Needs] = WHOLE
 
     @property
