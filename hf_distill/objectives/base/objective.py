@@ -247,7 +247,7 @@ class WeightedSum:
 
     @cached_property
     def is_scheduled(self) -> bool:
-        """Whether a weight or a temperature changes during training."""
+        """True if a weight or a temperature changes during training."""
         temperatures = [getattr(part, "temperature", None) for _, part in self.parts]
         weights: list[Any] = [weight for weight, _ in self.parts]
         fixed = int | float | tuple | None
