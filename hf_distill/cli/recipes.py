@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.cli.base import EXIT_CODES, Say, UsageError, add_command, nearest
+from hf_distill.utils.files import write_bytes
 
 EPILOG = f"""examples:
   hf-distill recipes list
@@ -112,9 +112,7 @@ def copy(path: Path, root: Path, folder: Path) -> Iterator[Path]:
             raise UsageError(f"{target} is there with other content; move it, or name another DIR")
     for file, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(file.read_bytes())
-        os.replace(temporary, target)
+        write_bytes(target, file.read_bytes())
         yield target
 
 

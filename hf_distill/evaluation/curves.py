@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_distill.utils.files import save_figure, write_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -121,13 +123,6 @@ def _draw_panel(ax: Any, panel: Panel) -> dict[str, Any]:
     if values and 0 < 100 * min(values) < max(values):
         ax.set_yscale("log")
     return handles
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
 
 
 # ---- what a run logged ---------------------------------------------------------------------------
@@ -257,10 +252,8 @@ def write_curves(log_history: Sequence[Mapping[str, Any]], folder: Path, title: 
         return
     figure = draw(panels)
     folder.mkdir(parents=True, exist_ok=True)
-    save(figure, folder / PICTURE)
-    temporary = folder / f".{PAGE}.tmp"
-    temporary.write_text(page(title, figure, training, evaluation), encoding="utf-8")
-    temporary.replace(folder / PAGE)
+    save_figure(figure, folder / PICTURE)
+    write_text(folder / PAGE, page(title, figure, training, evaluation))
 
 
 class CurvesCallback(TrainerCallback):

@@ -6,7 +6,6 @@ Nothing here trains, and the models are loaded as a user of the published studen
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from hf_distill.evaluation.predictor import Predictor, aligned
 from hf_distill.evaluation.values import length_of
 from hf_distill.evaluation.verdicts import checkpoint
 from hf_distill.hub.comparison import weight
-from hf_distill.utils.files import write_text
+from hf_distill.utils.files import write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
 from hf_distill.utils.markdown import table
 
@@ -231,7 +230,7 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
     """
     check(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_text(Path(folder) / "eval.json", json.dumps(facts, indent=1) + "\n")
+    write_json(Path(folder) / "eval.json", facts)
     write_text(Path(folder) / "eval.md", markdown(facts) + "\n")
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_distill.utils.files import write_json
 from hf_distill.utils.folders import contents, held, refuse_foreign_files
 
 ONNX, INT8 = "ONNX", "ONNX int8"
@@ -167,10 +168,7 @@ def keep(folder: Path, staged: Path, row: Exported) -> None:
             old.unlink(missing_ok=True)
     for path in staged.iterdir():
         os.replace(path, facts.parent / path.name)
-    temporary = staged / facts.name
-    text = json.dumps({"weights": weights_of(folder), "exports": rows}, indent=1)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, facts)
+    write_json(facts, {"weights": weights_of(folder), "exports": rows})
 
 
 def weights_of(folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from hf_distill.evaluation.verdicts import no_word_yet
 from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
 from hf_distill.robustness.axes import AXES
-from hf_distill.utils.files import write_json, write_text
+from hf_distill.utils.files import save_figure, write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
 from hf_distill.utils.markdown import table
 
@@ -238,9 +238,7 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
+    save_figure(figure, path)
 
 
 Points = Mapping[tuple[str, int], tuple[float, float, float]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_distill.evaluation.curves import Line, Panel, draw, save
+from hf_distill.evaluation.curves import Line, Panel, draw
 from hf_distill.hub.comparison import MODELS
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
@@ -18,7 +18,7 @@ from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.robustness.report import write_report
 from hf_distill.training.run_facts import environment
 from hf_distill.utils.directions import lower_is_better
-from hf_distill.utils.files import write_json, write_text
+from hf_distill.utils.files import save_figure, write_json, write_text
 
 FIGURES = (
     *("accuracy", "perplexity", "agreement", "forward_kl_divergence", "reverse_kl_divergence"),
@@ -299,4 +299,4 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
 
     metric = facts["metric"]
     loss = Panel("Training loss", lines("loss"), "loss (each model's own objective)")
-    save(draw([loss, Panel(f"Validation {metric}", lines(metric), metric)]), path)
+    save_figure(draw([loss, Panel(f"Validation {metric}", lines(metric), metric)]), path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_distill.robustness.tables import COLUMNS
+from hf_distill.utils.files import save_figure
 
 _COLOURS = {
     "teacher": "#555555",
@@ -82,7 +83,7 @@ def reliability(facts: Mapping[str, Any], path: Path) -> None:
         panel.set(xlim=(max(0.0, low - 0.1), 1.02), ylim=(-0.02, 1.02), xlabel="confidence")
         _tidy(panel)
     panels[0].set_ylabel("accuracy")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(facts: Mapping[str, Any], role: str, names: list[str]) -> np.ndarray:
@@ -122,10 +123,4 @@ def _finish(figure: Any, facts: Mapping[str, Any], path: Path) -> None:
         for role in facts["roles"]
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
+    save_figure(figure, path)

@@ -32,7 +32,7 @@ from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import RobustnessConfig
 from hf_distill.robustness.runner import ModelAnswers, Runner
 from hf_distill.robustness.store import ReportStore
-from hf_distill.utils.files import write_text
+from hf_distill.utils.files import write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
 
 ROLES = ("teacher", "baseline", "control", "student")
@@ -103,7 +103,7 @@ def check_report(folder: Path) -> None:
 def write_report(facts: Mapping[str, Any], folder: Path, title: str = "Robustness") -> None:
     """Write the files of `Report.write`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "robustness.json", json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "robustness.json", facts)
     write_text(folder / "robustness.md", tables.markdown(facts, title))
     if facts["perturbations"]:
         plots.severity(facts, folder / "severity.png")

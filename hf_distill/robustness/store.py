@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+
+from hf_distill.utils.files import replacing
 
 Arrays = dict[str, np.ndarray]
 _KEY = "key"
@@ -76,7 +77,5 @@ def _read(path: Path, key: str) -> Arrays | None:
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path, shared=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **{_KEY: np.array(key)}, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)

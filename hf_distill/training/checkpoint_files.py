@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_distill.teachers.cache.checked_json import read_sealed, sealed
 from hf_distill.teachers.cache.shards import checksum
 from hf_distill.training.safe_state import STATES, packed
+from hf_distill.utils.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,7 @@ def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
             name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
             for name, digest in zip(listed, sums, strict=True)
         }
-    temporary = folder / f".{LIST}.tmp"
-    temporary.write_bytes(sealed({"files": files}))
-    os.replace(temporary, folder / LIST)
+    write_bytes(folder / LIST, sealed({"files": files}))
 
 
 def _files(folder: Path) -> Iterator[str]:

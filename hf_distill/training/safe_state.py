@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_pt_utils import safe_globals
 
+from hf_distill.utils.files import replacing
+
 STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Patterns of the pickles that resuming reads."""
 TENSORS, STRUCTURE = "training_state.safetensors", "training_state.json"
@@ -81,9 +83,8 @@ def unpack_states(folder: str | os.PathLike[str]) -> None:
                     f"expected in {root / STRUCTURE} the states that {TENSORS} belongs to, got "
                     f"another {name} ({type(error).__name__}: {error}); download both again"
                 ) from error
-            temporary = root / f".{name}.{os.getpid()}"
-            torch.save(decoded, temporary)
-            os.replace(temporary, root / name)
+            with replacing(root / name, shared=True) as temporary:
+                torch.save(decoded, temporary)
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -18,8 +18,6 @@ stored, and training repeats these views: arXiv 2303.08983 (dataset reinforcemen
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import torch
 import xxhash
 
 from hf_distill.data.views import Example, Parameters, RandomView, Views, plain_key
+from hf_distill.teachers.cache.checked_json import replacing
 
 FILE = "views.jsonl"
 """File in the folder of the cache: a line of settings, a line for each example, a checksum."""
@@ -98,17 +97,9 @@ class AugmentationLog:
     def save(self, folder: str | Path) -> Path:
         """Write ``views.jsonl`` into a folder, atomically."""
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{FILE}.{uuid.uuid4().hex}.tmp")  # one per process
-        try:
-            with temporary.open("wb") as file:
-                file.write(self._body.data)
-                file.write(_checksum(self._body))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(self._body.data)
+            file.write(_checksum(self._body))
         return path
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from hf_distill.teachers.cross_tokenizer.byte_tokens import ByteTokens
 from hf_distill.teachers.cross_tokenizer.retokenize import Retokenizer
+from hf_distill.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,10 @@ def shared_tokens(translator: Retokenizer, folder: str | Path | None = None) -> 
     if path.is_file():
         return SharedVocabulary(**load_file(path))
     shared = _compare(translator)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(PermissionError):  # a read-only home: computed every time
         kept.mkdir(parents=True, exist_ok=True)
-        save_file(vars(shared), temporary)
-        os.replace(temporary, path)
+        with replacing(path, shared=True) as temporary:
+            save_file(vars(shared), temporary)
     return shared
 
 

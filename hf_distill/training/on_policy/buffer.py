@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_distill.training.on_policy.prompts import PromptCompletion
+from hf_distill.utils.files import replacing
 
 
 class ReplayBuffer:
@@ -45,9 +45,8 @@ class ReplayBuffer:
         parts = [part for pair in self._pairs for part in pair]
         tokens = torch.tensor([token for part in parts for token in part], dtype=torch.int64)
         lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({"tokens": tokens, "lengths": lengths}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({"tokens": tokens, "lengths": lengths}, temporary)
 
     def load(self, path: Path) -> None:
         """Load the content stored by `save`."""
