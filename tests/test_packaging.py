@@ -103,7 +103,7 @@ def test_the_wheel_holds_the_tree(built: Path) -> None:
     assert "hf_distill/recipes/sources.py" in wanted
     assert "hf_distill/model_cards/model_card.md" in wanted
     assert wanted <= packed
-    pages = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("hf_distill/**/README.md")}
+    pages = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("hf_distill/**/*.md")}
     assert packed - wanted == pages
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"Requires-Python: {project['requires-python']}" in metadata
