@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from hf_distill.cli.base import EXIT_CODES, Say, add_command
-from hf_distill.robustness.axes import ATTACKS, AXES
+from hf_distill.evaluation.judged_metrics import ATTACKS, AXES
 
 _AXES = "\n".join(f"  robustness.{axis:13}{name}" for axis, name in AXES.items())
 _USUAL = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in ATTACKS.items() if names)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_distill.evaluation.judged_metrics import AXES
 from hf_distill.evaluation.verdicts import no_word_yet
 from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
-from hf_distill.robustness.axes import AXES
 from hf_distill.utils.files import save_figure, write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
 from hf_distill.utils.markdown import table

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_distill.evaluation.judged_metrics import AXES
 from hf_distill.evaluation.statistics import paired_t
 from hf_distill.evaluation.verdicts import judge, require
-from hf_distill.robustness.axes import AXES
 from hf_distill.robustness.figures import scores_of
 from hf_distill.robustness.plan import RobustnessConfig
 from hf_distill.robustness.runner import ModelAnswers, Runner

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from hf_distill.robustness.axes import ATTACKS
+from hf_distill.evaluation.judged_metrics import ATTACKS
 from hf_distill.robustness.invariance import TESTS
 from hf_distill.robustness.perturbations import CORE, SEVERITIES, perturbation
 

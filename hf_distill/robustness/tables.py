@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_distill.evaluation.judged_metrics import AXES
 from hf_distill.evaluation.verdicts import no_word_yet
-from hf_distill.robustness.axes import AXES
 from hf_distill.utils.markdown import table
 
 COLUMNS = {

@@ -215,16 +215,14 @@ from hf_distill import __version__
 assert "torch" not in sys.modules, "import hf_distill"
 import hf_distill.losses
 assert "transformers" not in sys.modules, "a module alone"
-from hf_distill import DistillationTrainer, ForwardKL, trainer
+from hf_distill import DistillationTrainer, ForwardKL, training
 assert hf_distill.ForwardKL is ForwardKL
-assert trainer.DistillationTrainer is DistillationTrainer
+assert training.trainer.DistillationTrainer is DistillationTrainer
 names = {}
 exec("from hf_distill import *", names)
-from hf_distill import api
-missing = set(api.__all__) - set(names)
+missing = set(hf_distill.__all__) - set(names)
 assert not missing, missing
-assert len(set(api.__all__)) > 100
-assert hf_distill.__all__ == api.__all__
+assert len(set(hf_distill.__all__)) > 100
 assert {"ForwardKL", "OBJECTIVES", "__version__"} <= set(dir(hf_distill))
 assert hf_distill.robustness.RobustnessConfig
 for name in ("Nothing", "_nothing", "__nothing__"):

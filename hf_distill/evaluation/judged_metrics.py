@@ -1,4 +1,4 @@
-"""Judged metrics and default attacks, separate from the report so that help texts load quickly."""
+"""Judged metrics and default attacks of robustness reports; help texts import nothing else."""
 
 from __future__ import annotations
 
