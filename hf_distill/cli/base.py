@@ -7,13 +7,13 @@ and ``run(args, say) -> int``, which imports what it needs and gives an exit cod
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from hf_distill.utils.folders import trouble
+from hf_distill.utils.suggest import nearest
 
 EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with
 the command line, the recipe, what was given, or the disk and folder that are written; 3 a
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse an invalid choice with the nearest valid one."""
         if action.choices is not None and value not in action.choices:
             names = [str(choice) for choice in action.choices]
-            message = f"{str(value)!r} is unknown{nearest(str(value), names)}"
+            message = f"{str(value)!r} is unknown{near_hint(str(value), names)}"
             raise argparse.ArgumentError(action, f"{message} (expected one of {', '.join(names)})")
 
     def error(self, message: str) -> NoReturn:
@@ -52,14 +52,14 @@ class Parser(argparse.ArgumentParser):
         for word in self._words:
             name = word.partition("=")[0]
             if name.startswith("--") and not any(known.startswith(name) for known in options):
-                message += f"; {name} is unknown{nearest(name, options)}"
+                message += f"; {name} is unknown{near_hint(name, options)}"
         super().error(message)
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
+def near_hint(word: str, names: Iterable[str]) -> str:
     """``, did you mean 'train'?``, or nothing where no name is near."""
-    found = difflib.get_close_matches(word, list(names), n=1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    found = nearest(word, names)
+    return f", did you mean {found!r}?" if found else ""
 
 
 def add_command(commands: Any, name: str, help: str, description: str, **options: Any) -> Parser:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed, nearest
+from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed, near_hint
 
 EPILOG = f"""examples:
   hf-distill eval runs/movie-reviews/final --dataset org/reviews --split test
@@ -129,7 +129,7 @@ def _read(file: str) -> Any:
         )
     if not path.is_file():
         beside = [one.name for one in path.parent.glob("*") if one.suffix == path.suffix]
-        raise ValueError(f"--data: there is no file {file}{nearest(path.name, beside)}")
+        raise ValueError(f"--data: there is no file {file}{near_hint(path.name, beside)}")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_distill.cli.base import UsageError, nearest
+from hf_distill.cli.base import UsageError, near_hint
 
 FLAGS = {"help", "version", "dry-run", "push"}
 """Options that are not keys of a recipe."""
@@ -28,7 +28,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
             following = next(words, None)
             if following is None or following.startswith("--"):
                 flags = [f"--{flag}" for flag in FLAGS]
-                hint = nearest(f"--{name}", flags) or f": --{name} VALUE (in YAML)."
+                hint = near_hint(f"--{name}", flags) or f": --{name} VALUE (in YAML)."
                 raise UsageError(f"--{name} needs a value{hint}")
             value = following
         overrides.append((name, value))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, UsageError, add_command, nearest
+from hf_distill.cli.base import EXIT_CODES, Say, UsageError, add_command, near_hint
 from hf_distill.utils.files import write_bytes
 
 EPILOG = f"""examples:
@@ -134,7 +134,7 @@ def _found(name: str, root: Path) -> Path:
         return known[found[0]]
     if found:
         raise UsageError(f"{name!r} may be {' or '.join(found)}: give the whole name")
-    close = nearest(wanted, known) or "; see `hf-distill recipes list`"
+    close = near_hint(wanted, known) or "; see `hf-distill recipes list`"
     raise UsageError(f"there is no recipe {name!r}{close}")
 
 

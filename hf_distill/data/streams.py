@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import random
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
+
+from hf_distill.data.random_states import same_randomness
 
 logger = logging.getLogger(__name__)
 
@@ -94,19 +94,6 @@ def first_row(dataset: Any) -> tuple[Any, Any]:
         return example, dataset
     make: Any = datasets.IterableDataset.from_generator
     return example, make(partial(iter, stream), features=dataset.features)
-
-
-@contextlib.contextmanager
-def same_randomness() -> Iterator[None]:
-    """Context that restores all random states, so that reading data in advance does not change the
-    training."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
 
 
 def _same(one: Any, other: Any) -> bool:

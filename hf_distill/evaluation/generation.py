@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import importlib
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from hf_distill.data.random_states import same_randomness
 from hf_distill.hub.samples import CUT, NOTHING, Sample
 from hf_distill.models.modes import evaluating
 from hf_distill.models.sharding import is_sharded
+from hf_distill.utils.suggest import did_you_mean
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or messages (dicts of ``role`` and ``content``) for models with a chat template."""
@@ -173,7 +172,8 @@ def lm_eval(
     )
     _check_tasks(tasks, manager)
     loaded = isinstance(model, str | Path)
-    with _same_random_states(), contextlib.nullcontext() if loaded else evaluating(model):
+    # The harness seeds the generators of Python, NumPy and torch for the whole process.
+    with same_randomness(), contextlib.nullcontext() if loaded else evaluating(model):
         found = harness.simple_evaluate(
             model=harness.models.huggingface.HFLM(**options),
             tasks=list(tasks),
@@ -205,8 +205,7 @@ def _check_tasks(tasks: Sequence[str], manager: Any) -> None:
         raise ValueError(f"Expected a list of names of tasks, got {tasks!r}.")
     for task in tasks:
         if task not in manager.task_index:
-            near = difflib.get_close_matches(task, manager.task_index, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
+            meant = did_you_mean(task, manager.task_index)
             raise ValueError(f"lm-eval has no task {task!r}.{meant} `lm-eval ls tasks` lists all.")
 
 
@@ -218,15 +217,3 @@ def _flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, int | float) and "," in name and "_stderr," not in name
     }
-
-
-@contextlib.contextmanager
-def _same_random_states() -> Iterator[None]:
-    """The harness seeds the generators of Python, numpy and torch for the whole process."""
-    python, numbers = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)

@@ -12,7 +12,6 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from hf_distill.evaluation.statistics import (
     sign_flip,
     sign_flip_interval,
 )
+from hf_distill.utils.suggest import did_you_mean
 
 SEEDS = 6
 """Least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05."""
@@ -272,8 +272,7 @@ def _known(axis: str, axes: Mapping[str, Any], where: str) -> str:
     """Known metric, or a ValueError with the nearest one."""
     if axis in axes:
         return axis
-    near = get_close_matches(axis, map(str, axes), n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(axis, axes, 0.5)
     raise ValueError(
         f"{where}: there is no axis {axis!r}, only {', '.join(map(repr, axes)) or 'none'}.{meant}"
     )

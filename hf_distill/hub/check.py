@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from huggingface_hub.utils import validate_repo_id
 
 from hf_distill.hub.leaks import leaks
+from hf_distill.utils.suggest import nearest
 
 # https://huggingface.co/docs/hub/repositories-licenses, identifiers for a repo card
 _LICENSES = """
@@ -181,8 +181,8 @@ def _known_problems(metadata: dict[str, Any]) -> Iterator[str]:
     ):
         value = metadata.get(key)
         if isinstance(value, str) and value not in known:
-            near = difflib.get_close_matches(value.lower().replace(" ", "-"), sorted(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            near = nearest(value.lower().replace(" ", "-"), sorted(known))
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
             yield f"`{key}`: the Hub does not know {value!r}; {hint}"
     if metadata.get("license") == "other" and not metadata.get("license_name"):
         yield "`license: other` needs `license_name` (and the licence's text in a LICENSE file)"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
 from hf_distill.objectives.adversaries import PGD, ask_teacher
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, mean_term
@@ -194,9 +195,10 @@ class FreeLB(Objective):
         x, passes = search.begin(ball, pair.generator()), []
         for left in reversed(range(self.steps)):
             x = x.detach().requires_grad_()
+            # The next pass has the same dropout masks.
             with (
                 torch.enable_grad(),
-                same_masks(center.device) if left else contextlib.nullcontext(),
+                same_torch_randomness(center.device) if left else contextlib.nullcontext(),
             ):
                 batch = pair.perturbed(x)
                 ours = pair.show(batch, part.student_needs)
@@ -221,11 +223,3 @@ def _gradient(terms: list[Term], x: Tensor) -> Tensor:
             total = total + term.weight * values.sum()
     with torch.autocast(x.device.type, enabled=False):  # a backward runs outside of it
         return torch.autograd.grad(total, [x], retain_graph=True)[0]
-
-
-@contextlib.contextmanager
-def same_masks(device: torch.device) -> Iterator[None]:
-    """Context that restores the random state, so that the next pass has the same dropout masks."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        yield

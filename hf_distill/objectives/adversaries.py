@@ -19,8 +19,9 @@ from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.objective import Context, bibtex
 from hf_distill.objectives.distributions import ForwardKL
-from hf_distill.objectives.input_perturbations import InputPerturbation, one_of
+from hf_distill.objectives.input_perturbations import InputPerturbation
 from hf_distill.objectives.labels import HardLabels
+from hf_distill.utils.suggest import one_of
 
 MAXIMISED = ("labels", "teacher", "itself", "adaptive")
 STARTS = ("random", "gaussian", "none")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import vocabulary_size
 from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.objective import Context
+from hf_distill.utils.suggest import one_of
 
 READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")
 SEEN = ("pixel_values", "pixel_mask", "input_values", "input_features")
@@ -240,14 +240,6 @@ class PerturbedColumns(InputPerturbation):
         )
         kept = {key: value for key, value in pair.batch.items() if key not in dropped}
         return {**kept, **found}
-
-
-def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise on an unknown option."""
-    if value not in known:
-        near = get_close_matches(str(value), known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Expected {what} of {list(known)}, got {value!r}.{hint}")
 
 
 def _at_least_0(what: str, value: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from hf_distill.utils.suggest import nearest
 
 LONGEST = 200
 """The most characters of a value that a message shows."""
@@ -29,8 +30,8 @@ def shown(value: Any) -> str:
 def unknown(key: Any, known: Iterable[str], prefix: str = "") -> RecipeError:
     """The error for a key that does not exist, with the nearest one that does."""
     names, key = sorted(known), str(key)
-    near = difflib.get_close_matches(key[:LONGEST], names, n=1, cutoff=0.5)
-    hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {quoted(names)}."
+    near = nearest(key[:LONGEST], names, 0.5)
+    hint = f"did you mean `{prefix}{near}`?" if near else f"known are {quoted(names)}."
     return RecipeError(f"unknown key `{prefix}{key[:LONGEST]}`; {hint}")
 
 

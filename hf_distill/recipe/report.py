@@ -19,6 +19,7 @@ from hf_distill.robustness.report import write_report
 from hf_distill.training.run_facts import environment
 from hf_distill.utils.directions import lower_is_better
 from hf_distill.utils.files import save_figure, write_json, write_text
+from hf_distill.utils.markdown import table as markdown_table
 
 FIGURES = (
     *("accuracy", "perplexity", "agreement", "forward_kl_divergence", "reverse_kl_divergence"),
@@ -202,7 +203,7 @@ def table(facts: Mapping[str, Any]) -> str:
     metric = facts["metric"]
     columns = ["Agreement", "KL to it" if lower_is_better(metric) else "Share kept", "ECE"]
     header = ["", "Parameters", metric.title(), *columns, "Training"]
-    rows = [header, [":--", *["--:"] * (len(header) - 1)]]
+    rows = []
     for role, model in facts["models"].items():
         test, seconds = model["test"], model.get("train_seconds")
         kept = test.get(f"retention_{metric}")
@@ -218,7 +219,7 @@ def table(facts: Mapping[str, Any]) -> str:
                 "–" if seconds is None else f"{show(seconds, 0)} s",
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(header, rows)
 
 
 def _times(value: float | dict[str, float], factor: float) -> float | dict[str, float]:

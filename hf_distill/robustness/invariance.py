@@ -10,7 +10,6 @@ on the seed alone: the results of two models can be compared text by text.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_distill.robustness.attacks.text import Predict, Progress, check_texts, query, seeded
+from hf_distill.utils.suggest import did_you_mean
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -259,10 +259,8 @@ def invariance(
     check_texts(texts)
     if isinstance(test, str):
         if test not in TESTS:
-            near = difflib.get_close_matches(test, TESTS, 1, 0.0)[0]
-            raise ValueError(
-                f"Expected a test of {', '.join(TESTS)}, got {test!r}. Did you mean {near!r}?"
-            )
+            hint = did_you_mean(test, TESTS, 0.0)
+            raise ValueError(f"Expected a test of {', '.join(TESTS)}, got {test!r}.{hint}")
         test = TESTS[test]
     rows, witnesses = [], []
     for place, text in enumerate(texts):

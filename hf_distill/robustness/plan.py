@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Literal
 
 from hf_distill.evaluation.judged_metrics import ATTACKS
 from hf_distill.robustness.invariance import TESTS
 from hf_distill.robustness.perturbations import CORE, SEVERITIES, perturbation
+from hf_distill.utils.suggest import suggestion
 
 KNOWN: dict[str, tuple[str, ...]] = {
     "text": ("fgsm", "pgd", "noise", "characters", "words"),
@@ -129,7 +128,7 @@ class RobustnessConfig:
                 if name not in TESTS:
                     raise ValueError(
                         f"Expected the name of an invariance test, got {name!r}. "
-                        f"{nearest(name, tuple(TESTS))}"
+                        f"{suggestion(name, TESTS)}"
                     )
             return INVARIANCE if self.invariance is None else self.invariance
         if self.invariance:
@@ -152,12 +151,4 @@ def _no_attack(name: str, modality: str) -> str:
                 f"Expected attacks for {modality}, got {name!r}, which is for {other}. For "
                 f"{modality} there are: {', '.join(KNOWN[modality]) or 'none'}."
             )
-    return f"Expected the name of an attack, got {name!r}. {nearest(name, KNOWN[modality])}"
-
-
-def nearest(name: str, known: Sequence[Any]) -> str:
-    """Suggestion of the nearest known name."""
-    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.4)
-    if near:
-        return f"Did you mean {near[0]!r}?"
-    return f"Choose from: {', '.join(map(str, known)) or 'none'}."
+    return f"Expected the name of an attack, got {name!r}. {suggestion(name, KNOWN[modality])}"

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
-from hf_distill.data.streams import first_of, same_randomness
+from hf_distill.data.random_states import same_randomness
+from hf_distill.data.streams import first_of
 from hf_distill.models.batch_checks import collated
 from hf_distill.models.modules import has_config
 from hf_distill.models.problems import settle

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from hf_distill.data.streams import same_randomness
+from hf_distill.data.random_states import same_randomness
 from hf_distill.models.batches import by_row, rows_of, without_places
 from hf_distill.models.class_order import align_classes, match_heads
 from hf_distill.models.lm_head import same_logits

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_distill.models.pgd import check_budget
+from hf_distill.utils.suggest import one_of
 
 NAMES = ("fgsm", "pgd", "square", "noise", "autoattack")
 FOOLBOX = "foolbox-"
@@ -76,11 +76,10 @@ class Attack:
     losses: tuple[str, ...] = ("ce", "margin")
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES and not self.name.startswith(FOOLBOX):
-            raise ValueError(_unknown("an attack", self.name, (*NAMES, FOOLBOX + "LinfPGD")))
+        if not self.name.startswith(FOOLBOX):
+            one_of("an attack", self.name, (*NAMES, FOOLBOX + "LinfPGD"))
         for loss in self.losses or ("",):
-            if loss not in LOSSES:
-                raise ValueError(_unknown("a loss", loss, tuple(LOSSES)))
+            one_of("a loss", loss, LOSSES)
         check_budget(self.epsilon, self.norm, self.step_size)
         for what in ("steps", "restarts"):
             if getattr(self, what) < 1:
@@ -123,12 +122,6 @@ class Attack:
 def ensemble(classes: int) -> list[str]:
     """AutoAttack's standard ensemble; where its targeted losses are undefined, without them."""
     return ["apgd-ce", "square"] if classes < 4 else ["apgd-ce", "apgd-t", "fab-t", "square"]
-
-
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Expected {what} of {list(known)}, got {name!r}.{hint}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ the model."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import random
 import warnings
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_distill.robustness.attacks.attack import FOOLBOX, Attack, ensemble
 from hf_distill.robustness.attacks.state import AttackState
+from hf_distill.utils.suggest import nearest
 
 
 class PixelSpaceModel(nn.Module):
@@ -83,8 +83,8 @@ def foolbox(search: AttackState, attack: Attack) -> None:
     base: type = library.attacks.Attack
     if not (inspect.isclass(kind) and issubclass(kind, base)):
         known = [n for n, v in vars(library.attacks).items() if inspect.isclass(v)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {FOOLBOX + near[0]!r}?" if near else ""
+        near = nearest(name, known)
+        hint = f" Did you mean {FOOLBOX + near!r}?" if near else ""
         raise ValueError(f"Expected the name of an attack of foolbox, got {name!r}.{hint}")
     takes = inspect.signature(kind).parameters
     settings = {"steps": attack.steps, "abs_stepsize": attack.size}

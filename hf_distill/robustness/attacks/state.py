@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
 
+from hf_distill.data.random_states import same_randomness
 from hf_distill.models.batches import Batch
 from hf_distill.models.input_space import EMBEDDINGS, InputSpace, embedded
 from hf_distill.models.modes import evaluating
@@ -222,8 +221,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         raise ValueError("Expected torch.no_grad() or none, got torch.inference_mode(): leave it.")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()
-    with evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=sorted(devices)):
+    with evaluating(model), torch.enable_grad(), same_randomness(devices):
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
@@ -231,5 +229,3 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
-            random.setstate(python)
-            np.random.set_state(numpy)

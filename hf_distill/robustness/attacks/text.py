@@ -11,7 +11,6 @@ the strongest one. It can be compared between models that were attacked with the
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hf_distill.robustness.attacks.words import EDITS, WORD, character_candidates, word_candidates
+from hf_distill.utils.suggest import did_you_mean
 
 Predict = Callable[[Sequence[str]], np.ndarray]
 """Texts -> logits ``(N, C)`` or their log-softmax. Logarithms of rounded probabilities (0 or 1)
@@ -74,10 +74,9 @@ class TextAttack:
         ):
             for name in names:
                 if name not in known:
-                    near = difflib.get_close_matches(str(name), known, 1, 0.0)[0]
                     raise ValueError(
                         f"Expected each {what} of the attack {self.name!r} to be one of "
-                        f"{', '.join(known)}, got {name!r}. Did you mean {near!r}?"
+                        f"{', '.join(known)}, got {name!r}.{did_you_mean(name, known, 0.0)}"
                     )
         if not self.edits or self.candidates < 1 or self.max_queries < 0:
             raise ValueError(

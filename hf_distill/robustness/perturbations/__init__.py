@@ -20,7 +20,6 @@ The same kind of value comes back, in the same shape and type.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
 from hf_distill.robustness.perturbations.audio import AUDIO
@@ -35,6 +34,7 @@ from hf_distill.robustness.perturbations.extra import IMAGENET_C
 from hf_distill.robustness.perturbations.image import IMAGE
 from hf_distill.robustness.perturbations.tabular import TABULAR
 from hf_distill.robustness.perturbations.text import TEXT
+from hf_distill.utils.suggest import suggestion
 
 __all__ = ["CORE", "PERTURBATIONS", "SEVERITIES", "Perturbation", "perturb", "perturbation"]
 
@@ -92,8 +92,7 @@ def perturbation(name: str, modality: str | None = None) -> Perturbation:
     found = PERTURBATIONS.get(name)
     if found is None:
         known = [p.name for p in PERTURBATIONS.values() if modality in (None, p.modality)]
-        near = get_close_matches(str(name), known, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(known)}."
+        hint = suggestion(name, known)
         raise ValueError(f"Expected the name of a perturbation, got {name!r}. {hint}")
     if modality not in (None, found.modality):
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from hf_distill.data.streams import same_randomness
+from hf_distill.data.random_states import same_randomness
 from hf_distill.models.class_order import align_classes, match_heads
 from hf_distill.objectives.base.objective import BALANCE, WeightedSum
 from hf_distill.objectives.base.schedules import Progress

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.batch_checks import explained_errors
 from hf_distill.models.places import cached_prompt, prompt_config
 from hf_distill.models.sharding import is_sharded
@@ -169,7 +170,7 @@ class ModelGenerator:
         found: dict[int, Tokens] = {}
         device = next(self.model.parameters()).device
         groups = [order] if self._pads else _alike(order, prompts)
-        with torch.no_grad(), _eval_mode(self.model), _own_randomness(device, seed):
+        with torch.no_grad(), _eval_mode(self.model), same_torch_randomness(device, seed):
             for chunk in (g[n : n + size] for g in groups for n in range(0, len(g), size)):
                 complete = self._continuously if self.continuous else self._together
                 found.update(zip(chunk, complete([prompts[i] for i in chunk]), strict=True))
@@ -273,13 +274,3 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextlib.contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw from a new random state; the one of the training stays where it was."""
-    devices = [] if device.type == "cpu" else [device]
-    kind = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng(devices, device_type=kind):
-        torch.manual_seed(seed)
-        yield
