@@ -1,10 +1,8 @@
-"""Curves of a run, for those without a tracker: a picture, and a page that holds all of it."""
+"""Plots of logged curves, for runs without a tracker."""
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import io
 import itertools
 import logging
 import math
@@ -15,23 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_distill.utils.files import save_figure, write_text
+from hf_distill.utils.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
-PICTURE, PAGE = "curves.png", "curves.html"
+PICTURE = "curves.png"
 WORTH_DRAWING = 10
 """Number of logged points from which curves are drawn without being requested."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by colour-blind eyes too (Okabe and Ito 2008), without the yellow that white hides."""
+"""Colour-blind safe colours (Okabe and Ito 2008), without the yellow."""
 MAIN = "#222222"
 MOVING = ("_weight", "_temperature")
 """Endings of the names of scheduled weights and temperatures."""
 _MOST = 8
-"""Lines in a panel; the table of the page has the rest."""
+"""Largest number of lines of a panel."""
 _MARKED = 30
 """Largest number of points of a line with markers."""
 
@@ -40,7 +38,7 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Line(NamedTuple):
-    """One curve of a panel; ``right`` is for the axis on that side."""
+    """One curve of a panel; ``right``: on the right axis."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -50,7 +48,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves that are drawn together."""
+    """Curves with common axes."""
 
     title: str
     lines: Sequence[Line]
@@ -67,10 +65,9 @@ def need_matplotlib() -> None:
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
-    """Panels against the optimizer step, side by side.
+    """Panels over the optimizer step, side by side.
 
-    Those of the same labels share one legend at the foot; else each has its own, below the axes,
-    where it hides no line.
+    Panels with the same labels share one legend; otherwise each has one below its axes.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -137,7 +134,7 @@ def logged(log_history: Iterable[Mapping[str, Any]]) -> tuple[Curves, Curves]:
     """Logged curves of training and evaluation, without the prefix ``eval_``.
 
     Args:
-        log_history: As `transformers.TrainerState` and ``trainer_state.json`` hold it.
+        log_history: As in `transformers.TrainerState` and ``trainer_state.json``.
     """
     training: dict[str, dict[float, float]] = {}
     evaluation: dict[str, dict[float, float]] = {}
@@ -155,7 +152,7 @@ def logged(log_history: Iterable[Mapping[str, Any]]) -> tuple[Curves, Curves]:
 
 
 def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
-    """The panels of one run, of those that have something to show."""
+    """Non-empty panels of one run."""
     norms = {n: p for n, p in training.items() if n.startswith("grad_norm")}
     moving = {n: p for n, p in training.items() if n.endswith(MOVING)}
     rates = training.get("learning_rate", ())
@@ -183,7 +180,7 @@ def _is_quality(name: str, points: Sequence[tuple[float, float]]) -> bool:
 
 
 def _panel(title: str, curves: Curves, names: Iterable[str], more: Sequence[Line] = ()) -> Panel:
-    """A panel of some curves, the teacher's dashed in the colour of the student's."""
+    """Panel of some curves; the teacher's are dashed in the colour of the student's."""
     chosen = [name for name in names if name in curves]
     looks = itertools.product(("solid", "dashed"), COLOURS)
     own = {n: ("solid", MAIN) if n in _MAIN else next(looks) for n in chosen[:_MOST]}
@@ -199,72 +196,31 @@ def _panel(title: str, curves: Curves, names: Iterable[str], more: Sequence[Line
     return Panel(title, [*lines, *more], label, "learning rate")
 
 
-# ---- the page ------------------------------------------------------------------------------------
-
-_HEAD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto }}
-svg {{ width: 100%; height: auto }} table {{ border-collapse: collapse }}
-td, th {{ padding: .2em 1em; border-bottom: 1px solid #ddd; text-align: right }}
-td:first-child, th:first-child {{ text-align: left }}
-</style>
-<h1>{title}</h1>
-"""
+# ---- files ---------------------------------------------------------------------------------------
 
 
-def page(title: str, figure: Figure, training: Curves, evaluation: Curves) -> str:
-    """A page in HTML that needs nothing else: the picture as SVG, and tables of the values."""
-    picture = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(picture, format="svg", metadata=nothing)
-    drawing = picture.getvalue()
-    parts = [_HEAD.format(title=html.escape(title)), drawing[drawing.index("<svg") :]]
-    for name, curves in (("Training", training), ("Validation", evaluation)):
-        if curves:
-            parts.append(f"<h2>{name}</h2>\n<table>\n{_rows(curves)}</table>\n")
-    return "".join([*parts, "</html>\n"])
-
-
-def _rows(curves: Curves) -> str:
-    rows = ["<tr><th><th>points<th>first<th>last<th>lowest<th>highest<th>last step\n"]
-    for name, points in curves.items():
-        values = [value for _, value in points]
-        figures = (values[0], values[-1], min(values), max(values))
-        cells = [len(points), *(f"{v:.4g}" for v in figures), f"{points[-1][0]:g}"]
-        rows.append(f"<tr><td>{html.escape(name)}{''.join(f'<td>{c}' for c in cells)}\n")
-    return "".join(rows)
-
-
-def write_curves(log_history: Sequence[Mapping[str, Any]], folder: Path, title: str) -> None:
-    """Write ``curves.png`` and ``curves.html`` of one run; nothing if nothing was logged.
+def write_curves(log_history: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write ``curves.png`` of one run; nothing if nothing was logged.
 
     Args:
-        log_history: As `transformers.TrainerState` and ``trainer_state.json`` hold it.
-        folder: Where to; it is made if need be.
-        title: Heading of the page.
+        log_history: As in `transformers.TrainerState` and ``trainer_state.json``.
+        folder: Output folder; created if it does not exist.
     """
-    training, evaluation = logged(log_history)
-    panels = panels_of(training, evaluation)
-    if not panels:
-        return
-    figure = draw(panels)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_figure(figure, folder / PICTURE)
-    write_text(folder / PAGE, page(title, figure, training, evaluation))
+    panels = panels_of(*logged(log_history))
+    if panels:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(draw(panels), folder / PICTURE)
 
 
 class CurvesCallback(TrainerCallback):
-    """Draws the curves of a run when it ends, also if it was interrupted or an error ended it.
+    """Draw the curves of a run when it ends, also after an interruption or an error.
 
-    `DistillationTrainer` adds one by itself where ``report_to`` is ``none``. A run that is resumed
-    continues its curves. (A plain `transformers.Trainer` tells its callbacks of no interruption.)
+    `DistillationTrainer` adds one if ``report_to`` is ``none``. A resumed run continues its curves.
+    (A plain `transformers.Trainer` does not call its callbacks after an interruption.)
 
     Args:
-        folder: Where ``curves.png`` and ``curves.html`` go; None: ``output_dir``.
-        at_least: Draw nothing unless so many points were logged.
+        folder: Folder of ``curves.png``; default: ``output_dir``.
+        at_least: Least number of logged points.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -286,7 +242,6 @@ class CurvesCallback(TrainerCallback):
             return
         folder = Path(str(self.folder or args.output_dir))
         try:
-            title = args.run_name or Path(str(args.output_dir)).absolute().name
-            write_curves(state.log_history, folder, title)
-        except Exception as error:  # no picture is worth the loss of a training
+            write_curves(state.log_history, folder)
+        except Exception as error:  # a plot must not end a training
             logger.warning(f"The curves could not be drawn: {type(error).__name__}: {error}")

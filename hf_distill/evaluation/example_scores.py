@@ -34,7 +34,7 @@ Weighted = Callable[[Floats], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Σ numerators / Σ denominators over the examples: accuracy, a mean, a share kept.
+    """Σ numerators / Σ denominators over the examples: accuracy, a mean, a retention.
 
     Attributes:
         numerators: ``(N,)``.

@@ -271,44 +271,6 @@ def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[flo
     return float(means[place - 1]), float(means[-place])
 
 
-def minimum_detectable(
-    sd: float, seeds: int, power: float = 0.8, significance: float = 0.05
-) -> float:
-    """The least true mean difference that :func:`paired_t` finds with probability ``power``.
-
-    Args:
-        sd: standard deviation over seeds of the paired difference; the result is in its unit.
-        seeds: number S >= 2 of same-seed pairs.
-        power: the probability of finding it.
-        significance: of the two-sided test. With Holm over k axes, take 0.05 / k.
-
-    Raises:
-        ValueError: fewer than 2 seeds, a negative sd, or a power not between significance and 1.
-
-    Reference: Cohen, 1988, "Statistical Power Analysis for the Behavioral Sciences".
-
-    >>> round(minimum_detectable(1.0, seeds=8), 2)
-    1.16
-    """
-    if seeds < 2 or not 0 <= sd < math.inf or not 0 < significance < power < 1:
-        raise ValueError(
-            "Expected at least 2 seeds, sd >= 0 and 0 < significance < power < 1, got "
-            f"seeds={seeds}, sd={sd}, significance={significance}, power={power}."
-        )
-    stats = _scipy_stats()
-    freedom = seeds - 1
-    bound = stats.t.ppf(1 - significance / 2, freedom)
-    low, high = 0.0, 4.0  # of the noncentrality: the effect times √S / sd
-    while stats.nct.sf(bound, freedom, high) < power:
-        high *= 2
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        # The other tail is left out: at any power above the significance level it adds nothing.
-        found = stats.nct.sf(bound, freedom, middle) >= power
-        low, high = (low, middle) if found else (middle, high)
-    return float(high * sd / math.sqrt(seeds))
-
-
 # ---- several axes --------------------------------------------------------------------------------
 
 

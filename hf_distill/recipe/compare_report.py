@@ -127,7 +127,7 @@ def _figure_table(facts: Mapping[str, Any]) -> str:
                 ]
             )
     named = [WORDS.get(figure, figure.capitalize()) for figure in figures]
-    header = ["Run", "Model", "Parameters", *named, "Share kept", "Training, s"]
+    header = ["Run", "Model", "Parameters", *named, "Retention", "Training, s"]
     return table(header, rows, left=(0, 1))
 
 

@@ -136,7 +136,7 @@ def _warnings(run: Recorded, first: Recorded) -> list[str]:
         found.append(f"{sizes[0]:,} training examples, not {sizes[1]:,}")
     teachers = [facts["models"]["teacher"] for facts in (ours, theirs)]
     if any(teachers[0][key] != teachers[1][key] for key in ("parameters", "test")):
-        found.append("another teacher: agreement and share kept are with its own")
+        found.append("another teacher: agreement and retention refer to it")
     if told := unlike(ours["models"].get("baseline", {})):
         found.append(f"its baseline was trained with {told} for the student")
     return found

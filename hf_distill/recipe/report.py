@@ -201,7 +201,7 @@ def between(facts: Mapping[str, Any]) -> list[str]:
 def table(facts: Mapping[str, Any]) -> str:
     """Teacher, assistants, baseline and students in a Markdown table."""
     metric = facts["metric"]
-    columns = ["Agreement", "KL to it" if lower_is_better(metric) else "Share kept", "ECE"]
+    columns = ["Agreement", "KL to it" if lower_is_better(metric) else "Retention", "ECE"]
     header = ["", "Parameters", metric.title(), *columns, "Training"]
     rows = []
     for role, model in facts["models"].items():
@@ -280,7 +280,7 @@ def _explained(metric: str) -> str:
         )
     return (
         "Agreement: the share of examples on which a model and the teacher choose the same class. "
-        f"Share kept: of the teacher's {metric}. {ece}"
+        f"Retention: student's / teacher's {metric}. {ece}"
     )
 
 

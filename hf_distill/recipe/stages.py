@@ -60,8 +60,8 @@ class Stage:
     """
 
     made: ClassVar[tuple[str, ...]] = (
-        *(CHECKPOINTS, MODEL, "curves.png", "curves.html", "parts"),
-        *(f".{RECORD}.tmp", ".curves.png.tmp", ".curves.html.tmp"),
+        *(CHECKPOINTS, MODEL, "curves.png", "parts"),
+        *(f".{RECORD}.tmp", ".curves.png.tmp"),
     )
     """Patterns of the names that a stage makes in its folder, besides its record."""
 

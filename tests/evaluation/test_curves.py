@@ -1,4 +1,4 @@
-"""The picture and the page of a run's curves."""
+"""The plot of a run's curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from tiny_recipes import recipe
 from tiny_trainers import accuracy, trainer
 from transformers import TrainerCallback, TrainerState
 
+from hf_distill.evaluation import curves
 from hf_distill.evaluation.curves import (
     COLOURS,
-    PAGE,
     PICTURE,
     WORTH_DRAWING,
     CurvesCallback,
@@ -52,31 +51,27 @@ def history(steps: int = 6, **more: float) -> list[dict[str, float]]:
     return [*found, {"train_runtime": 3.0, "train_loss": 0.4, "total_flos": 1.0, "step": steps}]
 
 
-class Page(HTMLParser):
-    """What a page shows, and what it would fetch."""
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved, as matplotlib has them."""
+    found: list[Any] = []
+    original = curves.save_figure
+    monkeypatch.setattr(
+        curves, "save_figure", lambda figure, path: (found.append(figure), original(figure, path))
+    )
+    return found
 
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.fetched: list[str] = []
-        self.cells: list[list[str]] = []
-        self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        self.fetched += [v for n, v in attrs if n in ("src", "href", "xlink:href") and v[0] != "#"]
-        if tag == "tr":
-            self.cells.append([])
-        elif tag in ("td", "th") and self.cells:
-            self.cells[-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cells and self.cells[-1]:
-            self.cells[-1][-1] += data.strip()
-
-    @property
-    def rows(self) -> dict[str, list[str]]:
-        return {row[0]: row[1:] for row in self.cells if row[0]}
+def lines(figure: Any, panel: str) -> dict[str, list[tuple[float, float]]]:
+    """Label in the legend -> points, of the panel whose title begins so."""
+    (axes,) = [axes for axes in figure.axes if axes.get_title().startswith(panel)]
+    legend = axes.get_legend() or figure.legends[0]
+    labels = [text.get_text() for text in legend.get_texts()]
+    drawn = [line.get_xydata() for line in axes.lines]
+    return {
+        label: [tuple(map(float, p)) for p in part]
+        for label, part in zip(labels, drawn, strict=False)
+    }
 
 
 # ---- what is shown -------------------------------------------------------------------------------
@@ -172,26 +167,16 @@ def test_scales_of_components() -> None:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    """A page that loads scripts or pictures shows nothing on the cluster where the run was."""
-    write_curves(history(), tmp_path / "new", "a <b> & c")
-    page = Page((tmp_path / "new" / PAGE).read_text(encoding="utf-8"))
-    assert page.fetched == []
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert page.tags.count("svg") == 1
-    assert "a &lt;b&gt; &amp; c" in (tmp_path / "new" / PAGE).read_text(encoding="utf-8")
-    assert page.rows["forward_kl_divergence"] == ["3", "0.2", "0.2", "0.2", "0.2", "6"]
-    # points, first, last, lowest, highest, last step
-    assert page.rows["grad_norm"] == ["6", "5", "10", "5", "10", "6"]
-    assert page.rows["perplexity"][2] == "12"
-    assert {"runtime", "epoch", "seconds", "train_loss"}.isdisjoint(page.rows)
+def test_the_file_is_a_picture(tmp_path: Path) -> None:
+    """A half-written file, or one beside it, is taken for a result."""
+    write_curves(history(), tmp_path / "new")
     assert (tmp_path / "new" / PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in (tmp_path / "new").iterdir()} == {PICTURE, PAGE}
+    assert files(tmp_path / "new") == {PICTURE}
 
 
 def test_nothing_logged_nothing_written(tmp_path: Path) -> None:
     """An empty picture in the folder of a run that logs nothing looks like a failure."""
-    write_curves([{"train_runtime": 1.0, "step": 3}], tmp_path, "empty")
+    write_curves([{"train_runtime": 1.0, "step": 3}], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,16 +198,21 @@ def files(folder: Path) -> set[str]:
     ],
     ids=["untracked", "short", "tracked", "asked", "asked for one step"],
 )
-def test_who_gets_curves(tmp_path: Path, options: dict[str, Any], drawn: bool) -> None:
+def test_who_gets_curves(
+    tmp_path: Path, figures: list[Any], options: dict[str, Any], drawn: bool
+) -> None:
     """Who has no tracker has nothing to look at; who has one finds files that nobody asked for."""
     ours = trainer(tmp_path, **{"max_steps": WORTH_DRAWING, **options})
     ours.train()
-    assert ({PICTURE, PAGE} <= files(tmp_path)) is drawn
+    assert (PICTURE in files(tmp_path)) is drawn
     if drawn:
-        rows = Page((tmp_path / PAGE).read_text(encoding="utf-8")).rows
+        shown = lines(figures[-1], "Training loss")
         steps = [e for e in ours.state.log_history if "loss" in e]
-        assert rows["forward_kl"][2] == f"{steps[-1]['forward_kl']:.4g}"
-        assert rows["loss"][0] == str(len(steps))
+        assert shown["forward kl"][-1] == (
+            steps[-1]["step"],
+            pytest.approx(steps[-1]["forward_kl"]),
+        )
+        assert len(shown["total"]) == len(steps)
 
 
 def test_curves_can_be_switched_off(tmp_path: Path) -> None:
@@ -244,7 +234,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_shows_how_far_it_came(tmp_path: Path) -> None:
+def test_an_interrupted_run_shows_how_far_it_came(tmp_path: Path, figures: list[Any]) -> None:
     """What led to the interrupt is lost, or a resumed run shows its second half alone."""
     options: dict[str, Any] = {
         "max_steps": 8,
@@ -254,19 +244,19 @@ def test_an_interrupted_run_shows_how_far_it_came(tmp_path: Path) -> None:
         "eval_steps": 2,
         "compute_metrics": accuracy,
     }
-    curves = CurvesCallback(tmp_path / "pictures")
+    callback = CurvesCallback(tmp_path / "pictures")
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "out", callbacks=[curves, Stop(5)], **options).train()
-    page = Page((tmp_path / "pictures" / PAGE).read_text(encoding="utf-8"))
-    assert (page.rows["grad_norm"][0], page.rows["grad_norm"][-1]) == ("5", "5")
-    resumed = trainer(tmp_path / "out", callbacks=[curves], **options)
+        trainer(tmp_path / "out", callbacks=[callback, Stop(5)], **options).train()
+    steps = [step for step, _ in lines(figures[-1], "Gradient norm")["total"]]
+    assert steps == [1, 2, 3, 4, 5]
+    resumed = trainer(tmp_path / "out", callbacks=[callback], **options)
     resumed.train(resume_from_checkpoint=True)
-    page = Page((tmp_path / "pictures" / PAGE).read_text(encoding="utf-8"))
-    assert (page.rows["grad_norm"][0], page.rows["grad_norm"][-1]) == ("8", "8")
-    assert page.rows["agreement"][0] == "4"
+    norms = lines(figures[-1], "Gradient norm")["total"]
+    assert [step for step, _ in norms] == list(range(1, 9))
+    assert len(lines(figures[-1], "Validation metrics")["agreement"]) == 4
     saved = json.loads((tmp_path / "out/checkpoint-8/trainer_state.json").read_text())
     first = next(e for e in saved["log_history"] if "loss" in e)
-    assert page.rows["grad_norm"][1] == f"{first['grad_norm']:.4g}"
+    assert norms[0][1] == pytest.approx(first["grad_norm"])
 
 
 def test_a_picture_that_fails_costs_no_training(
@@ -304,6 +294,4 @@ def test_every_stage_of_a_recipe_has_its_curves(tmp_path: Path) -> None:
     trained = [folder.parent for folder in (tmp_path / "out").rglob("model") if folder.is_dir()]
     assert len(trained) == 3  # teacher, baseline, student
     for stage in trained:
-        steps = Page((stage / PAGE).read_text(encoding="utf-8")).rows["grad_norm"][0]
-        assert steps == "10"
         assert (stage / PICTURE).is_file()

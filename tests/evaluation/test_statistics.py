@@ -14,7 +14,6 @@ from hf_distill.evaluation.statistics import (
     holm,
     mcnemar,
     mcnemar_interval,
-    minimum_detectable,
     paired_bootstrap,
     paired_t,
     sign_flip,
@@ -240,43 +239,6 @@ def test_bad_bootstraps_are_refused() -> None:
         paired_bootstrap([1.0, 2.0], [1.0, 2.0], level=95)
     with pytest.raises(ValueError, match="1 draw"):
         paired_bootstrap([1.0, 2.0], [1.0, 2.0], draws=0)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "significance", "expected"),
-    [
-        (3, 0.05, 3.264043552819638),
-        (5, 0.05, 1.6819970833232674),
-        (6, 0.05, 1.4345451395119289),
-        (8, 0.05, 1.156035271959959),
-        (20, 0.05, 0.6604416544380312),
-        (8, 0.01, 1.5958958683124702),
-        (20, 0.01, 0.8384472461638419),
-    ],
-)
-def test_minimum_detectable_matches_statsmodels(
-    seeds: int, significance: float, expected: float
-) -> None:
-    """With normal quantiles, three seeds promise to find half of what they can (0.15.0)."""
-    result = minimum_detectable(2.0, seeds, significance=significance)
-    assert result == pytest.approx(2 * expected, rel=1e-4)
-
-
-def test_minimum_detectable_is_found_in_four_of_five_cases() -> None:
-    """With few seeds and Holm, statsmodels 0.15.0 stops at 7.17 with a power of .787."""
-    effect = minimum_detectable(1.0, 3, significance=0.01)
-    values = effect + np.random.default_rng(0).normal(size=(200_000, 3))
-    found = stats.ttest_1samp(values, 0, axis=-1).pvalue < 0.01
-    assert np.mean(found) == pytest.approx(0.8, abs=4 * 0.4 / math.sqrt(200_000))
-
-
-def test_minimum_detectable_at_its_ends() -> None:
-    """More power must cost more, even where two seeds hardly detect anything."""
-    assert minimum_detectable(0.0, 8) == 0
-    assert 11 < minimum_detectable(1.0, 2) < minimum_detectable(1.0, 2, power=0.999) < math.inf
-    for bad in ({"seeds": 1}, {"sd": -1.0}, {"power": 0.05}, {"power": 1.0}):
-        with pytest.raises(ValueError, match="at least 2 seeds"):
-            minimum_detectable(**({"sd": 1.0, "seeds": 8} | bad))
 
 
 # ---- several axes --------------------------------------------------------------------------------
