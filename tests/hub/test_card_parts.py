@@ -349,19 +349,19 @@ def test_the_legend_names_the_symbols_of_the_formula_and_no_others() -> None:
     [
         ("mit", "apache-2.0", None),
         ("apache-2.0", "cc-by-4.0", None),
-        ("apache-2.0", "cc-by-nc-4.0", "no commercial use"),
+        ("apache-2.0", "cc-by-nc-4.0", "conditions on derived models"),
         ("cc-by-nc-4.0", "cc-by-nc-4.0", None),
         ("cc-by-nc-sa-4.0", "cc-by-nc-4.0", None),
-        ("mit", "cc-by-sa-3.0", "under the same licence"),
+        ("mit", "cc-by-sa-3.0", "conditions on derived models"),
         ("cc-by-sa-3.0", "cc-by-sa-3.0", None),
-        ("cc-by-nd-4.0", "cc-by-nd-4.0", "shares? adapted"),
+        ("cc-by-nd-4.0", "cc-by-nd-4.0", "conditions on derived models"),
         ("gpl-3.0", "gpl-3.0", None),
-        ("mit", "agpl-3.0", "carry the same licence"),
-        ("mit", "llama3", "another large language model"),
-        ("mit", "llama3.1", "Built with Llama"),
+        ("mit", "agpl-3.0", "conditions on derived models"),
+        ("mit", "llama3", "conditions on derived models"),
+        ("mit", "llama3.1", "conditions on derived models"),
         ("llama3.1", "llama3.1", None),
-        ("apache-2.0", "gemma", "distilled models as derivatives"),
-        ("mit", "bigscience-openrail-m", "distilled models as derivatives"),
+        ("apache-2.0", "gemma", "conditions on derived models"),
+        ("mit", "bigscience-openrail-m", "conditions on derived models"),
         ("mit", "other", "check its terms"),
         (None, "mit", "No licence is stated"),
     ],
@@ -372,7 +372,7 @@ def test_licence_conflicts(student: str | None, source: str, told: str | None) -
     if told is None:
         assert found == []
     else:
-        assert any(told.replace("shares? adapted", "share adapted") in line for line in found)
+        assert any(told in line for line in found)
         assert all("check" in line for line in found)
 
 
@@ -387,7 +387,7 @@ def test_a_conflict_is_in_the_card() -> None:
     )
     assert "| The base model: [org/mini](https://huggingface.co/org/mini) | not stated |" in section
     assert "| The data: [org/films](https://huggingface.co/datasets/org/films) | mit |" in section
-    assert "- ⚠️ The licence of the teacher, cc-by-nc-4.0, allows no commercial use" in section
+    assert "- ⚠️ The licence of the teacher, cc-by-nc-4.0, may have conditions" in section
     assert "not legal advice" in section
     assert "⚠️" not in render(_card())
     validate(text)
