@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 from hf_distill.utils.folders import trouble
 from hf_distill.utils.suggest import nearest
 
-EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 something is wrong with
-the command line, the recipe, what was given, or the disk and folder that are written; 3 a
-requirement on robustness is not met; 130 interrupted (the same command again resumes).
+EXIT_CODES = """exit codes: 0 done; 1 training or publishing failed; 2 wrong command line, recipe or
+input, or a folder or disk that cannot be written; 3 a requirement on robustness is not met;
+130 interrupted (the same command resumes).
 """
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ def add_command(commands: Any, name: str, help: str, description: str, **options
     """Add a command; description and epilog keep their layout.
 
     Args:
-        commands: What ``add_subparsers`` gave.
+        commands: Result of ``add_subparsers``.
         name: The command.
         help: One line for the list of commands.
         description: What it does.

@@ -20,10 +20,10 @@ def add_parser(commands: Any) -> None:
     cache = add_command(
         commands,
         "cache",
-        "run a recipe's teacher over its data, and keep what it says",
-        "Train the teacher if need be, run it once over the training and validation data and\n"
-        "keep its outputs; `train` with a section `teacher.cache` then needs no teacher in\n"
-        "memory. Interrupted, the same command goes on; damaged files alone are made again.",
+        "run a recipe's teacher over its data and store the outputs",
+        "Train the teacher if necessary, run it once over the training and validation data and\n"
+        "store its outputs; `train` with a section `teacher.cache` reads them. An interrupted\n"
+        "command resumes; only missing and damaged files are written.",
         usage="hf-distill cache RECIPE [--push ID] [--key value]...",
         epilog=EPILOG,
     )

@@ -12,12 +12,11 @@ EPILOG = f"""examples:
   hf-distill card check runs/movie-reviews/final
   hf-distill card check README.md
 
-`check` exits with 0 when nothing speaks against publishing, with 2 when something does.
+`check` exits with 0 if there are no problems, with 2 otherwise.
 
 {EXIT_CODES}"""
-CHECK = """Check what would be published, one line for each problem; asks no network. A folder is
-checked as a student: its files and its card. A file is checked as a card, with the pictures beside
-it.
+CHECK = """Check what would be published, offline, one line per problem. Of a folder the files and
+the card are checked, of a file the card with its images.
 """
 
 
@@ -27,7 +26,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "card",
         "check a student's card and folder before they are published",
-        "What concerns the card of a student.",
+        "Model cards.",
         epilog=EPILOG,
     )
     parts = card.add_subparsers(dest="part", required=True, metavar="check")
@@ -61,5 +60,5 @@ def run(args: argparse.Namespace, say: Say) -> int:
     for problem in problems:
         say(problem)
     if not problems:
-        say(f"{args.path}: nothing speaks against publishing it")
+        say(f"{args.path}: no problems")
     return 2 if problems else 0

@@ -12,10 +12,9 @@ EPILOG = f"""examples:
   hf-distill compare runs/kl runs/kl_and_features
   hf-distill compare runs/*/ --output runs/compare
 
-RUN is the output folder of a recipe that has come to its end, or its final/. The students of each
-run are compared with those of the first, seed by seed; with fewer than six seeds in common nothing
-is claimed. Runs on other test examples, or of another metric, stand in the table with a warning and
-are not compared.
+RUN is the output folder of a finished recipe, or its final/. The students of each run are compared
+with those of the first, seed by seed; with fewer than six common seeds there is no verdict. Runs
+with other test examples or another metric are listed with a warning and not compared.
 
 {EXIT_CODES}"""
 
@@ -25,9 +24,8 @@ def add_parser(commands: Any) -> None:
     command = add_command(
         commands,
         "compare",
-        "several runs side by side: a table, a picture, and what may be said",
-        "Put runs of recipes side by side; print tables, write compare.md, compare.png and\n"
-        "compare.json.",
+        "compare several runs: tables, a plot, tests over common seeds",
+        "Compare runs of recipes; print tables, write compare.md, compare.png and compare.json.",
         epilog=EPILOG,
     )
     command.add_argument("runs", nargs="+", metavar="RUN", help="a recipe's output folder")

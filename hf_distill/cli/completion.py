@@ -12,7 +12,7 @@ EPILOG = f"""examples:
   hf-distill completion zsh > ~/.zfunc/_hf-distill    # with `fpath+=~/.zfunc` before `compinit`
   hf-distill completion fish > ~/.config/fish/completions/hf-distill.fish
 
-It needs shtab: pip install 'hf_distill[completion]'; the script itself needs nothing.
+Requires pip install 'hf_distill[completion]'; the script itself has no requirements.
 
 {EXIT_CODES}"""
 FILES = ("RECIPE", "DIR|FILE")
@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
     command = add_command(
         commands,
         "completion",
-        "print a script that completes commands and options in a shell",
-        "Print a script that completes commands and options when TAB is pressed.",
+        "print a shell completion script",
+        "Print a script for the completion of commands and options.",
         epilog=EPILOG,
     )
     command.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -20,10 +20,10 @@ from hf_distill.cli.base import Say, add_command
 
 EPILOG = """examples:
   hf-distill doctor
-  hf-distill doctor --json > doctor.json     # for a report of a bug; it holds no token
-  HF_HUB_OFFLINE=1 hf-distill doctor         # asks nobody
+  hf-distill doctor --json > doctor.json     # for a bug report; contains no token
+  HF_HUB_OFFLINE=1 hf-distill doctor         # without network
 
-exit codes: 0 usable; 1 something essential is broken, named after `problem:`.
+exit codes: 0 usable; 1 a required package is broken, see `problem:`.
 """
 ESSENTIAL = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingface_hub")
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
@@ -41,11 +41,11 @@ def add_parser(commands: Any) -> None:
     doctor = add_command(
         commands,
         "doctor",
-        "see whether this machine is ready: versions, devices, disk, hub",
-        "Show versions, devices, memory, free disk, trackers, and whether the hub answers.",
+        "check this machine: versions, devices, disk, Hub",
+        "Show versions, devices, memory, free disk, trackers, and access to the Hub.",
         epilog=EPILOG,
     )
-    doctor.add_argument("--json", action="store_true", help="for programs and reports of bugs")
+    doctor.add_argument("--json", action="store_true", help="as JSON, for bug reports")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

@@ -11,18 +11,17 @@ from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed, near_hint
 
 EPILOG = f"""examples:
   hf-distill eval runs/movie-reviews/final --dataset org/reviews --split test
-  hf-distill eval runs/student --teacher runs/teacher --baseline runs/alone \\
+  hf-distill eval runs/student --teacher runs/teacher --baseline runs/baseline \\
       --dataset recipes/sources.py:movie_reviews --max-length 64
   hf-distill eval runs/small-lm --teacher runs/lm --data books.txt
   hf-distill eval runs/small-lm --teacher runs/lm --data held_out.jsonl --text-column text
 
-Classifiers of texts, pictures and sounds with one class per example: accuracy, macro F1, NLL.
+Classifiers of texts, images and sounds with one class per example: accuracy, macro F1, NLL.
 Causal language models, on raw texts: perplexity, next-token accuracy, entropy, calibration error.
-With --teacher also agreement, KL(teacher‖model) and the share of the teacher's accuracy that is
-kept; of language models KL(model‖teacher), the entropy gap and the share of drafted tokens that the
-teacher would accept as well. --data is a file with a text in each line (.txt) or an object in each
-line (.jsonl). All models run in turn while their speed is measured, so that other load hits all of
-them alike.
+With --teacher also agreement, KL(teacher‖model) and retention of the teacher's accuracy; for
+language models also KL(model‖teacher), the entropy gap and the acceptance rate of draft tokens.
+--data is a file with one text (.txt) or one JSON object (.jsonl) per line. Latency is measured on
+all models in alternation, so that other load affects all of them.
 
 {EXIT_CODES}"""
 
@@ -32,29 +31,37 @@ def add_parser(commands: Any) -> None:
     command = add_command(
         commands,
         "eval",
-        "measure a finished model: metrics with intervals, likeness to its teacher, speed, size",
-        "Measure a finished model on labelled examples, beside its teacher and the same student\n"
-        "without a teacher; print a table and write eval.json and eval.md.",
+        "evaluate a finished model: metrics with intervals, agreement with the teacher, speed",
+        "Evaluate a finished model on labelled examples, with its teacher and its baseline; print\n"
+        "a table and write eval.json and eval.md.",
         epilog=EPILOG,
     )
     add = command.add_argument
     add("model", metavar="MODEL", help="a folder or Hub id")
-    add("--teacher", metavar="DIR", help="its teacher, a folder or Hub id")
-    add("--baseline", metavar="DIR", help="the same student, trained without a teacher")
+    add("--teacher", metavar="DIR", help="the teacher, a folder or Hub id")
+    add("--baseline", metavar="DIR", help="the same student without a teacher")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--dataset", metavar="ID", help="of the Hub, or file.py:function, which is run"
+        "--dataset",
+        metavar="ID",
+        help="data set of the Hub, or file.py:function, which is executed",
     )
     source.add_argument("--data", metavar="FILE", help="a .txt or .jsonl file on this machine")
-    add("--config", help="of the data set")
-    add("--split", help="of the data set; default: test")
-    add("--input-column", "--text-column", "--image-column", metavar="NAME", help="the examples")
+    add("--config", help="configuration of the data set")
+    add("--split", help="split; default: test")
+    add(
+        "--input-column",
+        "--text-column",
+        "--image-column",
+        metavar="NAME",
+        help="column of the inputs",
+    )
     add("--label-column", metavar="NAME", help="default: label or labels")
-    add("--examples", type=int, metavar="N", help="use no more than these of the split")
-    add("--max-length", type=int, metavar="N", help="tokens at which texts are cut")
+    add("--examples", type=int, metavar="N", help="largest number of examples")
+    add("--max-length", type=int, metavar="N", help="tokens after which texts are cut")
     add("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     add("--device", default="cpu", help="cpu (default), cuda, mps, …")
-    add("--repeats", type=int, default=20, metavar="N", help="of each speed; default: 20")
+    add("--repeats", type=int, default=20, metavar="N", help="runs per latency; default: 20")
     add("--output", default="runs/eval", metavar="DIR", help="default: runs/eval")
 
 

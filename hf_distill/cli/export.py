@@ -13,8 +13,8 @@ EPILOG = f"""examples:
       --dataset recipes/sources.py:movie_reviews --split test
   hf-distill export runs/squad/final --dataset data.py:questions --label-column none
 
-The files lie in DIR/onnx, with their figures in export.json; a card that is written afterwards has
-them. A file that does not answer as the student does is not kept (exit code 1). It needs the extra:
+The files are written to DIR/onnx, with their metadata in export.json, and listed on cards that are
+written afterwards. A file with other outputs than the student's is not kept (exit code 1). Requires
 pip install 'hf_distill[export]'.
 
 {EXIT_CODES}"""
@@ -25,21 +25,21 @@ def add_parser(commands: Any) -> None:
     command = add_command(
         commands,
         "export",
-        "write a finished student as ONNX, and as int8",
+        "export a finished student to ONNX and int8",
         "Write a finished student as ONNX, run both on the same examples and compare.",
         epilog=EPILOG,
     )
     add = command.add_argument
-    add("folder", metavar="DIR", help="a finished student, such as `train` leaves under final/")
+    add("folder", metavar="DIR", help="a student's folder, such as final/ of `train`")
     add("--int8", action="store_true", help="also with int8 weights of the linear layers")
-    add("--int8-embeddings", action="store_true", help="the same, and of the embeddings")
+    add("--int8-embeddings", action="store_true", help="also of the embeddings")
     add("--reduce-range", action="store_true", help="7 bits of 8, for CPUs without VNNI")
-    add("--dataset", metavar="ID", help="of the Hub, or file.py:function; default: random examples")
-    add("--config", help="of the data set")
+    add("--dataset", metavar="ID", help="data set of the Hub, or file.py:function; default: random")
+    add("--config", help="configuration of the data set")
     add("--split", default="test", help="default: test")
     add("--input-column", metavar="NAME", help="default: text, sentence, image, img or audio")
     add("--label-column", metavar="NAME", help="default: label or labels; `none`: no accuracy")
-    add("--examples", type=int, metavar="N", help="use no more than these of the split")
+    add("--examples", type=int, metavar="N", help="largest number of examples")
     add("--opset", type=int, metavar="N", help="default: 20")
     add("--atol", type=float, metavar="X", help="largest difference of an output; default: 1e-4")
 

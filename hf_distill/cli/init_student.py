@@ -13,14 +13,14 @@ EPILOG = f"""examples:
   hf-distill init-student Qwen/Qwen3-0.6B --layers 0,9,18,27 --hidden-size 512 --output runs/student
   hf-distill init-student Qwen/Qwen3-0.6B --layers 14 --importance texts.jsonl --output runs/student
 
---layers is a number (evenly spaced, the first and the last among them), a list of indices from 0,
-or uniform:N, first:N, last:N; for a model of several stacks once for each, by name; for ResNet and
-the like the number of blocks of each stage (2,2,2,2). The student is for `student.model` of a
-recipe, or for DistillationTrainer.
+--layers is a number (evenly spaced, first and last included), a list of indices from 0, or
+uniform:N, first:N, last:N; for several stacks one per stack, by name; for ResNets the number of
+blocks of each stage (2,2,2,2). Use the result as `student.model` of a recipe, or with
+DistillationTrainer.
 
-With --importance a number of layers means the most important ones, and channels, heads and units
-are chosen in the same way, instead of the first. The file has one text a line, or one JSON object
-a line with text, messages, or prompt and completion.
+With --importance the most important layers, channels, heads and units are kept instead of the
+first. The file has one text per line, or one JSON object per line with text, messages, or prompt
+and completion.
 
 {EXIT_CODES}"""
 
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     init = add_command(
         commands,
         "init-student",
-        "make a student out of a teacher's layers, width and vocabulary",
+        "make a student from a teacher's layers, width and vocabulary",
         "Write a smaller model made of a teacher's weights, with its tokenizer.",
         epilog=EPILOG,
     )
@@ -39,11 +39,11 @@ def add_parser(commands: Any) -> None:
     init.add_argument("--layers", nargs="+", default=[], metavar="LAYERS", help="see below")
     init.add_argument("--hidden-size", type=int, metavar="N", help="width, in whole heads")
     init.add_argument(
-        "--intermediate-size", type=int, metavar="N", help="default: in proportion to the width"
+        "--intermediate-size", type=int, metavar="N", help="default: proportional to the width"
     )
     init.add_argument("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
     init.add_argument(
-        "--importance", metavar="FILE", help="texts (.txt, .jsonl): keep what matters most on them"
+        "--importance", metavar="FILE", help="texts (.txt, .jsonl) to measure importance on"
     )
 
 

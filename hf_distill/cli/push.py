@@ -16,9 +16,9 @@ EPILOG = f"""examples:
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student \\
       --collection "Students of movie reviews"
 
-The token is the one of `hf auth login`, or the variable HF_TOKEN. Only the student goes up, with
-its card, pictures, report and recipe; --dry-run shows what. A push that was cut off is taken up by
-the same command: what has arrived is not sent again.
+The token is that of `hf auth login`, or the variable HF_TOKEN. Uploaded are the student, its card,
+plots, report and recipe; --dry-run lists the files. An interrupted push resumes with the same
+command.
 
 {EXIT_CODES}"""
 
@@ -32,19 +32,19 @@ def add_parser(commands: Any) -> None:
         "Publish a finished student's folder on the Hugging Face Hub, in one commit.",
         epilog=EPILOG,
     )
-    push.add_argument("folder", metavar="DIR", help="what `train` left under final/")
+    push.add_argument("folder", metavar="DIR", help="a student's folder, such as final/ of `train`")
     push.add_argument("--repo", required=True, metavar="ID", help="namespace/name")
-    push.add_argument("--private", action="store_true", default=None, help="if it is created")
+    push.add_argument(
+        "--private", action="store_true", default=None, help="visibility of a new repository"
+    )
     where = push.add_mutually_exclusive_group()
-    where.add_argument("--revision", metavar="BRANCH", help="push to it; created when missing")
+    where.add_argument("--revision", metavar="BRANCH", help="branch; created if it is missing")
     where.add_argument("--create-pr", action="store_true", help="open a pull request against main")
     push.add_argument("--message", metavar="TEXT", help="first line of the commit")
     push.add_argument(
-        "--collection", metavar="TITLE", help="also into this collection (title or slug)"
+        "--collection", metavar="TITLE", help="add it to this collection (title or slug)"
     )
-    push.add_argument(
-        "--dry-run", action="store_true", help="check, and show what would go up; no network"
-    )
+    push.add_argument("--dry-run", action="store_true", help="check and list the files, offline")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -93,5 +93,5 @@ def _show(folder: Path, say: Say) -> int:
     problems = folder_problems(folder)
     for problem in problems:
         complain(problem)
-    say(f"{len(problems)} problems" if problems else "nothing speaks against publishing it")
+    say(f"{len(problems)} problems" if problems else "no problems")
     return 2 if problems else 0

@@ -30,22 +30,22 @@ def add_parser(commands: Any) -> None:
     recipes = add_command(
         commands,
         "recipes",
-        "list, show and copy the recipes that come with the package",
-        "The recipes that come with the package, to be run or changed.",
+        "list, show and copy the recipes of the package",
+        "Recipes of the package.",
         epilog=EPILOG,
     )
     actions = recipes.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_command(actions, "list", "one line for each", "One line for each recipe.")
-    show = add_command(actions, "show", "print one", "Print a recipe as it is.")
+    show = add_command(actions, "show", "print one", "Print a recipe.")
     copy = add_command(
         actions,
         "copy",
-        "write one into a folder, with the files that it names",
-        "Write a recipe into a folder, with the files that it names; nothing is overwritten.",
+        "copy one into a folder, with the files it references",
+        "Copy a recipe into a folder, with the files it references; nothing is overwritten.",
     )
     for action in (show, copy):
-        action.add_argument("name", metavar="NAME", help="as `hf-distill recipes list` has it")
-    copy.add_argument("folder", metavar="DIR", help="made if it does not exist")
+        action.add_argument("name", metavar="NAME", help="name in `hf-distill recipes list`")
+    copy.add_argument("folder", metavar="DIR", help="created if it does not exist")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

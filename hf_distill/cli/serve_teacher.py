@@ -40,13 +40,12 @@ EPILOG = """examples:
   HF_DISTILL_TOKEN=… hf-distill serve-teacher google/vit-large-patch16-224 \\
       --task image_classification --host 0.0.0.0 --token-env HF_DISTILL_TOKEN
 
-A training asks it with HTTPTeacher("http://HOST:8300", token=…), a language model also with
-VLLMTeacher or any client of the OpenAI completion protocol. Other machines are served with a
-token alone (or --no-token). There is no encryption: over an untrusted network, put it behind a TLS
-proxy (--allow-host with the name that it passes on) or an SSH tunnel.
+Clients: HTTPTeacher("http://HOST:8300", token=…); for language models also VLLMTeacher or any
+client of the OpenAI completion protocol. Requests from other machines need a token (or
+--no-token). There is no encryption: in an untrusted network use a TLS proxy (--allow-host with its
+host name) or an SSH tunnel.
 
-exit codes: 0 ended by Ctrl-C; 1 the model or the address cannot be had; 2 something is wrong with
-the command line.
+exit codes: 0 ended by Ctrl-C; 1 the model or the address is not available; 2 wrong command line.
 """
 
 
@@ -55,27 +54,32 @@ def add_parser(commands: Any) -> None:
     serve = add_command(
         commands,
         "serve-teacher",
-        "let trainings ask one teacher over HTTP",
+        "serve a teacher to trainings over HTTP",
         "Serve a teacher to any number of trainings, until Ctrl-C.",
         epilog=EPILOG,
     )
     serve.add_argument("model", metavar="MODEL", help="a model: Hub id or folder")
     serve.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=_tasks())
-    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine only")
     serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: a free one")
     serve.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
     )
     serve.add_argument("--device", help="default: a GPU if there is one")
-    serve.add_argument("--max-pending", type=int, default=16, help="requests that run or wait")
     serve.add_argument(
-        "--max-tokens", type=int, default=MAX_TOKENS, help=f"of a request; default: {MAX_TOKENS}"
+        "--max-pending", type=int, default=16, help="largest number of running and waiting requests"
+    )
+    serve.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MAX_TOKENS,
+        help=f"tokens per request; default: {MAX_TOKENS}",
     )
     serve.add_argument(
         "--max-elements",
         type=int,
         default=MAX_ELEMENTS,
-        help=f"numbers in an answer, logits and maps included; default: {MAX_ELEMENTS}",
+        help=f"numbers per response; default: {MAX_ELEMENTS}",
     )
     serve.add_argument("--token-env", metavar="NAME", help="variable with the clients' token")
     serve.add_argument(
@@ -86,7 +90,7 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="another name by which it may be asked on this machine: a proxy's; repeatable",
+        help="further accepted host name, such as a proxy's; repeatable",
     )
 
 

@@ -18,8 +18,8 @@ EPILOG = f"""examples:
 
 --key value sets a key of the recipe; nested keys have dots, values are YAML:
   --seed 1 --training.learning_rate 2e-5 --data.max_train_examples null
-recipes/README.md explains every key. A recipe is a program: it runs the functions that it names
-(file.py:function), with --dry-run too. Read one of a stranger before you give it to a command.
+recipes/README.md explains every key. Recipes execute the Python functions they reference
+(file.py:function), also with --dry-run: run only recipes you trust.
 
 {EXIT_CODES}"""
 
@@ -30,14 +30,14 @@ def add_parser(commands: Any) -> None:
         commands,
         "train",
         "run a recipe: teacher, baseline, student, report, card",
-        "Run a recipe. Finished stages are not run again unless what they depend on has\n"
-        "changed; an interrupted run resumes when the same command is given again.",
+        "Run a recipe. Finished stages are skipped unless their inputs have changed; an\n"
+        "interrupted run resumes with the same command.",
         usage="hf-distill train RECIPE [--dry-run] [--key value]...",
         epilog=EPILOG,
     )
     train.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
     train.add_argument(
-        "--dry-run", action="store_true", help="show the resolved recipe and what would be done"
+        "--dry-run", action="store_true", help="show the resolved recipe and the plan"
     )
 
 

@@ -255,7 +255,7 @@ def test_the_command_line_pushes_and_collects(tmp_path: Path) -> None:
         assert (dry.returncode, hub.requests) == (0, [])
         size = f"{(folder / 'model.safetensors').stat().st_size:,}"
         assert [size, "model.safetensors"] in [line.split() for line in dry.stdout.splitlines()]
-        assert dry.stdout.endswith("nothing speaks against publishing it\n")
+        assert dry.stdout.endswith("no problems\n")
         title = ["--collection", "Students of reviews", "--message", "Another one"]
         for claim in ("It was good.", "It is better."):
             card = folder / "README.md"
