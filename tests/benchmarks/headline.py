@@ -318,7 +318,7 @@ def draw() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     picture.tight_layout()
     picture.savefig(PICTURE)
-    print(table(found), gain(found, "distilled"), sep="\n\n")
+    print(table(found), gain(found, "distilled"), gain(found, "same"), sep="\n\n")
 
 
 if __name__ == "__main__":
