@@ -64,38 +64,21 @@ class Speed:
         return {key: told[key] for key in row}, {key: told[key] for key in on}
 
 
-def measure_speed(
-    model: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 20, warmup: int = 3
-) -> Speed:
-    """Run a model on one batch again and again.
-
-    Args:
-        model: It runs in evaluation mode, on the device that it is on.
-        batch: Its inputs, examples along the first dimension, without labels.
-        repeats: Runs that count.
-        warmup: Runs before them that do not.
-
-    Raises:
-        ValueError: no repeats, or a batch without tensors.
-    """
-    return measure_speeds({"": (model, batch)}, repeats=repeats, warmup=warmup)[""]
-
-
 def measure_speeds(
     pairs: Mapping[str, tuple[nn.Module, Mapping[str, Tensor]]],
     *,
     repeats: int = 20,
     warmup: int = 3,
 ) -> dict[str, Speed]:
-    """`measure_speed` of several models, in turn in every round: other load hits all of them alike.
+    """Time several models, in turn in every round, so that other load affects all of them alike.
 
     Args:
-        pairs: Name -> the model and its batch.
+        pairs: Name -> the model, on its device, and a batch of inputs without labels.
         repeats: Rounds that count.
         warmup: Rounds before them that do not.
 
     Raises:
-        ValueError: see `measure_speed`.
+        ValueError: no repeats, or a batch without tensors.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(

@@ -27,32 +27,6 @@ CONSTANT: dict[str, Any] = {
 """Settings of a draft model under which it always drafts the same number of tokens."""
 
 
-def expected_tokens(acceptance_rate: float, drafted: int) -> float:
-    """The tokens that one call of the teacher gives on average: (1 - a^(g + 1)) / (1 - a).
-
-    This takes every draft to be accepted with the same chance a, whatever came before.
-
-    Args:
-        acceptance_rate: a, from 0 to 1, as `hf_distill.evaluation.metrics.acceptance` measures it.
-        drafted: g, the tokens that the student drafts before each call, at least 1.
-
-    Raises:
-        ValueError: a rate or a number out of range.
-
-    Reference: Leviathan, Kalman and Matias, 2022, "Fast Inference from Transformers via Speculative
-    Decoding", arXiv:2211.17192 (equation 1).
-
-    >>> expected_tokens(0.5, 3), expected_tokens(1.0, 4)
-    (1.875, 5.0)
-    """
-    if not 0 <= acceptance_rate <= 1 or drafted < 1:
-        raise ValueError(
-            "Expected an acceptance rate from 0 to 1 and at least one drafted token, got "
-            f"{acceptance_rate} and {drafted}."
-        )
-    return float(sum(acceptance_rate**power for power in range(drafted + 1)))
-
-
 @dataclass(frozen=True)
 class Drafts:
     """Counts of speculative decoding.
@@ -82,11 +56,6 @@ class Drafts:
     def acceptance_rate(self) -> float:
         """The share of the examined tokens that was accepted."""
         return self.accepted / max(1, self.examined)
-
-    @property
-    def tokens_per_call(self) -> float:
-        """Generated tokens per call of the teacher; decoding without drafts gives 1."""
-        return self.tokens / max(1, self.calls)
 
 
 def measured_acceptance(

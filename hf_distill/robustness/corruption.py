@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from hf_distill.evaluation.measures import Floats, correctness
+from hf_distill.evaluation.measures import Floats
 
 Errors = Mapping[str, Sequence[float]]
 """Name of a corruption -> its error rates in [0, 1], one per severity."""
@@ -79,41 +78,6 @@ def mean_corruption_error(
         relative_by_corruption=relative,
         reason="; ".join(missing),
     )
-
-
-def mean_corruption_accuracy(errors: Errors) -> float:
-    """1 minus the mean over corruptions of the mean error over severities: no reference needed.
-
-    >>> mean_corruption_accuracy({"fog": [0.0, 0.5], "blur": [0.5, 1.0]})
-    0.5
-    """
-    return float(1 - np.mean([rates.mean() for rates in _rates(errors, "errors").values()]))
-
-
-def worst_case_accuracy(original_correct: ArrayLike, perturbed_correct: ArrayLike) -> float:
-    """Share of examples that are correct unperturbed and under every perturbation.
-
-    Args:
-        original_correct: ``(N,)``, 0 or 1.
-        perturbed_correct: ``(P, N)``, one row per perturbation (and severity).
-
-    Raises:
-        ValueError: other values or shapes.
-
-    Reference: Liang et al., 2022, "Holistic Evaluation of Language Models", arXiv:2211.09110
-        (robustness: the minimum over the original and all perturbations, then the mean).
-
-    >>> worst_case_accuracy([1, 1, 0], [[1, 0, 1], [1, 1, 1]])
-    0.3333333333333333
-    """
-    original = correctness(original_correct)
-    perturbed = correctness(np.asarray(perturbed_correct).reshape(-1))
-    if np.shape(perturbed_correct)[1:] != original.shape:
-        raise ValueError(
-            f"Expected one row per perturbation over {len(original)} examples, "
-            f"got shape {np.shape(perturbed_correct)}."
-        )
-    return float(np.mean(original & perturbed.reshape(-1, len(original)).all(0)))
 
 
 def _rates(errors: Errors, name: str) -> dict[str, Floats]:

@@ -1,7 +1,6 @@
 """Accuracy by group of examples."""
 
-import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,41 +88,6 @@ def worst_group(
     """
     eligible = [(k, v) for k, v in group_accuracies(correct, groups).items() if v.n >= min_count]
     return min(eligible, key=lambda item: item[1].accuracy, default=None)
-
-
-def adjusted_average(
-    accuracies: Mapping[Any, GroupAccuracy], train_counts: Mapping[Any, int]
-) -> float:
-    """The average accuracy with the groups weighted by their numbers of training examples.
-
-    sum_g m_g accuracy_g / sum_g m_g: comparable with the training distribution where the test set
-    has the groups in other shares. Training groups without test examples do not count.
-
-    Args:
-        accuracies: what :func:`group_accuracies` gave for the test set.
-        train_counts: training examples m_g of each of these groups, 0 or more.
-
-    Returns:
-        The average; NaN if no group of the test set was seen in training.
-
-    Raises:
-        ValueError: a group of the test set has no count, or one below 0.
-
-    Reference: Koh et al., 2021, "WILDS", arXiv:2012.07421 (Waterbirds' adjusted average).
-
-    >>> a, b = GroupAccuracy(1.0, 5, 0.6, 1.0), GroupAccuracy(0.5, 5, 0.2, 0.8)
-    >>> adjusted_average({"a": a, "b": b}, {"a": 30, "b": 10})
-    0.875
-    """
-    missing = [name for name in accuracies if not train_counts.get(name, -1) >= 0]
-    if missing:
-        raise ValueError(
-            f"Expected the number of training examples of every group, got none for {missing} "
-            f"among {sorted(map(str, train_counts))}. Give 0 for a group that is new in the test."
-        )
-    weights = sum(train_counts[name] for name in accuracies)
-    total = sum(train_counts[name] * group.accuracy for name, group in accuracies.items())
-    return total / weights if weights else math.nan
 
 
 def _ordered(names: Iterable[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_distill.evaluation.latency import measure_speed, measure_speeds, size_on_disk
+from hf_distill.evaluation.latency import measure_speeds, size_on_disk
 
 
 class Sleeper(nn.Module):
@@ -31,7 +31,8 @@ class Sleeper(nn.Module):
 def test_speed_of_one_model() -> None:
     """Milliseconds and seconds, or a batch and its examples, are easily confused."""
     model = Sleeper(0.01, [])
-    found = measure_speed(model, {"x": torch.zeros(4, 2)}, repeats=5, warmup=2)
+    batch = {"x": torch.zeros(4, 2)}
+    found = measure_speeds({"it": (model, batch)}, repeats=5, warmup=2)["it"]
     assert len(model.calls) == 7
     assert 10 <= found.latency_ms < 60
     assert found.p10_ms <= found.latency_ms <= found.p90_ms
@@ -59,7 +60,7 @@ def test_models_take_turns() -> None:
 def test_speed_of_no_run(options: dict[str, int]) -> None:
     """A median of nothing is NaN, which a card then shows."""
     with pytest.raises(ValueError, match="Expected at least 1 repeat"):
-        measure_speed(Sleeper(0, []), {"x": torch.zeros(1)}, **options)
+        measure_speeds({"it": (Sleeper(0, []), {"x": torch.zeros(1)})}, **options)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,9 @@ from hf_distill.robustness.calibration import (
     reliability,
 )
 from hf_distill.robustness.corruption import (
-    mean_corruption_accuracy,
     mean_corruption_error,
-    worst_case_accuracy,
 )
 from hf_distill.robustness.groups import (
-    GroupAccuracy,
-    adjusted_average,
     group_accuracies,
     worst_group,
 )
@@ -349,18 +345,6 @@ def test_errors_that_do_not_fit_are_refused(errors: dict, reference: dict, messa
         mean_corruption_error(errors, reference)
 
 
-def test_mean_and_worst_case_by_hand() -> None:
-    """A mean over perturbations is not HELM's worst case: they are confused all the time."""
-    errors = {"fog": [0.1, 0.3], "blur": [0.6]}
-    assert mean_corruption_accuracy(errors) == pytest.approx(1 - (0.2 + 0.6) / 2)
-    original = [1, 1, 0, 1]
-    perturbed = [[1, 0, 1, 1], [1, 1, 1, 1]]
-    assert worst_case_accuracy(original, perturbed) == 2 / 4
-    for wrong in ([1, 1, 1, 1], [[1, 1]], [[1, 1, 1, 1, 1]]):
-        with pytest.raises(ValueError, match="one row per perturbation over 4"):
-            worst_case_accuracy(original, wrong)
-
-
 # ---- attacks on text -----------------------------------------------------------------------------
 
 
@@ -443,17 +427,6 @@ def test_groups_that_do_not_cover_the_data_are_refused(groups: list, message: st
         group_accuracies([1, 0, 1], groups)
     with pytest.raises(ValueError, match=message):
         worst_group([1, 0, 1], groups)
-
-
-def test_average_is_adjusted_by_the_training_counts() -> None:
-    """Waterbirds' counts: the test set is balanced, the training set is not."""
-    accuracies = {g: GroupAccuracy(a, 9, 0, 1) for g, a in enumerate((0.99, 0.6, 0.7, 0.95))}
-    counts = {0: 3498, 1: 184, 2: 56, 3: 1057, 4: 10**6}  # group 4 has no test examples
-    expected = (3498 * 0.99 + 184 * 0.6 + 56 * 0.7 + 1057 * 0.95) / 4795
-    assert adjusted_average(accuracies, counts) == pytest.approx(expected)
-    with pytest.raises(ValueError, match=r"\[3\]"):
-        adjusted_average(accuracies, {0: 1, 1: 1, 2: 1})
-    assert math.isnan(adjusted_average({"new": accuracies[0]}, {"new": 0}))
 
 
 @pytest.mark.parametrize("correct", [[0.5, 1.0], [[1, 0]], [], ["yes"], [2, 1]])
