@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from hf_distill.hub.comparison import weight
-from hf_distill.models.signals import Needs
-from hf_distill.models.task_model import TaskModel
 from hf_distill.recipe.stages import Stage
 
 STATES = {
@@ -28,12 +24,9 @@ STATES = {
 """Optimizer -> tensors of the size of a weight that it keeps; besides these a step count of 4
 bytes for each weight tensor."""
 ESTIMATED = (
-    "Memory is an estimate, of one process: weights, gradients and optimizer states are counted; "
-    "activations are what autograd keeps of the learner's forward pass on a batch of the longest "
-    "training example. What the objective, the teacher's pass and the libraries themselves take "
-    "comes on top."
+    "Memory is an estimate, of one process: weights, gradients and optimizer states are counted. "
+    "Activations, the objective and the libraries themselves come on top."
 )
-Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,14 +38,12 @@ class Memory:
         gradients: Of the weights that are trained.
         optimizer: Its states; None: unknown for this optimizer.
         teacher: The teacher's weights; 0: there is none in memory.
-        activations: See `kept_for_backward`.
     """
 
     weights: int
     gradients: int = 0
     optimizer: int | None = 0
     teacher: int = 0
-    activations: int = 0
 
     @classmethod
     def untrained(cls, model: nn.Module) -> Memory:
@@ -62,48 +53,25 @@ class Memory:
     @property
     def total(self) -> int:
         """All that is known."""
-        parts = (self.weights, self.gradients, self.teacher, self.activations)
-        return sum(parts) + (self.optimizer or 0)
+        return self.weights + self.gradients + self.teacher + (self.optimizer or 0)
 
     def __str__(self) -> str:
         states = "unknown" if self.optimizer is None else weight(self.optimizer)
-        teacher = f"teacher {weight(self.teacher)}, " if self.teacher else ""
+        teacher = f", teacher {weight(self.teacher)}" if self.teacher else ""
         return (
             f"{weight(self.total)} (weights {weight(self.weights)}, "
-            f"gradients {weight(self.gradients)}, optimizer {states}, "
-            f"{teacher}activations {weight(self.activations)})"
+            f"gradients {weight(self.gradients)}, optimizer {states}{teacher})"
         )
 
 
-def memory(
-    model: PreTrainedModel, args: TrainingArguments, teacher: int, example: Any, collate: Collate
-) -> Memory:
-    """Memory for training this model.
-
-    Args:
-        model: The learner, on the CPU; two and three examples are run through it, which moves
-            the statistics of batch normalisation (and of one alone it could take none).
-        args: Its training arguments.
-        teacher: Bytes of the teacher's weights that are in memory.
-        example: The longest one.
-        collate: Makes batches.
-    """
-    if args.gradient_checkpointing:
-        before: Any = model.gradient_checkpointing_enable  # its name until transformers 5.22
-        enable = getattr(model, "activation_checkpointing_enable", before)
-        enable(args.gradient_checkpointing_kwargs)
-    task_model = TaskModel(model)
-    two, three = (
-        kept_for_backward(model, task_model.inputs(collate([example] * count), Needs()), args.bf16)
-        for count in (2, 3)
-    )
+def memory(model: nn.Module, args: TrainingArguments, teacher: int) -> Memory:
+    """Memory for training this model, next to ``teacher`` bytes of the teacher's weights."""
     states = STATES.get(str(getattr(args.optim, "value", args.optim)))
     return Memory(
         weights=weight_bytes(model.parameters()),
         gradients=weight_bytes(p for p in model.parameters() if p.requires_grad),
         optimizer=None if states is None else state_bytes(model, states),
         teacher=teacher,
-        activations=two + (args.per_device_train_batch_size - 2) * (three - two),
     )
 
 
@@ -116,43 +84,6 @@ def state_bytes(model: nn.Module, states: int) -> int:
     """Bytes of an optimizer's states."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return states * weight_bytes(trained) + 4 * len(trained) * bool(states)
-
-
-def kept_for_backward(model: nn.Module, inputs: Mapping[str, Any], bf16: bool = False) -> int:
-    """The bytes that autograd keeps of one forward pass in training mode, besides the weights.
-
-    Args:
-        model: On the CPU. Neither its mode nor torch's random state changes.
-        inputs: Its inputs.
-        bf16: Run under autocast.
-    """
-    owned = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    training = model.training
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        outputs = model.train()(**inputs)  # held to the end: addresses are not used again
-    model.train(training)
-    del outputs
-    return sum(kept.values())
-
-
-def longest(dataset: Any) -> Any:
-    """Example with the most tokens; the first one if there are no tokens."""
-    if "input_ids" not in dataset.column_names:
-        return dataset[0]
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    return dataset[lengths.index(max(lengths))]
 
 
 def steps(examples: int, args: TrainingArguments, processes: int = 1) -> int:

@@ -23,7 +23,6 @@ from hf_distill.recipe.estimate import (
     Memory,
     Outlook,
     disk,
-    longest,
     memory,
     rate_of,
     steps,
@@ -277,7 +276,6 @@ class PreparedRecipe:
     ) -> dict[str, Memory]:
         """Memory of each role that starts from this model."""
         found = {model_of: Memory.untrained(model)}
-        collate = RandomVersionCollator(self.task.collator(self.processor))
         own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
         for role in dict.fromkeys(lesson.role for lesson in own):
             args = arguments(self.recipe, role, self.recipe.seed, self.root)
@@ -285,8 +283,7 @@ class PreparedRecipe:
             peft: Any = self.adapter(alike[0])
             model = model if peft is None else get_peft_model(model, peft)
             teacher = max(self._teacher_bytes(lesson, known) for lesson in alike)
-            example = longest(self.trained_on(role))
-            found[role] = memory(model, args, teacher, example, collate)
+            found[role] = memory(model, args, teacher)
         return found
 
     def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:

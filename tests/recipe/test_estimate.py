@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_recipes import bert, pictures, recipe, record
+from tiny_recipes import bert, recipe, record
 from torch import nn
 from transformers import TrainingArguments
 
@@ -20,7 +20,6 @@ from hf_distill.recipe.estimate import (
     Memory,
     disk,
     duration,
-    kept_for_backward,
     memory,
     rate_of,
     state_bytes,
@@ -129,7 +128,7 @@ def test_states_are_those_of_the_optimizer(tmp_path: Path, optim: str) -> None:
         for value in state.values()
         if isinstance(value, torch.Tensor)
     ]
-    found = memory(model, args, 0, Rows(1)[0], tf.default_data_collator)
+    found = memory(model, args, 0)
     assert found.optimizer == sum(one.numel() * one.element_size() for one in kept)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (found.weights, found.gradients) == (4 * model.num_parameters(), 4 * trained)
@@ -138,7 +137,7 @@ def test_states_are_those_of_the_optimizer(tmp_path: Path, optim: str) -> None:
 def test_an_optimizer_that_is_not_known() -> None:
     """A number that leaves the states out, and does not say so, is wrong by half."""
     args = arguments(optim="adafactor")
-    found = memory(classifier(), args, 0, Rows(1)[0], tf.default_data_collator)
+    found = memory(classifier(), args, 0)
     assert found.optimizer is None
     assert "optimizer unknown" in str(found)
 
@@ -148,47 +147,6 @@ def test_weights_in_half_precision() -> None:
     model = nn.Linear(3, 5).to(torch.bfloat16)
     assert weight_bytes(model.parameters()) == 2 * (3 * 5 + 5)
     assert state_bytes(model, 2) == 2 * 2 * (3 * 5 + 5) + 2 * 4
-
-
-def test_what_autograd_keeps() -> None:
-    """By hand: a linear layer keeps its input, a ReLU its output, which the next layer reads."""
-
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(7, 11), nn.Linear(11, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.second(self.first(x).relu())
-            return found
-
-    model, state = Two().eval(), torch.get_rng_state()
-    assert kept_for_backward(model, {"x": torch.zeros(5, 7)}) == 4 * 5 * (7 + 11)
-    assert not model.training
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"activation_checkpointing": True}])
-def test_activations_grow_with_the_batch(options: dict[str, Any]) -> None:
-    """What is measured on two examples must hold for the batch that is trained on."""
-    collate: Any = tf.default_data_collator
-    args, row = arguments(per_device_train_batch_size=9, **options), Rows(1)[0]
-    found = memory(classifier(), args, 0, row, collate).activations
-    whole = classifier()
-    if options.get("activation_checkpointing"):
-        whole.activation_checkpointing_enable()
-    batch = {k: v for k, v in collate([row] * 9).items() if k != "labels"}
-    expected = kept_for_backward(whole, batch, args.bf16)
-    assert found == pytest.approx(expected, rel=0.01)
-
-
-def test_a_model_with_batch_normalisation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It refuses a single example in training: the dry run of every ResNet would end there."""
-    shown = planned(pictures(tmp_path), capsys)
-    assert "memory of teacher" in shown
-    assert "stage student/seed-0: to do, 6 steps" in shown
 
 
 def test_files_are_as_large_as_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,12 +212,12 @@ def test_teachers_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shown = needs(planned(path, capsys))
     assert list(shown) == ["teacher", "assistant-1", "baseline", "student"]
     assert "teacher" not in shown["teacher"]
-    assert f"teacher {weight(teacher)}, " in shown["assistant-1"]
-    assert f"teacher {weight(teacher)}, " in shown["student"], "of the assistant's size at first"
+    assert f"teacher {weight(teacher)}" in shown["assistant-1"]
+    assert f"teacher {weight(teacher)}" in shown["student"], "of the assistant's size at first"
     shown = needs(planned(path, capsys, "--assistants", "[]", "--teacher.seeds", "[0, 1]"))
-    assert f"teacher {weight(2 * teacher)}, " in shown["student"]
+    assert f"teacher {weight(2 * teacher)}" in shown["student"]
     shown = needs(planned(path, capsys, "--assistants", "[]", "--teacher.cache.format", "full"))
-    assert f"teacher {weight(student)}, " in shown["student"], "the second generation's teacher"
+    assert f"teacher {weight(student)}" in shown["student"], "the second generation's teacher"
     one = ("--assistants", "[]", "--teacher.cache.format", "full", "--generations", "1")
     shown = needs(planned(path, capsys, *one))
     assert "teacher" not in shown["student"]
