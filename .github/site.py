@@ -19,15 +19,17 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hf_distill"
 SECTIONS = {
-    "Manual": (f"{PACKAGE}/README.md", f"{PACKAGE}/*/*.md", f"{PACKAGE}/*/**/*.md"),
+    "Manual": (f"{PACKAGE}/**/*.md",),
     "Recipes": ("recipes/README.md",),
     "Model cards": ("model_cards/COMPARISON.md", "model_cards/examples/*/README.md"),
-    "Tests": ("tests/README.md", "tests/**/*.md"),
+    "Tests": ("tests/**/*.md",),
     "Project": (".github/[!P]*.md",),
 }
 """Title in the navigation -> patterns of pages, in the order of the navigation."""
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
 """Target of a Markdown link, without its anchor."""
+ROW = re.compile(r"^\|.*$", re.MULTILINE)
+"""Row of a table."""
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 ABOUT = "    options: {members: false, show_root_heading: false}"
 """What is shown of a package itself: its docstring, without the names that it imports."""
@@ -35,6 +37,7 @@ STYLE = """\
 .md-grid { max-width: 76rem; }
 .md-typeset table:not([class]) { font-size: .68rem; }
 .md-typeset table:not([class]) :is(td, th) { padding: .4em .8em; min-width: 0; }
+.md-typeset td code { overflow-wrap: normal; word-break: normal; }
 """
 
 
@@ -43,11 +46,16 @@ def pages() -> dict[str, list[str]]:
     seen: set[str] = set()
     found: dict[str, list[str]] = {}
     for section, patterns in SECTIONS.items():
-        paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+        paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern), key=order)]
         names = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in paths)
         found[section] = [name for name in names if name not in seen]
         seen |= names.keys()
     return found
+
+
+def order(path: Path) -> tuple[Any, ...]:
+    """Key that sorts pages: a folder's README, its other pages, the folders below it."""
+    return path.parent.parts, path.name != "README.md", path.name
 
 
 def packages() -> dict[str, list[str]]:
@@ -99,7 +107,8 @@ def write_pages(folder: Path) -> list[Any]:
                 shutil.copyfile(ROOT / path, folder / path)
             return posixpath.relpath(place(path), posixpath.dirname(place(name)) or ".")
 
-        write(folder / place(name), LINK.sub(lead, (ROOT / name).read_text(encoding="utf-8")))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        write(folder / place(name), LINK.sub(lead, ROW.sub(unescaped, text)))
     for package, modules in packages().items():
         parts = [f"# {package}", f"::: {package}\n{ABOUT}", *(f"::: {one}" for one in modules)]
         text = "\n\n".join(parts)
@@ -109,6 +118,11 @@ def write_pages(folder: Path) -> list[Any]:
     nav += [{section: [{title(n): place(n)} for n in names]} for section, names in sections.items()]
     short = {package.removeprefix(f"{PACKAGE}."): reference(package) for package in packages()}
     return [*nav, {"Reference": [{name: page} for name, page in short.items()]}]
+
+
+def unescaped(row: re.Match[str]) -> str:
+    """A row of a table without the escapes that GitHub needs within code, and MkDocs shows."""
+    return re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def title(name: str) -> str:
