@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, split_of: Split, say: Callable[[str], None]) -
     Args:
         args: The parsed command line.
         split_of: ``(source, split, config) -> data set``.
-        say: Prints a line.
+        say: Function that prints a line.
 
     Returns:
         The exit code: 0; 2 for a wrong command line; 3 where a requirement is not met.

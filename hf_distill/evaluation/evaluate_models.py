@@ -71,7 +71,7 @@ def evaluate(
         data: Labelled examples; for causal language models what `read_texts` gives.
         batch_size: Examples at a time.
         repeats: Runs by which the speed is measured.
-        say: Prints a line of progress.
+        say: Function that prints a line of progress.
 
     Returns:
         Plain values: ``task``, ``examples``, ``notes``, ``comparison`` (with the baseline; None:

@@ -135,7 +135,7 @@ def lm_eval(
         tasks: Names, as ``lm-eval ls tasks`` lists them.
         tokenizer: Of a model that is given as an object.
         batch_size: Requests at a time.
-        num_fewshot: Solved examples in front of each; None: what the task says.
+        num_fewshot: Solved examples in front of each; None: the task's own number.
         limit: Use no more than these examples of each task: for a try, and no result.
         device: Where a model is loaded from a folder or the Hub; default: ``cpu``.
         chat: Put the requests into the tokenizer's chat template.

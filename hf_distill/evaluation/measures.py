@@ -212,7 +212,7 @@ def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Integers]:
     """Logits in float64 and labels as integers.
 
     Raises:
-        ValueError: no items, shapes that do not fit, labels that are no class ids, or an item
+        ValueError: no items, shapes that do not fit, labels that are not class ids, or an item
             without a finite largest logit (NaN or +inf: the model overflowed).
     """
     scores, classes = checked_logits(logits), np.asarray(labels)

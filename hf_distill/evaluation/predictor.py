@@ -53,7 +53,7 @@ class Predictor:
         processor: Its tokenizer, image processor or feature extractor; None for rows of numbers.
         task: Its row of `hf_distill.models.tasks.TASKS`; found by the class name when not given.
         role: ``student``, ``baseline``, ``control`` or ``teacher``.
-        max_length: At how many tokens texts are cut; default: what the tokenizer or the model says.
+        max_length: Tokens after which texts are cut; default: the tokenizer's or the model's.
         order: Class of the data -> class of the model; None: the same numbers. See `aligned`.
     """
 
@@ -145,7 +145,7 @@ class Predictor:
     def aligned(self, names: Sequence[str]) -> Predictor:
         """Same model with classes in the order of the data's, matched by name.
 
-        Where the names do not match (``LABEL_0``, other words), the numbers are taken as they are.
+        Where the names do not match (``LABEL_0``, other words), the class numbers are used.
 
         Raises:
             ValueError: another number of classes.
@@ -179,7 +179,7 @@ class Predictor:
             ``(N, C)``, float64, in the order of the examples and of the data's classes.
 
         Raises:
-            ValueError: no examples, values of another kind, or a model that is no classifier.
+            ValueError: no examples, values of another kind, or a model that is not a classifier.
         """
         found: np.ndarray | None = None
         with torch.no_grad(), evaluating(self.model):

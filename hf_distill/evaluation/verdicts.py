@@ -1,7 +1,7 @@
 """Verdicts on two claims, each with its test.
 
 *Checkpoint*: this file beats that file on this data. The examples are the sample: exact McNemar, or
-the paired bootstrap. Runs of one method differ by as much, so it says nothing about the method.
+the paired bootstrap. Runs of one method differ by as much, so this is not a claim about the method.
 
 *Method*: distilling helps. The seeds are the sample: same-seed pairs, with the paired t and the
 exact sign-flip test, both of them significant after Holm over the axes.

@@ -39,8 +39,8 @@ def quantize_int8(
 
     The weights of linear layers become int8, with one scale per output channel; activations are
     quantised batch by batch, so that no calibration is needed. The file is compared with the
-    student in PyTorch on the examples; give labelled ones of the task: random ones say little about
-    what the rounding costs.
+    student in PyTorch on the examples; give labelled ones of the task, since random
+    ones are not informative about the loss of accuracy.
 
     Args:
         folder: The finished student.

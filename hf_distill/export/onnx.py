@@ -46,9 +46,9 @@ def export_onnx(
     """Write ``onnx/model.onnx`` of a finished student, in float32.
 
     The number of examples varies, and so does the length of texts and sounds where the processor
-    does not fix it. Of a language model the graph is one forward pass without a cache. The file and
-    the student are asked the same examples, in batches of several sizes and lengths; above ``atol``
-    nothing is kept. The figures lie in ``onnx/export.json``, see `read_exports`.
+    does not fix it. Of a language model the graph is one forward pass without a cache. File and
+    student are run on the same examples, in batches of several sizes and lengths; above ``atol``
+    nothing is kept. The metadata are in ``onnx/export.json``, see `read_exports`.
 
     Args:
         folder: The finished student with its tokenizer or processor.

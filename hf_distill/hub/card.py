@@ -44,7 +44,7 @@ class StudentCard:
     A model (``teacher``, ``student``) is a dict with any of ``name`` (Hub id or path),
     ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``, ``architecture``, and for a
     classifier ``num_labels``. Of a teacher also ``how`` (what was done to the model of that name:
-    "fine-tuned on …"), ``license``, ``quote`` (what its own card says of its limits), and
+    "fine-tuned on …"), ``license``, ``quote`` (limitations in its own card), and
     ``cache`` (a dict) or ``outputs`` (a few words): where its outputs came from; of a student
     ``initialised`` (how it began, as the end of a sentence) and ``labels`` (names of classes). A
     local path is never written: only its last name, in prose.
@@ -66,7 +66,7 @@ class StudentCard:
     - ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name ->
       size), ``labels_used`` (bool), ``test_split``, and ``task_id`` for ``.eval_results``.
     - ``preprocessing``: ``max_length`` (tokens), ``image_size`` (height, width),
-      ``sampling_rate`` (Hz), ``max_seconds``, and whatever else.
+      ``sampling_rate`` (Hz), ``max_seconds``, and others.
     - ``samples``: dicts of ``prompt`` and ``texts`` (model -> what it wrote after it), see
       `hub.samples`.
     - ``exports``: dicts of ``format``, ``file``, ``size_bytes``, ``max_difference``,

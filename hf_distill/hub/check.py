@@ -78,8 +78,8 @@ def is_local(name: str) -> bool:
 def hub_id(name: str | None, revision: str | None = None) -> str | None:
     """Name if it is a valid Hub id, otherwise None.
 
-    ``namespace/name`` that is no folder here is an id. A bare name (``gpt2``) is one only with the
-    ``revision`` that the Hub gave: a folder or a registry's data set is called the same way.
+    ``namespace/name`` that is not a local folder is an id. A bare name (``gpt2``) is one only
+    with the ``revision`` that the Hub gave: a local folder may have the same name.
     """
     if not name or is_local(name) or ("/" not in name and not revision):
         return None
@@ -103,9 +103,9 @@ def validate(text: str) -> None:
 def card_problems(text: str) -> list[str]:
     """Problems of a model card: values that the Hub rejects, and content that no card should have.
 
-    Front matter that is no mapping, wrong types, nulls, unknown licences, pipeline tags, relations
-    and languages, a model-index that does not round-trip or holds a row twice, local paths, tokens
-    and passwords, empty links, missing values and fillers.
+    Front matter that is not a mapping, wrong types, nulls, unknown licences, pipeline tags,
+    relations and languages, a model-index that does not round-trip or has a row twice, local
+    paths, tokens and passwords, empty links, missing values and fillers.
     """
     match = REGEX_YAML_BLOCK.match(text)
     problems = list(_metadata_problems(match.group(2) if match else ""))

@@ -41,8 +41,8 @@ class Exported:
     Attributes:
         format: ``ONNX`` or ``ONNX int8``.
         file: Relative to the student's folder.
-        size_bytes: Of the file, with its weights where they lie beside it.
-        sha256: Of the file, followed by that of its weights beside it.
+        size_bytes: Size of the file, with external weights.
+        sha256: Hash of the file, followed by that of external weights.
         opset: Of the standard operators.
         inputs: Name -> dimensions: a number, or the name of one that varies.
         outputs: The names of the outputs.

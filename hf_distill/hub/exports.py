@@ -28,7 +28,7 @@ def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
         rows: As `StudentCard.exports` has them.
 
     Returns:
-        The card's path; None where there is no card of ours.
+        The card's path; None without a generated card.
 
     Raises:
         ValueError: the card is not in UTF-8, or would not be valid.

@@ -37,8 +37,8 @@ def mended(
 ) -> tuple[StudentCard, list[str]]:
     """A card that `render` and `validate` take.
 
-    What the Hub does not know is brought to what it knows (``en_XX`` to ``en``, ``Apache-2.0`` to
-    ``apache-2.0``), replaced by what the card said before, or left out.
+    Values that the Hub rejects are normalised (``en_XX`` to ``en``, ``Apache-2.0`` to
+    ``apache-2.0``), replaced by those of the earlier card, or left out.
 
     Args:
         card: The facts, of which some may be bad.

@@ -34,7 +34,7 @@ class CacheStage(Stage):
     """The stage that writes a cache.
 
     Args:
-        section: What the recipe says of it. Its ``path`` is no input: it is where, not what.
+        section: Section of the recipe. Its ``path`` is not an input of the stage.
     """
 
     made: ClassVar[tuple[str, ...]] = (
@@ -108,13 +108,13 @@ def write(
 
     Args:
         stage: The stage.
-        teacher: Who is asked.
+        teacher: The teacher that runs.
         model: The teacher's model, or one of them: how batches are read.
         data: The splits.
         collator: Makes batches, as the training does.
         processor: The tokenizer or image processor.
         args: The learner's, for batch size and device; new ones, which reset accelerate's state.
-        say: Prints a line.
+        say: Function that prints a line.
 
     Raises:
         RecipeError: a cache of something else is there, or the outputs cannot be cached.
@@ -151,7 +151,7 @@ def cache_format(
     """Format of a cache: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
 
     Args:
-        section: What the recipe says.
+        section: Section of the recipe.
         learners: Who learns from it, and their objectives.
 
     Raises:
@@ -210,7 +210,7 @@ def check_given(stage: CacheStage, provides: Needs) -> None:
     """Check before training that the teacher provides the cached outputs.
 
     Raises:
-        RecipeError: it has not.
+        RecipeError: it does not.
     """
     kept = stage.inputs["kept"]
     wanted = Needs(hidden_states=bool(kept["hidden_states"]), attentions=kept["attentions"])

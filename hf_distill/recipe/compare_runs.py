@@ -30,7 +30,7 @@ class Recorded:
     """One finished run.
 
     Attributes:
-        label: What it is called beside the others.
+        label: Name in tables and plots.
         facts: Its report.
         data: The hash of its test examples; None: not known.
     """

@@ -29,9 +29,9 @@ class RecipeExamples:
     """The three splits of a recipe, and perhaps `OF_TEACHER`.
 
     Attributes:
-        raw: The splits as they are loaded; labelled ones with a column ``labels``.
+        raw: Loaded splits; labelled ones have a column ``labels``.
         labels: The names of the classes; of examples without labels none.
-        facts: What the source says about itself: hub_id, license, description.
+        facts: Metadata of the source: hub_id, license, description.
     """
 
     raw: DatasetDict

@@ -24,7 +24,7 @@ def length_of(data: Data, tokenizer: Any) -> int:
     """Maximum length of texts in tokens.
 
     Raises:
-        RecipeError: neither the recipe nor the tokenizer says it.
+        RecipeError: neither the recipe nor the tokenizer sets it.
     """
     length: int = data.max_length or tokenizer.model_max_length
     if length > 1_000_000:

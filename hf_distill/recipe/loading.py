@@ -50,7 +50,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     Args:
         path: The YAML file.
         overrides: Pairs of a dotted key and its value in YAML: ``("training.max_steps", "2")``.
-            One of ``training`` holds for every stage, whatever the file says of single ones.
+            An override of ``training`` holds for every stage, also over sections in the file.
 
     Raises:
         RecipeError: anything that is wrong with the file or an override, with the remedy.

@@ -61,7 +61,7 @@ class PreparedRecipe:
 
     Args:
         recipe: The recipe.
-        say: Prints a line.
+        say: Function that prints a line.
         progress: The callback that shows the progress of each training.
 
     Raises:

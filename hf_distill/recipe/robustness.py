@@ -40,7 +40,7 @@ class Robustness:
     Args:
         recipe: A recipe with a section ``robustness``.
         data: Its examples.
-        say: Prints a line.
+        say: Function that prints a line.
 
     Raises:
         RecipeError: perturbations, attacks or requirements that do not exist or are not for the

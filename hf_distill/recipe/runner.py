@@ -57,7 +57,7 @@ class Run(PreparedRecipe):
 
     Args:
         recipe: The recipe.
-        say: Prints a line.
+        say: Function that prints a line.
         progress: The callback that shows the progress of each training.
 
     Raises:

@@ -48,7 +48,7 @@ class Recipe:
         name: Name of the student on its card.
         task: ``text_classification``, ``image_classification`` or ``causal_lm``.
         data: Source, columns and splits of the examples.
-        teacher: The model that is fine-tuned first, or taken as it is.
+        teacher: The model that is fine-tuned first, or used unchanged.
         student: The model that is distilled.
         output_dir: Folder on this machine, relative to the working directory; default:
             ``runs/NAME``.
@@ -71,7 +71,7 @@ class Recipe:
         hub_model_id: ``namespace/name`` of the published student.
         hub_private_repo: Visibility of a repository that is created; default: the account's.
         robustness: Evaluate the robustness of all models.
-        card: Facts for the model card that only a person knows.
+        card: Facts for the model card that cannot be derived from the run.
     """
 
     name: str

@@ -209,8 +209,8 @@ def run_stage(
     Args:
         stage: The stage.
         work: Does it, on every process, and gives the results on the main one.
-        say: Prints a line, on the main process only.
-        again: Do it even if it is done: the work itself knows what is left.
+        say: Function that prints a line, on the main process only.
+        again: Run even if it is done; the work itself resumes.
     """
     interrupts.check()
     state = process_state()

@@ -86,7 +86,7 @@ def _try_out(args: TrainingArguments) -> None:
     once.
 
     Raises:
-        Exception: whatever transformers and torch raise of them.
+        Exception: any error of transformers and torch about them.
     """
     args.get_process_log_level()
     if args.parallelism_config is not None:

@@ -21,8 +21,8 @@ def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
 
     Args:
         cls: The dataclass. Fields with ``init=False`` are not settable.
-        values: What the recipe says.
-        prefix: Where it says so, ``"data."``; for messages.
+        values: Values in the recipe.
+        prefix: Prefix of the keys in messages, ``"data."``.
 
     Raises:
         RecipeError: not a mapping, an unknown or missing key, a value of another type.

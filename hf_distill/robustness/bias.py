@@ -1,6 +1,6 @@
 """Training data with imbalance, label noise, spurious features, or balanced groups.
 
-Each function takes a `datasets.Dataset` and gives another one; the first stays as it is. What is
+Each function takes a `datasets.Dataset` and returns another one; the input is not changed. What is
 chosen depends on the seed and on the order of the rows: rows are ranked by one seeded permutation,
 and the first so many are taken. So a higher share or rate, with the same seed, takes the same rows
 and more. The global random state is not used.
@@ -105,7 +105,7 @@ def with_spurious_token(
     n_c rows.
 
     The other rows of class c get the words of the other classes in turn, as many of each, give or
-    take one. At a rate of 1 / C the word tells nothing: make test data so, with all groups alike.
+    take one. At a rate of 1 / C the word is uninformative, as test data should be.
 
     Args:
         dataset: Rows with a text and a class id from 0 to C - 1.
@@ -120,7 +120,7 @@ def with_spurious_token(
 
     Raises:
         ValueError: a rate out of range, labels outside the C classes, equal tokens, fewer than two,
-            values that are no texts, or no such column.
+            values that are not texts, or no such column.
     """
     if len(set(tokens)) != len(tokens):
         raise ValueError(f"Expected a different token for each class, got {list(tokens)}.")

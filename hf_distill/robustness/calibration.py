@@ -1,8 +1,8 @@
 """Calibration: ECE with its floor, reliability diagram, temperature scaling.
 
 The ECE depends on the bins and has a floor above 0 that falls only slowly with the number of items:
-lead with NLL and Brier (:mod:`hf_distill.evaluation.measures`), print the floor beside the ECE, and
-do not compare ECEs of fewer than 1000 items.
+lead with NLL and Brier (:mod:`hf_distill.evaluation.measures`), print the floor next to the ECE,
+and do not compare ECEs of fewer than 1000 items.
 """
 
 import math

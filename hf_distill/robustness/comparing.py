@@ -48,7 +48,7 @@ def verdicts_against(
 
     Args:
         runner: Which examples were shown.
-        outcomes: What all models said.
+        outcomes: Outputs of all models.
         other: ``baseline`` or ``control``.
     """
     pairs = pairs_of(list(outcomes), "student", other)

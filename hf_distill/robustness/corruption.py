@@ -38,10 +38,10 @@ def mean_corruption_error(
 
     E and R are the error rates of the model and of the reference at severity s. The relative CE_c
     compares what corruption costs: sum_s (E_{s,c} - E_clean) / sum_s (R_{s,c} - R_clean). With the
-    student without a teacher as the reference, mCE < 1 says that distillation helped.
+    student without a teacher as the reference, mCE < 1 means that distillation helped.
 
     A reference without errors (or, for the relative one, that loses nothing) has no ratio: the
-    figure of this corruption and the mean are NaN, and ``reason`` says where.
+    figure of this corruption and the mean are NaN, and ``reason`` contains the place.
 
     Args:
         errors: the model's error rates, by corruption and severity.

@@ -43,9 +43,9 @@ def figures_of(
 
     Args:
         runner: Which examples were shown.
-        outcome: What the model said.
-        teacher: What the teacher said, for loyalty.
-        reference: What the student alone said, for mCE.
+        outcome: Outputs of the model.
+        teacher: Outputs of the teacher, for loyalty.
+        reference: Outputs of the baseline, for mCE.
     """
     labels, found = runner.data.labels, {"accuracy": accuracy(outcome.clean, runner.data.labels)}
     found |= {name: float(np.mean(values)) for name, values in _means(runner, outcome).items()}
@@ -75,7 +75,7 @@ def figures_of(
 def scores_of(runner: Runner, outcome: ModelAnswers) -> dict[str, Any]:
     """Scores of the judged metrics: one per example, or one value.
 
-    At most six of them, in a fixed order: with eight pairs of seeds, more could not be told apart.
+    At most six, in a fixed order: with eight pairs of seeds, more could not be distinguished.
     """
     found: dict[str, Any] = {"clean": _right(outcome.clean, runner.data).astype(float)}
     means = _means(runner, outcome)

@@ -125,7 +125,7 @@ class InvarianceTest:
         template: With ``{name}`` for the filler and ``{text}`` for the text.
         each: Fillers drawn from each group for one text.
         against_text: Variants are compared with the plain text; else with the first variant, for
-            a template that says something itself.
+            a template with content of its own.
 
     Raises:
         ValueError: another ``where``, no filler, ``each`` below 1, or a template without its two
@@ -245,7 +245,7 @@ def invariance(
         progress: Called with (texts done, all texts) after each text.
 
     Raises:
-        ValueError: an unknown test, values that are no texts, or logits of another shape.
+        ValueError: an unknown test, values that are not texts, or logits of another shape.
 
     Reference: Ribeiro et al., 2020, "Beyond Accuracy: Behavioral Testing of NLP Models with
     CheckList", arXiv:2005.04118.

@@ -58,8 +58,8 @@ class Report:
     def figures(self) -> dict[str, float]:
         """Figures that requirements may name.
 
-        The judged axes and all other figures as differences of the student against the student
-        alone (``noise``), and the student's own figures (``student.noise``). NaN, which meets no
+        The judged metrics and all other figures as differences of the student from the
+        baseline (``noise``), and the student's own figures (``student.noise``). NaN, which meets no
         requirement, where gradients seem to be masked.
         """
         own = self.facts["roles"].get("student", {})
@@ -132,7 +132,7 @@ def evaluate_robustness(
         shifted: Test sets of other origins, by name.
         folder: Where parts are kept (in ``parts``), so that a second run, or one after an
             interruption, computes nothing twice.
-        say: Prints a line of progress.
+        say: Function that prints a line of progress.
 
     Raises:
         ValueError: an unknown role, perturbation or attack, attacks or perturbations of another

@@ -34,7 +34,7 @@ class ModelAnswers:
         attacks: Attack -> ``original_correct``, ``attacked_correct``, ``queries`` and more.
         transfer: Attack made on the student alone -> ``(n,)`` right in spite of it.
         invariance: Test -> ``rows`` it applies to, ``failed``.
-        gates: What `run_gates` said, as plain values.
+        gates: Results of `run_gates`, as plain values.
     """
 
     clean: np.ndarray
@@ -111,7 +111,7 @@ class Runner:
         Args:
             subject: The model.
             outcome: Takes the results.
-            reference: Whose embeddings say which words are near one another: the same for all.
+            reference: Model whose embeddings define neighbouring words for all models.
         """
         plan = self.plan
         for name in plan.attacks_for(self.modality):

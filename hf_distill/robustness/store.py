@@ -27,7 +27,7 @@ class ReportStore:
 
     Args:
         folder: Where the parts lie; None: in memory.
-        say: Prints a line for each part that is computed.
+        say: Function that prints a line for each computed part.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]):

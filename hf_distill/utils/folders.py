@@ -101,7 +101,7 @@ def refuse_foreign_files(folder: Path, names: Sequence[str], record: str, keys: 
     Args:
         folder: Where they would be written.
         names: What is written, patterns included.
-        record: The one of them that tells whose they are: a JSON object.
+        record: The file that identifies their owner: a JSON object.
         keys: What an object of ours has.
 
     Raises:
@@ -133,7 +133,7 @@ def held(folder: Path) -> Iterator[None]:
     """Be the one process that works in a folder, which is made if need be.
 
     The lock is a `flock`, which ends with the process, however it ends; a link to the folder is the
-    folder. Where there is none (Windows, some network disks), a warning says so.
+    folder. Where there is none (Windows, some network disks), a warning is logged.
 
     Args:
         folder: The folder; one that was made here and stays empty is removed at the end.

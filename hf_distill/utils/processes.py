@@ -1,7 +1,7 @@
 """Processes of a launch, also without an accelerator.
 
-accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only if it is told
-``cpu=True``, and otherwise starts each of them alone, silently: each would train or write all.
+accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only with
+``cpu=True``; otherwise each process runs alone without a warning and would train or write all.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     Args:
         student_logits: ``(..., V)``.
         teacher_logits: ``(..., V)``.
-        temperature: Of the sampling, above 0. Greedy decoding is no limit of it: there a draft is
-            accepted where both choose the same token, see :func:`agreement`.
+        temperature: Sampling temperature, above 0. For greedy decoding, where a draft is accepted
+            if both choose the same token, see :func:`agreement`.
 
     Returns:
         ``(...)``, at least float32, in [0, 1].
@@ -203,7 +203,7 @@ def retention(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
         teacher: the teacher's metrics, on the same data.
 
     Returns:
-        ``{"retention_<name>": share}``; 1 says as good as the teacher.
+        ``{"retention_<name>": share}``; 1 means as good as the teacher.
 
     >>> retention({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
     {'retention_accuracy': 0.9}

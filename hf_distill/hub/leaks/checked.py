@@ -57,8 +57,8 @@ def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[s
         names: Relative, with slashes.
 
     Returns:
-        The files, and a line for each thing that speaks against publishing one of them: a link,
-        what is no regular file, a token, a local path, text in another encoding, …
+        The files, and a line for each reason not to publish one of them: a link,
+        a special file, a token, a local path, text in another encoding, …
     """
     files, problems = [], []
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))

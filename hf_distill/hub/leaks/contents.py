@@ -44,7 +44,7 @@ def file_leaks(name: str, data: bytes | memoryview) -> list[str]:
     """Reasons against publishing a file, one phrase each that follows its name.
 
     Args:
-        name: Relative, with slashes; tells what kind of file it is.
+        name: Relative path with slashes; determines the kind of file.
         data: Its content; of weights and shards the first bytes are enough (see `head`).
     """
     base = name.rpartition("/")[2]

@@ -42,7 +42,7 @@ def open_inside(root: Path, name: str) -> BinaryIO:
         name: Relative, with slashes.
 
     Raises:
-        OutsideError: it is anything else; the message says what, and what to do.
+        OutsideError: anything else; the message contains the reason and the remedy.
     """
     real = _real(root, name)
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -69,7 +69,7 @@ def _real(root: Path, name: str) -> Path:
     """The path of the bytes of ``name``: in ``root``, or among the blobs of the Hub's cache.
 
     Raises:
-        OutsideError: elsewhere, or they are no regular file.
+        OutsideError: elsewhere, or not a regular file.
     """
     base = Path(os.path.realpath(root))
     path = base

@@ -32,14 +32,14 @@ def attack_batch(
     An example counts as right only if the model is right on the input itself and on every input
     that was tried, for each loss, restart and step; one that is fooled is attacked no further. What
     is random depends on the seed, on the example and on the restart, not on the batch around it.
-    The model stays as it was; no gradient of a parameter is computed.
+    The model is not changed; no gradient of a parameter is computed.
 
     Args:
         model: A transformers (or PEFT) classifier, on the device of the batch.
         batch: What the collator gave; labels in it are not used.
         labels: ``(B,)``, class ids in the model's order.
         attack: Which attack, and its budget.
-        space: What `space_of` says of the model and its processor.
+        space: Result of `input_space` for the model and its processor.
         seed: Of what is random.
         keys: One for each example (its number, say), the same for all models; None: its content,
             without padding where the batch has an attention mask.

@@ -42,7 +42,7 @@ def autoattack(search: AttackState, attack: Attack) -> None:
 
     Raises:
         ImportError: `pyautoattack` is not installed.
-        ValueError: the input is no picture, or has no bounds.
+        ValueError: the input is not an image, or has no bounds.
 
     Reference: Croce and Hein, 2020, "Reliable evaluation of adversarial robustness with an ensemble
     of diverse parameter-free attacks", arXiv:2003.01690.
@@ -75,7 +75,7 @@ def foolbox(search: AttackState, attack: Attack) -> None:
 
     Raises:
         ImportError: foolbox is not installed.
-        ValueError: foolbox has no such attack, or one of another norm; the input is no picture.
+        ValueError: foolbox has no such attack, or one of another norm; the input is not an image.
     """
     library = _library("foolbox")
     name = attack.name.removeprefix(FOOLBOX)

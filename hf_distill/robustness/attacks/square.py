@@ -39,7 +39,7 @@ def square(search: AttackState, attack: Attack) -> None:
     ball. In ``l2`` it starts from a grid of bumps, and a square takes over the mass of another one.
 
     Raises:
-        ValueError: the input is no picture.
+        ValueError: the input is not an image.
 
     Reference: Andriushchenko et al., 2020, "Square Attack: a query-efficient black-box adversarial
     attack via random search", arXiv:1912.00049.

@@ -30,7 +30,7 @@ class AttackState:
         attack: The radius and the norm.
         space: The input to change.
         seed: Of random starts, together with each example's key.
-        keys: One for each example, whatever identifies it; None: its content without padding.
+        keys: Identifier of each example; default: its content without padding.
 
     Raises:
         ValueError: no classifier, no labels that fit, an input that is out of bounds.

@@ -39,9 +39,9 @@ class TextAttack:
             an equal number of each of ``edits``; for words they are the nearest neighbours.
         max_changed: At most this share of a text's words is changed, rounded down: a text with
             fewer than 1 / max_changed words cannot be attacked, and counts as it is.
-        max_queries: Texts that the model may be asked about beyond the original one. Ranking
+        max_queries: Queries of the model beyond the original text. Ranking
             takes one per word that may change; a text with no fewer of these than there are
-            queries stays as it is. 0 gives the clean accuracy.
+            queries stays unchanged. 0 gives the clean accuracy.
         edits: Which misspellings: some of `hf_distill.robustness.attacks.words.EDITS`.
         keep_ends: Misspellings leave the first and the last letter of a word.
         neighbours: Level ``"word"`` only: word in lower case -> words to put for it, nearest first;
@@ -109,7 +109,7 @@ class TextAttackResult:
     Args:
         original_correct: ``(N,)`` bool. A text that was misclassified as it stands is not attacked.
         attacked_correct: ``(N,)`` bool, False also where ``original_correct`` is.
-        queries: ``(N,)`` int: texts the model was asked about, the original included. 1 where the
+        queries: ``(N,)`` int: queries of the model, the original included. 1 where the
             original was misclassified; leave those out of a mean, as TextAttack does.
         words_changed: ``(N,)``: the share of the words that differ in ``texts``, 0 to 1.
         texts: The changed texts: those that succeeded, else the worst that was found; the original
@@ -128,7 +128,7 @@ def query(predict: Predict, texts: Sequence[str]) -> np.ndarray:
 
     Raises:
         ValueError: not two classes or more for each text, or NaN or infinite values (-inf, the
-            logarithm of a probability of 0, is allowed beside a finite value).
+            logarithm of a probability of 0, is allowed next to a finite value).
     """
     logits = np.asarray(predict(texts), dtype=np.float64)
     if logits.ndim != 2 or len(logits) != len(texts) or logits.shape[1] < 2:
@@ -186,7 +186,7 @@ def attack_texts(
         progress: Called with (texts done, N) after each text.
 
     Raises:
-        ValueError: labels that do not fit the texts or the classes, values that are no texts, or
+        ValueError: labels that do not fit the texts or the classes, values that are not texts, or
             what `query` refuses.
 
     >>> def predict(texts):  # "good" makes it class 1

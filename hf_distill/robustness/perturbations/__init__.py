@@ -2,8 +2,8 @@
 
     noisy = perturb(texts, "keyboard_typos", severity=3, seed=0)
 
-Each value is perturbed by a generator of its own, seeded by (seed, name, severity, the value's
-content). So every model sees the same inputs, whatever its batch size or order, and the global
+Each value is perturbed by a separate generator, seeded by (seed, name, severity, the value's
+content). So every model sees the same inputs, for every batch size and order, and the global
 random state is neither read nor changed.
 
 Values, by modality:

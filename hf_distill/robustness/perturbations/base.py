@@ -21,7 +21,7 @@ class Perturbation:
         name: ``"keyboard_typos"``; unique over all modalities.
         modality: ``"text"``, ``"image"``, ``"audio"`` or ``"tabular"``.
         apply: ``(value, severity, generator) -> value`` of the same kind. The value that came is
-            left as it was, and nothing is drawn from anywhere but the generator.
+            not changed, and random numbers are drawn from the generator only.
         family: What rows of a table are grouped by: ``"noise"``, ``"blur"``, ``"typos"`` ...
     """
 
