@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / ".github/CONTRIBUTING.md"
-SKIPPED = shutil.ignore_patterns("__pycache__", "benchmarks")
+SKIPPED = shutil.ignore_patterns("__pycache__")
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
