@@ -28,8 +28,6 @@ __all__ = [
     "in_batch_similarity",
     "margin_mse",
     "rkd",
-    "rkd_angle",
-    "rkd_distance",
     "similarity_preserving",
 ]
 
@@ -37,73 +35,26 @@ __all__ = [
 _ZERO_DISTANCE = 1e-8
 
 
-def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """1/B Σ_j huber(d_ij^s / mean d^s - d_ij^t / mean d^t), d_ij = ‖x_i - x_j‖, for each anchor i.
-
-    The mean of d is over the B (B - 1) pairs of different examples; huber is the smooth L1 loss
-    with β = 1. As in the code of the authors (and RepDistiller), the mean over j counts the anchor
-    itself, so the paper's mean over pairs is our value · B / (B - 1). Equal examples have distance
-    0 and gradient 0. Not decomposable over batches; a batch of one gives 0 and a warning.
-
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened.
-
-    Returns:
-        (B,), at least float32, >= 0.
-
-    Raises:
-        ValueError: the numbers of examples differ.
-
-    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
-
-    >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
-    >>> rkd_distance(s, t)
-    tensor([0.0671, 0.0432, 0.1048])
-    """
-    return _distances(*_examples("rkd_distance", student, teacher))
-
-
-def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """1/B² Σ_jk huber(cos ∠_jik^s - cos ∠_jik^t), the angles at each anchor i between j and k.
-
-    huber is the smooth L1 loss with β = 1. As in the code of the authors (and RepDistiller), the
-    mean counts all B² pairs (j, k), also those with the anchor (cosine 0 in both models) and
-    j = k (cosine 1). An example equal to the anchor has cosine 0 and gradient 0. It takes B² · D
-    and B³ numbers. Not decomposable over batches; a batch of one gives 0 and a warning.
-
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened.
-
-    Returns:
-        (B,), at least float32, >= 0.
-
-    Raises:
-        ValueError: the numbers of examples differ.
-
-    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
-
-    >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
-    >>> rkd_angle(s, t)
-    tensor([0.1111, 0.2682, 0.0095])
-    """
-    return _angles(*_examples("rkd_angle", student, teacher))
-
-
 def rkd(
     student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """distance_weight · rkd_distance + angle_weight · rkd_angle, for each anchor.
+    """distance_weight · distances + angle_weight · angles, for each anchor i.
 
-    The defaults are the weights of RepDistiller and of the authors' code. Not decomposable over
-    batches; a batch of one gives 0 and a warning.
+    Distances: 1/B Σ_j huber(d_ij^s / mean d^s - d_ij^t / mean d^t), d_ij = ‖x_i - x_j‖, with the
+    mean of d over the B (B - 1) pairs of different examples. Angles: 1/B² Σ_jk huber(cos ∠_jik^s -
+    cos ∠_jik^t), at each anchor between j and k. huber is the smooth L1 loss with β = 1.
+
+    As in the code of the authors (and RepDistiller, whose weights are the defaults), the means
+    count the anchor itself, so the paper's mean over pairs of distances is our value · B / (B - 1),
+    and the B² pairs (j, k) include those with the anchor (cosine 0 in both models) and j = k
+    (cosine 1). Equal examples have distance and cosine 0 and no gradient. It takes B² · D and B³
+    numbers. Not decomposable over batches; a batch of one gives 0 and a warning.
 
     Args:
         student: (B, ...), flattened.
         teacher: (B, ...), flattened.
-        distance_weight: of :func:`rkd_distance`.
-        angle_weight: of :func:`rkd_angle`.
+        distance_weight: Weight of the distances.
+        angle_weight: Weight of the angles.
 
     Returns:
         (B,), at least float32, >= 0.

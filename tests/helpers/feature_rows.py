@@ -181,10 +181,6 @@ def brute_fsp(
     return as_values([squared(a, b) / len(a) for a, b in zip(*flows, strict=True)])
 
 
-def brute_gram(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    return brute_fsp(student, teacher, student, teacher, mask)
-
-
 def brute_mmd(
     student: Tensor,
     teacher: Tensor,
@@ -366,7 +362,6 @@ ROWS = [
         zero_at_equality=False,
     ),
     Loss(features.fsp, brute_fsp, two_layers, target="features.fsp"),
-    Loss(features.gram, brute_gram, lambda seed: {**normal(3, 4, 3)(seed), "mask": MASK}),
     Loss(features.mmd, brute_mmd, two_like_layers, target="features.mmd", broadcasts=True),
     Loss(
         features.pkt,

@@ -302,26 +302,14 @@ HEADS = ({}, {"heads": "mean"}, {"heads": "sum"}, {"causal": True})
 
 ROWS = [
     Loss(
-        relations.rkd_distance,
-        brute_rkd_distance,
-        normal(4, 5),
-        target="relations.rkd_distance",
-        decomposable=False,
-        broadcasts=True,
-    ),
-    Loss(
-        relations.rkd_angle,
-        brute_rkd_angle,
-        normal(4, 5),
-        target="relations.rkd_angle",
-        decomposable=False,
-        broadcasts=True,
-    ),
-    Loss(
         relations.rkd,
         brute_rkd,
         normal(4, 5),
-        settings=({}, {"distance_weight": 1.0, "angle_weight": 2.0}),
+        settings=(
+            {},
+            {"distance_weight": 1.0, "angle_weight": 0.0},
+            {"distance_weight": 0.0, "angle_weight": 1.0},
+        ),
         target="relations.rkd",
         decomposable=False,
         broadcasts=True,

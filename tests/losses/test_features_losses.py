@@ -17,7 +17,6 @@ from feature_rows import (
     ROWS,
     brute_attention_transfer,
     brute_fsp,
-    brute_gram,
     brute_nst,
     brute_pkd,
     brute_review_hcl,
@@ -45,16 +44,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_row = pytest.mark.parametrize(("loss", "options"), variants(ROWS))
 MASKED = [
     pytest.param(features.fsp, two_layers, id="fsp"),
-    pytest.param(features.gram, two_layers, id="gram"),
     pytest.param(features.mmd, two_like_layers, id="mmd"),
 ]
-
-
-def accepted(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`gram` takes one layer of the two."""
-    if function is features.gram:
-        return {name: x for name, x in inputs.items() if not name.endswith("other")}
-    return inputs
 
 
 # The originals.
@@ -177,14 +168,6 @@ def test_fsp_of_maps_of_other_sizes(sizes: Any) -> None:
     assert torch.autograd.gradcheck(features.fsp, tuple(inputs[name] for name in order))
 
 
-def test_gram_of_maps() -> None:
-    """Channels and positions would be mixed up."""
-    student, teacher = pair(2, 3, 4, 2)
-    torch.testing.assert_close(features.gram(student, teacher), brute_gram(student, teacher))
-    tokens = [x.flatten(2).transpose(1, 2) for x in (student, teacher)]
-    torch.testing.assert_close(features.gram(student, teacher), features.gram(*tokens))
-
-
 @pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 8])
 def test_review_hcl_skips_levels(height: int) -> None:
     """Small maps would be pooled to larger ones, and the weights not sum to 1."""
@@ -284,7 +267,7 @@ def test_more_padding_changes_nothing(
     kind: torch.dtype,
 ) -> None:
     """The loss of an example would depend on the longest of its batch."""
-    given = accepted(function, inputs(0))
+    given = inputs(0)
     values, grad = value_and_grad(function, **given)
     longer = {
         name: F.pad(x, (1, 2), value=0)
@@ -307,7 +290,7 @@ def test_without_a_real_token(
     function: Callable[..., Tensor], inputs: Callable[[int], dict[str, Tensor]]
 ) -> None:
     """An example that is all padding would be 0 / 0."""
-    given = accepted(function, inputs(0))
+    given = inputs(0)
     given["mask"] = torch.tensor([[0] * 4, [1] * 4, [0] * 4])
     values, grad = value_and_grad(function, **given)
     assert (values[[0, 2]] == 0).all()
@@ -526,7 +509,7 @@ def test_features_of_10000(loss: Loss, options: dict[str, Any], dtype: torch.dty
             inputs[name] = (inputs[name].sign() * 1e4).clamp(-6e4, 6e4)
     values, grad = value_and_grad(bound(loss, options), **floating(inputs, dtype))
     assert torch.isfinite(values).all()
-    if loss.name not in ("fsp", "gram", "mmd"):  # grows with the third power: inf in float16
+    if loss.name not in ("fsp", "mmd"):  # grows with the third power: inf in float16
         assert torch.isfinite(grad).all()
 
 
@@ -575,7 +558,7 @@ def test_nothing_waits_for_the_device(loss: Loss, options: dict[str, Any]) -> No
         (lambda s, t: features.vid(s, t, torch.zeros(3), eps=0), "expected eps > 0, got 0"),
         (lambda s, t: features.vid(s, t, torch.zeros(2)), r"a log_scale \(3,\), got \(2,\)"),
         (lambda s, t: features.vid(s, t, torch.zeros(())), r"a log_scale \(3,\), got \(\)"),
-        (lambda s, t: features.gram(s, t, mask=torch.ones(4, 3)), r"a mask \(4, 3\)|no mask"),
+        (lambda s, t: features.fsp(s, t, s, t, torch.ones(4, 3)), r"a mask \(4, 3\)|no mask"),
         (lambda s, t: features.fsp(s, t, s[:, :1], t[:, :1]), r"the other layers have \(4, 1, 2\)"),
         (lambda s, t: features.fsp(s, t, s[..., 0], t[..., 0]), "the other layers have"),
         (lambda s, t: features.fsp(s, t, s[:1], t[:1]), "the other layers have"),

@@ -30,8 +30,6 @@ from torch.utils._pytree import tree_leaves
 from hf_distill.losses import attention, decision, distribution, gradients, relations
 
 IN_BATCH = [
-    relations.rkd_distance,
-    relations.rkd_angle,
     relations.rkd,
     relations.similarity_preserving,
     relations.in_batch_similarity,
@@ -139,18 +137,16 @@ def test_rkd_of_equal_examples_counts_them_in_the_mean() -> None:
     """A mean over d > 0 alone would jump when two examples become equal; the code's does not."""
     student, teacher = pair(5, 4)
     student[1] = student[0]
-    for function, brute in [
-        (relations.rkd_distance, brute_rkd_distance),
-        (relations.rkd_angle, brute_rkd_angle),
-    ]:
-        torch.testing.assert_close(function(student, teacher), brute(student, teacher))
+    for weights, brute in (((1.0, 0.0), brute_rkd_distance), ((0.0, 1.0), brute_rkd_angle)):
+        found = relations.rkd(student, teacher, *weights)
+        torch.testing.assert_close(found, brute(student, teacher))
 
 
 def test_rkd_of_near_examples() -> None:
     """Far from the origin, |a|² + |b|² - 2ab leaves no digit of a small distance in float32."""
     student, teacher = (1e-2 * x.float() + 1e3 for x in pair(5, 4))
     expected = brute_rkd_distance(student, teacher)
-    values = relations.rkd_distance(student, teacher)
+    values = relations.rkd(student, teacher, 1.0, 0.0)
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=0)
 
 

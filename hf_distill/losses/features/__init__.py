@@ -18,7 +18,7 @@ from hf_distill.losses.features.maps import (
     review_hcl,
 )
 from hf_distill.losses.features.states import cosine, hidden_mse, pkd
-from hf_distill.losses.features.tokens import fsp, gram, mmd
+from hf_distill.losses.features.tokens import fsp, mmd
 
 __all__ = [
     "activation_boundary",
@@ -27,7 +27,6 @@ __all__ = [
     "correlation_congruence",
     "cosine",
     "fsp",
-    "gram",
     "hidden_mse",
     "hint_mse",
     "info_nce",

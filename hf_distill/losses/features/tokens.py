@@ -48,34 +48,32 @@ def fsp(
     >>> fsp(x, x, x, y)  # (5/2 - 1/2)²
     tensor([4.])
     """
-    return _flow_distance("fsp", student, teacher, student_other, teacher_other, mask)
-
-
-def gram(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """1/H² Σ_hh' (G_hh'^s - G_hh'^t)², G = 1/N Σ_n x_n x_nᵀ at N positions.
-
-    How the features of a layer go together, whatever the order of the positions: :func:`fsp` of a
-    layer with itself, as in TextBrewer's ``gram`` (its mean over examples is our mean).
-
-    Args:
-        student: states (B, T, H) or maps (B, C, h, w).
-        teacher: the same of the teacher.
-        mask: (B, T), 1 = real; None = all. Not for maps.
-
-    Returns:
-        (B,), at least float32, in features to the fourth power. An example without a real token
-        gives 0.
-
-    Raises:
-        ValueError: shapes or mask do not fit.
-
-    Reference: Yang, Cui, Chen, Che, Liu, Wang and Hu, 2020, "TextBrewer: An Open-Source Knowledge
-        Distillation Toolkit for Natural Language Processing", arXiv:2002.12620.
-
-    >>> gram(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[1.0], [0.0]]]))
-    tensor([4.])
-    """
-    return _flow_distance("gram", student, teacher, student, teacher, mask)
+    if student.ndim == 4:  # B and C of all, h and w of none
+        kept = slice(0, 2)
+        fits = mask is None and student_other.shape[:1] == student.shape[:1]
+    else:
+        kept = slice(0, None)
+        fits = student.ndim == 3 and student_other.shape[:2] == student.shape[:2]
+    for ours, theirs in ((student, teacher), (student_other, teacher_other)):
+        fits = fits and ours.ndim == theirs.ndim == student.ndim
+        fits = fits and ours.shape[kept] == theirs.shape[kept]
+    others = f"{tuple(student_other.shape)} and {tuple(teacher_other.shape)}"
+    require(
+        fits,
+        "fsp",
+        student,
+        teacher,
+        "of one shape (B, T, H), or maps (B, C, any h, any w) and no mask",
+        "give both the same positions, and if the widths differ project the student to the "
+        f"teacher's; the other layers have {others}",
+    )
+    if student.ndim == 3:
+        check_mask("fsp", mask, tuple(student.shape[:2]))
+    student, teacher, student_other, teacher_other = promoted(
+        student, teacher, student_other, teacher_other
+    )
+    ours, theirs = _flow(student, student_other, mask), _flow(teacher, teacher_other, mask)
+    return (ours - theirs).square().mean((1, 2))
 
 
 def mmd(
@@ -133,43 +131,6 @@ def mmd(
         theirs = teacher @ teacher_other.transpose(1, 2) / teacher.shape[-1]
     squared = (ours - theirs).square()  # 0 wherever one of the tokens is padded
     return squared.sum(-1) / _count(squared, mask).unsqueeze(-1)
-
-
-def _flow_distance(
-    name: str,
-    student: Tensor,
-    teacher: Tensor,
-    student_other: Tensor,
-    teacher_other: Tensor,
-    mask: Tensor | None,
-) -> Tensor:
-    """Mean over (H, H') of the squared difference of the flow matrices, checked."""
-    if student.ndim == 4:  # B and C of all, h and w of none
-        kept = slice(0, 2)
-        fits = mask is None and student_other.shape[:1] == student.shape[:1]
-    else:
-        kept = slice(0, None)
-        fits = student.ndim == 3 and student_other.shape[:2] == student.shape[:2]
-    for ours, theirs in ((student, teacher), (student_other, teacher_other)):
-        fits = fits and ours.ndim == theirs.ndim == student.ndim
-        fits = fits and ours.shape[kept] == theirs.shape[kept]
-    others = f"{tuple(student_other.shape)} and {tuple(teacher_other.shape)}"
-    require(
-        fits,
-        name,
-        student,
-        teacher,
-        "of one shape (B, T, H), or maps (B, C, any h, any w) and no mask",
-        "give both the same positions, and if the widths differ project the student to the "
-        f"teacher's; the other layers have {others}",
-    )
-    if student.ndim == 3:
-        check_mask(name, mask, tuple(student.shape[:2]))
-    student, teacher, student_other, teacher_other = promoted(
-        student, teacher, student_other, teacher_other
-    )
-    ours, theirs = _flow(student, student_other, mask), _flow(teacher, teacher_other, mask)
-    return (ours - theirs).square().mean((1, 2))
 
 
 def _flow(first: Tensor, second: Tensor, mask: Tensor | None) -> Tensor:
