@@ -726,7 +726,7 @@ def test_unequal_training_arguments_are_told(tmp_path: Path) -> None:
         "models": {"baseline": {"unlike": {"learning_rate": [0.001, 0.002]}}, "student": {}},
     }
     said = report.verdict(facts)
-    assert said.endswith("no teacher: trained with learning_rate = 0.001 in place of 0.002.")
+    assert said.endswith("(no teacher): trained with learning_rate = 0.001 in place of 0.002.")
 
 
 @pytest.mark.parametrize(
