@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,10 @@ EPILOG = """examples:
 exit codes: 0 usable; 1 a required package is broken, see `problem:`.
 """
 ESSENTIAL = ("torch", "transformers", "accelerate", "datasets", "peft", "huggingface_hub")
-TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
-OPTIONAL = ("matplotlib", "sklearn", "PIL", "onnx", "onnxruntime", "foolbox", "shtab", "codecarbon")
+OPTIONAL = (
+    *("matplotlib", "sklearn", "PIL", "onnx", "onnxruntime", "foolbox", "shtab", "codecarbon"),
+    *("tensorboard", "trackio", "wandb", "mlflow"),
+)
 """Modules by the names that are imported."""
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "huggingface_hub": "huggingface-hub"}
 ROOM = 100 * 2**20
@@ -54,9 +55,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     found = {
         "versions": _versions(problems),
         "optional": {name: _version(name) for name in OPTIONAL},
-        "trackers": {name: _version(name) for name in TRACKERS},
         "devices": _devices(),
-        "memory": _memory(),
         "disk": _disk(problems),
         "hub": _hub(),
         "problems": problems,
@@ -128,37 +127,23 @@ def _too_old(found: dict[str, str]) -> list[str]:
 
 
 def _devices() -> dict[str, Any]:
+    import psutil
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"cpu cores": cores, "bf16 in the cpu's hardware": _cpu_bf16()}
+    memory = psutil.virtual_memory()
+    free = f"{_size(memory.available)} of {_size(memory.total)}"
+    found: dict[str, Any] = {"cpu cores": cores, "available memory": free}
     try:
         import torch
     except Exception:  # told among the problems
         return found
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    found["cuda"] = [_gpu(torch.cuda.get_device_properties(index)) for index in cuda]
+    gpus = map(torch.cuda.get_device_properties, cuda)
+    found["cuda"] = [
+        f"{g.name} ({_size(g.total_memory)}, {'bf16' if g.major >= 8 else 'no bf16'})" for g in gpus
+    ]
     found["mps"] = torch.backends.mps.is_available()
     return found
-
-
-def _gpu(device: Any) -> str:
-    bf16 = "bf16" if device.major >= 8 else "no bf16"
-    return f"{device.name} ({_size(device.total_memory)}, {bf16})"
-
-
-def _cpu_bf16() -> bool | None:
-    """True if the processor computes natively in bfloat16; None if unknown."""
-    try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
-    except OSError:
-        return None
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _memory() -> dict[str, str]:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {"total": _size(memory.total), "available": _size(memory.available)}
 
 
 def _disk(problems: list[str]) -> dict[str, str]:
