@@ -18,6 +18,7 @@ from transformers import (
     TemperatureLogitsWarper,
 )
 
+from hf_distill.models.modes import evaluating
 from hf_distill.models.task_model import vocabulary_size
 
 CONSTANT: dict[str, Any] = {
@@ -155,14 +156,13 @@ class _Rounds(StoppingCriteria):
 def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Set generation settings and eval mode within the block."""
     owner: Any = model
-    before, training = owner.generation_config, model.training
+    before = owner.generation_config
     owner.generation_config = settings
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         owner.generation_config = before
-        model.train(training)
 
 
 def _end_tokens(model: Any) -> frozenset[int]:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from hf_distill.models.batches import Batch
+from hf_distill.models.modes import evaluating
 from hf_distill.models.redirect import redirected_forward
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel, describe_model
@@ -65,15 +66,11 @@ class BaseModelTeacher(Teacher):
 
         PEFT's own context makes every adapter trainable at its end.
         """
-        training = [module for module in self.student.modules() if module.training]
         trained = [p for p in self.student.parameters() if p.requires_grad]
         try:
-            with self.student.disable_adapter():
-                self.student.eval()
+            with evaluating(self.student), self.student.disable_adapter():
                 yield
         finally:
-            for module in training:
-                module.training = True
             self.student.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)

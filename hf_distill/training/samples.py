@@ -15,6 +15,7 @@ from transformers.trainer_utils import has_length
 from hf_distill.data.random_states import same_randomness
 from hf_distill.data.streams import first_of
 from hf_distill.models.batch_checks import collated
+from hf_distill.models.modes import evaluating
 from hf_distill.models.modules import has_config
 from hf_distill.models.problems import settle
 from hf_distill.models.signals import LOGITS
@@ -107,11 +108,10 @@ def run_unseen_modules(step: DistillationStep, sample: dict[str, Any] | None) ->
     if sample is None:
         return
     student: nn.Module = step.task_model.given
-    items, training = step.task_model.items(sample), student.training
+    items = step.task_model.items(sample)
     members = getattr(teacher, "teachers", {"": teacher}).values()
     found = [getattr(member, "task_model", None) for member in members]
-    student.eval()
-    with torch.no_grad(), same_randomness():
+    with evaluating(student), torch.no_grad(), same_randomness():
         if step.task_model.unseen:
             own = send_to_device(sample, next(student.parameters()).device)
             step.task_model.ask(student, own, LOGITS, step.task_model.items(own))
@@ -120,7 +120,6 @@ def run_unseen_modules(step: DistillationStep, sample: dict[str, Any] | None) ->
         for name, peer in getattr(teacher, "task_models", {}).items():
             if peer.unseen:
                 peer.ask(teacher.models[name], sample, LOGITS, items)
-    student.train(training)
     labels = items.labels
     whole = labels is not None and not labels.is_floating_point()
     plain = step.task_model.task.kind is None and not has_config(student)

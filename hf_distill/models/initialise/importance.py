@@ -18,6 +18,7 @@ from hf_distill.models.batches import Batch
 from hf_distill.models.hooks import CROSS, KEY, QUERY, VALUE
 from hf_distill.models.initialise.depth import Stack, stacks_of
 from hf_distill.models.initialise.width import MIXED
+from hf_distill.models.modes import evaluating
 from hf_distill.models.signals import BatchItems, Needs
 from hf_distill.models.task_model import TaskModel, vocabulary_size
 
@@ -71,20 +72,15 @@ def importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Importance:
     head, sums = TaskModel(model), _Sums()
     stacks = stacks_of(head.model)
     tokens = _no_tokens(head)
-    training = model.training
-    model.eval()
-    try:
-        with contextlib.ExitStack() as hooks, torch.no_grad():
-            for handle in _hooks(head, stacks.values(), sums):
-                hooks.callback(handle.remove)
-            for batch in batches:
-                batch = send_to_device(dict(batch), head.model.device)
-                batch = dict(head.task.share(batch, head.model))
-                sums.items = head.items(batch)
-                model(**head.inputs(batch, Needs()))
-                tokens = tokens if tokens is None else tokens + _count(batch, len(tokens))
-    finally:
-        model.train(training)
+    with evaluating(model), contextlib.ExitStack() as hooks, torch.no_grad():
+        for handle in _hooks(head, stacks.values(), sums):
+            hooks.callback(handle.remove)
+        for batch in batches:
+            batch = send_to_device(dict(batch), head.model.device)
+            batch = dict(head.task.share(batch, head.model))
+            sums.items = head.items(batch)
+            model(**head.inputs(batch, Needs()))
+            tokens = tokens if tokens is None else tokens + _count(batch, len(tokens))
     if not sums.totals:
         raise ValueError("Expected batches to measure the importance on, got none.")
     found: dict[str, dict[str, Tensor]] = {"layers": {}, "heads": {}, "units": {}}

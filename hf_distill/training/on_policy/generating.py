@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
@@ -16,6 +15,7 @@ from transformers import GenerationConfig
 
 from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.batch_checks import explained_errors
+from hf_distill.models.modes import evaluating
 from hf_distill.models.places import cached_prompt, prompt_config
 from hf_distill.models.sharding import is_sharded
 from hf_distill.models.task_model import base_of
@@ -170,7 +170,7 @@ class ModelGenerator:
         found: dict[int, Tokens] = {}
         device = next(self.model.parameters()).device
         groups = [order] if self._pads else _alike(order, prompts)
-        with torch.no_grad(), _eval_mode(self.model), same_torch_randomness(device, seed):
+        with torch.no_grad(), evaluating(self.model), same_torch_randomness(device, seed):
             for chunk in (g[n : n + size] for g in groups for n in range(0, len(g), size)):
                 complete = self._continuously if self.continuous else self._together
                 found.update(zip(chunk, complete([prompts[i] for i in chunk]), strict=True))
@@ -262,15 +262,3 @@ def _padded(rows: list[Tokens], padding: int, left: bool) -> tuple[Tensor, Tenso
         ids[index, own] = torch.tensor(row, dtype=torch.long)
         mask[index, own] = 1
     return ids, mask
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; each module's mode is restored."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
