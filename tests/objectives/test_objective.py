@@ -111,7 +111,7 @@ def test_scheduled_weights() -> None:
             at = terms_of(objective, Progress(step=step, max_steps=10))
             assert at == {"constant": weight, "constant_extra": 2 * weight}
     ramped = Constant() * ramp
-    with pytest.raises(ValueError, match="is a schedule cannot be multiplied by linear"):
+    with pytest.raises(ValueError, match="is a Schedule cannot be multiplied by linear"):
         _ = ramped * ramp
     with pytest.raises(TypeError):
         _ = ramp * ramp
