@@ -78,7 +78,7 @@ def test_tables_of_two_runs(
         row = next(o for o in shown.splitlines() if o.startswith(f"| {label} | Distilled student"))
         for figure in ("accuracy", "agreement", "nll", "ece", "retention_accuracy"):
             assert f"{test[figure]['mean']:.4f} ± {test[figure]['std']:.4f}" in row
-    assert "preliminary, no claim (no p, since exact sign-flip over 2 pairs of seeds" in shown
+    assert "preliminary, no claim (no p: with exact sign-flip over 2 pairs of seeds" in shown
     assert (tmp_path / "compare.md").read_text().startswith("## Runs")
 
 

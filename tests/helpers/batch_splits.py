@@ -97,7 +97,7 @@ class Watch(TrainerCallback):
         self.trainer: Any = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.trainer.training_objective = list(self.objectives.values())[state.global_step]
+        self.trainer.step.objective = list(self.objectives.values())[state.global_step]
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **others: Any

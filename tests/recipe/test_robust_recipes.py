@@ -63,7 +63,7 @@ def test_the_control_stands_beside_the_student_in_report_and_robustness(tmp_path
     assert set(facts["verdicts"]) == {"baseline", "control"}
     assert not any("no control" in note.lower() for note in facts["notes"])
     text = (tmp_path / "out/report.md").read_text()
-    assert "| The same, on the student's noise |" in text
+    assert "| Control (baseline on the student's noise) |" in text
     own = record(tmp_path, "control/seed-0")["inputs"]["training"]
     assert own["learning_rate"] == 5e-4
 
