@@ -94,23 +94,10 @@ _EXPORTS = {
     "training.trainer": "DistillationTrainer",
 }
 """Module -> the names that it exports here; all of `hf_distill.objectives` besides."""
-_PACKAGES = frozenset(
-    [
-        "cli",
-        "data",
-        "evaluation",
-        "export",
-        "hub",
-        "losses",
-        "models",
-        "objectives",
-        "recipe",
-        "robustness",
-        "teachers",
-        "training",
-        "utils",
-    ]
-)
+_PACKAGES = {
+    *("cli", "data", "evaluation", "export", "hub", "losses", "models", "objectives", "recipe"),
+    *("robustness", "teachers", "training", "utils"),
+}
 _MODULE = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
 

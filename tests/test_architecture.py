@@ -170,3 +170,20 @@ def test_every_objective_is_exported_by_name() -> None:
     names = {kind.__name__ for kind in objectives.OBJECTIVES.values()} | set(objectives.METHODS)
     assert names <= set(objectives.__all__)
     assert all(hasattr(objectives, name) for name in objectives.__all__)
+
+
+def test_names_for_type_checkers_are_those_at_run_time() -> None:
+    """A name in one of the two lists alone is missing for the editor, or for the program."""
+    import hf_distill
+
+    tree = ast.parse((ROOT / "hf_distill" / "__init__.py").read_text())
+    static = {
+        (node.module.removeprefix("hf_distill."), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hf_distill.")
+        for alias in node.names
+        if alias.name != "*" and node.module
+    }
+    lazy = {(m, name) for m, names in hf_distill._EXPORTS.items() for name in names.split()}
+    assert static == lazy
+    assert all(hasattr(hf_distill, name) for _, name in lazy)
