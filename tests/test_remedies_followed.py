@@ -101,7 +101,7 @@ def test_boxes_are_no_labels_of_a_classifier(tmp_path: Path) -> None:
             detector(), args, stacked, boxes(), teacher_model=teacher, **options
         )
 
-    with pytest.raises(ValueError, match=r"del HEADS\['YolosForObjectDetection'\]"):
+    with pytest.raises(ValueError, match=r"del CUSTOM_TASKS\['YolosForObjectDetection'\]"):
         build_trainer()
     from hf_distill.models import tasks
 

@@ -74,7 +74,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "needs of a number": {"needs": {"logits": 1}},
     "needs as a list": {"needs": [1]},
     "needs of an unknown module": {"needs": {"modules": ["no.such"]}},
-    "needs that are not provided": {"needs": {"foreign": True}},
+    "needs that are not provided": {"needs": {"cross_tokenizer": True}},
     "top_k 0": {"top_k": 0},
     "top_k of a float": {"top_k": 2.0},
     "top_k true": {"top_k": True},

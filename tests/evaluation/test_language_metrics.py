@@ -197,7 +197,7 @@ def test_what_some_classes_of_the_teacher_tell() -> None:
 
     own = {"perplexity", "entropy", "ece", "agreement"}
     compared = {"forward_kl_divergence", "reverse_kl_divergence", "acceptance_rate"}
-    assert found(4, unsampled=False).keys() == own
+    assert found(4, exact=False).keys() == own
     some, nearly = found(4), found(10)  # of 11: the rest is one class
     assert some.keys() == nearly.keys() == own | compared
     for name in own | compared:

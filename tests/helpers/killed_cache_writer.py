@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 if __name__ == "__main__":  # the storage alone, without models and trainers
-    ROOT = Path(__file__).resolve().parents[2] / "hf_distill"
-    for name, path in (("hf_distill", ROOT), ("hf_distill.teachers.cache", ROOT / "cache")):
+    ROOT = Path(__file__).resolve().parents[2]
+    for name in ("hf_distill", "hf_distill.teachers", "hf_distill.teachers.cache"):
         package = types.ModuleType(name)
-        package.__path__ = [str(path)]
+        package.__path__ = [str(ROOT / name.replace(".", "/"))]
         sys.modules[name] = package
 
 import datasets

@@ -37,6 +37,7 @@ from hf_distill.teachers.serving import TeacherServer
 from hf_distill.training.joint import OnlineDistillationTrainer
 from hf_distill.training.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
 from hf_distill.training.on_policy.generating import ModelGenerator, Sampling, until_end
+from hf_distill.training.setup import StepSetup
 
 tf: Any = transformers
 
@@ -155,9 +156,13 @@ def test_a_soft_prompt_moves_no_position(tmp_path: Path, kind: str, side: str, l
     cls = DistillationTrainer
     if not lean:
 
+        class WithLogits(StepSetup):
+            def build(self, step: Any, *rest: Any) -> None:
+                super().build(step, *rest)
+                step.lazy_logits = False
+
         class Whole(DistillationTrainer):
-            def _can_be_lean(self) -> bool:
-                return False
+            setup = WithLogits()
 
         cls = Whole
     objective = 0.5 * HardLabels() + 0.5 * ForwardKL(1.0)

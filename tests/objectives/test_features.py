@@ -370,7 +370,7 @@ def test_the_default_score_of_a_search_is_the_stock_trainers(tmp_path: Path, met
     figures = ours.evaluate()
     figures.pop("eval_model_preparation_time")
     wanted = figures["eval_loss"] if metric is None else figures["eval_accuracy"]
-    assert ours._score(figures) == wanted
+    assert ours._comparison.score(figures) == wanted
 
 
 @pytest.mark.filterwarnings("ignore")  # those of optuna

@@ -25,6 +25,7 @@ from hf_distill import (
     objective_from,
 )
 from hf_distill.models.tasks import UNSHIFTED, task_of
+from hf_distill.training.setup import compare_label_losses
 from tests.training.test_own_loss import LLAMA, as_it_is, stock, texts
 
 tf: Any = transformers
@@ -372,8 +373,9 @@ def test_the_comparison_moves_no_random_state(tmp_path: Path) -> None:
     """Whatever the forward draws: the training would drop other units than the stock trainer's."""
     student = Drawing(CASES["sequence_classification"].config())
     ours = trainer(tmp_path, model=student, alpha=0.0)
+    sample = next(iter(ours.get_eval_dataloader()))
     before = torch.random.get_rng_state()
-    ours._check_label_loss()
+    compare_label_losses(ours.step, sample)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

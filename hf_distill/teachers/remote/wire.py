@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
 
 KEY = "hf_distill"
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the bytes and of the server's paths; raised when either changes."""
 CONTENT_TYPE = "application/x-safetensors"
 HEADER = 16 << 20
