@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,18 @@ from tiny_trainers import Recorder, accuracy, config, data, finite, models, same
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer
 
-from hf_distill import ForwardKL, HardLabels, HiddenStates, ModelTeacher, Needs, Signal, Teacher
+from hf_distill import (
+    DistillationTrainer,
+    ForwardKL,
+    HardLabels,
+    HiddenStates,
+    ModelTeacher,
+    Needs,
+    OnlineDistillationTrainer,
+    OnPolicyDistillationTrainer,
+    Signal,
+    Teacher,
+)
 from hf_distill.models.signals import BatchItems
 
 EVERYTHING = 0.5 * HardLabels() + 0.5 * ForwardKL(2.0) + HiddenStates()
@@ -368,3 +380,15 @@ def test_other_switches_work(tmp_path: Path, name: str) -> None:
     assert len(record.steps) == 2
     losses = [logs["eval_loss"] for logs in record.logs if "eval_loss" in logs]
     assert losses[-1] < record.steps[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "kind", [DistillationTrainer, OnlineDistillationTrainer, OnPolicyDistillationTrainer]
+)
+def test_the_constructor_takes_the_arguments_of_the_stock_trainer(kind: Any) -> None:
+    """An argument of a newer `Trainer`, or another order, would break a script that adds a
+    teacher to what it has."""
+    stock = list(inspect.signature(Trainer.__init__).parameters)
+    ours = inspect.signature(kind.__init__).parameters
+    assert list(ours)[: len(stock)] == stock
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(ours.values())[len(stock) :])
