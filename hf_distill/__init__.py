@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.evaluation.curves import CurvesCallback as CurvesCallback
     from hf_distill.evaluation.generation import lm_eval as lm_eval
     from hf_distill.evaluation.generation import side_by_side_samples as side_by_side_samples
+    from hf_distill.evaluation.metrics import load_metric as load_metric
     from hf_distill.evaluation.speculative import measured_acceptance as measured_acceptance
     from hf_distill.models.initialise import importance as importance
     from hf_distill.models.initialise import student_from_teacher as student_from_teacher
@@ -70,6 +71,7 @@ _EXPORTS = {
     "data.views": "Views drop_tokens flip mixup shift",
     "evaluation.curves": "CurvesCallback",
     "evaluation.generation": "lm_eval side_by_side_samples",
+    "evaluation.metrics": "load_metric",
     "evaluation.speculative": "measured_acceptance",
     "models.initialise": "importance student_from_teacher",
     "models.signals": "BatchItems Needs Signal SparseProbs",

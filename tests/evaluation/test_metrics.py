@@ -302,7 +302,7 @@ def record(key, function, *arguments, **keywords):
 
 student, teacher, labels = data["student"], data["teacher"], data["labels"]
 names = ["agreement", "calibration_error", "kl_divergence", "retention"]
-loaded = {name: metrics.load(name) for name in names}
+loaded = {name: metrics.load_metric(name) for name in names}
 about = {k: [m.name, m.description, m.citation, str(m.features)] for k, m in loaded.items()}
 run = {name: module.compute for name, module in loaded.items()}
 logits = dict(predictions=student, references=teacher)
@@ -459,6 +459,6 @@ def test_load_knows_exactly_the_modules_there_are() -> None:
     """A module left out of load's list could not be reached; its name would be refused."""
     folders = {path.parent.name for path in Path(metrics.__file__).parent.glob("*/*.py")}
     with pytest.raises(ValueError, match="no metric named 'acuracy'") as caught:
-        metrics.load("acuracy")
+        metrics.load_metric("acuracy")
     listed = str(caught.value).split("Known: ")[1].split(".")[0]
     assert set(listed.split(", ")) == folders

@@ -1,4 +1,4 @@
-"""Metrics of a distillation: as functions on tensors, and as `evaluate` modules (:func:`load`)."""
+"""Metrics of a distillation: as functions on tensors, and as `evaluate` modules (`load_metric`)."""
 
 from hf_distill.evaluation.metrics.functional import (
     acceptance,
@@ -8,7 +8,7 @@ from hf_distill.evaluation.metrics.functional import (
     decision_agreement,
     retention,
 )
-from hf_distill.evaluation.metrics.loading import load
+from hf_distill.evaluation.metrics.loading import load_metric
 
 __all__ = [
     "acceptance",
@@ -16,6 +16,6 @@ __all__ = [
     "calibration_error",
     "calibration_sums",
     "decision_agreement",
-    "load",
+    "load_metric",
     "retention",
 ]

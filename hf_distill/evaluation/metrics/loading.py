@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _MODULES = ("agreement", "calibration_error", "kl_divergence", "retention")
 
 
-def load(name: str) -> "evaluate.EvaluationModule":
+def load_metric(name: str) -> "evaluate.EvaluationModule":
     """Load a metric of this package as an `evaluate` module; nothing is downloaded.
 
     `evaluate` copies the module's source into its cache (``HF_HOME``, or ``HF_MODULES_CACHE``) and
