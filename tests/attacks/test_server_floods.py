@@ -152,7 +152,8 @@ server.serve_forever()
 @pytest.fixture(scope="module")
 def child() -> Iterator[tuple[str, Path]]:
     """A server in a process of its own: its url, and where Linux tells of its memory."""
-    folders = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
+    tests = Path(__file__).resolve().parents[1]
+    folders = [str(tests / "helpers"), str(tests.parent)]
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, *folders], stdout=subprocess.PIPE, text=True
     )

@@ -162,7 +162,7 @@ def script(study: Study, root: Path, smoke: bool) -> None:
     kept["student"].save_model(str(final))
     (final / "training_args.bin").unlink(missing_ok=True)
     kept["baseline"].save_model(str(root / "baseline"))
-    write_curves(kept["student"].state.log_history, final, study.name)
+    write_curves(kept["student"].state.log_history, final)
     known = judged(study, teacher, None, smoke)
     card = _card(study, kept["student"], found, known)
     names = {"student": final, "baseline": root / "baseline", "teacher": root / "teacher"}

@@ -312,7 +312,7 @@ def row(verdict: Verdict) -> dict[str, str]:
     losses = {n: getattr(verdict, n) for n in ("own", "ours")}
     return {
         "class": verdict.name,
-        "head": verdict.task_model,
+        "head": verdict.head,
         "verdict": verdict.verdict,
         **{name: "" if loss is None else f"{loss:.4f}" for name, loss in losses.items()},
         "inputs": verdict.inputs,
