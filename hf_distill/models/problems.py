@@ -18,15 +18,15 @@ NEAR = 1e-3
 """Largest distance of the sum of a label's probabilities from 1."""
 
 
-def heads_of(teacher: Any) -> Iterator[TaskModel]:
+def task_models_of(teacher: Any) -> Iterator[TaskModel]:
     """The models of a teacher: its own, those of its members, that of a cache's live teacher."""
     yield from (getattr(teacher, "task_models", None) or {}).values()
     if isinstance(getattr(teacher, "task_model", None), TaskModel):
         yield teacher.task_model
     for member in (getattr(teacher, "teachers", None) or {}).values():
-        yield from heads_of(member)
+        yield from task_models_of(member)
     if getattr(teacher, "live", None) is not None:
-        yield from heads_of(teacher.live)
+        yield from task_models_of(teacher.live)
 
 
 def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
@@ -46,7 +46,7 @@ def settle(student: TaskModel, teacher: Any, labels: Any) -> None:
     """
     if student.task.kind is not None:
         return
-    heads = [head for head in heads_of(teacher) if head.task.kind is None]
+    heads = [head for head in task_models_of(teacher) if head.task.kind is None]
     configs = [(head.who, head.config) for head in (student, *heads)]
     if not heads and getattr(teacher, "config", None) is not None:  # a cache, a server
         configs.append(("the teacher", teacher.config))
@@ -174,7 +174,7 @@ def tell_tokens(teacher: Any, holder: Any) -> None:
         teacher: The teacher.
         holder: The tokenizer, or the config of a model that matches the data; None: unknown.
     """
-    for head in heads_of(teacher):
+    for head in task_models_of(teacher):
         head.tokens.from_data = special_tokens(holder)
 
 
@@ -189,7 +189,7 @@ def check_unmasked(batch: Mapping[str, Any], student: TaskModel, teacher: Any) -
     if config is None or "input_ids" not in batch or batch.get("attention_mask") is not None:
         return
     ours, theirs = (getattr(text_config(c), PADDING, None) for c in (student.config, config))
-    if student.tokens.finds_padding and ours != theirs and not any(heads_of(teacher)):
+    if student.tokens.finds_padding and ours != theirs and not any(task_models_of(teacher)):
         raise ValueError(
             f"Expected an attention_mask, or one padding token for {student.who} and the teacher: "
             f"they find the last token of a text by pad_token_id {ours} and {theirs}. Let the data "

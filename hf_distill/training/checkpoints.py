@@ -135,7 +135,7 @@ def shard_for_evaluation(accelerator: Accelerator, student: nn.Module) -> nn.Mod
 
 
 def saves_shards(accelerator: Accelerator) -> bool:
-    """Whether FSDP writes shards to checkpoints (SHARDED_STATE_DICT)."""
+    """Tell whether FSDP writes shards to checkpoints (SHARDED_STATE_DICT)."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
 

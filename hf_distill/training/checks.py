@@ -21,7 +21,7 @@ from hf_distill.evaluation.running_metrics import FIGURES
 from hf_distill.models.batch_checks import check_inputs, check_weights
 from hf_distill.models.modules import unwrapped
 from hf_distill.models.places import soft_prompt
-from hf_distill.models.problems import heads_of
+from hf_distill.models.problems import task_models_of
 from hf_distill.models.sharding import gathered_parameters
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel
@@ -291,7 +291,7 @@ def _check_context(
         check_context(teacher.config, length, "the teacher")
     if positions is not None and isinstance(teacher, ModelTeacher):
         check_packing(teacher.model)
-    heads = (task_model, *heads_of(teacher))
+    heads = (task_model, *task_models_of(teacher))
     prompted = [one.who for one in heads if soft_prompt(one.given)]
     if prompted and positions is not None and int((positions == 0).sum()) > len(positions):
         raise ValueError(

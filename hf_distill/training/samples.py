@@ -59,7 +59,7 @@ def sample_of(
         trainer: A `DistillationTrainer`.
         dataset: The data set.
         example: The first example of a stream.
-        start: Index of the first example of a data set that is no stream.
+        start: Index of the first example of a data set that is not a stream.
     """
     if dataset is None or (has_length(dataset) and len(dataset) == 0):
         return None

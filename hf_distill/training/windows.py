@@ -72,7 +72,7 @@ class AccumulationWindow:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a loss is divided by the counts of the whole window, rather than by their mean
+        """True if a loss is divided by the counts of the whole window, rather than by their mean
         over its micro-batches."""
         return not self.in_step if self.scaled is None else self.scaled
 

@@ -92,7 +92,7 @@ class JointStep(DistillationStep):
         return found
 
     def ask_teacher(self, batch: StepBatch, needs: Needs | None = None) -> Signal | None:
-        """In an evaluation the first peer's outputs, with all peers' as its members.
+        """The first peer's outputs in an evaluation, with all peers' as its members.
 
         In training None: the peers run within the wrapped forward, with their graphs.
         """

@@ -149,7 +149,7 @@ class OnlineDistillationTrainer(DistillationTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The student's optimizer, with parameter groups of the peers' own."""
         optimizer = super().create_optimizer(model)
-        if self._brought_schedule:  # which knows the groups that there are
+        if self._brought_schedule:  # made for the present groups
             return optimizer
         split_groups(optimizer, self.step.peers.models.parameters(), self.peer_learning_rate)
         return optimizer
