@@ -631,3 +631,38 @@ def test_a_subclass_that_calls_super_is_not_spoken_to(tmp_path: Path) -> None:
     """Warnings are errors here."""
     for cls in (Drops, AddsMean):
         trainer(tmp_path, cls=cls, objective=1.0 * ForwardKL(), eval_strategy="steps").train()
+
+
+class Squares(DistillationTrainer):
+    """Adds the mean of the squared logits to the objective."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss + outputs.logits.square().sum(-1).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_the_evaluation_loss_has_what_a_subclass_adds(tmp_path: Path, size: int) -> None:
+    """Counted twice, or as a mean of batches of other sizes, it would choose another checkpoint."""
+    student, teacher = models()
+    args = config(tmp_path, alpha=0.3, temperature=1.0, per_device_eval_batch_size=size)
+    rows: Any = data()
+    options: dict[str, Any] = {"data_collator": collate, "eval_dataset": rows}
+    ours, theirs = (Trainer(model, args, **options).predict(rows) for model in (student, teacher))
+    s, t = (
+        torch.from_numpy(found.predictions).double().log_softmax(-1) for found in (ours, theirs)
+    )
+    labels = torch.from_numpy(ours.label_ids).long()
+    hard = nn.functional.nll_loss(s, labels)
+    divergence = (t.exp() * (t - s)).sum(-1).mean()
+    added = np.square(ours.predictions.astype(np.float64)).sum(-1).mean()
+    expected = 0.7 * float(hard) + 0.3 * float(divergence) + added
+    found = Squares(student, args, teacher_model=teacher, **options).evaluate()
+    assert found["eval_loss"] == pytest.approx(expected, rel=1e-5)
