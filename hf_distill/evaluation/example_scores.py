@@ -17,7 +17,7 @@ from hf_distill.evaluation.metrics.functional import agreement
 from hf_distill.evaluation.predictor import Predictor
 from hf_distill.evaluation.statistics import wilson
 from hf_distill.losses import forward_kl
-from hf_distill.losses.numerics import cross_entropy, kl
+from hf_distill.losses.distribution.kl import cross_entropy, kl
 from hf_distill.models.batches import IGNORE
 from hf_distill.models.signals import Needs
 

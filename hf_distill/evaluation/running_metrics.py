@@ -15,8 +15,9 @@ from hf_distill.evaluation.metrics.functional import (
     decision_agreement,
 )
 from hf_distill.losses import forward_kl, reverse_kl
+from hf_distill.losses.distribution.kl import log_probs
 from hf_distill.losses.distribution.sparse import coarsened
-from hf_distill.losses.numerics import compute_dtype, log_probs
+from hf_distill.losses.numerics import compute_dtype
 from hf_distill.models.signals import BatchItems, Signal, SparseProbs
 from hf_distill.objectives.base.objective import Term
 

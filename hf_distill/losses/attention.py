@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_distill.losses.numerics import compute_dtype, kl, no_autocast
+from hf_distill.losses.distribution.kl import kl
+from hf_distill.losses.numerics import compute_dtype, no_autocast
 
 __all__ = ["attention_ce", "attention_kl", "attention_mse", "relation_kl"]
 

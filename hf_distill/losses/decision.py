@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     Temperature,
-    check_pair,
     common_minimum,
     kl,
     log_probs,
-    promoted,
     times_t_squared,
 )
+from hf_distill.losses.numerics import check_pair, promoted
 
 __all__ = [
     "boundary",

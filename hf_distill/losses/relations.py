@@ -12,17 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     Temperature,
-    check_pair,
     check_temperature,
     kl,
-    no_autocast,
     over_temperature,
-    promoted,
     times_t_squared,
-    unit_vectors,
 )
+from hf_distill.losses.numerics import check_pair, no_autocast, promoted, unit_vectors
 
 __all__ = [
     "in_batch_similarity",

@@ -16,7 +16,8 @@ from hf_distill.losses.distribution.cross_tokenizer import (
     summed_over_spans,
     universal_logit_distance,
 )
-from hf_distill.losses.numerics import check_temperature, compute_dtype
+from hf_distill.losses.distribution.kl import check_temperature
+from hf_distill.losses.numerics import compute_dtype
 from hf_distill.models.signals import BatchItems, CrossTokenizerLogits, Needs, Signal
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 

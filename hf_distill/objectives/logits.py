@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_distill.losses import logit_mse
+from hf_distill.losses.distribution.kl import times_t_squared
 from hf_distill.losses.distribution.sparse import coarsened
-from hf_distill.losses.numerics import times_t_squared
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.objective import Context, Objective, Term
 from hf_distill.objectives.base.temperature import (

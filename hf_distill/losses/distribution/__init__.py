@@ -17,17 +17,21 @@ keeps the size of their gradient about the same for every temperature; sources t
 
 from hf_distill.losses.distribution.correlation import dist
 from hf_distill.losses.distribution.families import adaptive_kl, alpha_beta, renyi, total_variation
-from hf_distill.losses.distribution.kl import (
+from hf_distill.losses.distribution.kl import forward_kl, reverse_kl
+from hf_distill.losses.distribution.labelled import decoupled_kd, nkd
+from hf_distill.losses.distribution.logits import (
     binary_kl,
-    forward_kl,
-    jeffreys,
-    mutual,
-    reverse_kl,
+    logit_mse,
+    logit_standardized_kl,
     soft_cross_entropy,
 )
-from hf_distill.losses.distribution.labelled import decoupled_kd, nkd
-from hf_distill.losses.distribution.logits import logit_mse, logit_standardized_kl
-from hf_distill.losses.distribution.mixtures import jensen_shannon, skew_kl, skew_reverse_kl
+from hf_distill.losses.distribution.mixtures import (
+    jeffreys,
+    jensen_shannon,
+    mutual,
+    skew_kl,
+    skew_reverse_kl,
+)
 from hf_distill.losses.distribution.sparse import sparse_kl, top_k_kl
 
 __all__ = [

@@ -5,13 +5,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
-    Temperature,
-    check_pair,
-    log_probs,
-    times_t_squared,
-    unit_vectors,
-)
+from hf_distill.losses.distribution.kl import Temperature, log_probs, times_t_squared
+from hf_distill.losses.numerics import check_pair, unit_vectors
 
 __all__ = ["dist"]
 

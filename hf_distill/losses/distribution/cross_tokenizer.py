@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.distribution.kl import binary_kl
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     check_temperature,
-    compute_dtype,
     kl,
     over_temperature,
     times_t_squared,
 )
+from hf_distill.losses.distribution.logits import binary_kl
+from hf_distill.losses.numerics import compute_dtype
 
 __all__ = ["merged_kl", "span_kl", "universal_logit_distance"]
 

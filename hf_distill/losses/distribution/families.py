@@ -5,8 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from hf_distill.losses.distribution.kl import forward_kl, reverse_kl
-from hf_distill.losses.numerics import Temperature, kl, log_probs, times_t_squared
+from hf_distill.losses.distribution.kl import (
+    Temperature,
+    forward_kl,
+    kl,
+    log_probs,
+    reverse_kl,
+    times_t_squared,
+)
 
 __all__ = ["adaptive_kl", "alpha_beta", "renyi", "total_variation"]
 

@@ -1,19 +1,173 @@
-"""Kullback-Leibler divergences and cross-entropy."""
+"""Softmax with a temperature, Kullback-Leibler divergences and cross-entropy.
 
+Nothing here waits for the device: checks look at shapes and at Python numbers only.
+"""
+
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
-    Temperature,
-    check_pair,
-    cross_entropy,
-    kl,
-    log_probs,
-    scaled_logits,
-    times_t_squared,
-)
+from hf_distill.losses.numerics import check_pair
 
-__all__ = ["binary_kl", "forward_kl", "jeffreys", "mutual", "reverse_kl", "soft_cross_entropy"]
+__all__ = ["forward_kl", "reverse_kl"]
+
+Temperature = float | Tensor
+"""One for all items, or a tensor of one per item (broadcastable to the items' shape)."""
+
+
+def check_temperature(temperature: Temperature, items: torch.Size | None = None) -> None:
+    """Refuse a number that is not > 0 and finite, or a tensor of another shape than the items.
+
+    The values of a tensor are not looked at: that would wait for the device.
+
+    Raises:
+        ValueError: see above.
+    """
+    if isinstance(temperature, Tensor):
+        try:
+            fits = items is None or torch.broadcast_shapes(temperature.shape, items) == items
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"expected one temperature per item, broadcastable to {tuple(items or ())}, got "
+                f"shape {tuple(temperature.shape)}; the last dimension of the logits, the classes, "
+                "is not among the items"
+            )
+    elif not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be > 0, got {temperature!r}; 1 leaves the distributions as they "
+            "are, 2 to 4 is usual, and it must be finite"
+        )
+
+
+def times_t_squared(values: Tensor, temperature: Temperature, t_squared: bool = True) -> Tensor:
+    """T² · values, or the values unchanged.
+
+    >>> times_t_squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0]))
+    tensor([9., 2.])
+    """
+    if not t_squared:
+        return values
+    if isinstance(temperature, Tensor):
+        return values * temperature.to(values.dtype) ** 2
+    return values * temperature**2
+
+
+def common_minimum(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both logits, cut at the higher of the lowest finite numbers of their dtypes.
+
+    Masked with finfo.min of two dtypes, a class would differ by up to 1e38, and its gradient
+    (0 times that, times T²) would be NaN.
+    """
+    lowest_s, lowest_t = torch.finfo(student.dtype).min, torch.finfo(teacher.dtype).min
+    if lowest_s < lowest_t:
+        student = student.clamp(min=lowest_t)
+    elif lowest_t < lowest_s:
+        teacher = teacher.clamp(min=lowest_s)
+    return student, teacher
+
+
+def over_temperature(logits: Tensor, temperature: Temperature, dtype: torch.dtype) -> Tensor:
+    """logits / T in the dtype, never below its finfo.min; at the number 1 the logits as they are.
+
+    Args:
+        logits: (..., C).
+        temperature: A number, or a tensor broadcastable to (...).
+        dtype: To compute in.
+    """
+    lowest = torch.finfo(dtype).min
+    if isinstance(temperature, Tensor):
+        # A quotient's gradient in T is -logits / T², infinite for a class masked with finfo.min; a
+        # product's is finite.
+        inverse = temperature.to(dtype).reciprocal().unsqueeze(-1)
+        return (logits.to(dtype) * inverse).clamp(min=lowest)
+    if temperature == 1:
+        return logits
+    logits = logits.to(dtype) / temperature
+    # The division takes finfo.min to -inf, and -inf - -inf is NaN.
+    return logits.clamp(min=lowest) if temperature < 1 else logits
+
+
+def scaled_logits(
+    name: str, student: Tensor, teacher: Tensor, temperature: Temperature = 1.0
+) -> tuple[Tensor, Tensor]:
+    """logits / T of both in one dtype, float32 at least; arguments and errors of `log_probs`."""
+    student, teacher, dtype = _scaled(name, student, teacher, temperature)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def log_probs(
+    name: str, student: Tensor, teacher: Tensor, temperature: Temperature = 1.0
+) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / T) of both in one dtype, float32 at least.
+
+    A class that each side masks with the finfo.min of its own dtype has the same (lowest) value in
+    both. To be used in log space, or after exp: probabilities are 0 there.
+
+    Args:
+        name: Of the calling function, for the error.
+        student: logits (..., C).
+        teacher: logits (..., C).
+        temperature: A number > 0, or a tensor of one per item.
+
+    Returns:
+        Two tensors (..., C).
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0, or its
+            shape is not that of the items.
+    """
+    student, teacher, dtype = _scaled(name, student, teacher, temperature)
+    return F.log_softmax(student, -1, dtype=dtype), F.log_softmax(teacher, -1, dtype=dtype)
+
+
+def _scaled(
+    name: str, student: Tensor, teacher: Tensor, temperature: Temperature
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    if student.shape != teacher.shape or not student.ndim:
+        check_pair(name, student, teacher)
+    check_temperature(temperature, student.shape[:-1])
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    student, teacher = common_minimum(student, teacher)
+    return (
+        over_temperature(student, temperature, dtype),
+        over_temperature(teacher, temperature, dtype),
+        dtype,
+    )
+
+
+def zero_where_equal(values: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """The values (...), exactly 0 with gradient 0 where student and teacher (..., C) are equal.
+
+    For divergences, whose value and gradient are 0 there but for rounding.
+
+    >>> zero_where_equal(torch.tensor([1e-8, 2.0]), torch.eye(2), torch.tensor([[1.0, 0], [0, 0]]))
+    tensor([0., 2.])
+    """
+    return values.masked_fill((student == teacher).all(-1), 0.0)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) = Σ_c p (log p - log q) of log-probabilities (..., C) -> (...).
+
+    >>> kl(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
+    tensor([0.1438])
+    """
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """-Σ_c p log q of log-probabilities (..., C) -> (...).
+
+    >>> cross_entropy(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
+    tensor([0.8370])
+    """
+    p = log_p.exp()
+    # The gradient of p at a masked class is 0 times finfo.min times any weight above 1: NaN.
+    return -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)
 
 
 def forward_kl(
@@ -74,137 +228,3 @@ def reverse_kl(
     """
     log_s, log_t = log_probs("reverse_kl", student, teacher, temperature)
     return times_t_squared(kl(log_s, log_t), temperature, t_squared)
-
-
-def jeffreys(
-    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
-) -> Tensor:
-    """T² · [KL(p_t ‖ p_s) + KL(p_s ‖ p_t)] = T² Σ_c (p_t - p_s) (log p_t - log p_s).
-
-    The sum of :func:`forward_kl` and :func:`reverse_kl`; sources that take their mean give half of
-    it.
-
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Jeffreys, 1946, "An Invariant Form for the Prior Probability in Estimation Problems",
-        Proceedings of the Royal Society A 186.
-
-    >>> jeffreys(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
-    tensor([0.7616, 0.0000])
-    """
-    log_s, log_t = log_probs("jeffreys", student, teacher, temperature)
-    return times_t_squared(kl(log_t, log_s) + kl(log_s, log_t), temperature, t_squared)
-
-
-def soft_cross_entropy(
-    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
-) -> Tensor:
-    """-T² Σ_c p_t log p_s, with p = softmax(logits / T): forward KL plus T² times p_t's entropy.
-
-    The gradient for the student is that of :func:`forward_kl`; the value is not 0 at equality.
-    TextBrewer's ``kd_ce_loss`` at temperature T is the mean over items of our value / T²; TinyBERT
-    (at T = 1) that of our value / C.
-
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531.
-
-    >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
-    tensor([0.6931])
-    """
-    log_s, log_t = log_probs("soft_cross_entropy", student, teacher, temperature)
-    return times_t_squared(cross_entropy(log_t, log_s), temperature, t_squared)
-
-
-def mutual(
-    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
-) -> Tensor:
-    """T² · 1/K Σ_k KL(p_k ‖ p_s) over K peers: deep mutual learning, where T = 1.
-
-    A peer trains on the same loss with the roles exchanged; as it must not learn to be imitated,
-    give its logits without gradient.
-
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C) of one peer, or (K, ..., C) of K peers.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Zhang, Xiang, Hospedales and Lu, 2017, "Deep Mutual Learning", arXiv:1706.00384.
-
-    >>> peers = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]])
-    >>> mutual(torch.tensor([[0.0, 0.0]]), peers)
-    tensor([0.1639])
-    """
-    if teacher.ndim != student.ndim + 1:
-        log_s, log_t = log_probs("mutual", student, teacher, temperature)
-        return times_t_squared(kl(log_t, log_s), temperature, t_squared)
-    check_pair(
-        "mutual",
-        student,
-        teacher[0] if len(teacher) else teacher,
-        remedy="with one dimension more, the teacher holds K >= 1 peers: (K, ..., C)",
-    )
-    log_s, log_t = log_probs("mutual", student.expand_as(teacher), teacher, temperature)
-    return times_t_squared(kl(log_t, log_s).mean(0), temperature, t_squared)
-
-
-def binary_kl(
-    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
-) -> Tensor:
-    """T² Σ_c [q_t log(q_t / q_s) + (1 - q_t) log((1 - q_t) / (1 - q_s))], q = sigmoid(logits / T).
-
-    Forward KL of C independent yes-no answers, for multi-label heads; the other direction is the
-    same with student and teacher exchanged. ``BCEWithLogitsLoss`` on the teacher's probabilities,
-    which takes the mean, is the mean over items of our value / (C T²) plus the teacher's entropy.
-
-    Args:
-        student: logits (..., C), one answer per class.
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531, applied to each class.
-
-    >>> binary_kl(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]))
-    tensor([0.3278, 0.0000])
-    """
-    student, teacher = scaled_logits("binary_kl", student, teacher, temperature)
-    yes, no = (
-        kl(F.logsigmoid(sign * teacher), F.logsigmoid(sign * student)) for sign in (1.0, -1.0)
-    )
-    return times_t_squared(yes + no, temperature, t_squared)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     Temperature,
     cross_entropy,
     kl,

@@ -1,19 +1,21 @@
-"""Distances of the logits themselves, and of standardised logits."""
+"""Distances of logits (also standardised), of class-wise answers, and soft cross-entropy."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     Temperature,
     check_temperature,
+    cross_entropy,
     kl,
+    log_probs,
     over_temperature,
     scaled_logits,
     times_t_squared,
 )
 
-__all__ = ["logit_mse", "logit_standardized_kl"]
+__all__ = ["binary_kl", "logit_mse", "logit_standardized_kl", "soft_cross_entropy"]
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -95,3 +97,68 @@ def _standardized(logits: Tensor) -> Tensor:
     noise = 4 * torch.finfo(logits.dtype).eps * logits.abs().amax(-1, keepdim=True)
     equal = std <= noise
     return (centred / (1e-7 + std.masked_fill(equal, 1.0))).masked_fill(equal, 0.0)
+
+
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
+) -> Tensor:
+    """-T² Σ_c p_t log p_s, with p = softmax(logits / T): forward KL plus T² times p_t's entropy.
+
+    The gradient for the student is that of :func:`forward_kl`; the value is not 0 at equality.
+    TextBrewer's ``kd_ce_loss`` at temperature T is the mean over items of our value / T²; TinyBERT
+    (at T = 1) that of our value / C.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits (..., C).
+        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0.
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+
+    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
+        arXiv:1503.02531.
+
+    >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor([0.6931])
+    """
+    log_s, log_t = log_probs("soft_cross_entropy", student, teacher, temperature)
+    return times_t_squared(cross_entropy(log_t, log_s), temperature, t_squared)
+
+
+def binary_kl(
+    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
+) -> Tensor:
+    """T² Σ_c [q_t log(q_t / q_s) + (1 - q_t) log((1 - q_t) / (1 - q_s))], q = sigmoid(logits / T).
+
+    Forward KL of C independent yes-no answers, for multi-label heads; the other direction is the
+    same with student and teacher exchanged. ``BCEWithLogitsLoss`` on the teacher's probabilities,
+    which takes the mean, is the mean over items of our value / (C T²) plus the teacher's entropy.
+
+    Args:
+        student: logits (..., C), one answer per class.
+        teacher: logits (..., C).
+        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+
+    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
+        arXiv:1503.02531, applied to each class.
+
+    >>> binary_kl(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]))
+    tensor([0.3278, 0.0000])
+    """
+    student, teacher = scaled_logits("binary_kl", student, teacher, temperature)
+    yes, no = (
+        kl(F.logsigmoid(sign * teacher), F.logsigmoid(sign * student)) for sign in (1.0, -1.0)
+    )
+    return times_t_squared(yes + no, temperature, t_squared)

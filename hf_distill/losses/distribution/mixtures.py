@@ -1,4 +1,4 @@
-"""Divergences from a mixture of both distributions: finite whatever the logits."""
+"""Sums of divergences: both directions, several peers, from a mixture (finite for any logits)."""
 
 import math
 
@@ -6,10 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.losses.distribution.kl import forward_kl, reverse_kl
-from hf_distill.losses.numerics import Temperature, kl, log_probs, times_t_squared, zero_where_equal
+from hf_distill.losses.distribution.kl import (
+    Temperature,
+    forward_kl,
+    kl,
+    log_probs,
+    reverse_kl,
+    times_t_squared,
+    zero_where_equal,
+)
+from hf_distill.losses.numerics import check_pair
 
-__all__ = ["jensen_shannon", "skew_kl", "skew_reverse_kl"]
+__all__ = ["jeffreys", "jensen_shannon", "mutual", "skew_kl", "skew_reverse_kl"]
 
 
 def jensen_shannon(
@@ -160,3 +168,72 @@ def _check_alpha(alpha: float) -> None:
             f"alpha must be in [0, 1), got {alpha!r}; 0 is the KL divergence itself, 0.1 is usual, "
             "and at 1 the mixture is the distribution compared with it: nothing would be learned"
         )
+
+
+def jeffreys(
+    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
+) -> Tensor:
+    """T² · [KL(p_t ‖ p_s) + KL(p_s ‖ p_t)] = T² Σ_c (p_t - p_s) (log p_t - log p_s).
+
+    The sum of :func:`forward_kl` and :func:`reverse_kl`; sources that take their mean give half of
+    it.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits (..., C).
+        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+
+    Reference: Jeffreys, 1946, "An Invariant Form for the Prior Probability in Estimation Problems",
+        Proceedings of the Royal Society A 186.
+
+    >>> jeffreys(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
+    tensor([0.7616, 0.0000])
+    """
+    log_s, log_t = log_probs("jeffreys", student, teacher, temperature)
+    return times_t_squared(kl(log_t, log_s) + kl(log_s, log_t), temperature, t_squared)
+
+
+def mutual(
+    student: Tensor, teacher: Tensor, temperature: Temperature = 1.0, *, t_squared: bool = True
+) -> Tensor:
+    """T² · 1/K Σ_k KL(p_k ‖ p_s) over K peers: deep mutual learning, where T = 1.
+
+    A peer trains on the same loss with the roles exchanged; as it must not learn to be imitated,
+    give its logits without gradient.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits (..., C) of one peer, or (K, ..., C) of K peers.
+        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        t_squared: multiply by T².
+
+    Returns:
+        (...), at least float32, >= 0 up to rounding.
+
+    Raises:
+        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+
+    Reference: Zhang, Xiang, Hospedales and Lu, 2017, "Deep Mutual Learning", arXiv:1706.00384.
+
+    >>> peers = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]])
+    >>> mutual(torch.tensor([[0.0, 0.0]]), peers)
+    tensor([0.1639])
+    """
+    if teacher.ndim != student.ndim + 1:
+        log_s, log_t = log_probs("mutual", student, teacher, temperature)
+        return times_t_squared(kl(log_t, log_s), temperature, t_squared)
+    check_pair(
+        "mutual",
+        student,
+        teacher[0] if len(teacher) else teacher,
+        remedy="with one dimension more, the teacher holds K >= 1 peers: (K, ..., C)",
+    )
+    log_s, log_t = log_probs("mutual", student.expand_as(teacher), teacher, temperature)
+    return times_t_squared(kl(log_t, log_s).mean(0), temperature, t_squared)

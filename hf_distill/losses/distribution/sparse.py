@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_distill.losses.numerics import (
+from hf_distill.losses.distribution.kl import (
     Temperature,
     check_temperature,
-    compute_dtype,
     kl,
     log_probs,
     over_temperature,
     times_t_squared,
 )
+from hf_distill.losses.numerics import compute_dtype
 
 __all__ = ["sparse_kl", "top_k_kl"]
 

@@ -9,16 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_distill.losses.distribution.kl import Temperature, check_temperature, over_temperature
 from hf_distill.losses.features.checks import examples, nothing, require
-from hf_distill.losses.numerics import (
-    Temperature,
-    check_pair,
-    check_temperature,
-    no_autocast,
-    over_temperature,
-    promoted,
-    unit_vectors,
-)
+from hf_distill.losses.numerics import check_pair, no_autocast, promoted, unit_vectors
 
 
 def vid(student: Tensor, teacher: Tensor, log_scale: Tensor, eps: float = 1e-5) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_distill.losses.distribution.cross_tokenizer import summed_over_spans
-from hf_distill.losses.numerics import check_temperature, compute_dtype, over_temperature
+from hf_distill.losses.distribution.kl import check_temperature, over_temperature
+from hf_distill.losses.numerics import compute_dtype
 from hf_distill.models.batches import ALIGNED, Batch, next_tokens
 from hf_distill.models.signals import BatchItems, CrossTokenizerLogits, Needs, Signal, SparseProbs
 from hf_distill.teachers.cross_tokenizer import (
