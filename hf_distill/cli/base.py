@@ -1,7 +1,8 @@
 """Shared parts of the commands: parser with suggestions, exit codes, output.
 
-A command is a module of this package with ``add_parser(commands)``, which imports nothing heavy,
-and ``run(args, say) -> int``, which imports what it needs and gives an exit code.
+A command is a module of this package with ``HELP`` (one line for the list of commands),
+``DESCRIPTION``, ``EPILOG`` (examples and exit codes) and ``add_arguments(command)``, which import
+nothing heavy, and ``run(args, say) -> int``, which imports what it needs and gives an exit code.
 """
 
 from __future__ import annotations
@@ -63,20 +64,19 @@ def near_hint(word: str, names: Iterable[str]) -> str:
 
 
 def add_command(commands: Any, name: str, help: str, description: str, **options: Any) -> Parser:
-    """Add a command; description and epilog keep their layout.
-
-    Args:
-        commands: Result of ``add_subparsers``.
-        name: The command.
-        help: One line for the list of commands.
-        description: What it does.
-        options: Of `argparse.ArgumentParser`: ``epilog`` with examples and exit codes, ``usage``.
-    """
-    raw = argparse.RawDescriptionHelpFormatter
+    """Add a command to what ``add_subparsers`` gave; the texts keep their layout."""
+    layout = argparse.RawDescriptionHelpFormatter
     added: Parser = commands.add_parser(
-        name, help=help, description=description, formatter_class=raw, **options
+        name, help=help, description=description, formatter_class=layout, **options
     )
     return added
+
+
+def add_columns(command: Parser) -> None:
+    """Add the columns of labelled examples."""
+    names = ("--input-column", "--text-column", "--image-column")
+    command.add_argument(*names, metavar="NAME", help="column of the inputs")
+    command.add_argument("--label-column", metavar="NAME", help="default: label or labels")
 
 
 def say(line: str) -> None:
@@ -91,11 +91,7 @@ def complain(message: str) -> None:
 
 
 def failed(error: Exception) -> int:
-    """Print a failure on stderr.
-
-    Returns:
-        The exit code: 2 where it is for the user to change, the disk included; else 1.
-    """
+    """Print a failure; gives the exit code: 2 for what the user can change, disks included."""
     told = trouble(error)
     complain(told or str(error))
     return 2 if told or isinstance(error, (ValueError, ImportError)) else 1

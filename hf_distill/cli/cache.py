@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, failed
 from hf_distill.cli.train import with_recipe
 
+HELP = "run a recipe's teacher over its data and store the outputs"
+DESCRIPTION = """Train the teacher if necessary, run it once over the training and validation data
+and store its outputs; `train` with a section `teacher.cache` reads them. An interrupted command
+resumes; only missing and damaged files are written."""
 EPILOG = f"""examples:
   hf-distill cache recipe.yaml
   hf-distill cache recipe.yaml --push me/teacher-outputs --teacher.cache.format full
@@ -15,20 +19,11 @@ EPILOG = f"""examples:
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``cache`` to the commands."""
-    cache = add_command(
-        commands,
-        "cache",
-        "run a recipe's teacher over its data and store the outputs",
-        "Train the teacher if necessary, run it once over the training and validation data and\n"
-        "store its outputs; `train` with a section `teacher.cache` reads them. An interrupted\n"
-        "command resumes; only missing and damaged files are written.",
-        usage="hf-distill cache RECIPE [--push ID] [--key value]...",
-        epilog=EPILOG,
-    )
-    cache.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
-    cache.add_argument("--push", metavar="ID", help="publish it as a data set, namespace/name")
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    command.usage = "hf-distill cache RECIPE [--push ID] [--key value]..."
+    command.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
+    command.add_argument("--push", metavar="ID", help="publish it as a data set, namespace/name")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

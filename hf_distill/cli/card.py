@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, add_command, complain
 
+HELP = "check a student's card and folder before they are published"
+DESCRIPTION = "Model cards."
 EPILOG = f"""examples:
   hf-distill card check runs/movie-reviews/final
   hf-distill card check README.md
@@ -20,16 +21,9 @@ the card are checked, of a file the card with its images.
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``card`` to the commands."""
-    card = add_command(
-        commands,
-        "card",
-        "check a student's card and folder before they are published",
-        "Model cards.",
-        epilog=EPILOG,
-    )
-    parts = card.add_subparsers(dest="part", required=True, metavar="check")
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    parts = command.add_subparsers(dest="part", required=True, metavar="check")
     check = add_command(parts, "check", "check a card, offline", CHECK, epilog=EPILOG)
     check.add_argument("path", metavar="DIR|FILE", help="a student's folder, or a card")
 

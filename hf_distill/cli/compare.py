@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, failed
 
+HELP = "compare several runs: tables, a plot, tests over common seeds"
+DESCRIPTION = (
+    "Compare runs of recipes; print tables, write compare.md, compare.png and compare.json."
+)
 EPILOG = f"""examples:
   hf-distill compare runs/kl runs/kl_and_features
   hf-distill compare runs/*/ --output runs/compare
@@ -19,19 +22,11 @@ with other test examples or another metric are listed with a warning and not com
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``compare`` to the commands."""
-    command = add_command(
-        commands,
-        "compare",
-        "compare several runs: tables, a plot, tests over common seeds",
-        "Compare runs of recipes; print tables, write compare.md, compare.png and compare.json.",
-        epilog=EPILOG,
-    )
-    command.add_argument("runs", nargs="+", metavar="RUN", help="a recipe's output folder")
-    command.add_argument(
-        "--output", default="runs/compare", metavar="DIR", help="default: runs/compare"
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    add = command.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a recipe's output folder")
+    add("--output", default="runs/compare", metavar="DIR", help="default: runs/compare")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

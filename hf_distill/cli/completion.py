@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, complain
 
+HELP = "print a shell completion script"
+DESCRIPTION = "Print a script for the completion of commands and options."
 EPILOG = f"""examples:
   hf-distill completion bash > ~/.local/share/bash-completion/completions/hf-distill
   hf-distill completion zsh > ~/.zfunc/_hf-distill    # with `fpath+=~/.zfunc` before `compinit`
@@ -20,15 +22,8 @@ FOLDERS = ("DIR", "MODEL", "TEACHER", "RUN")
 """Names of path arguments in the help."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``completion`` to the commands."""
-    command = add_command(
-        commands,
-        "completion",
-        "print a shell completion script",
-        "Print a script for the completion of commands and options.",
-        epilog=EPILOG,
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
     command.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 

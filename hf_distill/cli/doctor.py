@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,8 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hf_distill import __version__
-from hf_distill.cli.base import Say, add_command
+from hf_distill.cli.base import Parser, Say
 
+HELP = "check this machine: versions, devices, disk, Hub"
+DESCRIPTION = "Show versions, devices, memory, free disk, trackers, and access to the Hub."
 EPILOG = """examples:
   hf-distill doctor
   hf-distill doctor --json > doctor.json     # for a bug report; contains no token
@@ -37,16 +40,9 @@ TIMEOUT = 5.0
 """Seconds."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``doctor`` to the commands."""
-    doctor = add_command(
-        commands,
-        "doctor",
-        "check this machine: versions, devices, disk, Hub",
-        "Show versions, devices, memory, free disk, trackers, and access to the Hub.",
-        epilog=EPILOG,
-    )
-    doctor.add_argument("--json", action="store_true", help="as JSON, for bug reports")
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    command.add_argument("--json", action="store_true", help="as JSON, for bug reports")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -67,12 +63,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def _text(found: dict[str, Any]) -> str:
     lines = []
     for section, facts in found.items():
-        if section == "problems":
-            lines += [f"problem: {problem}" for problem in facts] or ["ready"]
-        else:
+        if section != "problems":
             lines.append(section)
             lines += [f"  {name}: {_shown(value)}" for name, value in facts.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"problem: {one}" for one in found["problems"]] or ["ready"])])
 
 
 def _shown(value: Any) -> str:
@@ -94,36 +88,29 @@ def _version(name: str) -> str | None:
 
 
 def _versions(problems: list[str]) -> dict[str, str | None]:
-    """Versions of required packages. Each is imported, since an installed package may still be
-    broken."""
-    found = {"hf_distill": __version__, "python": platform.python_version()}
-    found["platform"] = platform.platform()
+    """Versions of required packages, which are imported: an installed one may be broken."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, str | None] = {
+        "hf_distill": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for name in ESSENTIAL:
-        found[name] = _version(name) or ""
+        found[name] = _version(name)
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises
             first = next(iter(str(error).splitlines()), "")
             problems.append(f"import {name} fails: {type(error).__name__}: {first}")
-    problems += _too_old(found)
-    return {name: version or None for name, version in found.items()}
-
-
-def _too_old(found: dict[str, str]) -> list[str]:
-    from packaging.requirements import Requirement
-
-    try:
-        wanted = importlib.metadata.requires("hf_distill") or []
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return []
-    problems = []
-    for requirement in map(Requirement, wanted):
-        name = requirement.name.replace("-", "_")
-        version = found.get(name)
-        fits = requirement.specifier.contains(version or "0", prereleases=True)
-        if requirement.marker is None and version and not fits:
-            problems.append(f"{name} {version} is installed, {requirement} is needed")
-    return problems
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout
+        for needed in map(Requirement, importlib.metadata.requires("hf_distill") or []):
+            name = needed.name.replace("-", "_")
+            version = found.get(name)
+            fits = not version or needed.specifier.contains(version, prereleases=True)
+            if needed.marker is None and not fits:
+                problems.append(f"{name} {version} is installed, {needed} is needed")
+    return found
 
 
 def _devices() -> dict[str, Any]:
@@ -147,9 +134,8 @@ def _devices() -> dict[str, Any]:
 
 
 def _disk(problems: list[str]) -> dict[str, str]:
-    cache = os.environ.get("HF_HOME") or Path(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
-    )
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    cache = os.environ.get("HF_HOME") or caches / "huggingface"
     found = {}
     for name, folder in (("cache", Path(cache).expanduser()), ("here", Path.cwd())):
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())

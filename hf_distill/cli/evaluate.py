@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed, near_hint
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, add_columns, failed, near_hint
 
+HELP = "evaluate a finished model: metrics with intervals, agreement with the teacher, speed"
+DESCRIPTION = """Evaluate a finished model on labelled examples, with its teacher and its baseline;
+print a table and write eval.json and eval.md."""
 EPILOG = f"""examples:
   hf-distill eval runs/movie-reviews/final --dataset org/reviews --split test
   hf-distill eval runs/student --teacher runs/teacher --baseline runs/baseline \\
@@ -26,37 +29,19 @@ all models in alternation, so that other load affects all of them.
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``eval`` to the commands."""
-    command = add_command(
-        commands,
-        "eval",
-        "evaluate a finished model: metrics with intervals, agreement with the teacher, speed",
-        "Evaluate a finished model on labelled examples, with its teacher and its baseline; print\n"
-        "a table and write eval.json and eval.md.",
-        epilog=EPILOG,
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
     add = command.add_argument
     add("model", metavar="MODEL", help="a folder or Hub id")
     add("--teacher", metavar="DIR", help="the teacher, a folder or Hub id")
     add("--baseline", metavar="DIR", help="the same student without a teacher")
     source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset",
-        metavar="ID",
-        help="data set of the Hub, or file.py:function, which is executed",
-    )
+    told = "data set of the Hub, or file.py:function, which is executed"
+    source.add_argument("--dataset", metavar="ID", help=told)
     source.add_argument("--data", metavar="FILE", help="a .txt or .jsonl file on this machine")
     add("--config", help="configuration of the data set")
     add("--split", help="split; default: test")
-    add(
-        "--input-column",
-        "--text-column",
-        "--image-column",
-        metavar="NAME",
-        help="column of the inputs",
-    )
-    add("--label-column", metavar="NAME", help="default: label or labels")
+    add_columns(command)
     add("--examples", type=int, metavar="N", help="largest number of examples")
     add("--max-length", type=int, metavar="N", help="tokens after which texts are cut")
     add("--batch-size", type=int, default=32, metavar="N", help="default: 32")

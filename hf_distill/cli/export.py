@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, failed
 
+HELP = "export a finished student to ONNX and int8"
+DESCRIPTION = "Write a finished student as ONNX, run both on the same examples and compare."
 EPILOG = f"""examples:
   hf-distill export runs/movie-reviews/final
   hf-distill export runs/movie-reviews/final --int8 \\
@@ -20,15 +22,8 @@ pip install 'hf_distill[export]'.
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``export`` to the commands."""
-    command = add_command(
-        commands,
-        "export",
-        "export a finished student to ONNX and int8",
-        "Write a finished student as ONNX, run both on the same examples and compare.",
-        epilog=EPILOG,
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
     add = command.add_argument
     add("folder", metavar="DIR", help="a student's folder, such as final/ of `train`")
     add("--int8", action="store_true", help="also with int8 weights of the linear layers")
@@ -49,23 +44,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
     from hf_distill.export import ExportError, export_onnx, quantize_int8, read_exports
     from hf_distill.hub.exports import add_exports
 
-    int8 = args.int8 or args.int8_embeddings
     options = {key: getattr(args, key) for key in ("opset", "atol")}
     given = {key: value for key, value in options.items() if value is not None}
     try:
         examples = _examples(args)
         say(_line(export_onnx(args.folder, examples=examples, **given)))
-        if int8:
-            say(
-                _line(
-                    quantize_int8(
-                        args.folder,
-                        examples=examples,
-                        embeddings=args.int8_embeddings,
-                        reduce_range=args.reduce_range,
-                    )
-                )
-            )
+        if args.int8 or args.int8_embeddings:
+            more = {"embeddings": args.int8_embeddings, "reduce_range": args.reduce_range}
+            say(_line(quantize_int8(args.folder, examples=examples, **more)))
         add_exports(args.folder, read_exports(args.folder))
     except (ValueError, ImportError, OSError, ExportError) as error:
         return failed(error)

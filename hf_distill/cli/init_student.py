@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, failed
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, failed
 
+HELP = "make a student from a teacher's layers, width and vocabulary"
+DESCRIPTION = "Write a smaller model made of a teacher's weights, with its tokenizer."
 EPILOG = f"""examples:
   hf-distill init-student google-bert/bert-base-uncased --layers 6 --output runs/student
   hf-distill init-student openai/whisper-small --layers encoder=12 decoder=2 --output runs/student
@@ -25,26 +26,16 @@ and completion.
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``init-student`` to the commands."""
-    init = add_command(
-        commands,
-        "init-student",
-        "make a student from a teacher's layers, width and vocabulary",
-        "Write a smaller model made of a teacher's weights, with its tokenizer.",
-        epilog=EPILOG,
-    )
-    init.add_argument("teacher", metavar="TEACHER", help="a model: Hub id or folder")
-    init.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
-    init.add_argument("--layers", nargs="+", default=[], metavar="LAYERS", help="see below")
-    init.add_argument("--hidden-size", type=int, metavar="N", help="width, in whole heads")
-    init.add_argument(
-        "--intermediate-size", type=int, metavar="N", help="default: proportional to the width"
-    )
-    init.add_argument("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
-    init.add_argument(
-        "--importance", metavar="FILE", help="texts (.txt, .jsonl) to measure importance on"
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    add = command.add_argument
+    add("teacher", metavar="TEACHER", help="a model: Hub id or folder")
+    add("--output", required=True, metavar="DIR", help="a new or empty folder")
+    add("--layers", nargs="+", default=[], metavar="LAYERS", help="see below")
+    add("--hidden-size", type=int, metavar="N", help="width, in whole heads")
+    add("--intermediate-size", type=int, metavar="N", help="default: proportional to the width")
+    add("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
+    add("--importance", metavar="FILE", help="texts (.txt, .jsonl) to measure importance on")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:

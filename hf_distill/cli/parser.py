@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from hf_distill import __version__
-from hf_distill.cli.base import EXIT_CODES, Parser, UsageError, complain, failed, say
-from hf_distill.cli.overrides import split_overrides
+from hf_distill.cli.base import (
+    EXIT_CODES,
+    Parser,
+    UsageError,
+    add_command,
+    complain,
+    failed,
+    near_hint,
+    say,
+)
 from hf_distill.utils import interrupts
 from hf_distill.utils.folders import FolderError, trouble
 
@@ -42,6 +50,10 @@ EXAMPLES = """examples:
 """
 
 
+FLAGS = {"help", "version", "dry-run", "push"}
+"""Options of `train` and `cache` that are not keys of a recipe."""
+
+
 def module_of(command: str) -> ModuleType:
     """The module that carries out a command; its import is light."""
     return importlib.import_module(f"hf_distill.cli.{COMMANDS[command]}")
@@ -60,16 +72,38 @@ def parser() -> argparse.ArgumentParser:
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
     for name in COMMANDS:
-        module_of(name).add_parser(commands)
+        module = module_of(name)
+        texts = (module.HELP, module.DESCRIPTION)
+        module.add_arguments(add_command(commands, name, *texts, epilog=module.EPILOG))
     return main
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take the ``--key value`` and ``--key=value`` of a recipe out of a command line.
 
-    Returns:
-        The exit code, see ``hf-distill --help``.
+    Raises:
+        UsageError: a key without a value.
     """
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in FLAGS:
+            rest.append(word)
+            continue
+        if not equals:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                hint = near_hint(f"--{name}", [f"--{flag}" for flag in FLAGS])
+                raise UsageError(f"--{name} needs a value{hint or f': --{name} VALUE (in YAML).'}")
+            value = following
+        overrides.append((name, value))
+    return rest, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; gives the exit code, see ``hf-distill --help``."""
     words = list(sys.argv[1:] if argv is None else argv)
     overrides: list[tuple[str, str]] = []
     try:

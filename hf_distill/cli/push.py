@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, complain
 
+HELP = "publish a finished student with its card"
+DESCRIPTION = "Publish a finished student's folder on the Hugging Face Hub, in one commit."
 EPILOG = f"""examples:
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student --dry-run
   hf-distill push runs/movie-reviews/final --repo me/movie-reviews-student
@@ -23,28 +24,18 @@ command.
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``push`` to the commands."""
-    push = add_command(
-        commands,
-        "push",
-        "publish a finished student with its card",
-        "Publish a finished student's folder on the Hugging Face Hub, in one commit.",
-        epilog=EPILOG,
-    )
-    push.add_argument("folder", metavar="DIR", help="a student's folder, such as final/ of `train`")
-    push.add_argument("--repo", required=True, metavar="ID", help="namespace/name")
-    push.add_argument(
-        "--private", action="store_true", default=None, help="visibility of a new repository"
-    )
-    where = push.add_mutually_exclusive_group()
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    add = command.add_argument
+    add("folder", metavar="DIR", help="a student's folder, such as final/ of `train`")
+    add("--repo", required=True, metavar="ID", help="namespace/name")
+    add("--private", action="store_const", const=True, help="visibility of a new repository")
+    where = command.add_mutually_exclusive_group()
     where.add_argument("--revision", metavar="BRANCH", help="branch; created if it is missing")
     where.add_argument("--create-pr", action="store_true", help="open a pull request against main")
-    push.add_argument("--message", metavar="TEXT", help="first line of the commit")
-    push.add_argument(
-        "--collection", metavar="TITLE", help="add it to this collection (title or slug)"
-    )
-    push.add_argument("--dry-run", action="store_true", help="check and list the files, offline")
+    add("--message", metavar="TEXT", help="first line of the commit")
+    add("--collection", metavar="TITLE", help="add it to this collection (title or slug)")
+    add("--dry-run", action="store_true", help="check and list the files, offline")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -73,12 +64,9 @@ def run(args: argparse.Namespace, say: Say) -> int:
                 [student], args.collection, namespace, private=bool(args.private)
             )
             say(f"in the collection: {found.url}")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         complain(str(error))
-        return 2
-    except OSError as error:
-        complain(str(error))
-        return 1
+        return 2 if isinstance(error, FileNotFoundError | ValueError) else 1
     return 0
 
 

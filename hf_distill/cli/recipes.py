@@ -7,11 +7,12 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, UsageError, add_command, near_hint
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, UsageError, add_command, near_hint
 from hf_distill.utils.files import write_bytes
 
+HELP = "list, show and copy the recipes of the package"
+DESCRIPTION = "Recipes of the package."
 EPILOG = f"""examples:
   hf-distill recipes list
   hf-distill recipes show text_classification/movie_reviews
@@ -25,23 +26,14 @@ _BESIDE = re.compile(r"(?<![\w/.])(\.\.?/[\w./-]+\.py):")
 """Files that a recipe names, relative to its own folder."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``recipes`` to the commands."""
-    recipes = add_command(
-        commands,
-        "recipes",
-        "list, show and copy the recipes of the package",
-        "Recipes of the package.",
-        epilog=EPILOG,
-    )
-    actions = recipes.add_subparsers(dest="action", required=True, metavar="ACTION")
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_command(actions, "list", "one line for each", "One line for each recipe.")
     show = add_command(actions, "show", "print one", "Print a recipe.")
+    told = "Copy a recipe into a folder, with the files it references; nothing is overwritten."
     copy = add_command(
-        actions,
-        "copy",
-        "copy one into a folder, with the files it references",
-        "Copy a recipe into a folder, with the files it references; nothing is overwritten.",
+        actions, "copy", "copy one into a folder, with the files it references", told
     )
     for action in (show, copy):
         action.add_argument("name", metavar="NAME", help="name in `hf-distill recipes list`")
@@ -89,15 +81,7 @@ def recipes(root: Path) -> dict[str, Path]:
 
 
 def copy(path: Path, root: Path, folder: Path) -> Iterator[Path]:
-    """Write a recipe and the files that it names, as they lie to one another.
-
-    Args:
-        path: The recipe.
-        root: The folder of all recipes.
-        folder: What stands for it.
-
-    Yields:
-        Each file that is written, or was there with the same content.
+    """Write a recipe and the files that it names; the folder takes the place of ``root``.
 
     Raises:
         UsageError: a file is there with other content.

@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hf_distill.cli.base import EXIT_CODES, Say, add_command, complain
+from hf_distill.cli.base import EXIT_CODES, Parser, Say, complain
 from hf_distill.cli.recipes import shipped_hint
 
+HELP = "run a recipe: teacher, baseline, student, report, card"
+DESCRIPTION = """Run a recipe. Finished stages are skipped unless their inputs have changed; an
+interrupted run resumes with the same command."""
 EPILOG = f"""examples:
   hf-distill train recipes/text_classification/movie_reviews.yaml
   hf-distill train recipe.yaml --dry-run
@@ -24,21 +27,12 @@ recipes/README.md explains every key. Recipes execute the Python functions they 
 {EXIT_CODES}"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``train`` to the commands."""
-    train = add_command(
-        commands,
-        "train",
-        "run a recipe: teacher, baseline, student, report, card",
-        "Run a recipe. Finished stages are skipped unless their inputs have changed; an\n"
-        "interrupted run resumes with the same command.",
-        usage="hf-distill train RECIPE [--dry-run] [--key value]...",
-        epilog=EPILOG,
-    )
-    train.add_argument("recipe", metavar="RECIPE", help="the recipe's YAML file")
-    train.add_argument(
-        "--dry-run", action="store_true", help="show the resolved recipe and the plan"
-    )
+def add_arguments(command: Parser) -> None:
+    """Add the arguments."""
+    command.usage = "hf-distill train RECIPE [--dry-run] [--key value]..."
+    add = command.add_argument
+    add("recipe", metavar="RECIPE", help="the recipe's YAML file")
+    add("--dry-run", action="store_true", help="show the resolved recipe and the plan")
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -54,11 +48,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None]) -> int:
-    """Do something with the recipe of a command line, a `hf_distill.recipe.Run`.
-
-    Returns:
-        The exit code.
-    """
+    """Do something with a command line's `hf_distill.recipe.Run`; gives the exit code."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from hf_distill.cli.progress import progress_callback

@@ -17,7 +17,7 @@ from tiny_recipes import recipe
 from hf_distill import __version__
 from hf_distill.cli import main
 from hf_distill.cli.base import UsageError
-from hf_distill.cli.overrides import split_overrides
+from hf_distill.cli.parser import split_overrides
 from hf_distill.recipe import Run
 
 

@@ -125,7 +125,7 @@ def test_what_is_written_twice_agrees() -> None:
 def test_each_command_has_a_parser_and_a_run() -> None:
     """A command that is only in the help ends in a stack trace."""
     for name in COMMANDS:
-        assert callable(module_of(name).add_parser), name
+        assert callable(module_of(name).add_arguments), name
         assert callable(module_of(name).run), name
     commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert list(commands.choices) == list(COMMANDS)

@@ -80,14 +80,13 @@ def test_pages_are_short() -> None:
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that was renamed fails for whoever copies the line."""
     from hf_distill.cli import parser as cli
-    from hf_distill.cli.overrides import split_overrides
 
     for block in page_blocks.blocks(page):
         if block.language not in ("bash", "sh", "console") or block.skipped:
             continue
         for words in page_blocks.commands(block):
             if words[:1] in (["train"], ["cache"]):
-                words, _ = split_overrides(words)
+                words, _ = cli.split_overrides(words)
             with suppress(SystemExit):  # of --help; a wrong option raises a UsageError
                 cli.parser().parse_args(words, argparse.Namespace(overrides=[]))
             for word in words:

@@ -29,8 +29,8 @@ from tiny_trainers import log_softmax, same, trainer, weights
 from torch import Tensor, nn
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates
-from hf_distill.cli.serve_command import run
-from hf_distill.cli.serve_teacher import add_parser
+from hf_distill.cli.base import Parser
+from hf_distill.cli.serve_teacher import add_arguments, run
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel
 from hf_distill.teachers import ModelTeacher, Teacher
@@ -564,17 +564,18 @@ def test_bad_completions(
 
 
 def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(dest="command"))
-    return parser.parse_args(["serve-teacher", *words])
+    parser = Parser()
+    add_arguments(parser)
+    return parser.parse_args(words)
 
 
 SERVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from tests.teachers.remote.test_http_teacher import arguments
-from hf_distill.cli.serve_command import run
-sys.exit(run(arguments(*sys.argv[2:])))
+from hf_distill.cli.base import say
+from hf_distill.cli.serve_teacher import run
+sys.exit(run(arguments(*sys.argv[2:]), say))
 """
 
 
@@ -619,9 +620,10 @@ def test_the_command_refuses(
     """An empty token would open the server to everyone; a missing model must not look served."""
     monkeypatch.setenv("EMPTY", "")
     words = (str(tmp_path / "none"), "--task", "causal_lm")
-    assert run(arguments(*words, "--token-env", "EMPTY")) == 2
+    assert run(arguments(*words, "--token-env", "EMPTY"), print) == 2
     assert "EMPTY is empty" in capsys.readouterr().err
-    assert run(arguments(*words, "--host", "0.0.0.0")) == 2
+    assert run(arguments(*words, "--host", "0.0.0.0"), print) == 2
     assert "anyone who reaches 0.0.0.0" in capsys.readouterr().err
-    assert run(arguments(*words, "--host", "0.0.0.0", "--no-token")) == 1  # the remedy
+    refused = [*words, "--host", "0.0.0.0", "--no-token"]  # the remedy
+    assert run(arguments(*refused), print) == 1
     assert "could not be loaded" in capsys.readouterr().err
