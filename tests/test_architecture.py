@@ -6,8 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+from tiny_trainers import trainer
+
+from hf_distill import DistillationTrainer
 
 ROOT = Path(__file__).parent.parent
 RANKS = (
@@ -187,3 +192,26 @@ def test_names_for_type_checkers_are_those_at_run_time() -> None:
     lazy = {(m, name) for m, names in hf_distill._EXPORTS.items() for name in names.split()}
     assert static == lazy
     assert all(hasattr(hf_distill, name) for _, name in lazy)
+
+
+def test_a_step_of_a_classifier_enters_ten_files(tmp_path: Path) -> None:
+    """Whoever follows a step through more files than that loses the thread."""
+    entered: set[str] = set()
+    package = f"{ROOT / 'hf_distill'}{os.sep}"
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            entered.add(frame.f_code.co_filename.removeprefix(package))
+
+    class Profiled(DistillationTrainer):
+        def compute_loss(self, *args: Any, **options: Any) -> Any:
+            if self.state.global_step == 0:  # which reads facts of the models once
+                return super().compute_loss(*args, **options)
+            sys.setprofile(note)
+            try:
+                return super().compute_loss(*args, **options)
+            finally:
+                sys.setprofile(None)
+
+    trainer(tmp_path, cls=Profiled).train()
+    assert 5 < len(entered) <= 10, sorted(entered)

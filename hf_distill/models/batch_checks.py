@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from hf_distill.models.batches import check_readable
 from hf_distill.models.signals import BatchItems, Signal
 
 PLACEHOLDER = re.compile(r"(image|video|audio|vision|speech).*token_(id|index)")
@@ -31,11 +31,6 @@ TOKENS = (
 )
 LEAVE_OUT = "Leave them out: dataset.filter(lambda row: len(row['input_ids']) > 0)."
 NOT_OF_TEXT = ("vis", "video", "image", "audio", "pixel", "patch")
-
-
-def check_readable(values: Tensor) -> bool:
-    """True if values can be read without waiting for a device."""
-    return values.device.type == "cpu"
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -144,26 +139,31 @@ def check_inputs(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         raise ValueError(fault)
 
 
-@contextlib.contextmanager
-def explained_errors(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Replace an error of a model's forward by its cause in the inputs, where one is found.
+def explain_error(error: Exception, who: str, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise the cause of an error of a model's forward, where the inputs show one.
 
     Raises:
-        ValueError: as `check_inputs`, in place of the original error.
+        ValueError: as `check_inputs`.
     """
+    if "out of memory" in str(error).lower():
+        return
+    texts = [v for k, v in inputs.items() if k.endswith("input_ids") and isinstance(v, Tensor)]
+    fault = _empty(who, inputs) or _masked(who, inputs)
+    if fault is None and all(map(check_readable, texts)):
+        fault = _strange(who, model, inputs)
+    fault = fault or _long(who, model, inputs, False)
+    if fault is not None:
+        raise ValueError(fault) from error
+
+
+@contextlib.contextmanager
+def explained_errors(who: str, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which `explain_error` applies to errors."""
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
-        if "out of memory" in str(error).lower():
-            raise
-        texts = [v for k, v in inputs.items() if k.endswith("input_ids") and isinstance(v, Tensor)]
-        fault = _empty(who, inputs) or _masked(who, inputs)
-        if fault is None and all(map(check_readable, texts)):
-            fault = _strange(who, model, inputs)
-        fault = fault or _long(who, model, inputs, False)
-        if fault is None:
-            raise
-        raise ValueError(fault) from error
+        explain_error(error, who, model, inputs)
+        raise
 
 
 @contextlib.contextmanager
@@ -392,27 +392,6 @@ def check_teacher_signal(signal: Any, items: BatchItems, who: str) -> Signal:
             "rows that do not count may hold anything."
         )
     return signal
-
-
-def finite_mark(signal: Signal) -> Tensor | None:
-    """Finiteness mark of a teacher's signal, computed without waiting for its device.
-
-    Args:
-        signal: The teacher's signal.
-
-    Returns:
-        A number in float32 at least: 0, or NaN if there is NaN or infinity in its logits, its top
-        classes (whose unused slots are -inf), its last layers or modules; None if it has none of
-        these.
-    """
-    values = [*signal.modules.values()]
-    values += [own[-1] for own in (*signal.hidden_states.values(), *signal.attentions.values())]
-    values += [] if signal.logits is None else [signal.logits]
-    values += [] if signal.lazy_logits is None else [*signal.lazy_logits.hidden]
-    if signal.sparse is not None:
-        values.append(signal.sparse.log_probs.nan_to_num(nan=torch.nan, neginf=0.0))
-    sums = [v.sum(dtype=torch.promote_types(v.dtype, torch.float32)) * 0 for v in values]
-    return torch.stack([each.float() for each in sums]).sum() if sums else None
 
 
 def _plain(layers: Any) -> Iterator[Any]:

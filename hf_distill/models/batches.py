@@ -43,6 +43,11 @@ def batch_size(batch: Batch) -> int:
     )
 
 
+def check_readable(values: Tensor) -> bool:
+    """True if values can be read without waiting for a device."""
+    return values.device.type == "cpu"
+
+
 def by_row(batch: Batch) -> bool:
     """True if every tensor has one row per example; not so where the patches of all images of a
     batch form one list (Qwen2-VL)."""
@@ -73,7 +78,8 @@ def rows_of(
         unit: own(mask, axis if unit in ("items", "labels", "spans") else 0)
         for unit, mask in items.masks.items()
     }
-    kept = BatchItems(masks, own(items.labels, axis), own(items.weights, axis))
+    labels, weights = own(items.labels, axis), own(items.weights, axis)
+    kept = replace(items, masks=masks, labels=labels, weights=weights)
     return {name: own(value) for name, value in batch.items()}, kept
 
 
@@ -111,7 +117,7 @@ def _count(
         masks["items"] = items
     if labels is not None and labelled is not None:
         masks["labels"] = labelled
-    return BatchItems(masks, labels)
+    return BatchItems(masks, labels, own_labels="spans" if "spans" in groups else "labels")
 
 
 def _weighted(items: BatchItems, batch: Batch, shift: bool = False) -> BatchItems:
@@ -126,8 +132,6 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     groups = _sequence_groups(batch, model, rows)
     if labels is None:
         return _count(rows, rows, **groups)
-    config: Any = config_of(model)
-    problem = getattr(config, "problem_type", None)
     if not isinstance(labels, Tensor):
         raise ValueError(
             f"Expected labels as one tensor, with a row for each of {len(rows)} examples, got a "
@@ -138,23 +142,36 @@ def samples(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
         )
     if labels.is_floating_point():  # regression, several labels, soft ones: NaN marks a missing one
         missing = torch.isnan(labels)
-        if labels.dim() > 1 and problem != "regression" and config.num_labels != 1:
+        if labels.dim() > 1 and not _regresses(config_of(model)):
             missing |= labels < 0  # 0 and 1 are the labels, -100 too marks none
     else:
-        if problem != "multi_label_classification" and labels.shape[1:] == (1,):
+        if labels.shape[1:] == (1,) and not _has_several_labels(config_of(model)):
             labels = labels[:, 0]
         missing = labels == IGNORE
     missing = missing.all(-1) if missing.dim() > 1 else missing
     return _count(rows, rows, labels, rows & ~missing, **groups)
 
 
+def _regresses(config: Any) -> bool:
+    return getattr(config, "problem_type", None) == "regression" or config.num_labels == 1
+
+
+def _has_several_labels(config: Any) -> bool:
+    return getattr(config, "problem_type", None) == "multi_label_classification"
+
+
 def _sequence_groups(batch: Batch, model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Masks of the hidden states: tokens, audio frames, or none (images, unmasked audio)."""
     if "input_ids" in batch or "inputs_embeds" in batch:
-        return {"hidden": with_images(_token_mask(batch, rows), batch, model)}
+        return {"hidden": _with_images(_token_mask(batch, rows), batch, model)}
     if batch.get("attention_mask") is not None and any(name in batch for name in AUDIO):
         return {"hidden": frame_mask(batch, model, rows, last=False)}
     return {}
+
+
+def _with_images(mask: Tensor, batch: Batch, model: nn.Module) -> Tensor:
+    images = "pixel_values" in batch or "visual_embeds" in batch
+    return with_images(mask, batch, model) if images else mask
 
 
 def of_both_stacks(
@@ -199,7 +216,7 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     """Labelled tokens of examples with labels, all real tokens of examples without, so that
     labelled and unlabelled sentences can be mixed."""
     real, labels = _token_mask(batch, rows), batch.get("labels")
-    hidden = with_images(real, batch, model)
+    hidden = _with_images(real, batch, model)
     if labels is None:
         return _count(rows, real, hidden=hidden)
     labels = _class_ids(labels, real.shape, "token")
@@ -282,7 +299,7 @@ def decoder_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def spans(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    real = with_images(_token_mask(batch, rows), batch, model)
+    real = _with_images(_token_mask(batch, rows), batch, model)
     items = rows.expand(2, -1)
     if batch.get("start_positions") is None or batch.get("end_positions") is None:
         return _count(rows, items, hidden=real)
@@ -294,7 +311,7 @@ def spans(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
 
 
 def choices(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
-    real = with_images(_token_mask(batch, rows).flatten(0, 1), batch, model)
+    real = _with_images(_token_mask(batch, rows).flatten(0, 1), batch, model)
     labels = batch.get("labels")
     if labels is None:
         return _count(rows, rows, hidden=real)

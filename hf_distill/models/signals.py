@@ -87,6 +87,7 @@ class Needs:
         return [WORDS.get(name, name) for name in missing] + sorted(self.modules - provides.modules)
 
 
+NOTHING = Needs()
 LOGITS = Needs(logits=True, unsampled=True, full_vocabulary=True)
 """The logits of every class, exactly."""
 
@@ -102,17 +103,14 @@ class BatchItems:
             that has padding has ``(B, T)`` under its own name; ``batches`` is a single true.
         labels: The labels in the shape of the items, or None for an unlabelled batch.
         weights: Weight of each item, in the shape of the items; None: all 1.
+        own_labels: Unit of a model's own loss: the labels or, for answers in a text, those on
+            padding too (``spans``).
     """
 
     masks: Mapping[Unit, Tensor]
     labels: Tensor | None = None
     weights: Tensor | None = None
-
-    @property
-    def own_labels(self) -> Unit:
-        """Unit of a model's own loss: the labels or, for answers in a text, those on padding too
-        (``spans``)."""
-        return "spans" if "spans" in self.masks else "labels"
+    own_labels: Unit = "labels"
 
     def counts(self) -> dict[Unit, Tensor]:
         """The number of items of each unit, as 0-dimensional tensors (no host sync); where items

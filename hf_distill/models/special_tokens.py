@@ -32,6 +32,7 @@ class SpecialTokens:
         reads: True for a classifier of texts.
 
     Attributes:
+        names: The config's fields of the tokens that it reads.
         from_data: The tokens of the data, where the config may name others.
     """
 
@@ -39,12 +40,12 @@ class SpecialTokens:
         self.from_data: dict[str, int] = {}
         self._config, self._who = config, who
         names = (PADDING, END) if reads else ()
-        self._names = tuple(name for name in names if mentions(model, name))
+        self.names = tuple(name for name in names if mentions(model, name))
 
     @property
     def finds_padding(self) -> bool:
         """True if it finds the end of a text by its padding."""
-        return PADDING in self._names
+        return PADDING in self.names
 
     @property
     def _padding(self) -> int | None:
@@ -77,7 +78,7 @@ class SpecialTokens:
     def in_config(self) -> Iterator[None]:
         """Context with the data's tokens in the model's config, restored afterwards."""
         config: Any = text_config(self._config)
-        from_data = {name: token for name, token in self.from_data.items() if name in self._names}
+        from_data = {name: token for name, token in self.from_data.items() if name in self.names}
         before = {name: getattr(config, name, None) for name in from_data}
         for name in from_data:
             setattr(config, name, from_data[name])

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import ModelOutput
 from transformers.utils.generic import find_labels
 
 from hf_distill.losses.fused import LazyLogits
-from hf_distill.models.batch_checks import check_labels, check_readable, explained_errors
-from hf_distill.models.batches import Batch, batch_size
+from hf_distill.models.batch_checks import check_labels, explain_error
+from hf_distill.models.batches import Batch, batch_size, check_readable
 from hf_distill.models.hooks import (
     attention_projections,
     captured,
@@ -37,8 +39,8 @@ from hf_distill.models.modules import (
     text_config,
     unwrapped,
 )
-from hf_distill.models.outputs import by_name, check_fields
-from hf_distill.models.places import Prompt, check_order, needs_labels, task_columns
+from hf_distill.models.outputs import by_name, check_fields, plain
+from hf_distill.models.places import NO_PROMPT, Prompt, check_order, needs_labels, task_columns
 from hf_distill.models.sharding import remote_numel
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.special_tokens import SpecialTokens
@@ -66,11 +68,13 @@ class TaskModel:
 
     def __init__(self, model: nn.Module, task: Task | str | None = None, role: str = "model"):
         self.given = opened(model)[0] or model  # an adapter too, but nothing compiled around it
+        self._adapted = isinstance(self.given, PeftModel)
         self.model, self.role = base_of(model), role
         self.who = f"the {role} ({type(self.model).__name__})"
         task = named_task(task) if isinstance(task, str) else task
         self.task = task_of(self.model) if task is None else task
         self.config: Any = config_of(self.model)
+        self._has_config = has_config(self.model)
         self.accepts, self._asks = forward_inputs(unwrapped(model), self.model)
         self.accepts |= task_columns(model)
         self._read = False
@@ -101,7 +105,7 @@ class TaskModel:
     @property
     def unseen(self) -> bool:
         """True for a module without a config that has not run yet."""
-        return not has_config(self.model) and seen_fields(self.model) is None
+        return not self._has_config and seen_fields(self.model) is None
 
     def _gives(self, what: str) -> bool:
         """True if it returns ``hidden_states`` or ``attentions``, always or on request."""
@@ -213,10 +217,14 @@ class TaskModel:
             if needs.lazy_logits and self._projection is not None:
                 projection = self._projection
                 linear = stack.enter_context(skipped_lm_head(projection.layer, projection.of))
-            stack.enter_context(self.tokens.in_config())
-            stack.enter_context(explained_errors(self.who, self.model, inputs))
-            outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
-            signal = self.signal(outputs, batch, needs, items, taken, traced)
+            if self.tokens.names:
+                stack.enter_context(self.tokens.in_config())
+            try:
+                outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
+                signal = self.signal(outputs, batch, needs, items, taken, traced)
+            except (IndexError, RuntimeError, ValueError) as error:
+                explain_error(error, self.who, self.model, inputs)
+                raise
             if linear:
                 prompt = Prompt.of(self.given, batch)
                 behind = replace(linear[0], hidden=tuple(map(prompt.after, linear[0].hidden)))
@@ -238,8 +246,9 @@ class TaskModel:
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and dtype is not None:
                 inputs[key] = value.to(dtype)
-        inputs = self.tokens.placed(inputs)
-        if needs_labels(self.given):
+        if self.tokens.names:
+            inputs = self.tokens.placed(inputs)
+        if self._adapted and needs_labels(self.given):
             inputs.pop("decoder_input_ids", None)
             inputs["labels"] = batch["labels"]
         if {"use_cache", "cache"} & self.accepts:
@@ -301,12 +310,18 @@ class TaskModel:
 
     def check_labels(self, batch: Mapping[str, Any], items: BatchItems, wait: bool = False) -> None:
         """Raise ValueError for labels out of range; on a GPU only with ``wait``."""
-        if items.labels is None or not (wait or check_readable(items.labels)):
+        labels, mask = items.labels, items.masks.get("labels")
+        if labels is None or mask is None or not (wait or check_readable(labels)):
             return
         several = self.task.name == "multiple_choice"
         classes = batch["input_ids"].shape[1] if several else self.classes
+        kind, single = self.kind(labels), labels.shape == mask.shape
+        if kind in ("softmax", "ctc") and classes and single and not labels.is_floating_point():
+            counted = labels[mask]
+            if not bool(((counted < 0) | (counted >= classes)).any()):
+                return
         tokens = self.task.classes == "vocabulary"
-        check_labels(items, self.kind(items.labels), classes, self.who, self.task.axis or 0, tokens)
+        check_labels(items, kind, classes, self.who, self.task.axis or 0, tokens)
 
     def items(self, batch: Batch, rows: Tensor | None = None) -> BatchItems:
         """Items of a batch.
@@ -330,7 +345,7 @@ class TaskModel:
         if problem == "regression" or (problem is None and self.config.num_labels == 1):
             return "regression"
         several = labels is not None and labels.is_floating_point()
-        if several and labels is not None and labels.dim() == 1 and not has_config(self.model):
+        if several and labels is not None and labels.dim() == 1 and not self._has_config:
             return "regression"
         return "sigmoid" if problem == MULTI_LABEL or (problem is None and several) else "softmax"
 
@@ -347,11 +362,13 @@ class TaskModel:
         traced: Sequence[Tensor] = (),
     ) -> Signal:
         """Read a model's outputs: classes last, in this model's own order."""
-        prompt = Prompt.of(self.given, batch)
-        taken = {
-            path: prompt.module(path, v) for path, v in ({} if taken is None else taken).items()
-        }
-        outputs = prompt.outputs(by_name(outputs, self.task.fields, needs.own_loss))
+        if not isinstance(outputs, ModelOutput):
+            outputs = by_name(outputs, self.task.fields, needs.own_loss)
+        prompt, taken = NO_PROMPT, taken or {}
+        if self._adapted:
+            prompt = Prompt.of(self.given, batch)
+            taken = {path: prompt.module(path, v) for path, v in taken.items()}
+            outputs = prompt.outputs(outputs)
         logits = self._logits(outputs, batch, needs, items)
         if self.unseen:
             classes = None if logits is None else logits.shape[-1]
@@ -406,8 +423,11 @@ class TaskModel:
     def _logits(self, outputs: Any, batch: Batch, needs: Needs, items: BatchItems) -> Tensor | None:
         if self.task.read is None:
             return None
-        check_fields(outputs, self.task.fields, self.who, self.task.name)
-        logits, mask = self.task.read(outputs, batch), items.masks.get("items")
+        fields = (getattr(outputs, name, None) for name in self.task.fields)
+        if not all(isinstance(value, Tensor) for value in fields):
+            check_fields(outputs, self.task.fields, self.who, self.task.name)
+        read, mask = self.task.read, items.masks.get("items")
+        logits = outputs.logits if read is plain else read(outputs, batch)
         if mask is not None and logits.shape == mask.shape and mask.dim() == 1:
             logits = logits.unsqueeze(-1)  # a module that gives one number for an example
         wanted = needs.logits or needs.inputs

@@ -103,7 +103,7 @@ class ModelTeacher(Teacher):
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         with torch.no_grad(), self._autocast():
             _, signal = self.task_model.ask(self.model, batch, needs, items)
-        return signal.detach()
+        return signal.detach() if needs.inputs else signal  # which alone have a graph
 
     def columns(self) -> set[str]:
         return self.task_model.columns

@@ -1,4 +1,4 @@
-"""Running sums of loss components, for the log and for checkpoints."""
+"""Means of loss components, for the log and for checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_distill.models.batch_checks import finite_mark
-from hf_distill.training.step import StepResult
+from hf_distill.training.reduction import RunningSums
 
 SUMS = "log-{:05d}.safetensors"
 """File of a checkpoint, one for each process: the sums since the last log entry."""
@@ -65,7 +64,7 @@ class ExtraCounts(Protocol):
 
 
 class ComponentLog:
-    """Running sums of loss components since the last log entry.
+    """Means of loss components since the last log entry.
 
     An entry holds the mean of every component per optimizer step, unweighted, under its name; with
     ``log_gradient_norms`` ``grad_norm_forward_kl``; of what changes during training
@@ -76,6 +75,7 @@ class ComponentLog:
         teacher: Class name of the teacher, for error messages.
 
     Attributes:
+        sums: Their sums.
         extra: Further counts that are logged and saved with the components.
         resumed: Whether the losses before a checkpoint were loaded with it.
     """
@@ -88,38 +88,11 @@ class ComponentLog:
 
     def clear(self) -> None:
         """Forget all sums: a new training begins."""
-        self._sums: dict[str, Tensor] = {}
-        self._first_step = 0
-        self._mark: Tensor | None = None  # NaN: an output of the teacher was not finite
-        self._gradient_norms: Mapping[str, Tensor] = {}
-        self._scheduled: Mapping[str, float | Tensor] = {}
+        self.sums = RunningSums()
         self._losses: LossSums | None = None
         self.resumed = False
         if self.extra is not None:
             self.extra.clear()
-
-    def add(self, step: int, result: StepResult) -> None:
-        """Add the components of one micro-batch.
-
-        Args:
-            step: Optimizer steps before this one.
-            result: The outcome of the micro-batch.
-
-        Raises:
-            FloatingPointError: a component of the first step is not finite.
-        """
-        self._scheduled = result.scheduled
-        self._gradient_norms = result.gradient_norms or self._gradient_norms
-        mark = None if result.teacher is None else finite_mark(result.teacher)
-        if mark is not None:
-            self._mark = mark if self._mark is None else self._mark + mark
-        if not self._sums:
-            self._first_step = step
-        elif step == 1:  # report at once what is broken from the start
-            self.mean(step)
-        for name, value in result.components.items():
-            kept = self._sums.get(name)
-            self._sums[name] = value if kept is None else kept + value
 
     def mean(self, step: int) -> dict[str, float]:
         """Mean of each component per optimizer step since the last log entry, over all processes.
@@ -130,12 +103,12 @@ class ComponentLog:
         Raises:
             FloatingPointError: a component is not finite.
         """
-        if not self._sums:
+        if not self.sums.values:
             return {}
-        names = sorted(self._sums)
-        kept = [self._sums[name].double() for name in names]
-        mark = kept[0].new_zeros(()) if self._mark is None else self._mark.to(kept[0])
-        values = torch.stack([*kept, mark]) / max(1, step - self._first_step)
+        names = sorted(self.sums.values)
+        kept = [self.sums.values[name].double() for name in names]
+        mark = kept[0].new_zeros(()) if self.sums.mark is None else self.sums.mark.to(kept[0])
+        values = torch.stack([*kept, mark]) / max(1, step - self.sums.first_step)
         *found, marked = self._reduce(values).tolist()
         means = dict(zip(names, found, strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
@@ -170,9 +143,9 @@ class ComponentLog:
         """
         found = {} if self.extra is None else self.extra.figures()
         found |= self.mean(step)
-        changing = {**self._gradient_norms, **self._scheduled}
+        changing = {**self.sums.gradient_norms, **self.sums.scheduled}
         found |= {name: float(value) for name, value in changing.items()}
-        self._sums, self._mark, self._gradient_norms = {}, None, {}
+        self.sums.clear()
         if self.extra is not None:
             self.extra.clear()
         return found
@@ -188,12 +161,12 @@ class ComponentLog:
         numbers = {
             "total": losses.total,
             "last_logged": losses.last_logged,
-            "components_from": self._first_step,
+            "components_from": self.sums.first_step,
             "processes": accelerator.num_processes,
         }
         held = {name: torch.tensor(n, dtype=torch.float64) for name, n in numbers.items()}
         held |= {"loss": losses.since_log} | ({} if self.extra is None else self.extra.state())
-        held |= {f"{_COMPONENT}{name}": value for name, value in self._sums.items()}
+        held |= {f"{_COMPONENT}{name}": value for name, value in self.sums.values.items()}
         held = {name: value.detach().cpu().contiguous() for name, value in held.items()}
         save_file(held, folder / SUMS.format(accelerator.process_index))
 
@@ -208,8 +181,8 @@ class ComponentLog:
         state = load_file(path) if path.is_file() else {}
         if int(state.get("processes", 0)) != accelerator.num_processes:
             return
-        self._first_step = int(state["components_from"])
-        self._sums = {
+        self.sums.first_step = int(state["components_from"])
+        self.sums.values = {
             name.removeprefix(_COMPONENT): value.to(accelerator.device)
             for name, value in state.items()
             if name.startswith(_COMPONENT)

@@ -30,7 +30,7 @@ from hf_distill.models.signals import Signal
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import TASKS
 from hf_distill.training.config import DistillationConfig
-from hf_distill.training.step import StepResult
+from hf_distill.training.reduction import StepResult
 
 logger = logging.getLogger(__name__)
 

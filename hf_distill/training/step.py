@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_distill.models.batch_checks import check_teacher_signal, check_weights
 from hf_distill.models.class_order import ClassOrder, align_classes
-from hf_distill.models.signals import BatchItems, Needs, Signal, Unit
+from hf_distill.models.signals import NOTHING, BatchItems, Needs, Signal, Unit
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.objective import Context, Term, WeightedSum
@@ -18,7 +19,7 @@ from hf_distill.objectives.base.scheduled_values import scheduled_values
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
 from hf_distill.training.chunked import Observer, StepInputs, reduce_chunked
-from hf_distill.training.reduction import reduce
+from hf_distill.training.reduction import StepResult, reduce
 
 
 @dataclass(frozen=True)
@@ -32,33 +33,6 @@ class StepBatch:
 
     inputs: Mapping[str, Any]
     items: BatchItems
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The outcome of one micro-batch.
-
-    Attributes:
-        loss: The scalar to minimise.
-        components: Each component's sum over the counts, unweighted, detached.
-        sums: Each component's sum, detached.
-        terms: The values per item that the loss is made of, with their units and weights.
-        items: The items of the micro-batch.
-        outputs: The student's outputs, as its forward returned them.
-        teacher: The teacher's outputs.
-        scheduled: Weights and temperatures that change during training, as this step used them.
-        gradient_norms: The norm of each component's gradient, where it was requested.
-    """
-
-    loss: Tensor
-    components: Mapping[str, Tensor]
-    sums: Mapping[str, Tensor]
-    terms: list[Term]
-    items: BatchItems
-    outputs: Any = None
-    teacher: Signal | None = None
-    scheduled: Mapping[str, float | Tensor] = field(default_factory=dict)
-    gradient_norms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class DistillationStep:
@@ -107,7 +81,8 @@ class DistillationStep:
         items = self.task_model.items(batch, real_rows)
         if self.needs_labels:
             self.task_model.check_labels(batch, items)
-        check_weights(items)
+        if items.weights is not None:
+            check_weights(items)
         return StepBatch(batch, items)
 
     def ask_teacher(self, batch: StepBatch, needs: Needs | None = None) -> Signal | None:
@@ -122,12 +97,13 @@ class DistillationStep:
         """
         if self.teacher is None:
             return None
-        needs = (self.objective.needs if needs is None else needs) & self.teacher.provides
-        if not needs:
+        needs = _both(self.objective.needs if needs is None else needs, self.teacher.provides)
+        if needs == NOTHING:
             return None
         signal = self.teacher(batch.inputs, needs, batch.items)
-        who = f"the teacher ({type(self.teacher).__name__})"
-        signal = check_teacher_signal(signal, batch.items, who)
+        if not _is_plain(signal, batch.items):
+            who = f"the teacher ({type(self.teacher).__name__})"
+            signal = check_teacher_signal(signal, batch.items, who)
         return signal if self.teacher_order is None else align_classes(signal, self.teacher_order)
 
     def ask_student(self, call: nn.Module, batch: StepBatch, needs: Needs) -> tuple[Any, Signal]:
@@ -177,7 +153,7 @@ class DistillationStep:
         if lazy_logits:
             needs = needs.with_lazy_logits(self.task_model.provides)
         outputs, student = None, Signal()
-        if needs or with_outputs:
+        if needs != NOTHING or with_outputs:
             outputs, student = self.ask_student(call, batch, needs)
         counts = items.counts() if counts is None else counts
         progress = progress or Progress()
@@ -245,7 +221,7 @@ class DistillationStep:
 
     def teacher_needs(self, more: Needs | None = None, *, lazy_logits: bool = False) -> Needs:
         """The outputs requested of the teacher, and ``more`` for an evaluation."""
-        needs = self.objective.needs | (more or Needs())
+        needs = self.objective.needs if more is None else self.objective.needs | more
         if lazy_logits and self.teacher is not None:
             needs = needs.with_lazy_logits(self.teacher.provides)
         return needs
@@ -283,3 +259,18 @@ class DistillationStep:
             "teacher": {} if self.teacher is None else self.teacher.tensors(),
         }
         return {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _both(first: Needs, second: Needs) -> Needs:
+    return first & second
+
+
+def _is_plain(signal: Any, items: BatchItems) -> bool:
+    """True for valid logits and nothing else that `check_teacher_signal` reads."""
+    if not isinstance(signal, Signal) or signal.hidden_states or signal.attentions:
+        return False
+    logits, mask = signal.logits, items.masks.get("items")
+    if not isinstance(logits, Tensor) or signal.sparse is not None or mask is None:
+        return False
+    return logits.is_floating_point() and logits.shape[:-1] == mask.shape

@@ -83,7 +83,7 @@ from hf_distill.training.idle import (
 )
 from hf_distill.training.model_card import student_card, write_card
 from hf_distill.training.publishing import Publisher
-from hf_distill.training.reduction import Counts, gradient_norms
+from hf_distill.training.reduction import AccumulationWindow, Counts, StepResult, gradient_norms
 from hf_distill.training.resuming import (
     check_on_all,
     check_step,
@@ -99,13 +99,12 @@ from hf_distill.training.samples import (
     run_unseen_modules,
 )
 from hf_distill.training.setup import StepSetup, compare_label_losses, settle_models
-from hf_distill.training.step import DistillationStep, StepBatch, StepResult
+from hf_distill.training.step import DistillationStep, StepBatch
 from hf_distill.training.trackers import (
     keep_trackers_offline,
     tracker_callbacks,
     write_curves,
 )
-from hf_distill.training.windows import AccumulationWindow
 
 OPTIONAL = ("shift_labels", "return_loss")
 """Keys of labels that a batch may leave out."""
@@ -290,7 +289,7 @@ class DistillationTrainer(Trainer):
         """
         result = self._run_step(model, inputs, return_outputs, num_items_in_batch)
         if self._student.training:
-            self.component_log.add(self.state.global_step, result)
+            self._add_to_log(result)
         elif self._evaluation is not None:
             self._evaluation.add(result)
         if self._recorder is not None:
@@ -339,6 +338,13 @@ class DistillationTrainer(Trainer):
         if self._compiled is not None and unwrapped(self._compiled) is unwrapped(student):
             return self._compiled
         return student
+
+    def _add_to_log(self, result: StepResult) -> None:
+        """Add a micro-batch to the running sums."""
+        step, sums = self.state.global_step, self.component_log.sums
+        if step == 1 and sums.values:  # report at once what is broken from the start
+            self.component_log.mean(step)
+        sums.add(step, result)
 
     def _follow(self, result: StepResult) -> StepResult:
         """Update weights that follow the losses, within the wrapped model's forward."""

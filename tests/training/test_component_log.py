@@ -31,7 +31,7 @@ from hf_distill import (
 )
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.training.component_log import ComponentLog, LossSums
-from hf_distill.training.step import StepResult
+from hf_distill.training.reduction import StepResult
 
 PLANNED = HardLabels() + Schedule("linear", 1.0, 0.0) * ForwardKL(Schedule("linear", 4.0, 1.0))
 
@@ -66,7 +66,7 @@ def added(log: ComponentLog, first_step: int, values: Any) -> ComponentLog:
     for n, value in enumerate(values):
         number = torch.tensor(value)
         result = StepResult(number, {"kl": number}, {}, [], BatchItems({}), scheduled={"w": n})
-        log.add(first_step + n // 2, result)
+        log.sums.add(first_step + n // 2, result)
     return log
 
 

@@ -155,4 +155,4 @@ def items_from_tree(tree: Any) -> BatchItems:
     labels = tree.get("labels")
     if labels is not None and not isinstance(labels, Tensor):
         raise ValueError("Expected the items' labels as a tensor.")
-    return BatchItems(masks, labels)
+    return BatchItems(masks, labels, own_labels="spans" if "spans" in masks else "labels")

@@ -15,7 +15,8 @@ from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Context, Term, WeightedSum, mean_term
 from hf_distill.teachers.ensemble.mixing import mean_of, member_probs
 from hf_distill.training.joint.peers import STUDENT, Peers
-from hf_distill.training.step import DistillationStep, StepBatch, StepResult
+from hf_distill.training.reduction import StepResult
+from hf_distill.training.step import DistillationStep, StepBatch
 
 
 class JointStep(DistillationStep):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_distill.training.windows import AccumulationWindow
+from hf_distill.training.reduction import AccumulationWindow
 
 BATCHES = [
     {"labels": torch.tensor(3), "samples": torch.tensor(2)},
