@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from hf_distill.data.values import length_of
 from hf_distill.evaluation.example_scores import (
     LEVEL,
     intervals,
@@ -23,7 +24,6 @@ from hf_distill.evaluation.example_scores import (
 from hf_distill.evaluation.examples import Examples
 from hf_distill.evaluation.latency import Speed, measure_speeds, size_on_disk
 from hf_distill.evaluation.predictor import Predictor, aligned
-from hf_distill.evaluation.values import length_of
 from hf_distill.evaluation.verdicts import checkpoint
 from hf_distill.hub.comparison import weight
 from hf_distill.utils.files import write_json, write_text

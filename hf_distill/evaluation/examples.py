@@ -12,7 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from PIL import Image
 
-from hf_distill.evaluation.values import check_values, modality_of, picture
+from hf_distill.data.values import check_values, modality_of, picture
 
 INPUTS = ("text", "sentence", "image", "img", "audio")
 """Input columns that are taken when none is named."""

@@ -19,8 +19,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from hf_distill.data.values import check_values, length_of, picture
 from hf_distill.evaluation.examples import Examples
-from hf_distill.evaluation.values import check_values, length_of, picture
 from hf_distill.models.batches import Batch
 from hf_distill.models.modes import evaluating
 from hf_distill.models.special_tokens import special_tokens
