@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from hf_distill.evaluation.examples import Examples
 from hf_distill.evaluation.predictor import Predictor
@@ -49,11 +48,8 @@ def settings_of(name: str, plan: RobustnessConfig, modality: str) -> dict[str, A
 def attack_examples(
     subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig
 ) -> Arrays:
-    """An attack on the model's inputs.
-
-    Returns:
-        ``original_correct`` and ``attacked_correct``, ``(n,)`` bool; ``queries``, ``(n,)``; and for
-        pictures ``pictures``: ``(n, H, W, C)``, the attacked ones with grey levels from 0 to 1.
+    """An attack on the model's inputs: ``original_correct``, ``attacked_correct`` and ``queries``,
+    ``(n,)``, and for pictures ``pictures``, ``(n, H, W, C)``, grey levels from 0 to 1.
     """
     attack = attack_of(name, plan, subject.modality)
     space = input_space(subject.task_model, subject.processor)
@@ -63,8 +59,8 @@ def attack_examples(
     for rows, batch, labels in subject.batches(examples.values, examples.labels, plan.batch_size):
         keys = [examples.keys[row] for row in rows]
         found = attack_batch(subject.model, batch, labels, attack, space, plan.seed, keys)
-        right[rows], before[rows] = _bools(found.correct), _bools(found.clean_correct)
-        asked[rows] = _numbers(found.queries, len(rows))
+        right[rows], before[rows] = found.correct.cpu().numpy(), found.clean_correct.cpu().numpy()
+        asked[rows] = found.queries.cpu().numpy()
         if space.key == "pixel_values":
             for row, unit in zip(rows, space.to_unit(found.adversarial), strict=True):
                 pictures[row] = np.moveaxis(unit.float().cpu().numpy(), 0, -1)
@@ -81,25 +77,11 @@ def attack_examples(
 def search_for(
     subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig, reference: Predictor
 ) -> Arrays:
-    """A search in the text.
-
-    Returns:
-        ``original_correct``, ``attacked_correct``, ``queries``, ``words_changed`` and ``texts``.
-    """
-    neighbours = _neighbours(reference) if name == "words" else None
-
-    def predict(texts: Any) -> np.ndarray:
-        return subject.logits(texts, plan.batch_size)
-
-    attack = text_attack(name, plan, neighbours)
+    """A search in the text, with the fields of a `TextAttackResult`."""
+    attack = text_attack(name, plan, _neighbours(reference) if name == "words" else None)
+    predict = partial(subject.logits, batch_size=plan.batch_size)
     found = attack_texts(predict, examples.values, examples.labels, attack, plan.seed)
-    return {
-        "original_correct": found.original_correct,
-        "attacked_correct": found.attacked_correct,
-        "queries": found.queries,
-        "words_changed": found.words_changed,
-        "texts": np.array(found.texts),
-    }
+    return {**vars(found), "texts": np.array(found.texts)}
 
 
 @lru_cache(maxsize=2)
@@ -111,18 +93,13 @@ def _neighbours(reference: Predictor) -> dict[str, Any]:
 def check_gates(
     subject: Predictor, examples: Examples, name: str, plan: RobustnessConfig
 ) -> Arrays:
-    """Check for masked gradients on a small sample.
-
-    Returns:
-        ``masked``, and columns of the gates: ``name``, ``passed``, ``figures`` (JSON), ``message``.
-    """
+    """Check for masked gradients: ``masked``, and the fields of the checks as columns."""
     attack = attack_of(name, plan, subject.modality)
     space = input_space(subject.task_model, subject.processor)
-    batches = [
-        (batch, labels)
-        for _, batch, labels in subject.batches(examples.values, examples.labels, plan.batch_size)
-    ]
-    gates = run_gates(subject.model, batches, attack, space, seed=plan.seed)
+    batches = subject.batches(examples.values, examples.labels, plan.batch_size)
+    gates = run_gates(
+        subject.model, [batch[1:] for batch in batches], attack, space, seed=plan.seed
+    )
     return {
         "name": np.array([gate.name for gate in gates]),
         "passed": np.array([gate.passed for gate in gates], bool),
@@ -130,11 +107,3 @@ def check_gates(
         "message": np.array([gate.message for gate in gates]),
         "masked": np.array(masked(gates)),
     }
-
-
-def _bools(values: Any) -> np.ndarray:
-    return np.asarray(torch.as_tensor(values).cpu().numpy(), bool)
-
-
-def _numbers(values: Any, size: int) -> np.ndarray:
-    return np.broadcast_to(torch.as_tensor(values).cpu().numpy(), (size,))

@@ -1,9 +1,7 @@
 """Training data with imbalance, label noise, spurious features, or balanced groups.
 
-Each function takes a `datasets.Dataset` and returns another one; the input is not changed. What is
-chosen depends on the seed and on the order of the rows: rows are ranked by one seeded permutation,
-and the first so many are taken. So a higher share or rate, with the same seed, takes the same rows
-and more. The global random state is not used.
+Each function takes a `datasets.Dataset` and returns another one. Rows are ranked by one seeded
+permutation, and the first so many are taken: a higher share or rate takes the same rows and more.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, Features, Value
 
 GROUP = "group"
 CLEAN_LABEL = "clean_label"
@@ -23,17 +21,13 @@ def imbalanced(
 ) -> Dataset:
     """Keep only a share of some classes: ``round(share * n_c)`` of the n_c rows of class c.
 
-    Args:
-        dataset: Rows with a class in ``label_column``. Those kept stay in their order.
-        label_column: Its values are class ids.
-        shares: Class id -> the share to keep, 0 to 1. Other classes stay whole.
-        seed: Chooses the rows.
+    Rows keep their order, and classes that are not in `shares` stay whole.
 
     Raises:
         ValueError: a class that no row has, a share out of range, or no such column.
     """
     labels = _column(dataset, label_column)
-    order = _generator(seed).permutation(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
     keep = np.ones(len(labels), dtype=bool)
     for label, share in shares.items():
         _check_share(f"the share of class {label!r}", share)
@@ -52,15 +46,9 @@ def with_label_noise(
 ) -> Dataset:
     """Give ``round(rate * n)`` of n rows another label, drawn evenly from the other classes.
 
-    Exactly these are wrong: a row never draws its own label again (in papers that allow this, a
-    rate r is r (C - 1) / C here). The true label is kept in the column ``clean_label``.
-
-    Args:
-        dataset: Rows with a class id from 0 to C - 1 in ``label_column``.
-        label_column: Gets the wrong labels.
-        rate: Share of wrong labels, 0 to 1.
-        seed: Chooses the rows and their labels.
-        classes: C. Found from the column's names, or from its largest value, when None.
+    A row never draws its own label again (in papers that allow this, a rate r is r (C - 1) / C
+    here). The true label is kept in the column ``clean_label``. C is `classes`, else that of the
+    column's names, else from its largest value.
 
     Raises:
         ValueError: a rate out of range, labels outside the classes, fewer than two classes, or no
@@ -81,7 +69,7 @@ def with_label_noise(
             f"{label_column!r} with {classes} classes. Leave unlabelled rows out, or "
             "pass `classes`."
         )
-    generator = _generator(seed)
+    generator = np.random.default_rng(seed)
     wrong = generator.permutation(len(labels))[: round(rate * len(labels))]
     steps = generator.integers(1, classes, size=len(labels))  # for all rows: see the module
     noisy = labels.copy()
@@ -101,18 +89,17 @@ def with_spurious_token(
     tokens: Sequence[str],
     seed: int = 0,
 ) -> Dataset:
-    """Put a word that indicates the class before each text, correctly in ``round(rate * n_c)`` of
-    n_c rows.
+    """Put a word before each text: that of its class in ``round(rate * n_c)`` of the n_c rows.
 
-    The other rows of class c get the words of the other classes in turn, as many of each, give or
-    take one. At a rate of 1 / C the word is uninformative, as test data should be.
+    The other rows of class c get the words of the other classes in turn. At a rate of 1 / C the
+    word is uninformative, as test data should be.
 
     Args:
         dataset: Rows with a text and a class id from 0 to C - 1.
-        text_column: Becomes "word text".
-        label_column: Stays.
+        text_column: Column of the texts.
+        label_column: Column of the class ids.
         rate: Share of the rows of each class whose word is that of the class, 0 to 1.
-        tokens: C words, one per class. Choose words that occur nowhere else.
+        tokens: C words, one per class, that occur nowhere else.
         seed: Chooses the rows.
 
     Returns:
@@ -147,20 +134,9 @@ def with_spurious_patch(
 ) -> Dataset:
     """Paint the upper left corner of each image in a grey that indicates its class.
 
-    Class c of C has the intensity round(255 (c + 1) / C), in all channels. Which rows get the patch
-    of their class is decided as in `with_spurious_token`.
-
-    Args:
-        dataset: Rows with a picture (PIL, of 8 bits per channel) and a class id from 0 to C - 1.
-        image_column: A column of the feature `datasets.Image`.
-        label_column: Stays.
-        rate: Share of the rows of each class whose patch is that of the class, 0 to 1.
-        classes: C.
-        size: Side of the patch in pixels.
-        seed: Chooses the rows.
-
-    Returns:
-        The data with a column ``group``, label * C + patch, with names such as "shirt/128".
+    Class c of C has the intensity round(255 (c + 1) / C) in all channels of the `size` x `size`
+    pixels; rate, seed and the column ``group`` are those of `with_spurious_token`. Pictures are
+    PIL images of 8 bits per channel.
 
     Raises:
         ValueError: a rate out of range, labels outside the C classes, a patch that covers a
@@ -191,14 +167,9 @@ def balanced(
 ) -> Dataset:
     """Sample the same number of rows of each group: the baseline for group-robust methods.
 
-    Of G groups each gets size // G rows. A group that has more gives some of its rows, none twice;
-    one that has fewer gives all of them equally often, give or take one. Then they are shuffled.
-
-    Args:
-        dataset: Rows with a group in ``groups_column`` (a label column balances the classes).
-        groups_column: Any integers or strings.
-        seed: Chooses and shuffles the rows.
-        size: Rows of the result, at most. As many as now when None: as many training steps.
+    Of G groups (integers or strings in ``groups_column``) each gets size // G rows, by default as
+    many rows in all as there are. A group that has fewer gives all of them equally often, give or
+    take one. Then they are shuffled.
 
     Raises:
         ValueError: a row without a group, a size below G, or no such column.
@@ -211,16 +182,13 @@ def balanced(
             f"Expected a size of at least one row for each of the {len(names)} groups in "
             f"{groups_column!r}, got {len(groups) if size is None else size}."
         )
-    generator = _generator(seed)
+    generator = np.random.default_rng(seed)
     chosen = []
     for name in names:
         rows = np.flatnonzero(groups == name)
         rounds = [generator.permutation(rows) for _ in range(-(-each // len(rows)))]
         chosen.append(np.concatenate(rounds)[:each])
     return dataset.select(generator.permutation(np.concatenate(chosen)))
-
-
-# ---- parts -----------------------------------------------------------------------------------
 
 
 def _with_attribute(
@@ -241,7 +209,7 @@ def _with_attribute(
             f"Expected one mark for each class, at least two, and labels from 0 to {count - 1}, "
             f"got {_some(labels)} in {label_column!r} for {count} mark(s)."
         )
-    order = _generator(seed).permutation(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
     steps = np.zeros(len(labels), dtype=np.int64)
     for label in range(count):
         rows = order[labels[order] == label]
@@ -275,16 +243,8 @@ def _mapped(
             "Rename it, or start from the data as it was."
         )
     plain = dataset.with_format(None)
-    return plain.map(
-        function,
-        batched=True,
-        with_indices=True,
-        features=type(plain.features)({**plain.features, **features}),
-    )
-
-
-def _generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
+    typed = Features({**plain.features, **features})
+    return plain.map(function, batched=True, with_indices=True, features=typed)
 
 
 def _named(dataset: Dataset, column: str) -> str:

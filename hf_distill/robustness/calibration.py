@@ -1,8 +1,7 @@
 """Calibration: ECE with its floor, reliability diagram, temperature scaling.
 
-The ECE depends on the bins and has a floor above 0 that falls only slowly with the number of items:
-lead with NLL and Brier (:mod:`hf_distill.evaluation.measures`), print the floor next to the ECE,
-and do not compare ECEs of fewer than 1000 items.
+Logits are ``(N, C)``, labels class ids ``(N,)``. The ECE depends on the bins and has a floor above
+0 that falls only slowly with N: do not compare ECEs of fewer than 1000 items.
 """
 
 import math
@@ -23,11 +22,6 @@ def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
     Bin b of B holds the items whose largest probability is in ((b - 1)/B, b/B]; 1 is in the last.
 
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)`` class ids.
-        bins: number B of bins of equal width.
-
     Raises:
         ValueError: logits and labels that do not fit, or ``bins`` below 1.
 
@@ -42,14 +36,8 @@ def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 def ece_floor(logits: ArrayLike, bins: int = 15, seed: int = 0, draws: int = 200) -> float:
     """Mean ECE of a perfectly calibrated model with the same confidences.
 
-    Labels are drawn from the model's own probabilities ``draws`` times. What the ECE has above this
-    floor is miscalibration; what is below it is the noise of few items.
-
-    Args:
-        logits: ``(N, C)``.
-        bins: as for :func:`ece`.
-        seed: of the drawn labels; the order of the items does not matter.
-        draws: how often they are drawn. The result varies by about 0.3 / √draws of itself.
+    Labels are drawn from the model's own probabilities ``draws`` times; the result varies by about
+    0.3 / √draws of itself. What the ECE has above this floor is miscalibration.
 
     Raises:
         ValueError: logits that are not ``(N, C)`` and finite; ``bins`` or ``draws`` below 1.
@@ -71,12 +59,7 @@ def ece_floor(logits: ArrayLike, bins: int = 15, seed: int = 0, draws: int = 200
 def adaptive_ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     """The ECE with bins of equal mass: the edges are the quantiles of the confidences.
 
-    Items of equal confidence are in one bin, so the bins are unequal where many share a confidence.
-
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)`` class ids.
-        bins: number of bins.
+    Items of equal confidence are in one bin.
 
     Raises:
         ValueError: logits and labels that do not fit, or ``bins`` below 1.
@@ -99,14 +82,9 @@ def reliability(
 ) -> tuple[Floats, Floats, Floats]:
     """The points of a reliability diagram, by bin of confidence.
 
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)`` class ids.
-        bins: as for :func:`ece`.
-
     Returns:
         Number of items, mean confidence and accuracy, ``(bins,)`` each; the latter two are NaN for
-        an empty bin. sum(count |accuracy - confidence|) / N over the others is the ECE.
+        an empty bin.
 
     Raises:
         ValueError: logits and labels that do not fit, or ``bins`` below 1.
@@ -121,17 +99,11 @@ def reliability(
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The T > 0 for which softmax(logits / T) has the least NLL.
 
-    Fit it on validation data, then measure ``logits / T`` on test data. The NLL is convex in 1 / T,
-    so its slope, mean(E_p[logit] - logit_y), is bisected.
-
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)`` class ids.
+    The NLL is convex in 1 / T, so its slope, mean(E_p[logit] - logit_y), is bisected.
 
     Returns:
-        T, in [0.01, 1000]: the end of this range if the NLL still falls there. 1.0, thus no change,
-        if no label has less than the largest logit of its item (all are right): the NLL then falls
-        for ever as T goes to 0, and the data do not say how far to go.
+        T, in [0.01, 1000]. 1.0, thus no change, if every label has the largest logit of its item:
+        the NLL then falls for ever as T goes to 0.
 
     Raises:
         ValueError: logits and labels that do not fit, or a label with a logit of -inf.

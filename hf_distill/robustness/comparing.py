@@ -1,4 +1,4 @@
-"""Student against baseline: same-seed pairs, verdicts, differences, requirements."""
+"""Student against baseline: same-seed pairs, verdicts, differences, requirements, caveats."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hf_distill.robustness.runner import ModelAnswers, Runner
 from hf_distill.robustness.tables import NAMES
 from hf_distill.utils.directions import lower_is_better
 
+FEW = 1000
+"""Number of examples below which the ECE is unreliable."""
 MASKED = "masked gradients suspected"
 """Verdict used when masked gradients make accuracy under attack unreliable."""
 
@@ -44,13 +46,7 @@ def pairs_of(keys: Sequence[str], one: str, other: str) -> list[tuple[str, str]]
 def verdicts_against(
     runner: Runner, outcomes: Mapping[str, ModelAnswers], other: str
 ) -> dict[str, dict[str, Any]]:
-    """Verdict per metric as plain values, with the mean of either role.
-
-    Args:
-        runner: Which examples were shown.
-        outcomes: Outputs of all models.
-        other: ``baseline`` or ``control``.
-    """
+    """Verdict per metric as plain values, with the means of the student and of the `other` role."""
     pairs = pairs_of(list(outcomes), "student", other)
     scores = {key: scores_of(runner, outcomes[key]) for pair in pairs for key in pair}
     shared = [axis for axis in scores[pairs[0][0]] if all(axis in row for row in scores.values())]
@@ -88,21 +84,50 @@ def differences_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 def check_requirements(
     expressions: Sequence[str], plan: RobustnessConfig, modality: str, shifted: Iterable[str] = ()
 ) -> None:
-    """Check requirements before a report is computed.
-
-    Raises:
-        ValueError: with the nearest axis.
-    """
-    names = {*AXES, *NAMES}
-    names |= {
-        f"{kind}.{name}" for kind in ("attack", "transfer") for name in plan.attacks_for(modality)
+    """Check requirements before a report is computed; a ValueError names the nearest axis."""
+    attacks = plan.attacks_for(modality)
+    kinds = {
+        **{"attack": attacks, "transfer": attacks, "shifted": shifted},
+        **{"invariance": plan.invariance_for(modality), "loyalty": ("label", "probability")},
     }
-    names |= {f"shifted.{name}" for name in shifted}
-    names |= {f"invariance.{name}" for name in plan.invariance_for(modality)}
-    names |= {f"loyalty.{what}" for what in ("label", "probability")}
-    absent = {
-        name for name, given in (("shifted", shifted), ("worst_group", plan.groups)) if not given
-    }
-    absent |= set() if plan.attacks_for(modality) else {"attacked"}
+    names = {*AXES, *NAMES, *(f"{kind}.{name}" for kind, of in kinds.items() for name in of)}
+    given = {"shifted": shifted, "worst_group": plan.groups, "attacked": attacks}
+    absent = {name for name, values in given.items() if not values}
     known = sorted(names - absent)
     require(expressions, dict.fromkeys([*known, *(f"student.{name}" for name in known)], 0.0))
+
+
+def notes_of(
+    runner: Runner, outcomes: Mapping[str, ModelAnswers], roles: Mapping[str, Any]
+) -> list[str]:
+    """Caveats: a missing control, a teacher with nothing to teach, failed gates …"""
+    notes, plan = [], runner.plan
+    if plan.robust_objective:
+        if "control" not in roles:
+            notes.append(
+                "A robust objective was used without a control (the baseline trained on the same "
+                "noise or attack): the effects of noise or attack and of the teacher cannot be "
+                "separated."
+            )
+        for axis in ("noise", "attacked"):
+            if {"teacher", "baseline"} <= set(roles) and axis in roles["teacher"]:
+                teacher, baseline = (roles[role][axis]["mean"] for role in ("teacher", "baseline"))
+                if teacher < baseline:
+                    notes.append(
+                        f"The teacher is less robust than the baseline ({axis}: {teacher:.3f} "
+                        f"against {baseline:.3f}): it cannot make the student more robust."
+                    )
+    if plan.seen:
+        notes.append(f"Used in training, and not included in the means: {', '.join(plan.seen)}.")
+    if len(runner.data) < FEW:
+        notes.append(
+            f"The ECE of {len(runner.data):,} examples is mostly its floor; use NLL and Brier."
+        )
+    if runner.validation is None:
+        notes.append("No validation examples, so no temperature was fitted.")
+    for key, outcome in outcomes.items():
+        failed = [gate["message"] for gate in outcome.gates if not gate["passed"]]
+        notes += [f"{key}: {message}" for message in failed]
+        if outcome.masked:
+            notes.append(f"{key}: {MASKED}; its accuracy under attack is not reliable.")
+    return notes

@@ -39,14 +39,7 @@ def figures_of(
     teacher: ModelAnswers | None,
     reference: ModelAnswers | None,
 ) -> dict[str, float]:
-    """All figures of a model, by plain names.
-
-    Args:
-        runner: Which examples were shown.
-        outcome: Outputs of the model.
-        teacher: Outputs of the teacher, for loyalty.
-        reference: Outputs of the baseline, for mCE.
-    """
+    """All figures of a model, by plain names; loyalty to the teacher, mCE by the reference."""
     labels, found = runner.data.labels, {"accuracy": accuracy(outcome.clean, runner.data.labels)}
     found |= {name: float(np.mean(values)) for name, values in _means(runner, outcome).items()}
     if outcome.perturbed and reference is not None:
@@ -158,13 +151,14 @@ def _corruption_errors(
         curves = severities(runner, said).items()
         return {name: [1 - a for a in curve] for name, curve in curves if name not in seen}
 
-    clean = tuple(1 - accuracy(o.clean, runner.data.labels) for o in (outcome, reference))
-    ours = rates(outcome)
+    ours, theirs = rates(outcome), rates(reference)
     if not ours:
         return {}
-    found = mean_corruption_error(ours, rates(reference), (clean[0], clean[1]))
-    relative = math.nan if found.relative is None else found.relative
-    return {"mce": found.mean, "relative_mce": relative}
+    own, other = (1 - accuracy(said.clean, runner.data.labels) for said in (outcome, reference))
+    return {
+        "mce": mean_corruption_error(ours, theirs),
+        "relative_mce": mean_corruption_error(ours, theirs, (own, other)),
+    }
 
 
 def _calibration(outcome: ModelAnswers, labels: np.ndarray) -> dict[str, float]:

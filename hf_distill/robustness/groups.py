@@ -50,14 +50,11 @@ def group_accuracies(
     members: dict[Hashable, list[bool]] = {}
     for name, hit in zip(names, hits.tolist(), strict=True):
         members.setdefault(name, []).append(hit)
-    return {
-        name: GroupAccuracy(
-            sum(members[name]) / len(members[name]),
-            len(members[name]),
-            *wilson(sum(members[name]), len(members[name])),
-        )
-        for name in _ordered(members)
-    }
+    found = {}
+    for name in _ordered(members):
+        right, n = sum(members[name]), len(members[name])
+        found[name] = GroupAccuracy(right / n, n, *wilson(right, n))
+    return found
 
 
 def worst_group(
@@ -65,20 +62,12 @@ def worst_group(
 ) -> tuple[Hashable, GroupAccuracy] | None:
     """The group with the lowest accuracy among those with at least ``min_count`` examples.
 
-    Smaller groups are left out, since their lowest accuracy is mostly noise;
-    :func:`group_accuracies` shows them.
-
-    Args:
-        correct: ``(N,)``, 0 or 1.
-        groups: the name of each example's group.
-        min_count: the least number of examples of an eligible group.
+    The lowest accuracy of smaller groups is mostly noise. Arguments and errors are those of
+    :func:`group_accuracies`.
 
     Returns:
-        The name and what :func:`group_accuracies` has for it; of equal ones, the first by name.
-        None if no group is large enough.
-
-    Raises:
-        ValueError: as for :func:`group_accuracies`.
+        The name and its accuracy; of equal ones, the first by name. None if no group is large
+        enough.
 
     Reference: Sagawa et al., 2020, "Distributionally Robust Neural Networks for Group Shifts",
         arXiv:1911.08731; Koh et al., 2021, "WILDS", arXiv:2012.07421.

@@ -1,11 +1,10 @@
-"""Does the class change where only a name or a place in a text does? It should not.
+"""Invariance of the class of a text to changes of a name or a place in it.
 
     result = invariance(predict, texts, "names replaced")
     result.failure_rate, len(result.rows)
 
-The tests are of the kind that CheckList calls invariance tests, with word lists of our own. They
-need no labels. Which texts a test applies to, and what it puts into them, depends on the texts and
-on the seed alone: the results of two models can be compared text by text.
+The tests need no labels. Which texts a test applies to, and what it puts into them, depends on the
+texts and on the seed alone: the results of two models can be compared text by text.
 """
 
 from __future__ import annotations
@@ -15,78 +14,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from hf_distill.robustness.attacks.text import Predict, Progress, check_texts, query, seeded
+from hf_distill.robustness.attacks.text import Predict, check_texts, query, seeded
+from hf_distill.robustness.perturbations.characters import word_table
 from hf_distill.utils.suggest import did_you_mean
 
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-# First names that are no common English words and no parts of well-known places. None is in two
-# lists.
-FEMALE = _list(
-    """
-    Alice Amy Anna Barbara Caroline Catherine Christine Cynthia Deborah Diane Elizabeth Emily Emma
-    Hannah Helen Jennifer Jessica Julia Karen Katherine Laura Linda Lisa Margaret Megan Michelle
-    Nancy Nicole Olivia Pamela Patricia Rachel Rebecca Sarah Susan Teresa
-    """
-)
-MALE = _list(
-    """
-    Adam Alan Andrew Anthony Benjamin Brian Charles Christopher Daniel David Edward Eric George
-    Gregory Henry James Jeffrey John Joseph Kenneth Kevin Matthew Michael Nathan Nicholas Patrick
-    Paul Peter Philip Raymond Richard Robert Ronald Samuel Simon Stephen Steven Thomas Timothy
-    William
-    """
-)
-AFRICAN = _list(
-    """
-    Abebe Adaeze Ayodele Babatunde Chiamaka Chidi Chinedu Emeka Folake Ifeoma Jabari Kofi Kwabena
-    Kwame Lindiwe Makena Ngozi Nkechi Nomvula Obinna Oluwaseun Sipho Tendai Thabo Wanjiru Zanele
-    """
-)
-ARABIC = _list(
-    """
-    Abdullah Ahmed Aisha Ali Amina Bilal Fatima Habib Hakim Hassan Hussein Ibrahim Jamila Karim
-    Khadija Khalid Layla Mahmoud Mohammed Mustafa Omar Rashid Samira Tariq Yasmin Yusuf Zainab
-    """
-)
-CHINESE = _list(
-    """
-    Chunhua Deming Guiying Haoran Jianguo Jianhong Lihua Meiling Minghao Qiang Ruolan Shufen Weiguo
-    Xiaohong Xiaoming Xiulan Yanling Yifan Yuxuan Zhaohui Zhihao Zhiqiang Zhiyuan Zixuan
-    """
-)
-GERMAN = _list(
-    """
-    Anneliese Brunhilde Dieter Dietrich Friedrich Gerhard Gudrun Gunther Hannelore Heike Heinrich
-    Helga Helmut Ingeborg Ingrid Jurgen Katrin Klaus Lieselotte Manfred Ursula Uwe Wilhelm Wolfgang
-    """
-)
-INDIAN = _list(
-    """
-    Aditya Ananya Anjali Arjun Ashok Deepak Divya Ganesh Harish Kavita Krishna Lakshmi Manish Meena
-    Neha Pooja Pradeep Priya Rahul Rajesh Sandeep Sanjay Sunita Suresh Vijay Vikram
-    """
-)
-LATIN = _list(
-    """
-    Alejandro Camila Carlos Catalina Eduardo Esperanza Fernando Gabriela Graciela Guillermo Ignacio
-    Javier Joaquin Jorge Lucia Manuel Marisol Mercedes Miguel Pablo Ramon Rodrigo Valentina Ximena
-    """
-)
-SLAVIC = _list(
-    """
-    Aleksandr Anastasia Boris Dmitri Dragan Ekaterina Galina Grzegorz Igor Irina Ivan Katarzyna
-    Ludmila Milos Natalya Nikolai Oksana Oleg Olga Sergei Svetlana Tatiana Vladimir Wojciech Yuri
-    Zbigniew
-    """
-)
-ORIGINS = (FEMALE + MALE, AFRICAN, ARABIC, CHINESE, GERMAN, INDIAN, LATIN, SLAVIC)
+_NAMES = word_table(Path(__file__).with_name("names.txt"))
+FEMALE, MALE = _NAMES.pop("female"), _NAMES.pop("male")
+ORIGINS = (FEMALE + MALE, *_NAMES.values())
 
 PLACES = (
     *("Amsterdam", "Athens", "Baltimore", "Bangkok", "Barcelona", "Beijing", "Berlin", "Boston"),
@@ -98,13 +36,8 @@ PLACES = (
     *("Vancouver", "Vienna", "Warsaw", "Zurich"),
 )
 PREFIXES = (
-    *(
-        "As I said,",
-        "Back to the topic:",
-        "By the way,",
-        "For the record,",
-        "For your information,",
-    ),
+    *("As I said,", "Back to the topic:", "By the way,", "For the record,"),
+    *("For your information,",),
     *("Here is what I noted:", "I wrote this on Monday:", "In other words,", "In short,"),
     *("Just so you know,", "Let me put it this way:", "Note:", "On another subject,", "So,"),
     *("Speaking of which,", "That is to say,", "To be clear,", "To repeat,", "To sum up,"),
@@ -118,17 +51,15 @@ class InvarianceTest:
 
     Args:
         name: For tables and messages.
-        fillers: Groups of names, places or phrases. A variant of a text holds one of them.
-        where: ``"replace"``: in place of the first word or words of the text that are in any of
-            the groups, wherever they occur in it (with capitals as in the group). A text without
-            them is not tested. ``"template"``: into `template`; all texts are tested.
+        fillers: Groups of names, places or phrases; a variant of a text holds one of them.
+        where: ``"replace"``: in place of the first filler in the text, wherever it occurs; a text
+            without one is not tested. ``"template"``: into `template`; all texts are tested.
         template: With ``{name}`` for the filler and ``{text}`` for the text.
         each: Fillers drawn from each group for one text.
-        against_text: Variants are compared with the plain text; else with the first variant, for
-            a template with content of its own.
+        against_text: Variants are compared with the plain text; else with the first variant.
 
     Raises:
-        ValueError: another ``where``, no filler, ``each`` below 1, or a template without its two
+        ValueError: another ``where``, no filler, ``each`` below 1, or a template without its
             fields.
     """
 
@@ -154,10 +85,7 @@ class InvarianceTest:
             )
 
     def versions(self, text: str, seed: int = 0) -> list[str]:
-        """Texts that should get one class; the first is the one to compare with.
-
-        Empty where the test does not apply. The draw depends on the seed, the test's name and the
-        text, and on nothing else.
+        """Texts that should get one class, the one to compare with first; empty: not applicable.
 
         >>> InvarianceTest("x", (("Ann", "Bob"),)).versions("Ann's cat sees Ann.")
         ["Ann's cat sees Ann.", "Bob's cat sees Bob."]
@@ -180,7 +108,7 @@ class InvarianceTest:
 
 @functools.lru_cache
 def _pattern(groups: tuple[tuple[str, ...], ...]) -> re.Pattern[str]:
-    """Any of the fillers as whole words, the longest first ("New York City", then "New York")."""
+    """Pattern of all fillers as whole words, the longest first."""
     known = sorted({filler for group in groups for filler in group}, key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, known))})\b")
 
@@ -207,13 +135,11 @@ class InvarianceResult:
     """Result of an invariance test; n is the number of applicable texts.
 
     Args:
-        test: Its name.
         rows: ``(n,)``: the places of those texts, ascending.
         failed: ``(n,)`` bool: whether any variant got another class.
         witnesses: For each of them the first such variant, or None.
     """
 
-    test: str
     rows: np.ndarray
     failed: np.ndarray
     witnesses: tuple[str | None, ...]
@@ -229,20 +155,17 @@ def invariance(
     texts: Sequence[str],
     test: InvarianceTest | str,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> InvarianceResult:
-    """Share of predictions that change under a change that should not matter.
+    """Predictions that change under a change that should not matter.
 
-    A text fails if any of its variants gets another class than the text to compare with: the more
-    variants, the higher the rate, so rates of different tests do not compare. The model is called
-    once per text that the test applies to.
+    A text fails if any of its variants gets another class than the text to compare with: rates of
+    tests with different numbers of variants do not compare.
 
     Args:
         predict: Texts -> logits or log-probabilities ``(N, C)``.
         texts: Any texts; labels are not needed.
         test: A test, or the name of one in `TESTS`.
         seed: Seeds the choice of fillers.
-        progress: Called with (texts done, all texts) after each text.
 
     Raises:
         ValueError: an unknown test, values that are not texts, or logits of another shape.
@@ -270,11 +193,5 @@ def invariance(
             changed = np.flatnonzero(classes != classes[0])
             rows.append(place)
             witnesses.append(versions[changed[0]] if len(changed) else None)
-        if progress is not None:
-            progress(place + 1, len(texts))
-    return InvarianceResult(
-        test=test.name,
-        rows=np.array(rows, dtype=np.int64),
-        failed=np.array([witness is not None for witness in witnesses], dtype=bool),
-        witnesses=tuple(witnesses),
-    )
+    failed = np.array([witness is not None for witness in witnesses], dtype=bool)
+    return InvarianceResult(np.array(rows, dtype=np.int64), failed, tuple(witnesses))

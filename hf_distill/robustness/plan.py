@@ -93,36 +93,23 @@ class RobustnessConfig:
             raise ValueError(f"Expected `epsilon` of at least 0, got {self.epsilon}.")
 
     def perturbations_for(self, modality: str) -> tuple[str, ...]:
-        """The names, checked.
-
-        Raises:
-            ValueError: an unknown one, or one of another modality.
-        """
+        """Checked names; a ValueError for an unknown one, or one of another modality."""
         wanted = CORE[modality] if self.perturbations is None else self.perturbations
         for name in (*wanted, *self.seen):
             perturbation(name, modality)
         return wanted
 
     def attacks_for(self, modality: str) -> tuple[str, ...]:
-        """The names, checked.
-
-        Raises:
-            ValueError: an unknown one, or one of another modality.
-        """
+        """Checked names; a ValueError for an unknown one, or one of another modality."""
         wanted = ATTACKS[modality] if self.attacks is None else self.attacks
         for name in wanted:
-            if name not in KNOWN[modality] and not (
-                modality == "image" and name.startswith("foolbox-")
-            ):
+            foolbox = modality == "image" and name.startswith("foolbox-")
+            if name not in KNOWN[modality] and not foolbox:
                 raise ValueError(_no_attack(name, modality))
         return wanted
 
     def invariance_for(self, modality: str) -> tuple[str, ...]:
-        """The names of the tests, checked; only texts have any.
-
-        Raises:
-            ValueError: an unknown one, or tests for another modality.
-        """
+        """Checked names of the tests; a ValueError for an unknown one, or for no text."""
         if modality == "text":
             for name in self.invariance or ():
                 if name not in TESTS:

@@ -23,11 +23,8 @@ _COLOURS = {
 def severity(facts: Mapping[str, Any], path: Path) -> None:
     """Accuracy over severity, one panel per family of perturbations.
 
-    A line is the mean over the models of a role and the perturbations of the family; the band is a
-    standard deviation over the models to either side.
-
-    Raises:
-        ImportError: matplotlib is missing.
+    A line is the mean over the models of a role and the perturbations of the family, with a band of
+    a standard deviation over the models. Raises an ImportError without matplotlib.
     """
     families: dict[str, list[str]] = {}
     for name, family in facts["perturbations"].items():
@@ -58,15 +55,18 @@ def severity(facts: Mapping[str, Any], path: Path) -> None:
             panel.tick_params(labelbottom=True)
         if place % columns == 0:
             panel.set_ylabel("accuracy")
-    _finish(figure, facts, path)
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_COLOURS[role], marker="o", markersize=4, label=COLUMNS[role])
+        for role in facts["roles"]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    save_figure(figure, path)
 
 
 def reliability(facts: Mapping[str, Any], path: Path) -> None:
-    """Accuracy over confidence, one panel per role, one line per model.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
+    """Accuracy over confidence, one panel per role, one line per model."""
     roles = list(facts["roles"])
     figure = _figure(2.9 * len(roles) + 0.4, 3.2)
     panels = figure.subplots(1, len(roles), sharex=True, sharey=True, squeeze=False).ravel()
@@ -88,14 +88,11 @@ def reliability(facts: Mapping[str, Any], path: Path) -> None:
 
 def _curves(facts: Mapping[str, Any], role: str, names: list[str]) -> np.ndarray:
     """``(models, severities + 1)``: clean accuracy first."""
-    models = [model for model in facts["models"].values() if model["role"] == role]
     return np.array(
         [
-            [
-                model["unperturbed"],
-                *np.mean([model["severities"][name] for name in names], axis=0),
-            ]
-            for model in models
+            [model["unperturbed"], *np.mean([model["severities"][n] for n in names], axis=0)]
+            for model in facts["models"].values()
+            if model["role"] == role
         ]
     )
 
@@ -113,14 +110,3 @@ def _figure(width: float, height: float) -> Any:
 def _tidy(panel: Any) -> None:
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _finish(figure: Any, facts: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=_COLOURS[role], marker="o", markersize=4, label=COLUMNS[role])
-        for role in facts["roles"]
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    save_figure(figure, path)

@@ -23,19 +23,17 @@ from hf_distill.robustness.attacking import settings_of
 from hf_distill.robustness.comparing import (
     MASKED,
     differences_of,
+    notes_of,
     pairs_of,
     role_of,
     verdicts_against,
 )
-from hf_distill.robustness.notes import notes_of
 from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import RobustnessConfig
 from hf_distill.robustness.runner import ModelAnswers, Runner
 from hf_distill.robustness.store import ReportStore
 from hf_distill.utils.files import write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
-
-ROLES = ("teacher", "baseline", "control", "student")
 
 Models = Mapping[str, "Predictor | Mapping[int, Predictor] | Sequence[Predictor]"]
 
@@ -46,21 +44,14 @@ class RequirementError(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """Results of `evaluate_robustness`.
-
-    Attributes:
-        facts: All figures, the plan, the verdicts, as plain values.
-    """
+    """Results of `evaluate_robustness`: figures, plan and verdicts as plain values in `facts`."""
 
     facts: dict[str, Any]
 
     @property
     def figures(self) -> dict[str, float]:
-        """Figures that requirements may name.
-
-        The judged metrics and all other figures as differences of the student from the
-        baseline (``noise``), and the student's own figures (``student.noise``). NaN, which meets no
-        requirement, where gradients seem to be masked.
+        """Figures that requirements may name: differences of the student from the baseline
+        (``noise``) and the student's own (``student.noise``); NaN where gradients seem masked.
         """
         own = self.facts["roles"].get("student", {})
         found = {f"student.{name}": row["mean"] for name, row in own.items()}
@@ -72,11 +63,7 @@ class Report:
         }
 
     def require(self, expressions: Sequence[str]) -> list[str]:
-        """Messages for the requirements that are not met.
-
-        Raises:
-            ValueError: an expression that is none, or an axis without a figure.
-        """
+        """Messages for the unmet requirements; a ValueError for one that cannot be read."""
         return require(expressions, self.figures)
 
     def write(self, folder: str | Path, title: str = "Robustness") -> None:
@@ -91,11 +78,7 @@ class Report:
 
 
 def check_report(folder: Path) -> None:
-    """Refuse a folder that contains files with a report's names that were not written here.
-
-    Raises:
-        FolderError: there is one; nothing was touched.
-    """
+    """Raise a FolderError for a folder with files of a report's names not written here."""
     files = ["robustness.md", "severity.png", "reliability.png"]
     refuse_foreign_files(folder, files, "robustness.json", {"roles", "verdicts", "plan"})
 
@@ -127,11 +110,10 @@ def evaluate_robustness(
             teacher), ``control`` (alone, with the same noise or attack in training), ``student``;
             the last three may be mappings seed -> model, whose equal seeds are pairs. Or one model.
         dataset: Test examples; a `Dataset` with usual column names is read by `Examples.read`.
-        plan: What is measured; by default what suits the kind of examples.
+        plan: Measurements; by default those of the kind of examples.
         validation: Examples on which one temperature per model is fitted.
         shifted: Test sets of other origins, by name.
-        folder: Where parts are kept (in ``parts``), so that a second run, or one after an
-            interruption, computes nothing twice.
+        folder: Folder of the stored parts, from which a second or interrupted run continues.
         say: Function that prints a line of progress.
 
     Raises:
@@ -166,10 +148,11 @@ def _examples(given: Examples | Dataset, groups: str | None) -> Examples:
 def _named(models: Models) -> dict[str, Predictor]:
     """Models by unique key (``teacher``, ``baseline/seed-0``), with their roles."""
     found: dict[str, Predictor] = {}
-    unknown = [role for role in models if role not in ROLES]
+    roles = tables.COLUMNS
+    unknown = [role for role in models if role not in roles]
     if unknown or not models:
-        raise ValueError(f"Expected models by role, out of {', '.join(ROLES)}, got {unknown}.")
-    for role in (role for role in ROLES if role in models):
+        raise ValueError(f"Expected models by role, out of {', '.join(roles)}, got {unknown}.")
+    for role in (role for role in roles if role in models):
         given = models[role]
         if isinstance(given, Predictor):
             found[role] = given
@@ -233,7 +216,10 @@ def _facts(
         "modality": runner.modality,
         "classes": list(runner.data.names),
         "examples": _sizes(runner),
-        "plan": {**dataclasses.asdict(plan), "versions": _versions()},
+        "plan": {
+            **dataclasses.asdict(plan),
+            "versions": {name: version(name) for name in ("numpy", "torch", "transformers")},
+        },
         "perturbations": {
             name: perturbation(name).family for name in next(iter(outcomes.values())).perturbed
         },
@@ -283,7 +269,3 @@ def _sizes(runner: Runner) -> dict[str, Any]:
         "shifted": {name: len(examples) for name, examples in runner.shifted.items()},
         "fingerprint": runner.data.fingerprint,
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("numpy", "torch", "transformers")}

@@ -49,15 +49,7 @@ class ModelAnswers:
 
 
 class Runner:
-    """Carries out a `RobustnessConfig`, model by model.
-
-    Args:
-        plan: The plan, checked.
-        data: All test examples.
-        validation: Examples to fit the temperature on.
-        shifted: Test sets of other origins.
-        store: Keeps the parts.
-    """
+    """A checked `RobustnessConfig` carried out model by model, with parts kept in a store."""
 
     def __init__(
         self,
@@ -90,29 +82,19 @@ class Runner:
         """Evaluate every perturbation; perturbed once for all models."""
         plan = self.plan
         for name in dict.fromkeys((*plan.perturbations_for(self.modality), *plan.seen)):
-            made = cache(partial(self._perturbed, name))
+            at = cache(partial(perturb, tuple(self.some.values), name, seed=plan.seed))
             facts = {"perturbation": name, "severities": plan.severities, "seed": plan.seed}
             for key, subject in subjects.items():
-                compute = partial(self._answers, subject, made)
+
+                def compute(subject: Predictor = subject, at: Callable[..., Any] = at) -> Arrays:
+                    levels = [subject.logits(at(s), plan.batch_size) for s in plan.severities]
+                    return {"logits": np.stack(levels)}
+
                 part = self._part(subject, name, self.some, facts, compute)
                 outcomes[key].perturbed[name] = part["logits"]
 
-    def _perturbed(self, name: str) -> list[list[Any]]:
-        plan = self.plan
-        return [perturb(self.some.values, name, s, plan.seed) for s in plan.severities]
-
-    def _answers(self, subject: Predictor, made: Callable[[], list[list[Any]]]) -> Arrays:
-        levels = [subject.logits(values, self.plan.batch_size) for values in made()]
-        return {"logits": np.stack(levels)}
-
     def attack(self, subject: Predictor, outcome: ModelAnswers, reference: Predictor) -> None:
-        """Run every attack on a model.
-
-        Args:
-            subject: The model.
-            outcome: Takes the results.
-            reference: Model whose embeddings define neighbouring words for all models.
-        """
+        """Run every attack on a model; the embeddings of `reference` define neighbouring words."""
         plan = self.plan
         for name in plan.attacks_for(self.modality):
             facts = {"attack": name, "seed": plan.seed, **settings_of(name, plan, self.modality)}
@@ -133,22 +115,20 @@ class Runner:
         for name, attacked in origin.attacks.items():
             if "texts" not in attacked and "pictures" not in attacked:
                 continue  # embeddings are no input that another model could be given
-            values = _adversarial(attacked)
-
-            def compute(values: list[Any] = values) -> Arrays:
-                return {"logits": subject.logits(values, self.plan.batch_size)}
-
+            texts = "texts" in attacked
+            values = list(map(str, attacked["texts"]) if texts else attacked["pictures"])
             facts = {"transfer": name, "made on": made_on, "seed": self.plan.seed}
             facts |= settings_of(name, self.plan, self.modality)
-            found = self._part(subject, f"transfer {name}", self.few, facts, compute)
-            outcome.transfer[name] = found["logits"].argmax(-1) == self.few.labels
+            logits = self._logits(subject, f"transfer {name}", self.few, facts, values)
+            outcome.transfer[name] = logits.argmax(-1) == self.few.labels
 
     def invariance(self, subject: Predictor, outcome: ModelAnswers) -> None:
         """Run the invariance tests."""
         for test in self.plan.invariance_for(self.modality):
 
             def compute(test: str = test) -> Arrays:
-                found = invariance(self._predict(subject), self.few.values, test, self.plan.seed)
+                predict = partial(subject.logits, batch_size=self.plan.batch_size)
+                found = invariance(predict, self.few.values, test, self.plan.seed)
                 return {"rows": found.rows, "failed": found.failed}
 
             facts = {"invariance": test, "seed": self.plan.seed}
@@ -171,14 +151,21 @@ class Runner:
         outcome.gates = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         outcome.masked = bool(found["masked"])
 
-    def _predict(self, subject: Predictor) -> Callable[[Sequence[str]], np.ndarray]:
-        return lambda texts: subject.logits(texts, self.plan.batch_size)
+    def _logits(
+        self,
+        subject: Predictor,
+        name: str,
+        examples: Examples,
+        facts: Mapping[str, Any] | None = None,
+        values: Sequence[Any] | None = None,
+    ) -> np.ndarray:
+        """Logits of the examples, or of `values` made of them."""
+        shown = examples.values if values is None else values
 
-    def _logits(self, subject: Predictor, name: str, examples: Examples) -> np.ndarray:
         def compute() -> Arrays:
-            return {"logits": subject.logits(examples.values, self.plan.batch_size)}
+            return {"logits": subject.logits(shown, self.plan.batch_size)}
 
-        return self._part(subject, name, examples, {}, compute)["logits"]
+        return self._part(subject, name, examples, facts or {}, compute)["logits"]
 
     def _part(
         self,
@@ -195,9 +182,3 @@ class Runner:
             **facts,
         }
         return self.store.get(f"{subject.name}: {name}", key, compute)
-
-
-def _adversarial(attacked: Arrays) -> list[Any]:
-    if "texts" in attacked:
-        return [str(text) for text in attacked["texts"].tolist()]
-    return list(attacked["pictures"])

@@ -21,28 +21,16 @@ _KEY = "key"
 class ReportStore:
     """Named arrays, keyed by what they depend on; in a folder or in memory.
 
-    A part lies in one ``.npz``, written under another name and renamed, so that there is never half
-    of one. Its name holds a hash of its key; the key itself lies in the file and is compared, and a
-    file that cannot be read is made again.
-
-    Args:
-        folder: Where the parts lie; None: in memory.
-        say: Function that prints a line for each computed part.
+    A part is one ``.npz``, written whole or not at all, with its key inside; a file that cannot be
+    read or has another key is made again. `say` prints a line for each computed part.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]):
         self.folder, self.say = folder, say
-        self.computed = 0
         self._memory: dict[str, Arrays] = {}
 
     def get(self, name: str, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
-        """Load a part, or compute and store it.
-
-        Args:
-            name: For the file's name and the line that is printed.
-            key: Plain values: everything that the arrays depend on.
-            compute: Makes the arrays.
-        """
+        """Load a part, or compute and store it; `key` has all that the arrays depend on."""
         text = json.dumps(key, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:20]
         if digest in self._memory:
@@ -52,7 +40,6 @@ class ReportStore:
         if found is None:
             self.say(name)
             found = compute()
-            self.computed += 1
             if path is not None:
                 _write(path, text, found)
         self._memory[digest] = found

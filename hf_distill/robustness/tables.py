@@ -9,14 +9,8 @@ from hf_distill.evaluation.judged_metrics import AXES
 from hf_distill.evaluation.verdicts import no_word_yet
 from hf_distill.utils.markdown import table
 
-COLUMNS = {
-    "teacher": "Teacher",
-    "baseline": "Baseline",
-    "control": "Control",
-    "student": "Student",
-}
-"""Roles in the order of the columns. Control: the baseline with the same noise or attack in
-training."""
+COLUMNS = {role: role.capitalize() for role in ("teacher", "baseline", "control", "student")}
+"""Roles in the order of the columns."""
 NAMES = {
     "accuracy": "Accuracy",
     "noise": "Mean accuracy under perturbation",
@@ -72,9 +66,8 @@ def markdown(facts: Mapping[str, Any], title: str = "Robustness") -> str:
     """The whole report."""
     parts = [f"# {title}", _about(facts)]
     for other, verdicts in facts["verdicts"].items():
-        against = f"the {other}"
         parts += [
-            f"## Student against {against}",
+            f"## Student against the {other}",
             verdict_table(verdicts, other, facts["plan"]["level"]),
             sentences(verdicts, other),
         ]
@@ -139,27 +132,24 @@ def _p(value: float | None) -> str:
 
 def sentences(verdicts: Mapping[str, Any], other: str) -> str:
     """Verdicts as sentences."""
-    against = f"the {other}"
     by_word: dict[str, list[str]] = {}
     for axis, row in verdicts.items():
         by_word.setdefault(row["word"], []).append(AXES.get(axis, axis))
     seeds = max((row["seeds"] for row in verdicts.values()), default=0)
-    said = []
-    for word, axes in by_word.items():
-        listed = "; ".join(axes)
-        if word in ("better", "worse"):
-            said.append(
-                f"Over {seeds} pairs of seeds the student is {word} than {against}: {listed}."
-            )
-        elif word == "not distinguishable":
-            said.append(f"Not distinguishable from {against} over {seeds} pairs: {listed}.")
-        elif word == "preliminary":
-            said.append(f"Preliminary, no claim ({no_word_yet(seeds)}): {listed}.")
-        elif word == "checkpoint only":
-            said.append(f"One pair: a comparison of two checkpoints, not of methods ({listed}).")
-        else:
-            said.append(f"{word.capitalize()}, no claim: {listed}.")
-    return " ".join(said)
+    claim = f"Over {seeds} pairs of seeds the student is {{}} than the {other}: {{}}."
+    forms = {
+        "better": claim,
+        "worse": claim,
+        "not distinguishable": f"Not distinguishable from the {other} over {seeds} pairs: {{1}}.",
+        "preliminary": f"Preliminary, no claim ({no_word_yet(seeds)}): {{1}}.",
+        "checkpoint only": "One pair: a comparison of two checkpoints, not of methods ({1}).",
+    }
+    return " ".join(
+        forms[word].format(word, "; ".join(axes))
+        if word in forms
+        else f"{word.capitalize()}, no claim: {'; '.join(axes)}."
+        for word, axes in by_word.items()
+    )
 
 
 def figure_table(facts: Mapping[str, Any]) -> str:

@@ -166,10 +166,3 @@ def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     """A misspelt test would be another one, or none."""
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_progress_counts_all_texts() -> None:
-    """A progress bar over the applicable texts alone never reaches its end."""
-    seen: list[tuple[int, int]] = []
-    invariance(favours("x"), TEXTS, "names replaced", progress=lambda *step: seen.append(step))
-    assert seen == [(i + 1, len(TEXTS)) for i in range(len(TEXTS))]

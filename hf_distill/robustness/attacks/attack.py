@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,8 @@ FOOLBOX = "foolbox-"
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{c != y} z_c - z_y: above 0 where another class is chosen; for 2 classes and more.
 
-    Unlike the cross-entropy it does not saturate: its gradient stays where the probability of the
-    label is 1 up to rounding (Carlini and Wagner, 2017, arXiv:1608.04644).
-
-    Args:
-        logits: ``(B, C)``.
-        labels: ``(B,)``.
+    Unlike the cross-entropy it does not saturate (Carlini and Wagner, 2017, arXiv:1608.04644).
+    Shapes: logits ``(B, C)``, labels ``(B,)``.
 
     >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 0.0]]), torch.tensor([0, 2]))
     tensor([-1.,  4.])
@@ -35,11 +32,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(1, own)[:, 0]
 
 
-def _ce(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": _ce, "margin": margin}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": partial(F.cross_entropy, reduction="none"),
+    "margin": margin,
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,8 @@ class Attack:
         steps: Gradient steps; for ``square`` and ``noise`` queries.
         step_size: Of a step; None: 2.5 ε / steps, at most ε.
         restarts: Random starts for each loss.
-        losses: What the gradient climbs, one after the other: ``ce``, ``margin``. Cross-entropy by
-            itself finds nothing where it is saturated, as in students of a high temperature.
+        losses: Raised one after the other: ``ce``, ``margin``. Cross-entropy by itself finds
+            nothing where it is saturated, as in students of a high temperature.
 
     Raises:
         ValueError: an unknown name, norm or loss; a step above the radius; no step.
@@ -93,16 +89,12 @@ class Attack:
         by_default = min(2.5 * self.epsilon / self.steps, self.epsilon)
         return by_default if self.step_size is None else self.step_size
 
-    def describe(self, classes: int | None = None) -> dict[str, Any]:
-        """Settings of the attack for the report.
-
-        Args:
-            classes: How many classes the model has; AutoAttack runs another ensemble for few.
-        """
+    def describe(self) -> dict[str, Any]:
+        """Settings of the attack for the report."""
         said: dict[str, Any] = {"attack": self.name, "norm": self.norm, "epsilon": self.epsilon}
         if self.name == "autoattack":
             ensembles = {"from 4 classes": ensemble(4), "below 4 classes": ensemble(2)}
-            return {**said, "ensemble": ensembles if classes is None else ensemble(classes)}
+            return {**said, "ensemble": ensembles}
         if self.name.startswith(FOOLBOX):
             return {**said, "steps": self.steps, "step_size": self.size}
         if self.name in ("noise", "square"):
@@ -133,9 +125,9 @@ class AttackResult:
         adversarial: ``(B, ...)``, in units of the model's input: the first that fools the model,
             else the one of highest margin.
         clean_correct: ``(B,)`` boolean: right on the input itself.
-        queries: ``(B,)``, how many times the model was run on the example, forwards; for the
-            attacks of other libraries only our own runs before and after.
-        classes: How many the model has.
+        queries: ``(B,)``, forward passes on the example; for the attacks of other libraries only
+            our own before and after.
+        classes: Number of classes of the model.
     """
 
     correct: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from hf_distill.robustness.attacks.attack import FOOLBOX, Attack, AttackResult
 from hf_distill.robustness.attacks.square import square
 from hf_distill.robustness.attacks.state import AttackState, undisturbed
 
-__all__ = ["Attack", "AttackResult", "attack_batch", "transfer", "zero_gradients"]
+__all__ = ["Attack", "AttackResult", "attack_batch", "zero_gradients"]
 
 
 def attack_batch(
@@ -30,24 +30,22 @@ def attack_batch(
     """Attack a classifier on one batch.
 
     An example counts as right only if the model is right on the input itself and on every input
-    that was tried, for each loss, restart and step; one that is fooled is attacked no further. What
-    is random depends on the seed, on the example and on the restart, not on the batch around it.
-    The model is not changed; no gradient of a parameter is computed.
+    that was tried, for each loss, restart and step. What is random depends on the seed, the
+    example and the restart, not on the batch. The model is not changed.
 
     Args:
         model: A transformers (or PEFT) classifier, on the device of the batch.
-        batch: What the collator gave; labels in it are not used.
+        batch: The collated batch; labels in it are not used.
         labels: ``(B,)``, class ids in the model's order.
-        attack: Which attack, and its budget.
+        attack: The attack with its budget.
         space: Result of `input_space` for the model and its processor.
-        seed: Of what is random.
-        keys: One for each example (its number, say), the same for all models; None: its content,
-            without padding where the batch has an attention mask.
+        seed: Seed of what is random.
+        keys: One for each example, the same for all models; None: its content without padding.
 
     Raises:
         ValueError: no classifier, labels that do not fit, an input outside the bounds of the space,
             an attack that is not for this input.
-        ImportError: the attack is another library's, and this library is not installed.
+        ImportError: the library of the attack is not installed.
     """
     with undisturbed(model):
         search = AttackState(model, batch, labels, attack, space, seed, keys)
@@ -109,42 +107,8 @@ ATTACKS: dict[str, Callable[[AttackState, Attack], None]] = {
 }
 
 
-def transfer(
-    adversarial: Iterable[tuple[Tensor, Tensor]], model: nn.Module, space: InputSpace
-) -> Tensor:
-    """Correct predictions ``(N,)`` on adversarial examples of another model.
-
-    Args:
-        adversarial: Batches of pictures as grey levels from 0 to 1, ``(B, C, h, w)``
-            (`Space.to_unit` of what `attack_batch` found), and labels ``(B,)``.
-        model: The other model.
-        space: Its own space.
-
-    Raises:
-        ValueError: no pictures (the embeddings of one model mean nothing to another, and sound is
-            normalised by the clip), pictures of a size that the model does not take.
-    """
-    untouched = Attack("noise", epsilon=0.0, steps=1)
-    correct = []
-    with undisturbed(model):
-        for levels, labels in adversarial:
-            pixels = space.from_unit(levels)
-            wanted = getattr(model.config, "image_size", None)
-            if isinstance(wanted, int) and pixels.shape[-1] != wanted:
-                raise ValueError(
-                    f"Expected pictures {wanted} pixels wide for {type(model).__name__}, got "
-                    f"{tuple(pixels.shape)}. A transfer needs models of the same input size."
-                )
-            search = AttackState(model, {space.key: pixels}, labels, untouched, space)
-            correct.append(search.clean_correct)
-    return torch.cat(correct)
-
-
 def zero_gradients(model: nn.Module, batch: Batch, labels: Tensor, space: InputSpace) -> Tensor:
-    """Mask ``(B,)`` of examples whose cross-entropy gradient is exactly zero.
-
-    There gradient attacks on this loss see nothing, whatever the model would say nearby.
-    """
+    """Mask ``(B,)`` of examples whose cross-entropy gradient is exactly zero."""
     with undisturbed(model):
         search = AttackState(model, batch, labels, Attack("fgsm", epsilon=0.0), space)
         rows = torch.arange(search.size, device=search.labels.device)

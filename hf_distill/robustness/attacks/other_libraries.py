@@ -19,11 +19,7 @@ from hf_distill.utils.suggest import nearest
 
 
 class PixelSpaceModel(nn.Module):
-    """Wrapper of an image classifier with grey levels from 0 to 1 as input and logits ``(B, C)`` as
-    output.
-
-    What other libraries take: their ε and bounds are those of RobustBench, whatever the processor.
-    """
+    """Image classifier from grey levels from 0 to 1 to logits ``(B, C)``, for other libraries."""
 
     def __init__(self, search: AttackState):
         super().__init__()
@@ -35,10 +31,9 @@ class PixelSpaceModel(nn.Module):
 
 
 def autoattack(search: AttackState, attack: Attack) -> None:
-    """AutoAttack's standard ensemble, through ``pyautoattack``; below 4 classes, where its targeted
-    losses are undefined, APGD on cross-entropy and Square.
+    """AutoAttack's standard ensemble, through ``pyautoattack``; below 4 classes see `ensemble`.
 
-    Its random state is global (it is put back), so results depend on the batch.
+    Its random state is global (and restored), so results depend on the batch.
 
     Raises:
         ImportError: `pyautoattack` is not installed.
@@ -71,7 +66,7 @@ def autoattack(search: AttackState, attack: Attack) -> None:
 def foolbox(search: AttackState, attack: Attack) -> None:
     """An attack of foolbox by its name there: ``foolbox-LinfPGD``, ``foolbox-L2DeepFoolAttack``.
 
-    The number of steps and the size of one are handed on where that attack has them.
+    It gets the number and size of the steps if it takes them.
 
     Raises:
         ImportError: foolbox is not installed.

@@ -38,8 +38,6 @@ class SanityCheck:
     """Result of one check.
 
     Attributes:
-        name: Which one.
-        passed: Whether it holds.
         figures: What was measured; accuracies and shares from 0 to 1.
         message: One sentence, for the report.
     """
@@ -63,15 +61,10 @@ def run_gates(
     seed: int = 0,
     queries: int = 100,
 ) -> list[SanityCheck]:
-    """All checks of an attack on a model; a sample of 50 to 200 examples is enough.
+    """All checks of an attack (``fgsm`` or ``pgd``); a sample of 50 to 200 examples is enough.
 
-    Args:
-        model: The classifier.
-        batches: ``(batch, labels)``.
-        attack: The white-box attack that is to be believed: ``fgsm`` or ``pgd``.
-        space: The input that it changes.
-        seed: Of what is random.
-        queries: Of the Square attack; random points are a tenth as many.
+    Random points are a tenth as many as the `queries` of the Square attack; for the other arguments
+    see `attack_batch`.
 
     Raises:
         ValueError: no batches, another attack or one of radius 0, or what `attack_batch` refuses.
@@ -88,14 +81,17 @@ def run_gates(
         return outcome(model, batches, other, space, seed)
 
     own = run(attack)
-    ladder = {scaled: run(_scaled(attack, scaled)).accuracy for scaled in (0.25, 0.5, 2.0)}
-    ladder[1.0] = own.accuracy
+    ladder = {attack.epsilon: own.accuracy}
+    for by in (0.25, 0.5, 2.0):
+        step = None if attack.step_size is None else attack.step_size * by
+        scaled = replace(attack, epsilon=attack.epsilon * by, step_size=step)
+        ladder[by * attack.epsilon] = run(scaled).accuracy
     noise = replace(attack, name="noise", steps=max(1, queries // 10), step_size=None)
     gates = [
         zero_gradient_gate(torch.cat([zero_gradients(model, *b, space) for b in batches])),
-        noise_gate(own.accuracy, run(noise).accuracy),
+        weaker_gate("noise", own.accuracy, run(noise).accuracy),
         identity_gate(run(replace(attack, epsilon=0.0, step_size=None, steps=2))),
-        monotone_gate({by * attack.epsilon: held for by, held in ladder.items()}, own.n),
+        monotone_gate(ladder, own.n),
         distance_gate(own.distance, attack.epsilon),
         bounds_gate(own.outside),
         unbounded_gate(run(_unbounded(attack, batches[0][0], space)), own.classes),
@@ -103,13 +99,8 @@ def run_gates(
     ]
     if space.key == "pixel_values" and attack.norm == "linf":
         square = replace(attack, name="square", steps=queries, step_size=None)
-        gates.insert(1, black_box_gate(own.accuracy, run(square).accuracy))
+        gates.insert(1, weaker_gate("black_box", own.accuracy, run(square).accuracy))
     return gates
-
-
-def _scaled(attack: Attack, by: float) -> Attack:
-    step = None if attack.step_size is None else attack.step_size * by
-    return replace(attack, epsilon=attack.epsilon * by, step_size=step)
 
 
 def _unbounded(attack: Attack, batch: Batch, space: InputSpace) -> Attack:
@@ -125,12 +116,12 @@ class AttackOutcome:
     """Results of an attack on all batches.
 
     Attributes:
-        accuracy: Under attack.
-        clean: Without.
-        n: The number of examples.
-        classes: Of the model.
-        distance: The farthest that an input was moved, in units of the norm (float64).
-        outside: How far an input lies outside the bounds; infinite if it is not finite.
+        accuracy: Accuracy under attack.
+        clean: Accuracy without an attack.
+        n: Number of examples.
+        classes: Number of classes of the model.
+        distance: Largest distance an input was moved, in units of the norm (float64).
+        outside: Largest excess over the bounds; infinite for an input that is not finite.
     """
 
     accuracy: float
@@ -177,17 +168,10 @@ def zero_gradient_gate(zero: Tensor, most: float = 0.01) -> SanityCheck:
     )
 
 
-def black_box_gate(white_box: float, black_box: float) -> SanityCheck:
-    """Check that the black-box Square attack is not stronger than the attack."""
-    return _weaker("black_box", "the Square attack", white_box, black_box)
-
-
-def noise_gate(white_box: float, noise: float) -> SanityCheck:
-    """Check that random points of the ball are not stronger than the attack."""
-    return _weaker("noise", "random noise", white_box, noise)
-
-
-def _weaker(name: str, what: str, attacked: float, weaker: float) -> SanityCheck:
+def weaker_gate(name: str, attacked: float, weaker: float) -> SanityCheck:
+    """Check that random points of the ball, or the black-box Square attack, are not stronger than
+    the attack."""
+    what = {"black_box": "the Square attack", "noise": "random noise"}[name]
     return SanityCheck(
         name,
         weaker >= attacked - POINTS - 1e-9,

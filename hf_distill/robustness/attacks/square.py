@@ -178,11 +178,10 @@ def _placed(tile: Tensor, lying: Tensor, corner: tuple[Tensor, Tensor], like: Te
 
 @dataclass(frozen=True)
 class Moves:
-    """Proposals of the attack for one norm.
+    """Proposals of the attack for one norm; what is drawn is uniform in [0, 1).
 
     Attributes:
-        drawn: ``(channels, width)`` -> the shape of what the first one takes, and how many numbers
-            each later one does; all uniform in [0, 1).
+        drawn: ``(channels, width)`` -> the shape drawn for the first, the size for each later one.
         first: ``(ball, (n, *shape))`` -> inputs.
         next: ``(ball, best, (n, count), side of the square)`` -> inputs.
     """

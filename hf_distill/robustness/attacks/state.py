@@ -20,20 +20,9 @@ from hf_distill.robustness.attacks.attack import LOSSES, Attack, AttackResult, m
 
 
 class AttackState:
-    """Batch under attack: which examples are still classified correctly, and the worst input found
-    for each.
+    """Batch under attack: examples still classified correctly, the worst input found for each.
 
-    Args:
-        model: A classifier; see `undisturbed`.
-        batch: The collated batch.
-        labels: ``(B,)``, class ids.
-        attack: The radius and the norm.
-        space: The input to change.
-        seed: Of random starts, together with each example's key.
-        keys: Identifier of each example; default: its content without padding.
-
-    Raises:
-        ValueError: no classifier, no labels that fit, an input that is out of bounds.
+    Arguments and errors are those of `attack_batch`, within `undisturbed`.
     """
 
     def __init__(
@@ -56,10 +45,10 @@ class AttackState:
         self.labels = labels.to(self.center.device).long()
         self.ball = space.ball(batch, self.center, attack.epsilon, attack.norm)
         self._check_bounds(self.center)
-        found = self._contents() if keys is None else [repr(key).encode() for key in keys]
-        if len(found) != self.size:
-            raise ValueError(f"Expected a key for each of {self.size} examples, got {len(found)}.")
-        self.keys = found
+        self.keys = self._contents() if keys is None else [repr(key).encode() for key in keys]
+        if len(self.keys) != self.size:
+            got = len(self.keys)
+            raise ValueError(f"Expected a key for each of {self.size} examples, got {got}.")
 
         self.queries = torch.zeros_like(self.labels)
         self.correct = torch.ones_like(self.labels, dtype=torch.bool)
@@ -83,12 +72,8 @@ class AttackState:
         return self.correct.nonzero()[:, 0]
 
     def logits(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Logits ``(n, C)`` of some examples for this input, in float32.
-
-        Args:
-            rows: ``(n,)``, their places.
-            x: ``(n, ...)``.
-        """
+        """Logits ``(n, C)`` of the examples at ``rows`` ``(n,)`` for the input ``x`` ``(n, ...)``,
+        in float32."""
         whole = len(rows) == self.size
         batch = {
             name: value[rows]
@@ -129,8 +114,7 @@ class AttackState:
         return margin(logits, self.labels[rows]).to(self.worst.dtype)
 
     def offer(self, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        """Keep inputs that are worse than all before; returns the mask ``(n,)`` of correct
-        predictions."""
+        """Keep inputs that are worse than all before; mask ``(n,)`` of correct predictions."""
         labels = self.labels[rows]
         held = logits.argmax(-1) == labels
         height = self.margin(rows, logits)
@@ -209,10 +193,8 @@ class AttackState:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model without changing it: in evaluation mode, no gradients of parameters, and modes,
-    ``requires_grad`` and the global random states as before at the end.
-
-    Gradients by the input are possible within, also where the caller has switched them off.
+    """Run a model in evaluation mode, without gradients of parameters but with those of the input;
+    modes, ``requires_grad`` and the global random states are restored.
 
     Raises:
         ValueError: within ``torch.inference_mode``, whose tensors never have gradients.

@@ -1,12 +1,8 @@
 """Attacks on text by search: change a few letters or words until the model errs.
 
-The model is a black box, ``predict``: only its logits are seen. The search is greedy, as in
-DeepWordBug and TextFooler. Words are ranked by how much the true class loses when one is left out;
-then, from the first word down, the candidate that hurts the true class most is kept, if it hurts
-at all. It ends when the model errs, or when no query, word or permission to change is left.
-
-A greedy search finds no best attack: accuracy under attack is an upper bound of the accuracy under
-the strongest one. It can be compared between models that were attacked with the same settings.
+The search is greedy, as in DeepWordBug and TextFooler: words are ranked by how much the true class
+loses when one is left out; then, from the first word down, the candidate that hurts the true class
+most is kept. Accuracy under this attack is an upper bound of the accuracy under the strongest one.
 """
 
 from __future__ import annotations
@@ -24,8 +20,6 @@ from hf_distill.utils.suggest import did_you_mean
 Predict = Callable[[Sequence[str]], np.ndarray]
 """Texts -> logits ``(N, C)`` or their log-softmax. Logarithms of rounded probabilities (0 or 1)
 would hide effective edits from a search."""
-Progress = Callable[[int, int], None]
-"""Called after each text with the number of texts done and of all texts."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +29,15 @@ class TextAttack:
     Args:
         name: For tables and messages.
         level: ``"character"``: one misspelling within a word. ``"word"``: another word for it.
-        candidates: Replacements that are tried per word, at most. For characters they are drawn,
-            an equal number of each of ``edits``; for words they are the nearest neighbours.
-        max_changed: At most this share of a text's words is changed, rounded down: a text with
-            fewer than 1 / max_changed words cannot be attacked, and counts as it is.
-        max_queries: Queries of the model beyond the original text. Ranking
-            takes one per word that may change; a text with no fewer of these than there are
-            queries stays unchanged. 0 gives the clean accuracy.
+        candidates: Replacements that are tried per word, at most: drawn edits, an equal number of
+            each kind, or the nearest neighbours.
+        max_changed: At most this share of a text's words is changed, rounded down.
+        max_queries: Queries of the model beyond the original text. Ranking takes one per word that
+            may change; a text with as many of these stays unchanged. 0 gives the clean accuracy.
         edits: Which misspellings: some of `hf_distill.robustness.attacks.words.EDITS`.
         keep_ends: Misspellings leave the first and the last letter of a word.
         neighbours: Level ``"word"`` only: word in lower case -> words to put for it, nearest first;
-            see `hf_distill.robustness.attacks.words.embedding_neighbours`. Stop words are never
-            changed. Take one table for all models.
+            see `hf_distill.robustness.attacks.words.embedding_neighbours`. One for all models.
 
     Raises:
         ValueError: an unknown level or edit, a number out of range, or neighbours missing for the
@@ -109,11 +100,9 @@ class TextAttackResult:
     Args:
         original_correct: ``(N,)`` bool. A text that was misclassified as it stands is not attacked.
         attacked_correct: ``(N,)`` bool, False also where ``original_correct`` is.
-        queries: ``(N,)`` int: queries of the model, the original included. 1 where the
-            original was misclassified; leave those out of a mean, as TextAttack does.
+        queries: ``(N,)`` int: queries of the model, the original included.
         words_changed: ``(N,)``: the share of the words that differ in ``texts``, 0 to 1.
-        texts: The changed texts: those that succeeded, else the worst that was found; the original
-            where nothing hurt. To show other models the same ones is a transfer attack.
+        texts: The changed texts: those that succeeded, else the worst that was found.
     """
 
     original_correct: np.ndarray
@@ -168,22 +157,18 @@ def attack_texts(
     labels: Sequence[int] | np.ndarray,
     attack: TextAttack,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> TextAttackResult:
     """Attack each text separately until it is misclassified or the budget is used up.
 
-    The model is called once per text and step of the search: for the original, for the ranking, and
-    for each word that is tried. A text's result depends on the text, its label and the seed, not on
-    the other texts. Each query that a budget allows is one that any larger budget makes too, so
-    more queries, or more words that may change, never make a model look better.
+    A text's result depends on the text, its label and the seed. A larger budget makes all queries
+    of a smaller one too, so it never makes a model look better.
 
     Args:
         predict: Texts -> logits or log-probabilities ``(N, C)``.
         texts: N texts.
         labels: ``(N,)`` class ids.
-        attack: What may be changed, and how much.
+        attack: The allowed changes and the budget.
         seed: Seeds the choice of misspellings.
-        progress: Called with (texts done, N) after each text.
 
     Raises:
         ValueError: labels that do not fit the texts or the classes, values that are not texts, or
@@ -204,36 +189,23 @@ def attack_texts(
             f"Expected one class id (an integer) per text, {len(texts)} in all, got labels of "
             f"shape {answers.shape} and dtype {answers.dtype}. Text attacks need labelled text."
         )
-    rows = []
-    for text, label in zip(texts, answers.tolist(), strict=True):
-        rows.append(_attack_one(predict, text, label, attack, seed))
-        if progress is not None:
-            progress(len(rows), len(texts))
+    rows = [
+        _attack_one(predict, text, label, attack, seed)
+        for text, label in zip(texts, answers.tolist(), strict=True)
+    ]
+    columns = zip(*rows, strict=True) if rows else ((),) * 5
+    original, attacked, queries, changed, found = columns
     return TextAttackResult(
-        original_correct=np.array([row.original_correct for row in rows], dtype=bool),
-        attacked_correct=np.array([row.attacked_correct for row in rows], dtype=bool),
-        queries=np.array([row.queries for row in rows], dtype=np.int64),
-        words_changed=np.array([row.words_changed for row in rows], dtype=np.float64),
-        texts=tuple(row.text for row in rows),
+        original_correct=np.array(original, dtype=bool),
+        attacked_correct=np.array(attacked, dtype=bool),
+        queries=np.array(queries, dtype=np.int64),
+        words_changed=np.array(changed, dtype=np.float64),
+        texts=tuple(found),
     )
 
 
-@dataclass(frozen=True)
-class _One:
-    """Result for one text."""
-
-    original_correct: bool
-    attacked_correct: bool
-    queries: int
-    words_changed: float
-    text: str
-
-
 def _margins(predict: Predict, texts: list[str], label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Margin of the true class over the best other one, and the correctness of the prediction.
-
-    The lead is the same for logits and for log-probabilities.
-    """
+    """Margin of the true class over the best other one, and the correctness of the prediction."""
     logits = query(predict, texts)
     classes = logits.shape[1]
     if not 0 <= label < classes:
@@ -245,10 +217,13 @@ def _margins(predict: Predict, texts: list[str], label: int) -> tuple[np.ndarray
     return logits[:, label] - others, logits.argmax(axis=1) == label
 
 
-def _attack_one(predict: Predict, text: str, label: int, attack: TextAttack, seed: int) -> _One:
+def _attack_one(
+    predict: Predict, text: str, label: int, attack: TextAttack, seed: int
+) -> tuple[bool, bool, int, float, str]:
+    """Fields of a `TextAttackResult` for one text."""
     margins, right = _margins(predict, [text], label)
     if not right[0]:
-        return _One(False, False, 1, 0.0, text)
+        return False, False, 1, 0.0, text
     pieces = WORD.split(text)
     places = range(1, len(pieces), 2)
     # The small number: 0.29 * 100 is 28.999999999999996.
@@ -266,7 +241,7 @@ def _attack_one(predict: Predict, text: str, label: int, attack: TextAttack, see
         left -= len(order)
     lead, changed, correct = float(margins[0]), 0, True
     for at in order:
-        tried = [_with(pieces, at, new) for new in options[at]][:left]
+        tried = [[*pieces[:at], new, *pieces[at + 1 :]] for new in options[at][:left]]
         if not tried or changed == may_change:
             break
         leads, rights = _margins(predict, ["".join(new) for new in tried], label)
@@ -280,11 +255,7 @@ def _attack_one(predict: Predict, text: str, label: int, attack: TextAttack, see
             break
     asked = 1 + attack.max_queries - left
     share = changed / len(places) if changed else 0.0
-    return _One(True, correct, asked, share, "".join(pieces))
-
-
-def _with(pieces: list[str], at: int, new: str) -> list[str]:
-    return [*pieces[:at], new, *pieces[at + 1 :]]
+    return True, correct, asked, share, "".join(pieces)
 
 
 def _without(pieces: list[str], at: int) -> str:

@@ -45,33 +45,16 @@ PERTURBATIONS: dict[str, Perturbation] = {
 
 CORE: dict[str, tuple[str, ...]] = {
     "text": (
-        "keyboard_typos",
-        "character_swaps",
-        "character_drops",
-        "ocr_errors",
-        "misspellings",
-        "spacing",
-        "random_case",
-        "homoglyphs",
+        *("keyboard_typos", "character_swaps", "character_drops", "ocr_errors"),
+        *("misspellings", "spacing", "random_case", "homoglyphs"),
     ),
     "image": (
-        "gaussian_noise",
-        "shot_noise",
-        "gaussian_blur",
-        "motion_blur",
-        "brightness",
-        "contrast",
-        "pixelate",
-        "jpeg_compression",
+        *("gaussian_noise", "shot_noise", "gaussian_blur", "motion_blur"),
+        *("brightness", "contrast", "pixelate", "jpeg_compression"),
     ),
     "audio": (
-        "white_noise",
-        "pink_noise",
-        "gain",
-        "clipping",
-        "band_pass",
-        "reverberation",
-        "time_shift",
+        *("white_noise", "pink_noise", "gain", "clipping"),
+        *("band_pass", "reverberation", "time_shift"),
     ),
     "tabular": ("feature_noise", "missing_values"),
 }
@@ -105,9 +88,6 @@ def perturbation(name: str, modality: str | None = None) -> Perturbation:
 
 def perturb(values: Iterable[Any], name: str | Perturbation, severity: int, seed: int) -> list[Any]:
     """Perturb each value with a separate generator.
-
-    What comes out for a value depends on (seed, name, severity) and its content, not on its place,
-    the batch or the other values; equal values come out equal.
 
     Args:
         values: Values of one modality; see the module's docstring.

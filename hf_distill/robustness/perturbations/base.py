@@ -52,10 +52,8 @@ def generator_for(value: Any, name: str, severity: int, seed: int) -> np.random.
     """A generator that depends on (seed, name, severity, content of the value) and nothing else.
 
     The content is a text's characters, an array's type, shape and values, a picture's pixels, a
-    sound's array and rate.
-    Equal values therefore get equal perturbations, in every data set, order and batch. The drawn
-    numbers are numpy's: it may change them in a new release (NEP 19), so compare models within
-    one version.
+    sound's array and rate. numpy may change the drawn numbers in a new release (NEP 19), so compare
+    models within one version.
 
     Raises:
         ValueError: a value that is none of these.

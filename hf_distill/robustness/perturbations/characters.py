@@ -7,6 +7,15 @@ import unicodedata
 from pathlib import Path
 
 
+def word_table(path: Path) -> dict[str, tuple[str, ...]]:
+    """First word of each line -> the others, of all lines that begin so; # begins a comment."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key, *words in map(str.split, path.read_text(encoding="utf-8").splitlines()):
+        if not key.startswith("#"):
+            found[key] = (*found.get(key, ()), *words)
+    return found
+
+
 def _neighbours() -> dict[str, str]:
     """The letters next to each letter on a QWERTY keyboard, in both cases.
 
@@ -102,10 +111,5 @@ EMOJI = tuple(
 )
 """Emoji without sentiment."""
 
-_TABLE = Path(__file__).with_name("misspellings.txt").read_text(encoding="utf-8")
-MISSPELLINGS: dict[str, tuple[str, ...]] = {
-    word: tuple(forms)
-    for word, *forms in map(str.split, _TABLE.splitlines())
-    if not word.startswith("#")
-}
+MISSPELLINGS = word_table(Path(__file__).with_name("misspellings.txt"))
 """Lower-case English word -> its common misspellings."""

@@ -1,11 +1,10 @@
 """All 15 corruptions of ImageNet-C by the package `imagecorruptions-imaug` (imported as
 `imagecorruptions`), for comparison with other people's numbers.
 
-They take colour pictures of at least 32 x 32 pixels, work on whole numbers 0 to 255, and are slower
-than ours. The package draws from numpy's global generator, which is seeded from ours for the call
-and put back afterwards, so do not use them in several threads. Its impulse noise and glass blur
-would draw a seed of their own and never repeat: they are given one. (Glass blur seeds numba's
-generator with it, which nothing else here reads.)
+They take colour pictures of at least 32 x 32 pixels. The package draws from numpy's global
+generator, which is seeded for the call and put back afterwards: do not use them in several threads.
+Its impulse noise and glass blur would draw a seed of their own and never repeat: they are given
+one.
 
 Reference: Hendrycks and Dietterich, 2019, arXiv:1903.12261; Michaelis et al., 2019, "Benchmarking
 Robustness in Object Detection", arXiv:1907.07484 (the package, for any size).
@@ -14,13 +13,14 @@ Robustness in Object Detection", arXiv:1907.07484 (the package, for any size).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from hf_distill.robustness.perturbations.base import SEVERITIES, Perturbation, at
+from hf_distill.robustness.perturbations.base import SEVERITIES, Perturbation
 from hf_distill.robustness.perturbations.pictures import as_bytes, on_pictures
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -47,7 +47,6 @@ def _global_numpy_seed(seed: int) -> Iterator[None]:
 
 
 def _corrupt(name: str, picture: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    at(severity, SEVERITIES)
     if min(picture.shape[:2]) < SMALLEST or picture.shape[-1] != 3:
         raise ValueError(
             f"Expected a colour picture of at least {SMALLEST} x {SMALLEST} pixels for "
@@ -69,11 +68,9 @@ def _corrupt(name: str, picture: np.ndarray, severity: int, rng: np.random.Gener
 
 
 def _named(name: str) -> Callable[[Any, int, np.random.Generator], Any]:
-    def function(picture: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-        return _corrupt(name, picture, severity, rng)
-
-    function.__name__ = f"imagenet_c_{name}"
-    return on_pictures(function)
+    function = functools.partial(_corrupt, name)
+    function.__name__ = f"imagenet_c_{name}"  # type: ignore[attr-defined]
+    return on_pictures(function, SEVERITIES)
 
 
 IMAGENET_C: tuple[Perturbation, ...] = tuple(

@@ -29,10 +29,7 @@ def _blur_matrix(size: int, sigma: float) -> Array:
 
 
 def disc(radius: float, grid: int = 8) -> Array:
-    """The share of each pixel that a disc of this radius (in pixels) covers; sum 1.
-
-    Measured at grid x grid points per pixel, so that it grows smoothly with the radius.
-    """
+    """The share of each pixel that a disc of this radius (in pixels) covers; sum 1."""
     reach = int(radius + 0.5)
     points = (np.arange((2 * reach + 1) * grid) + 0.5) / grid - reach - 0.5
     inside = (points[:, None] ** 2 + points**2 <= radius**2).astype(np.float64)
@@ -103,11 +100,8 @@ def plasma(side: int, decay: float, rng: np.random.Generator) -> Array:
     """A cloud ``(side, side)`` in [0, 1] by the diamond-square method, on a torus.
 
     Each round halves the step: the middle of every square, then of every edge, becomes the mean of
-    its four neighbours plus uniform noise, whose width falls by decay^2 from round to round.
-
-    Args:
-        side: a power of two.
-        decay: 1.4 (rough) to 3 (smooth).
+    its four neighbours plus uniform noise, whose width falls by decay^2 from round to round. The
+    side is a power of two, the decay 1.4 (rough) to 3 (smooth).
 
     Reference: Fournier, Fussell and Carpenter, 1982, "Computer rendering of stochastic models".
     """

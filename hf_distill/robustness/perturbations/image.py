@@ -1,8 +1,8 @@
 """Perturbations of pictures: ImageNet-C's definitions and constants, at any size, in numpy.
 
-Each function takes ``(picture, severity, generator)`` and gives a picture; the picture is
-``(H, W, C)`` in float64 from 0 to 1 with 1 or 3 channels. The `Perturbation` around it also takes
-``(H, W)``, uint8 and PIL images (L, RGB), clips to [0, 1] and gives back what came.
+Each function takes ``(picture, constant, generator)``, the constant c being that of the severity in
+`CONSTANTS` and the picture ``(H, W, C)`` in float64 from 0 to 1 with 1 or 3 channels; other kinds
+are converted by `on_pictures`.
 
 ImageNet-C's constants are for pictures whose shorter side is `REFERENCE_SIZE` = 224 pixels, and at
 that size they are used as published. At another size a length in pixels c becomes
@@ -11,13 +11,11 @@ that size they are used as published. At another size a length in pixels c becom
 
 so that a picture and its enlargement are blurred alike, and a small picture is blurred at all: at
 32 x 32 the sigma of the Gaussian blur is that of CIFAR-10-C to 0.12 pixels. Shares of the picture
-(pixelate, zoom, translate) and changes of values need no scaling. (CIFAR-10-C also has much milder
-constants for those; here they are ImageNet-C's at every size.)
+(pixelate, zoom, translate) and changes of values are ImageNet-C's at every size.
 
 At 224 pixels contrast, brightness, saturation, JPEG and Gaussian blur equal the functions of
 `imagecorruptions-imaug` 1.1.5, and pixelation up to its rounding to whole numbers. Motion blur (for
-the same angle) and the elastic transform follow that package, not the paper's first code, which
-used ImageMagick and an affine map. Glass blur, snow and frost are missing: see `extra.py`. Do not
+the same angle) and the elastic transform follow that package, not the paper's first code. Do not
 compare with published ImageNet-C results, whose pictures were once more compressed.
 
 References: Hendrycks and Dietterich, 2019, "Benchmarking Neural Network Robustness to Common
@@ -33,8 +31,10 @@ from typing import Any
 import numpy as np
 
 from hf_distill.robustness.perturbations import filters
-from hf_distill.robustness.perturbations.base import Perturbation, at
+from hf_distill.robustness.perturbations.base import Perturbation
 from hf_distill.robustness.perturbations.pictures import Picture, as_bytes, on_pictures
+
+Pair = tuple[float, float]
 
 REFERENCE_SIZE = 224
 """The shorter side, in pixels, at which the constants are those of the paper."""
@@ -80,54 +80,48 @@ def in_pixels(length: float, picture: Picture, floor: float) -> float:
 # ---- noise -----------------------------------------------------------------------------------
 
 
-def gaussian_noise(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def gaussian_noise(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """x + c n, n from N(0, 1), for each value."""
-    c = at(severity, CONSTANTS["gaussian_noise"])
     return picture + rng.normal(scale=c, size=picture.shape)
 
 
-def shot_noise(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def shot_noise(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Poisson(c x) / c: shot noise with c photons at full brightness."""
-    c = at(severity, CONSTANTS["shot_noise"])
     return rng.poisson(picture * c) / c
 
 
-def impulse_noise(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def impulse_noise(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """A share c of the values set to 0 or 1, with equal chance."""
-    c = at(severity, CONSTANTS["impulse_noise"])
     hit = rng.random(picture.shape) < c
     return np.where(hit, rng.random(picture.shape) < 0.5, picture)
 
 
-def speckle_noise(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def speckle_noise(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """x + c x n, n from N(0, 1): noise that grows with the value."""
-    c = at(severity, CONSTANTS["speckle_noise"])
     return picture + picture * rng.normal(scale=c, size=picture.shape)
 
 
 # ---- blur ------------------------------------------------------------------------------------
 
 
-def gaussian_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def gaussian_blur(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Convolved with a Gaussian of sigma c."""
-    c = at(severity, CONSTANTS["gaussian_blur"])
     return filters.gaussian_blur(picture, in_pixels(c, picture, FLOORS["gaussian_blur"]))
 
 
-def defocus_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def defocus_blur(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Convolved with a disc of radius c.
 
     The disc's edge is smoothed by the share of each pixel that it covers. ImageNet-C blurs a disc
     of whole pixels instead, with weights whose sum is up to 1.013 (severities 4 and 5): ours is 1.
     """
-    c = at(severity, CONSTANTS["defocus_blur"])
     radius = in_pixels(c, picture, FLOORS["defocus_blur"])
     return filters.convolve(picture, filters.disc(radius))
 
 
-def motion_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def motion_blur(picture: Picture, constants: Pair, rng: np.random.Generator) -> Picture:
     """Smeared along a line at an angle from -45 to 45 degrees."""
-    radius, sigma = at(severity, CONSTANTS["motion_blur"])
+    radius, sigma = constants
     return filters.motion_blur(
         picture,
         in_pixels(radius, picture, FLOORS["motion_blur_radius"]),
@@ -136,12 +130,12 @@ def motion_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Pi
     )
 
 
-def zoom_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def zoom_blur(picture: Picture, constants: Pair, rng: np.random.Generator) -> Picture:
     """The mean of the picture and of it enlarged by 1, 1 + step ... about its middle.
 
     ImageNet-C's enlargements are off the middle by up to a pixel.
     """
-    stop, step = at(severity, CONSTANTS["zoom_blur"])
+    stop, step = constants
     factors = np.arange(1, stop, step)
     total = picture.copy()
     for factor in factors:
@@ -156,29 +150,29 @@ def zoom_blur(picture: Picture, severity: int, rng: np.random.Generator) -> Pict
 # ---- weather, values -------------------------------------------------------------------------
 
 
-def fog(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def fog(picture: Picture, constants: Pair, rng: np.random.Generator) -> Picture:
     """(x + c plasma) max(x) / (max(x) + c)."""
-    c, decay = at(severity, CONSTANTS["fog"])
+    c, decay = constants
     height, width = picture.shape[:2]
     side = 1 << max(max(height, width) - 1, 1).bit_length()
     cloud = filters.plasma(side, decay, rng)[:height, :width, None]
     return (picture + c * cloud) * picture.max() / (picture.max() + c)
 
 
-def brightness(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def brightness(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """V + c in HSV, where V is the largest channel: all channels times min(V + c, 1) / V."""
     value = picture.max(-1, keepdims=True)
-    brighter = np.minimum(value + at(severity, CONSTANTS["brightness"]), 1)
+    brighter = np.minimum(value + c, 1)
     return np.where(value > 0, picture * brighter / np.where(value > 0, value, 1), brighter)
 
 
-def contrast(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def contrast(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """c (x - mean) + mean, with the mean of each channel."""
     mean = picture.mean((0, 1), keepdims=True)
-    return (picture - mean) * at(severity, CONSTANTS["contrast"]) + mean
+    return (picture - mean) * c + mean
 
 
-def saturate(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def saturate(picture: Picture, constants: Pair, rng: np.random.Generator) -> Picture:
     """c S + d in HSV, where S = 1 - min / max over the channels; 1 and 2 fade, 3 to 5 glare.
 
     As in ImageNet-C, a grey pixel is given a hue of 0 and so turns red where d > 0.
@@ -191,7 +185,7 @@ def saturate(picture: Picture, severity: int, rng: np.random.Generator) -> Pictu
             f"Expected a picture with 3 channels for 'saturate', got {picture.shape[-1]}. "
             "A grey picture has no saturation: leave this perturbation out."
         )
-    factor, addend = at(severity, CONSTANTS["saturate"])
+    factor, addend = constants
     value = picture.max(-1, keepdims=True)
     spread = value - picture.min(-1, keepdims=True)  # S V
     wanted = value * np.minimum(spread / np.where(value > 0, value, 1) * factor + addend, 1)
@@ -202,11 +196,10 @@ def saturate(picture: Picture, severity: int, rng: np.random.Generator) -> Pictu
 # ---- digital, geometry -----------------------------------------------------------------------
 
 
-def pixelate(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def pixelate(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Reduced to a share c of its sides (mean of boxes) and enlarged again (nearest pixel)."""
     from PIL import Image
 
-    c = at(severity, CONSTANTS["pixelate"])
     height, width = picture.shape[:2]
     small = max(int(width * c), 1), max(int(height * c), 1)
     channels = [
@@ -218,25 +211,22 @@ def pixelate(picture: Picture, severity: int, rng: np.random.Generator) -> Pictu
     return np.stack([np.asarray(channel, np.float64) for channel in channels], -1)
 
 
-def jpeg_compression(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def jpeg_compression(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Written as a JPEG of quality c and read again."""
     from PIL import Image
 
     file = BytesIO()
-    Image.fromarray(as_bytes(picture)).save(
-        file, "JPEG", quality=at(severity, CONSTANTS["jpeg_compression"])
-    )
+    Image.fromarray(as_bytes(picture)).save(file, "JPEG", quality=c)
     with Image.open(file) as image:
         return np.asarray(image, np.float64).reshape(picture.shape) / 255
 
 
-def elastic_transform(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def elastic_transform(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Each pixel read from a place moved by smooth noise.
 
     Noise uniform in +-0.005 H, blurred by a Gaussian of 0.01 of each side, times c. Below a side
     of 100 pixels the blur has a sigma of 1 pixel.
     """
-    c = at(severity, CONSTANTS["elastic_transform"])
     height, width = picture.shape[:2]
     sigma = max(0.01 * min(height, width), FLOORS["elastic_transform"])
     noise = rng.uniform(-0.005 * height, 0.005 * height, (height, width, 2))
@@ -246,9 +236,9 @@ def elastic_transform(picture: Picture, severity: int, rng: np.random.Generator)
     )
 
 
-def translate(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def translate(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Moved by a share c of the shorter side, in any direction; the border is repeated."""
-    distance = at(severity, CONSTANTS["translate"]) * min(picture.shape[:2])
+    distance = c * min(picture.shape[:2])
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = map(np.arange, picture.shape[:2])
     return filters.sample_lines(
@@ -256,9 +246,9 @@ def translate(picture: Picture, severity: int, rng: np.random.Generator) -> Pict
     )
 
 
-def rotate(picture: Picture, severity: int, rng: np.random.Generator) -> Picture:
+def rotate(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     """Turned by c degrees about its middle, to either side; the border is repeated."""
-    angle = np.deg2rad(at(severity, CONSTANTS["rotate"])) * rng.choice([-1, 1])
+    angle = np.deg2rad(c) * rng.choice([-1, 1])
     middle_row, middle_column = filters.middle(picture)
     rows = np.arange(picture.shape[0])[:, None] - middle_row
     columns = np.arange(picture.shape[1])[None] - middle_column
@@ -271,7 +261,9 @@ def rotate(picture: Picture, severity: int, rng: np.random.Generator) -> Picture
 
 
 IMAGE: tuple[Perturbation, ...] = tuple(
-    Perturbation(function.__name__, "image", on_pictures(function), family)
+    Perturbation(
+        function.__name__, "image", on_pictures(function, CONSTANTS[function.__name__]), family
+    )
     for family, functions in {
         "noise": (gaussian_noise, shot_noise, impulse_noise, speckle_noise),
         "blur": (gaussian_blur, defocus_blur, motion_blur, zoom_blur),

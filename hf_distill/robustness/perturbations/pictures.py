@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from hf_distill.robustness.perturbations.base import at
+
 Picture = np.ndarray
-PictureFunction = Callable[[Picture, int, np.random.Generator], Picture]
+PictureFunction = Callable[[Picture, Any, np.random.Generator], Picture]
 
 
 def as_bytes(picture: Picture) -> Picture:
@@ -18,13 +20,16 @@ def as_bytes(picture: Picture) -> Picture:
     return picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
 
 
-def on_pictures(function: PictureFunction) -> Callable[[Any, int, np.random.Generator], Any]:
+def on_pictures(
+    function: PictureFunction, constants: Sequence[Any]
+) -> Callable[[Any, int, np.random.Generator], Any]:
     """Adapter for every kind of image: clips to [0, 1] and returns the input's kind."""
 
     @functools.wraps(function)
     def apply(value: Any, severity: int, rng: np.random.Generator) -> Any:
         array = values_of(value, function.__name__)
-        found = function(array if array.ndim == 3 else array[..., None], severity, rng)
+        picture = array if array.ndim == 3 else array[..., None]
+        found = function(picture, at(severity, constants), rng)
         found = found.clip(0, 1).reshape(array.shape)
         if not isinstance(value, np.ndarray):
             from PIL import Image
@@ -53,11 +58,8 @@ def values_of(value: Any, name: str) -> Picture:
             f"Expected a numpy array or a PIL image of mode L or RGB for {name!r}, got {what}. "
             "Give a tensor's `.numpy()`, another PIL image's `.convert(\"RGB\")`."
         )
-    if (
-        array.size == 0
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[-1] not in (1, 3))
-    ):
+    channels = array.shape[2:] or (1,)
+    if array.size == 0 or array.ndim not in (2, 3) or channels[0] not in (1, 3):
         raise ValueError(
             f"Expected a picture (H, W) or (H, W, C) with 1 or 3 channels for {name!r}, got the "
             f"shape {array.shape}. Channels come last: use `.transpose(1, 2, 0)`."

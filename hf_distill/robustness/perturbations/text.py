@@ -1,10 +1,9 @@
 """Perturbations of text: typing, recognition and spelling errors, case, spaces, distractors.
 
-Each function takes ``(text, severity, generator)`` and gives a text. How often a change is made is
-in `RATES`: a share of the places where it can be made. The number of changes is share x places,
-rounded up or down at random so that its mean is exact, and the places are distinct; so a short text
-may stay as it is, and a long one always has its share. A text never becomes empty, and one that has
-no place for the change (an empty text, digits, another script) comes back unchanged.
+Each function takes ``(text, rate, generator)``; the rate of a severity is in `RATES`, a share of
+the places where the change can be made. The number of changes is rate x places, rounded up or down
+at random so that its mean is exact, at distinct places. A text never becomes empty, and one without
+a place for the change (an empty text, digits, another script) comes back unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import itertools
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +29,11 @@ from hf_distill.robustness.perturbations.characters import (
 )
 
 Span = tuple[int, int]
-TextFunction = Callable[[str, int, np.random.Generator], str]
+TextFunction = Callable[[str, Any, np.random.Generator], str]
 
 _LETTER = (0.02, 0.05, 0.10, 0.20, 0.30)
-_SOME_WORDS = (0.05, 0.10, 0.15, 0.20, 0.30)
 _KNOWN_WORDS = (0.20, 0.40, 0.60, 0.80, 1.00)
+_INSERTIONS = (1, 2, 3, 4, 6)
 RATES: dict[str, tuple[float, ...]] = {
     "keyboard_typos": _LETTER,  # of the letters a-z
     "character_swaps": _LETTER,  # swaps per letter
@@ -48,13 +48,11 @@ RATES: dict[str, tuple[float, ...]] = {
     "spacing": (0.05, 0.10, 0.20, 0.30, 0.50),  # of the words
     "misspellings": (0.10, 0.20, 0.40, 0.60, 0.80),  # of the words in the table
     "contractions": _KNOWN_WORDS,  # of the phrases that have another form
-    "word_drop": _SOME_WORDS,  # of the words
+    "word_drop": (0.05, 0.10, 0.15, 0.20, 0.30),  # of the words
+    "emoji_noise": _INSERTIONS,  # number of emoji
+    "url_noise": _INSERTIONS,  # number of addresses
 }
 """Share of the places that are changed, at severities 1 to 5."""
-
-INSERTIONS = (1, 2, 3, 4, 6)
-"""Number of inserted emoji or addresses at severities 1 to 5."""
-
 
 _OTHER_FORM = CONTRACTIONS | {short: full for full, short in CONTRACTIONS.items()}
 _CONTRACTION = re.compile(
@@ -63,19 +61,9 @@ _CONTRACTION = re.compile(
 )
 _OCR = re.compile("|".join(sorted(OCR, key=len, reverse=True)))
 _WORD = re.compile(r"\S+")
-_SPELLED = re.compile(r"[A-Za-z]+")
-_WITH_GAP = re.compile(r"\S+(?:\s+(?=\S))?")
-_WITH_ANY_GAP = re.compile(r"\S+\s*")
 
 
 # ---- how a change is made --------------------------------------------------------------------
-
-
-def _some(places: int, rate: float, rng: np.random.Generator, keep: int = 0) -> list[int]:
-    """Changed positions, in order; at least `keep` remain unchanged."""
-    number = int(rate * places + rng.random())
-    number = min(number, max(places - keep, 0))
-    return sorted(rng.choice(places, number, replace=False).tolist()) if number else []
 
 
 def _substitute(
@@ -86,12 +74,13 @@ def _substitute(
     change: Callable[[str, float], str],
     keep: int = 0,
 ) -> str:
-    """The text with some of its spans, which do not overlap, changed.
+    """The text with some of its spans, which do not overlap, changed; at least `keep` are not.
 
     `change` takes what stands there and a number drawn from [0, 1), by which it may choose.
     """
+    number = min(int(rate * len(spans) + rng.random()), max(len(spans) - keep, 0))
+    places = sorted(rng.choice(len(spans), number, replace=False).tolist()) if number else []
     parts, end = [], 0
-    places = _some(len(spans), rate, rng, keep)
     for i, draw in zip(places, rng.random(len(places)).tolist(), strict=True):
         first, last = spans[i]
         parts += [text[end:first], change(text[first:last], draw)]
@@ -103,16 +92,18 @@ def _letters(text: str) -> list[Span]:
     return [(i, i + 1) for i, c in enumerate(text) if c.isalpha()]
 
 
-def _those_in(text: str, table: dict[str, str]) -> list[Span]:
-    return [(i, i + 1) for i, c in enumerate(text) if c in table]
-
-
-def _found(pattern: re.Pattern[str], text: str) -> list[Span]:
-    return [match.span() for match in pattern.finditer(text)]
+def _found(pattern: str | re.Pattern[str], text: str) -> list[Span]:
+    return [match.span() for match in re.finditer(pattern, text)]
 
 
 def _one_of(options: Sequence[str], draw: float) -> str:
     return options[int(draw * len(options))]
+
+
+def _looked_up(text: str, table: dict[str, str], rate: float, rng: np.random.Generator) -> str:
+    """The text with some of the letters in the table replaced by one of those given there."""
+    spans = [(i, i + 1) for i, c in enumerate(text) if c in table]
+    return _substitute(text, spans, rate, rng, lambda c, u: _one_of(table[c], u))
 
 
 def _cased(word: str, like: str) -> str:
@@ -122,17 +113,17 @@ def _cased(word: str, like: str) -> str:
     return word[0].upper() + word[1:] if like[0].isupper() else word
 
 
-def _on_text(function: TextFunction) -> TextFunction:
+def _on_text(function: TextFunction) -> Callable[[Any, int, np.random.Generator], str]:
     """Adapter that checks that the value is a text."""
 
     @functools.wraps(function)
-    def checked(text: str, severity: int, rng: np.random.Generator) -> str:
+    def checked(text: Any, severity: int, rng: np.random.Generator) -> str:
         if not isinstance(text, str):
             raise ValueError(
                 f"Expected a text (str) for {function.__name__!r}, got {type(text).__name__}. "
                 "Perturb before the tokenizer; for other data choose a perturbation of theirs."
             )
-        return function(text, severity, rng)
+        return function(text, at(severity, RATES[function.__name__]), rng)
 
     return checked
 
@@ -140,14 +131,12 @@ def _on_text(function: TextFunction) -> TextFunction:
 # ---- letters ---------------------------------------------------------------------------------
 
 
-def keyboard_typos(text: str, severity: int, rng: np.random.Generator) -> str:
+def keyboard_typos(text: str, rate: float, rng: np.random.Generator) -> str:
     """Letters a-z replaced by a neighbour on the QWERTY keyboard, in the same case."""
-    rate = at(severity, RATES["keyboard_typos"])
-    spans = _those_in(text, NEIGHBOURS)
-    return _substitute(text, spans, rate, rng, lambda c, u: _one_of(NEIGHBOURS[c], u))
+    return _looked_up(text, NEIGHBOURS, rate, rng)
 
 
-def character_swaps(text: str, severity: int, rng: np.random.Generator) -> str:
+def character_swaps(text: str, rate: float, rng: np.random.Generator) -> str:
     """Adjacent, different letters of a word exchanged; no letter moves twice."""
     characters = list(text)
     pairs = [
@@ -155,8 +144,7 @@ def character_swaps(text: str, severity: int, rng: np.random.Generator) -> str:
         for i, (a, b) in enumerate(itertools.pairwise(text))
         if a != b and a.isalpha() and b.isalpha()
     ]
-    letters = sum(map(str.isalpha, text))
-    wanted = int(at(severity, RATES["character_swaps"]) * letters + rng.random())
+    wanted = int(rate * sum(map(str.isalpha, text)) + rng.random())
     moved: set[int] = set()
     for i in rng.permutation(pairs).tolist():
         if len(moved) >= 2 * wanted:
@@ -167,63 +155,56 @@ def character_swaps(text: str, severity: int, rng: np.random.Generator) -> str:
     return "".join(characters)
 
 
-def character_drops(text: str, severity: int, rng: np.random.Generator) -> str:
+def character_drops(text: str, rate: float, rng: np.random.Generator) -> str:
     """Letters left out; at least one letter stays."""
-    rate = at(severity, RATES["character_drops"])
     return _substitute(text, _letters(text), rate, rng, lambda c, u: "", keep=1)
 
 
-def character_inserts(text: str, severity: int, rng: np.random.Generator) -> str:
+def character_inserts(text: str, rate: float, rng: np.random.Generator) -> str:
     """Letters typed twice, or followed by a neighbour on the QWERTY keyboard, with equal chance."""
 
     def insert(c: str, draw: float) -> str:
         return c + (_one_of(NEIGHBOURS[c], 2 * draw) if draw < 0.5 and c in NEIGHBOURS else c)
 
-    return _substitute(text, _letters(text), at(severity, RATES["character_inserts"]), rng, insert)
+    return _substitute(text, _letters(text), rate, rng, insert)
 
 
-def ocr_errors(text: str, severity: int, rng: np.random.Generator) -> str:
+def ocr_errors(text: str, rate: float, rng: np.random.Generator) -> str:
     """Letters and pairs of letters replaced by look-alikes: "m" for "rn", "0" for "o"."""
-    rate = at(severity, RATES["ocr_errors"])
     return _substitute(text, _found(_OCR, text), rate, rng, lambda c, u: _one_of(OCR[c], u))
 
 
-def homoglyphs(text: str, severity: int, rng: np.random.Generator) -> str:
+def homoglyphs(text: str, rate: float, rng: np.random.Generator) -> str:
     """Latin letters replaced by Cyrillic or Greek ones that look the same."""
-    rate = at(severity, RATES["homoglyphs"])
-    spans = _those_in(text, HOMOGLYPHS)
-    return _substitute(text, spans, rate, rng, lambda c, u: _one_of(HOMOGLYPHS[c], u))
+    return _looked_up(text, HOMOGLYPHS, rate, rng)
 
 
-def diacritics(text: str, severity: int, rng: np.random.Generator) -> str:
+def diacritics(text: str, rate: float, rng: np.random.Generator) -> str:
     """Latin letters with an accent added: "e" becomes "é"."""
-    rate = at(severity, RATES["diacritics"])
-    spans = _those_in(text, ACCENTED)
-    return _substitute(text, spans, rate, rng, lambda c, u: _one_of(ACCENTED[c], u))
+    return _looked_up(text, ACCENTED, rate, rng)
 
 
-def random_case(text: str, severity: int, rng: np.random.Generator) -> str:
+def random_case(text: str, rate: float, rng: np.random.Generator) -> str:
     """Letters in the other case."""
-    rate = at(severity, RATES["random_case"])
     return _substitute(text, _letters(text), rate, rng, lambda c, u: c.swapcase())
 
 
 # ---- words -----------------------------------------------------------------------------------
 
 
-def upper_case(text: str, severity: int, rng: np.random.Generator) -> str:
+def upper_case(text: str, rate: float, rng: np.random.Generator) -> str:
     """Whole words in upper case; all of them at severity 5."""
     spans = [(i, j) for i, j in _found(_WORD, text) if text[i:j] != text[i:j].upper()]
-    return _substitute(text, spans, at(severity, RATES["upper_case"]), rng, lambda w, u: w.upper())
+    return _substitute(text, spans, rate, rng, lambda w, u: w.upper())
 
 
-def lower_case(text: str, severity: int, rng: np.random.Generator) -> str:
+def lower_case(text: str, rate: float, rng: np.random.Generator) -> str:
     """Whole words in lower case; all of them at severity 5. An uncased model does not notice."""
     spans = [(i, j) for i, j in _found(_WORD, text) if text[i:j] != text[i:j].lower()]
-    return _substitute(text, spans, at(severity, RATES["lower_case"]), rng, lambda w, u: w.lower())
+    return _substitute(text, spans, rate, rng, lambda w, u: w.lower())
 
 
-def spacing(text: str, severity: int, rng: np.random.Generator) -> str:
+def spacing(text: str, rate: float, rng: np.random.Generator) -> str:
     """Words joined to the next one, or broken in two, with equal chance where both can be."""
 
     def change(word: str, draw: float) -> str:
@@ -237,66 +218,56 @@ def spacing(text: str, severity: int, rng: np.random.Generator) -> str:
         middle = 1 + int(draw * (len(head) - 1))
         return f"{head[:middle]} {word[middle:]}"
 
-    spans = _found(_WITH_GAP, text)
-    return _substitute(text, spans, at(severity, RATES["spacing"]), rng, change)
+    return _substitute(text, _found(r"\S+(?:\s+(?=\S))?", text), rate, rng, change)
 
 
-def misspellings(text: str, severity: int, rng: np.random.Generator) -> str:
+def misspellings(text: str, rate: float, rng: np.random.Generator) -> str:
     """English words as people misspell them, in the same case; the table is `MISSPELLINGS`."""
-    spans = [(i, j) for i, j in _found(_SPELLED, text) if text[i:j].lower() in MISSPELLINGS]
+    spans = [(i, j) for i, j in _found("[A-Za-z]+", text) if text[i:j].lower() in MISSPELLINGS]
 
     def misspell(word: str, draw: float) -> str:
         return _cased(_one_of(MISSPELLINGS[word.lower()], draw), word)
 
-    return _substitute(text, spans, at(severity, RATES["misspellings"]), rng, misspell)
+    return _substitute(text, spans, rate, rng, misspell)
 
 
-def contractions(text: str, severity: int, rng: np.random.Generator) -> str:
+def contractions(text: str, rate: float, rng: np.random.Generator) -> str:
     """English short forms written out, and full forms shortened: "do not" and "don't"."""
 
     def other(phrase: str, draw: float) -> str:
         return _cased(_OTHER_FORM[phrase.lower().replace("’", "'")], phrase)
 
-    spans = _found(_CONTRACTION, text)
-    return _substitute(text, spans, at(severity, RATES["contractions"]), rng, other)
+    return _substitute(text, _found(_CONTRACTION, text), rate, rng, other)
 
 
-def word_drop(text: str, severity: int, rng: np.random.Generator) -> str:
+def word_drop(text: str, rate: float, rng: np.random.Generator) -> str:
     """Words left out; at least one stays. The meaning may change."""
-    spans = _found(_WITH_ANY_GAP, text)
-    kept = _substitute(
-        text, spans, at(severity, RATES["word_drop"]), rng, lambda word, u: "", keep=1
-    )
+    kept = _substitute(text, _found(r"\S+\s*", text), rate, rng, lambda word, u: "", keep=1)
     return kept if text[-1:].isspace() else kept.rstrip()
 
 
 def _inserted(text: str, items: Sequence[str], rng: np.random.Generator) -> str:
     """Items inserted between, before and after the words; a text without words is unchanged."""
-    words = _found(_WORD, text)
-    if not words:
+    starts = [first for first, _ in _found(_WORD, text)]
+    if not starts:
         return text
-    starts = [first for first, _ in words]
-    for item, place in zip(
-        items, sorted(rng.integers(0, len(words) + 1, len(items)).tolist(), reverse=True),
-        strict=True,
-    ):  # fmt: skip
-        if place == len(words):
+    places = sorted(rng.integers(0, len(starts) + 1, len(items)).tolist(), reverse=True)
+    for item, place in zip(items, places, strict=True):
+        if place == len(starts):
             text = f"{text} {item}"
         else:
             text = f"{text[: starts[place]]}{item} {text[starts[place] :]}"
     return text
 
 
-def emoji_noise(text: str, severity: int, rng: np.random.Generator) -> str:
+def emoji_noise(text: str, number: int, rng: np.random.Generator) -> str:
     """Emoji without sentiment between the words."""
-    items = [_one_of(EMOJI, rng.random()) for _ in range(at(severity, INSERTIONS))]
-    return _inserted(text, items, rng)
+    return _inserted(text, [_one_of(EMOJI, rng.random()) for _ in range(number)], rng)
 
 
-def url_noise(text: str, severity: int, rng: np.random.Generator) -> str:
-    """Web addresses and user names of random letters and digits, put between the words.
+def url_noise(text: str, number: int, rng: np.random.Generator) -> str:
+    """Random web addresses (on example.com, which belongs to nobody) and user names inserted.
 
-    As CheckList's invariance test; the addresses are on example.com, which belongs to nobody.
     Reference: Ribeiro et al., 2020, "Beyond Accuracy: Behavioral Testing of NLP models with
     CheckList", arXiv:2005.04118.
     """
@@ -306,7 +277,7 @@ def url_noise(text: str, severity: int, rng: np.random.Generator) -> str:
         name = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=8))
         return f"https://example.com/{name}" if rng.random() < 0.5 else f"@{name}"
 
-    return _inserted(text, [address() for _ in range(at(severity, INSERTIONS))], rng)
+    return _inserted(text, [address() for _ in range(number)], rng)
 
 
 TEXT: tuple[Perturbation, ...] = tuple(
