@@ -32,7 +32,12 @@ import numpy as np
 
 from hf_distill.robustness.perturbations import filters
 from hf_distill.robustness.perturbations.base import Perturbation
-from hf_distill.robustness.perturbations.pictures import Picture, as_bytes, on_pictures
+from hf_distill.robustness.perturbations.pictures import (
+    Picture,
+    PictureFunction,
+    as_bytes,
+    on_pictures,
+)
 
 Pair = tuple[float, float]
 
@@ -260,16 +265,15 @@ def rotate(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
     )
 
 
-IMAGE: tuple[Perturbation, ...] = tuple(
-    Perturbation(
-        function.__name__, "image", on_pictures(function, CONSTANTS[function.__name__]), family
-    )
-    for family, functions in {
-        "noise": (gaussian_noise, shot_noise, impulse_noise, speckle_noise),
-        "blur": (gaussian_blur, defocus_blur, motion_blur, zoom_blur),
-        "weather": (fog, brightness),
-        "digital": (contrast, saturate, pixelate, jpeg_compression, elastic_transform),
-        "geometry": (translate, rotate),
-    }.items()
-    for function in functions
+_FAMILIES: dict[str, tuple[PictureFunction, ...]] = {
+    "noise": (gaussian_noise, shot_noise, impulse_noise, speckle_noise),
+    "blur": (gaussian_blur, defocus_blur, motion_blur, zoom_blur),
+    "weather": (fog, brightness),
+    "digital": (contrast, saturate, pixelate, jpeg_compression, elastic_transform),
+    "geometry": (translate, rotate),
+}
+IMAGE = tuple(
+    Perturbation(f.__name__, "image", on_pictures(f, CONSTANTS[f.__name__]), family)
+    for family, functions in _FAMILIES.items()
+    for f in functions
 )
