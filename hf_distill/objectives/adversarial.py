@@ -8,24 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
 from hf_distill.objectives.adversaries import PGD, ask_teacher
+from hf_distill.objectives.base.nested import Nested, describe_nested
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, mean_term
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation
-from hf_distill.objectives.perturbed import (
-    answer,
-    describe_nested,
-    inside,
-    one_objective,
-    pair_of,
-    perturbation_from,
-    renamed,
-    shown,
-)
+from hf_distill.objectives.perturbed import answer, inside, pair_of, perturbation_from, shown
 
 
 @dataclass(frozen=True)
@@ -51,14 +43,7 @@ class IAD(Objective):
     name: ClassVar[str] = "iad"
     needs: ClassVar[Needs] = LOGITS
     needs_labels: ClassVar[bool] = True
-    citation: ClassVar[str] = bibtex(
-        "zhu2022reliable",
-        "Reliable Adversarial Distillation with Unreliable Teachers",
-        "Zhu, Jianing and Yao, Jiangchao and Han, Bo and Zhang, Jingfeng and Liu, Tongliang and "
-        "Niu, Gang and Zhou, Jingren and Xu, Jianliang and Yang, Hongxia",
-        2022,
-        "2106.04928",
-    )
+    citation: ClassVar[str] = bibtex("zhu2022reliable")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", perturbation_from(self.by))
@@ -96,7 +81,7 @@ class IAD(Objective):
         ]
 
     def describe(self) -> dict[str, Any]:
-        return describe_nested(self, None, self.by)
+        return describe_nested(self)
 
 
 def label_probability(signal: Signal, items: BatchItems) -> Tensor:
@@ -115,7 +100,7 @@ def label_probability(signal: Signal, items: BatchItems) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FreeLB(Objective):
+class FreeLB(Nested):
     """Mean of an objective over the steps of the ascent that maximises it (Zhu et al. 2020,
     1909.11764).
 
@@ -134,7 +119,7 @@ class FreeLB(Objective):
         start: As in `PGD`.
     """
 
-    objective: Mapping[str, Any] | Objective
+    objective: Objective
     epsilon: float
     steps: int = 3
     step_size: float | None = None
@@ -143,52 +128,20 @@ class FreeLB(Objective):
     name: ClassVar[str] = "free_lb"
 
     def __post_init__(self) -> None:
-        part = one_objective(self.objective, "FreeLB")
-        self._search()
-        cited = bibtex(
-            "zhu2020freelb",
-            "FreeLB: Enhanced Adversarial Training for Natural Language Understanding",
-            "Zhu, Chen and Cheng, Yu and Gan, Zhe and Sun, Siqi and Goldstein, Tom and Liu, "
-            "Jingjing",
-            2020,
-            "1909.11764",
-        )
-        own: dict[str, Any] = {
-            "name": f"{part.name}_free_lb",
-            "needs": part.needs,
-            "compares_examples": part.compares_examples,
-            "needs_labels": part.needs_labels,
-            "needs_initial": part.needs_initial,
-            "citation": "\n\n".join(filter(None, (part.citation, cited))),
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        self.adopt("free_lb", bibtex("zhu2020freelb"))
+        self._search()  # checks the settings
 
     def _search(self) -> PGD:
         return PGD(self.epsilon, self.steps, self.step_size, self.norm, self.start)
 
     @property
-    def part(self) -> Objective:
-        return one_objective(self.objective, "FreeLB")
-
-    @property
     def student_needs(self) -> Needs:
-        return inside(self.part.student_needs)
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return self.part.columns
-
-    def check(self, kind: str, classes: int | None = None) -> None:
-        self.part.check(kind, classes)
-
-    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
-        return self.part.build(student, teacher)
+        return inside(super().student_needs)
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        pair, part = pair_of(context, str(self)), self.part
+        pair, part = pair_of(context, str(self)), self.objective
         space, search = pair.space, self._search()
         center = space.point(pair.task_model, pair.batch)
         ball = space.ball(pair.batch, center, self.epsilon, self.norm)
@@ -204,13 +157,10 @@ class FreeLB(Objective):
                 ours = pair.show(batch, part.student_needs)
                 inner = replace(context, pair=replace(pair, batch=batch, memory={}))
                 found = part.terms(ours, teacher, items, inner)
-            passes.append([renamed(term, part.name, self.name) for term in found])
+            passes.append(self.renamed(found))
             if left:
                 x = ball.step(x.detach(), _gradient(found, x), search.size)
         return [mean_term(terms) for terms in zip(*passes, strict=True)]
-
-    def describe(self) -> dict[str, Any]:
-        return describe_nested(self, self.part, None)
 
 
 def _gradient(terms: list[Term], x: Tensor) -> Tensor:

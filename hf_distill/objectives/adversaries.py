@@ -17,6 +17,7 @@ from hf_distill.models.modes import evaluating
 from hf_distill.models.pgd import NormBall, check_budget, projected_ascent
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.models_in_step import ModelsInStep
+from hf_distill.objectives.base.nested import set_attributes
 from hf_distill.objectives.base.objective import Context, bibtex
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation
@@ -30,36 +31,10 @@ SMALL = 1e-3
 LOGITS = Needs(logits=True)
 
 CITATIONS = {
-    "labels": bibtex(
-        "madry2018towards",
-        "Towards Deep Learning Models Resistant to Adversarial Attacks",
-        "Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and "
-        "Vladu, Adrian",
-        2018,
-        "1706.06083",
-    ),
-    "teacher": bibtex(
-        "zi2021revisiting",
-        "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better",
-        "Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang",
-        2021,
-        "2108.07969",
-    ),
-    "itself": bibtex(
-        "zhang2019theoretically",
-        "Theoretically Principled Trade-off between Robustness and Accuracy",
-        "Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and El Ghaoui, "
-        "Laurent and Jordan, Michael I.",
-        2019,
-        "1901.08573",
-    ),
-    "adaptive": bibtex(
-        "huang2023boosting",
-        "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation",
-        "Huang, Bo and Chen, Mingyang and Wang, Yi and Lu, Junda and Cheng, Minhao and Wang, Wei",
-        2023,
-        "2306.16170",
-    ),
+    "labels": bibtex("madry2018towards"),
+    "teacher": bibtex("zi2021revisiting"),
+    "itself": bibtex("zhang2019theoretically"),
+    "adaptive": bibtex("huang2023boosting"),
 }
 
 
@@ -110,13 +85,12 @@ class PGD(InputPerturbation):
                 "Expected a random start, got start='none': KL(S(x) || S(x')) has its minimum at "
                 "x' = x and no gradient there. Use start='gaussian' or 'random'."
             )
-        own = {
-            "needs": LOGITS if self.maximise in ("teacher", "adaptive") else Needs(),
-            "needs_labels": self.maximise == "labels",
-            "citation": CITATIONS[self.maximise],
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        set_attributes(
+            self,
+            needs=LOGITS if self.maximise in ("teacher", "adaptive") else Needs(),
+            needs_labels=self.maximise == "labels",
+            citation=CITATIONS[self.maximise],
+        )
 
     @property
     def size(self) -> float:
@@ -175,14 +149,7 @@ class VirtualAdversary(InputPerturbation):
     steps: int = 1
     norm: str = "l2"
     name: ClassVar[str] = "virtual"
-    citation: ClassVar[str] = bibtex(
-        "miyato2018virtual",
-        "Virtual Adversarial Training: A Regularization Method for Supervised and Semi-Supervised "
-        "Learning",
-        "Miyato, Takeru and Maeda, Shin-ichi and Koyama, Masanori and Ishii, Shin",
-        2018,
-        "1704.03976",
-    )
+    citation: ClassVar[str] = bibtex("miyato2018virtual")
 
     def __post_init__(self) -> None:
         check_budget(self.epsilon, self.norm)

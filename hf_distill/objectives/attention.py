@@ -24,22 +24,6 @@ from hf_distill.objectives.base.objective import Context, Objective, Term, Weigh
 from hf_distill.objectives.distributions import SoftCrossEntropy
 from hf_distill.objectives.features import HiddenStates, term_of
 
-TINYBERT = bibtex(
-    "jiao2020tinybert",
-    "TinyBERT: Distilling BERT for Natural Language Understanding",
-    "Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin "
-    "and Wang, Fang and Liu, Qun",
-    2020,
-    "1909.10351",
-)
-MINILM = bibtex(
-    "wang2020minilm",
-    "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained "
-    "Transformers",
-    "Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming",
-    2020,
-    "2002.10957",
-)
 Compare = Callable[[Any, Any, Tensor | None], Tensor]
 
 
@@ -133,7 +117,7 @@ class AttentionMaps(AttentionObjective):
     scores: bool = False
     heads: str = "each"
     name: ClassVar[str] = "attention_maps"
-    citation: ClassVar[str] = TINYBERT
+    citation: ClassVar[str] = bibtex("jiao2020tinybert")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +182,7 @@ class MiniLM(AttentionObjective):
     layers: LayerSpec = "-1:-1"
     name: ClassVar[str] = "minilm"
     needs: ClassVar[Needs] = Needs(attentions=True, qkv=True)
-    citation: ClassVar[str] = MINILM
+    citation: ClassVar[str] = bibtex("wang2020minilm")
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
@@ -247,14 +231,7 @@ class MiniLMv2(AttentionObjective):
     relation_heads: int | None = None
     name: ClassVar[str] = "minilm_v2"
     needs: ClassVar[Needs] = Needs(qkv=True)
-    citation: ClassVar[str] = bibtex(
-        "wang2021minilmv2",
-        "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained "
-        "Transformers",
-        "Wang, Wenhui and Bao, Hangbo and Huang, Shaohan and Dong, Li and Wei, Furu",
-        2021,
-        "2012.15828",
-    )
+    citation: ClassVar[str] = bibtex("wang2021minilmv2")
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
@@ -301,7 +278,7 @@ class TinyBERT(Objective):
     prediction: float = 1.0
     heads: str = "each"
     name: ClassVar[str] = "tinybert"
-    citation: ClassVar[str] = TINYBERT
+    citation: ClassVar[str] = bibtex("jiao2020tinybert")
 
     def __post_init__(self) -> None:
         self._parts  # noqa: B018 (checks the settings)

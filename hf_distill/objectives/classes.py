@@ -12,7 +12,6 @@ from hf_distill.losses import distribution
 from hf_distill.models.signals import BatchItems
 from hf_distill.objectives.base.objective import Context, bibtex
 from hf_distill.objectives.base.temperature import Temperature
-from hf_distill.objectives.distributions import HINTON
 from hf_distill.objectives.logits import CLASSES, Divergence, LabelledDivergence
 
 Loss = Callable[..., Tensor]
@@ -29,13 +28,7 @@ class LogitStandardizedKL(Divergence):
     name: ClassVar[str] = "logit_standardized_kl"
     loss: ClassVar[Loss] = staticmethod(distribution.logit_standardized_kl)
     kinds: ClassVar[frozenset[str]] = CLASSES
-    citation: ClassVar[str] = bibtex(
-        "sun2024logit",
-        "Logit Standardization in Knowledge Distillation",
-        "Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun",
-        2024,
-        "2403.01427",
-    )
+    citation: ClassVar[str] = bibtex("sun2024logit")
 
     def check(self, kind: str, classes: int | None = None) -> None:
         super().check(kind, classes)
@@ -64,13 +57,7 @@ class DecoupledKD(LabelledDivergence):
     beta: float = 8.0
     name: ClassVar[str] = "decoupled_kd"
     loss: ClassVar[Loss] = staticmethod(distribution.decoupled_kd)
-    citation: ClassVar[str] = bibtex(
-        "zhao2022decoupled",
-        "Decoupled Knowledge Distillation",
-        "Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun",
-        2022,
-        "2203.08679",
-    )
+    citation: ClassVar[str] = bibtex("zhao2022decoupled")
 
 
 @dataclass(frozen=True)
@@ -87,14 +74,7 @@ class NKD(LabelledDivergence):
     gamma: float = 1.5
     name: ClassVar[str] = "nkd"
     loss: ClassVar[Loss] = staticmethod(distribution.nkd)
-    citation: ClassVar[str] = bibtex(
-        "yang2023nkd",
-        "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with "
-        "Normalized Loss and Customized Soft Labels",
-        "Yang, Zhendong and Zeng, Ailing and Li, Zhe and Zhang, Tianke and Yuan, Chun and Li, Yu",
-        2023,
-        "2303.13005",
-    )
+    citation: ClassVar[str] = bibtex("yang2023nkd")
 
 
 @dataclass(frozen=True)
@@ -117,13 +97,7 @@ class Dist(Divergence):
     loss: ClassVar[Loss] = staticmethod(distribution.dist)
     kinds: ClassVar[frozenset[str]] = CLASSES
     compares_examples: ClassVar[bool] = True
-    citation: ClassVar[str] = bibtex(
-        "huang2022knowledge",
-        "Knowledge Distillation from A Stronger Teacher",
-        "Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang",
-        2022,
-        "2205.10536",
-    )
+    citation: ClassVar[str] = bibtex("huang2022knowledge")
 
     def check(self, kind: str, classes: int | None = None) -> None:
         super().check(kind, classes)
@@ -155,7 +129,7 @@ class TopKKL(Divergence):
     name: ClassVar[str] = "top_k_kl"
     loss: ClassVar[Loss] = staticmethod(distribution.top_k_kl)
     kinds: ClassVar[frozenset[str]] = CLASSES
-    citation: ClassVar[str] = HINTON
+    citation: ClassVar[str] = bibtex("hinton2015distilling")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,14 +65,7 @@ class PrefixKL(_Crossing):
     temperature: float = 1.0
     t_squared: bool = field(default=True, kw_only=True)
     name: ClassVar[str] = "prefix_kl"
-    citation: ClassVar[str] = bibtex(
-        "sreenivas2026xtoken",
-        "X-Token: Projection-Guided Cross-Tokenizer Knowledge Distillation",
-        "Sreenivas, Sharath Turuvekere and Hanasoge, Adithyakrishna Venkatesh and Yang, Mingyu and "
-        "Taghibakhshi, Ali and Muralidharan, Saurav and Aithal, Ashwath and Molchanov, Pavlo",
-        2026,
-        "2605.21699",
-    )
+    citation: ClassVar[str] = bibtex("sreenivas2026xtoken")
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -102,13 +95,7 @@ class UniversalLogitDistance(_Crossing):
 
     temperature: float = 1.0
     name: ClassVar[str] = "universal_logit_distance"
-    citation: ClassVar[str] = bibtex(
-        "boizard2024crosstokenizer",
-        "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
-        "Boizard, Nicolas and El Haddad, Kevin and Hudelot, Celine and Colombo, Pierre",
-        2024,
-        "2402.12030",
-    )
+    citation: ClassVar[str] = bibtex("boizard2024crosstokenizer")
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

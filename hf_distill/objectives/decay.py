@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from hf_distill.models.signals import BatchItems, Signal
-from hf_distill.objectives.base.objective import Context, Objective, Term
+from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 from hf_distill.objectives.base.schedules import check_weight
 
 
@@ -29,11 +29,7 @@ class WeightDecay(Objective):
     strength: float = 1.0
     target: str = "zero"
     name: ClassVar[str] = "weight_decay"
-    citation: ClassVar[str] = (
-        "@inproceedings{li2018explicit, title={Explicit Inductive Bias for Transfer Learning with "
-        "Convolutional Networks}, author={Li, Xuhong and Grandvalet, Yves and Davoine, Franck}, "
-        "booktitle={ICML}, year={2018}, eprint={1802.01483}}"
-    )
+    citation: ClassVar[str] = bibtex("li2018explicit")
 
     def __post_init__(self) -> None:
         check_weight(self.strength)

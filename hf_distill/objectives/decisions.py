@@ -14,14 +14,6 @@ from hf_distill.objectives.base.objective import Context, Term, bibtex
 from hf_distill.objectives.logits import CLASSES, PROBABILITIES, Divergence, LogitObjective
 
 Loss = Callable[..., Tensor]
-DEIT = bibtex(
-    "touvron2021training",
-    "Training data-efficient image transformers & distillation through attention",
-    "Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and Sablayrolles, "
-    "Alexandre and Jegou, Herve",
-    2021,
-    "2012.12877",
-)
 
 
 @dataclass(frozen=True)
@@ -30,7 +22,7 @@ class HardTeacherLabels(LogitObjective):
 
     name: ClassVar[str] = "hard_teacher_labels"
     loss: ClassVar[Loss] = staticmethod(decision.hard_teacher_labels)
-    citation: ClassVar[str] = DEIT
+    citation: ClassVar[str] = bibtex("touvron2021training")
 
 
 @dataclass(frozen=True)
@@ -114,14 +106,7 @@ class MarginMSE(LogitObjective):
     kinds: ClassVar[frozenset[str]] = CLASSES
     gaussian: ClassVar[float] = 1.0
     compares_examples: ClassVar[bool] = True
-    citation: ClassVar[str] = bibtex(
-        "hofstaetter2020improving",
-        "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation",
-        "Hofstaetter, Sebastian and Althammer, Sophia and Schroeder, Michael and Sertkan, Mete and "
-        "Hanbury, Allan",
-        2020,
-        "2010.02666",
-    )
+    citation: ClassVar[str] = bibtex("hofstaetter2020improving")
 
     def __post_init__(self) -> None:
         if self.candidates < 2:

@@ -13,28 +13,6 @@ from hf_distill.models.signals import Needs
 from hf_distill.objectives.base.objective import bibtex
 from hf_distill.objectives.logits import CLASSES, COARSE, DRAWN, Divergence, LogitObjective
 
-HINTON = bibtex(
-    "hinton2015distilling",
-    "Distilling the Knowledge in a Neural Network",
-    "Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff",
-    2015,
-    "1503.02531",
-)
-GKD = bibtex(
-    "agarwal2024onpolicy",
-    "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
-    "Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr and Ramos, Sabela "
-    "and Geist, Matthieu and Bachem, Olivier",
-    2024,
-    "2306.13649",
-)
-DISTILLM = bibtex(
-    "ko2024distillm",
-    "DistiLLM: Towards Streamlined Distillation for Large Language Models",
-    "Ko, Jongwoo and Kim, Sungnyun and Chen, Tianyi and Yun, Se-Young",
-    2024,
-    "2402.03898",
-)
 Loss = Callable[..., Tensor]
 
 
@@ -50,7 +28,7 @@ class ForwardKL(Divergence):
     needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.forward_kl)
     gaussian: ClassVar[float] = 0.5
-    citation: ClassVar[str] = HINTON
+    citation: ClassVar[str] = bibtex("hinton2015distilling")
 
 
 @dataclass(frozen=True)
@@ -61,7 +39,7 @@ class ReverseKL(Divergence):
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.reverse_kl)
     gaussian: ClassVar[float] = 0.5
-    citation: ClassVar[str] = HINTON
+    citation: ClassVar[str] = bibtex("hinton2015distilling")
 
 
 @dataclass(frozen=True)
@@ -72,7 +50,7 @@ class Jeffreys(Divergence):
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.jeffreys)
     gaussian: ClassVar[float] = 1.0
-    citation: ClassVar[str] = HINTON
+    citation: ClassVar[str] = bibtex("hinton2015distilling")
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,7 @@ class JensenShannon(Divergence):
     name: ClassVar[str] = "jensen_shannon"
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.jensen_shannon)
-    citation: ClassVar[str] = GKD
+    citation: ClassVar[str] = bibtex("agarwal2024onpolicy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +88,7 @@ class SkewKL(Divergence):
     name: ClassVar[str] = "skew_kl"
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.skew_kl)
-    citation: ClassVar[str] = DISTILLM
+    citation: ClassVar[str] = bibtex("ko2024distillm")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,15 +116,7 @@ class AdaptiveKL(Divergence):
     head: float = 0.5
     name: ClassVar[str] = "adaptive_kl"
     loss: ClassVar[Loss] = staticmethod(distribution.adaptive_kl)
-    citation: ClassVar[str] = bibtex(
-        "wu2024rethinking",
-        "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language "
-        "Models",
-        "Wu, Taiqiang and Tao, Chaofan and Wang, Jiahao and Yang, Runming and Zhao, Zhe and Wong, "
-        "Ngai",
-        2024,
-        "2404.02657",
-    )
+    citation: ClassVar[str] = bibtex("wu2024rethinking")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,13 +130,7 @@ class TotalVariation(Divergence):
     name: ClassVar[str] = "total_variation"
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.total_variation)
-    citation: ClassVar[str] = bibtex(
-        "wen2023fdivergence",
-        "f-Divergence Minimization for Sequence-Level Knowledge Distillation",
-        "Wen, Yuqiao and Li, Zichao and Du, Wenyu and Mou, Lili",
-        2023,
-        "2307.15190",
-    )
+    citation: ClassVar[str] = bibtex("wen2023fdivergence")
 
 
 @dataclass(frozen=True)
@@ -184,15 +148,7 @@ class AlphaBeta(Divergence):
     beta: float = 0.7
     name: ClassVar[str] = "alpha_beta"
     loss: ClassVar[Loss] = staticmethod(distribution.alpha_beta)
-    citation: ClassVar[str] = bibtex(
-        "wang2025abkd",
-        "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via "
-        "alpha-beta-Divergence",
-        "Wang, Guanghui and Yang, Zhiyong and Wang, Zitai and Wang, Shi and Xu, Qianqian and "
-        "Huang, Qingming",
-        2025,
-        "2505.04560",
-    )
+    citation: ClassVar[str] = bibtex("wang2025abkd")
 
 
 @dataclass(frozen=True)
@@ -209,13 +165,7 @@ class Renyi(Divergence):
     name: ClassVar[str] = "renyi"
     needs: ClassVar[Needs] = COARSE
     loss: ClassVar[Loss] = staticmethod(distribution.renyi)
-    citation: ClassVar[str] = bibtex(
-        "vanerven2014renyi",
-        "Renyi Divergence and Kullback-Leibler Divergence",
-        "van Erven, Tim and Harremoes, Peter",
-        2014,
-        "1206.2459",
-    )
+    citation: ClassVar[str] = bibtex("vanerven2014renyi")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,7 +180,7 @@ class SoftCrossEntropy(Divergence):
     name: ClassVar[str] = "soft_cross_entropy"
     needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.soft_cross_entropy)
-    citation: ClassVar[str] = HINTON
+    citation: ClassVar[str] = bibtex("hinton2015distilling")
 
 
 @dataclass(frozen=True)
@@ -241,13 +191,7 @@ class LogitMSE(LogitObjective):
     loss: ClassVar[Loss] = staticmethod(distribution.logit_mse)
     kinds: ClassVar[frozenset[str]] = CLASSES
     gaussian: ClassVar[float] = 1.0
-    citation: ClassVar[str] = bibtex(
-        "ba2014deep",
-        "Do Deep Nets Really Need to be Deep?",
-        "Ba, Jimmy and Caruana, Rich",
-        2014,
-        "1312.6184",
-    )
+    citation: ClassVar[str] = bibtex("ba2014deep")
 
     def check(self, kind: str, classes: int | None = None) -> None:
         super().check("softmax" if kind == "sigmoid" else kind, classes)
@@ -261,13 +205,7 @@ class Mutual(Divergence):
     needs: ClassVar[Needs] = DRAWN
     loss: ClassVar[Loss] = staticmethod(distribution.mutual)
     gaussian: ClassVar[float] = 0.5
-    citation: ClassVar[str] = bibtex(
-        "zhang2018deep",
-        "Deep Mutual Learning",
-        "Zhang, Ying and Xiang, Tao and Hospedales, Timothy M. and Lu, Huchuan",
-        2018,
-        "1706.00384",
-    )
+    citation: ClassVar[str] = bibtex("zhang2018deep")
 
 
 def between(objective: Any, name: str, low: float, high: float) -> None:

@@ -53,15 +53,7 @@ class EarlyExits(Objective):
     label_smoothing: float | None = field(default=None, kw_only=True)
     name: ClassVar[str] = "early_exits"
     student_needs: ClassVar[Needs] = Needs(logits=True, hidden_states=True)
-    citation: ClassVar[str] = bibtex(
-        "zhang2019own",
-        "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self "
-        "Distillation",
-        "Zhang, Linfeng and Song, Jiebo and Gao, Anni and Chen, Jingwei and Bao, Chenglong and Ma, "
-        "Kaisheng",
-        2019,
-        "1905.08094",
-    )
+    citation: ClassVar[str] = bibtex("zhang2019own")
 
     def __post_init__(self) -> None:
         if self.layers is not None:

@@ -27,15 +27,6 @@ from hf_distill.objectives.base.alignment import (
 from hf_distill.objectives.base.layers import LayerSpec, module_pairs, parse_groups, parse_layers
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
 
-FITNETS = bibtex(
-    "romero2015fitnets",
-    "FitNets: Hints for Thin Deep Nets",
-    "Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and "
-    "Gatta, Carlo and Bengio, Yoshua",
-    2015,
-    "1412.6550",
-)
-
 
 @dataclass(frozen=True)
 class FeatureObjective(Objective):
@@ -197,7 +188,7 @@ class HiddenStates(FeatureObjective):
 
     distance: str = "mse"
     name: ClassVar[str] = "hidden_states"
-    citation: ClassVar[str] = FITNETS
+    citation: ClassVar[str] = bibtex("romero2015fitnets")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,11 +218,7 @@ class FSP(FeatureObjective):
     """
 
     name: ClassVar[str] = "fsp"
-    citation: ClassVar[str] = (
-        "@inproceedings{yim2017gift, title={A Gift from Knowledge Distillation: Fast Optimization, "
-        "Network Minimization and Transfer Learning}, author={Yim, Junho and Joo, Donggyu and Bae, "
-        "Jihoon and Kim, Junmo}, booktitle={CVPR}, year={2017}}"
-    )
+    citation: ClassVar[str] = bibtex("yim2017gift")
 
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if pair.student.dim() == 2:
@@ -264,14 +251,7 @@ class TokenGram(FeatureObjective):
 
     projects: ClassVar[bool] = False
     name: ClassVar[str] = "token_gram"
-    citation: ClassVar[str] = bibtex(
-        "yang2020textbrewer",
-        "TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language Processing",
-        "Yang, Ziqing and Cui, Yiming and Chen, Zhipeng and Che, Wanxiang and Liu, Ting and Wang, "
-        "Shijin and Hu, Guoping",
-        2020,
-        "2002.12620",
-    )
+    citation: ClassVar[str] = bibtex("yang2020textbrewer")
 
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if pair.student.dim() == 2:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from hf_distill.models.signals import MEMBER_NAME, BatchItems, Needs, Signal, of_member
+from hf_distill.models.signals import MEMBER_NAME, BatchItems, Signal, of_member
+from hf_distill.objectives.base.nested import Nested
 from hf_distill.objectives.base.objective import Context, Objective, Term
-
-SAME = ("compares_examples", "needs_labels", "needs_initial", "citation")
-"""Attributes taken over from its objective."""
 
 
 @dataclass(frozen=True)
-class FromTeacher(Objective):
+class FromTeacher(Nested):
     """An objective between the student and one member of an `Ensemble`, with its own projections.
 
     ``0.5 * From("large", HiddenStates()) + 0.5 * From("small", HiddenStates("last"))`` gives the
@@ -56,28 +53,11 @@ class FromTeacher(Objective):
                 "about a perturbed one, which would ask the whole ensemble. Put the member inside: "
                 f"OnPerturbed(From({self.teacher!r}, …), …, teacher='perturbed')."
             )
-        own: dict[str, Any] = {  # what others have as a class
-            "name": f"{self.objective.name}_{self.teacher}",
-            "needs": of_member(self.teacher, self.objective.needs),
-            **{name: getattr(self.objective, name) for name in SAME},
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def student_needs(self) -> Needs:
-        return self.objective.student_needs
+        self.adopt(self.teacher, needs=of_member(self.teacher, self.objective.needs))
 
     @property
     def is_itemwise(self) -> bool:
         return self.objective.is_itemwise
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return self.objective.columns
-
-    def check(self, kind: str, classes: int | None = None) -> None:
-        self.objective.check(kind, classes)
 
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         return self.objective.build(student, self._member(teacher))
@@ -85,13 +65,7 @@ class FromTeacher(Objective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        """The terms of the objective against the member, under this one's name."""
-        found = self.objective.terms(student, self._member(teacher), items, context)
-        own = self.objective.name
-        return [
-            dataclasses.replace(term, name=self.name + term.name.removeprefix(own))
-            for term in found
-        ]
+        return self.renamed(self.objective.terms(student, self._member(teacher), items, context))
 
     def describe(self) -> dict[str, Any]:
         return {**self.objective.describe(), "name": self.name, "teacher": self.teacher}

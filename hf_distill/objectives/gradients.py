@@ -38,14 +38,7 @@ class Jacobian(Objective):
     saliency: bool = False
     name: ClassVar[str] = "jacobian"
     needs: ClassVar[Needs] = Needs(logits=True, inputs=True)
-    citation: ClassVar[str] = bibtex(
-        "czarnecki2017sobolev",
-        "Sobolev Training for Neural Networks",
-        "Czarnecki, Wojciech Marian and Osindero, Simon and Jaderberg, Max and Swirszcz, Grzegorz "
-        "and Pascanu, Razvan",
-        2017,
-        "1706.04859",
-    )
+    citation: ClassVar[str] = bibtex("czarnecki2017sobolev")
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_distill.models.batch_checks import check_readable
-from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.signals import BatchItems, Signal
 from hf_distill.objectives.base.loss_shares import GroupDROState
+from hf_distill.objectives.base.nested import Nested
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
-from hf_distill.objectives.perturbed import describe_nested, one_objective, pair_of, renamed
+from hf_distill.objectives.perturbed import pair_of
 
 
-@dataclass(frozen=True)
-class Grouped(Objective):
+class Grouped(Nested):
     """Base of an objective whose values are weighted by the group of the example."""
 
-    objective: Mapping[str, Any] | Objective
-
-    def __post_init__(self) -> None:
-        part = one_objective(self.objective, type(self).__name__)
-        own: dict[str, Any] = {
-            "name": f"{part.name}_{type(self).name}",
-            "needs": part.needs,
-            "compares_examples": part.compares_examples,
-            "needs_labels": part.needs_labels,
-            "needs_initial": part.needs_initial,
-            "citation": "\n\n".join(filter(None, (part.citation, type(self).citation))),
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+    column: str
 
     @property
-    def part(self) -> Objective:
-        return one_objective(self.objective, type(self).__name__)
-
-    @property
-    def student_needs(self) -> Needs:
-        return self.part.student_needs
-
-    def check(self, kind: str, classes: int | None = None) -> None:
-        self.part.check(kind, classes)
-
-    def describe(self) -> dict[str, Any]:
-        return describe_nested(self, self.part, None)
+    def columns(self) -> frozenset[str]:
+        return super().columns | {self.column}
 
     def grouped(
         self,
-        column: str,
         groups: int,
         signals: tuple[Signal, Signal | None],
         items: BatchItems,
@@ -63,7 +38,7 @@ class Grouped(Objective):
             ValueError: no such column, groups that are not from 0 to ``groups`` - 1, or an
                 objective without one value per example.
         """
-        pair, part = pair_of(context, str(self)), self.part
+        pair, part, column = pair_of(context, str(self)), self.objective, self.column
         ids = pair.batch.get(column)
         if ids is None:
             raise ValueError(
@@ -87,7 +62,7 @@ class Grouped(Objective):
                 f"({type(self).__name__})."
             )
         wide = ids.long().view(-1, *[1] * (values.dim() - 1)).expand(values.shape)
-        return renamed(found[0], part.name, self.name), wide
+        return self.renamed(found)[0], wide
 
 
 @dataclass(frozen=True)
@@ -109,34 +84,24 @@ class GroupDRO(Grouped):
         step: The step size of q, above 0.
     """
 
+    objective: Objective
     groups: int
     column: str = "group"
     step: float = 0.01
     name: ClassVar[str] = "group_dro"
-    citation: ClassVar[str] = bibtex(
-        "sagawa2020distributionally",
-        "Distributionally Robust Neural Networks for Group Shifts: On the Importance of "
-        "Regularization for Worst-Case Generalization",
-        "Sagawa, Shiori and Koh, Pang Wei and Hashimoto, Tatsunori B. and Liang, Percy",
-        2020,
-        "1911.08731",
-    )
+    citation: ClassVar[str] = bibtex("sagawa2020distributionally")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.adopt(type(self).name, type(self).citation)
         if self.groups < 2 or not self.step > 0:
             raise ValueError(
                 f"Expected 2 groups or more and a step above 0, got groups={self.groups} and "
                 f"step={self.step}."
             )
 
-    @property
-    def columns(self) -> frozenset[str]:
-        return self.part.columns | {self.column}
-
     def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
         built = {"risks": GroupDROState(self.groups, self.step)}
-        own = self.part.build(student, teacher)
+        own = self.objective.build(student, teacher)
         return nn.ModuleDict(built if own is None else {**built, "objective": own})
 
     def terms(
@@ -146,7 +111,7 @@ class GroupDRO(Grouped):
         risks = modules["risks"]
         assert isinstance(risks, GroupDROState)
         inner = replace(context, module=modules.get("objective"))
-        term, ids = self.grouped(self.column, self.groups, (student, teacher), items, inner)
+        term, ids = self.grouped(self.groups, (student, teacher), items, inner)
         values = term.values
         if pair_of(context, str(self)).task_model.model.training:
             mask = torch.ones_like(ids, dtype=torch.bool) if term.mask is None else term.mask
@@ -168,27 +133,20 @@ class GroupWeights(Grouped):
         column: The column of the data with the group of each example, from 0 on.
     """
 
+    objective: Objective
     sizes: tuple[int, ...]
     column: str = "group"
     name: ClassVar[str] = "group_weights"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
-        super().__post_init__()
+        self.adopt(type(self).name, sizes=tuple(int(size) for size in self.sizes))
         if len(self.sizes) < 2 or min(self.sizes) < 1:
             raise ValueError(f"Expected the sizes of 2 groups or more, got {self.sizes}.")
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return self.part.columns | {self.column}
-
-    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
-        return self.part.build(student, teacher)
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
         groups = len(self.sizes)
-        term, ids = self.grouped(self.column, groups, (student, teacher), items, context)
+        term, ids = self.grouped(groups, (student, teacher), items, context)
         weights = sum(self.sizes) / (groups * term.values.new_tensor(self.sizes))
         return [replace(term, values=term.values * weights[ids])]

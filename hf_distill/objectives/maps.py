@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_distill.losses import features
 from hf_distill.objectives.base.alignment import LayerPair, as_map, same_size, width
 from hf_distill.objectives.base.objective import bibtex
-from hf_distill.objectives.features import FITNETS, FeatureObjective
+from hf_distill.objectives.features import FeatureObjective
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Hint(MapObjective):
 
     name: ClassVar[str] = "hint"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.hint_mse)
-    citation: ClassVar[str] = FITNETS
+    citation: ClassVar[str] = bibtex("romero2015fitnets")
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,7 @@ class AttentionTransfer(MapObjective):
     form: Literal["code", "paper"] = "code"
     projects: ClassVar[bool] = False
     name: ClassVar[str] = "attention_transfer"
-    citation: ClassVar[str] = bibtex(
-        "zagoruyko2017paying",
-        "Paying More Attention to Attention",
-        "Zagoruyko, Sergey and Komodakis, Nikos",
-        2017,
-        "1612.03928",
-    )
+    citation: ClassVar[str] = bibtex("zagoruyko2017paying")
 
     def compare(
         self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
@@ -86,13 +80,7 @@ class NST(MapObjective):
     projects: ClassVar[bool] = False
     name: ClassVar[str] = "nst"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.nst)
-    citation: ClassVar[str] = bibtex(
-        "huang2017like",
-        "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
-        "Huang, Zehao and Wang, Naiyan",
-        2017,
-        "1707.01219",
-    )
+    citation: ClassVar[str] = bibtex("huang2017like")
 
 
 @dataclass(frozen=True)
@@ -101,13 +89,7 @@ class ReviewKD(MapObjective):
 
     name: ClassVar[str] = "review_kd"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.review_hcl)
-    citation: ClassVar[str] = bibtex(
-        "chen2021distilling",
-        "Distilling Knowledge via Knowledge Review",
-        "Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya",
-        2021,
-        "2104.09044",
-    )
+    citation: ClassVar[str] = bibtex("chen2021distilling")
 
 
 @dataclass(frozen=True)
@@ -123,13 +105,7 @@ class ActivationBoundary(MapObjective):
 
     margin: float = 1.0
     name: ClassVar[str] = "activation_boundary"
-    citation: ClassVar[str] = bibtex(
-        "heo2019knowledge",
-        "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
-        "Heo, Byeongho and Lee, Minsik and Yun, Sangdoo and Choi, Jin Young",
-        2019,
-        "1811.03233",
-    )
+    citation: ClassVar[str] = bibtex("heo2019knowledge")
 
     def compare(
         self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
@@ -151,14 +127,7 @@ class VID(MapObjective):
     """
 
     name: ClassVar[str] = "vid"
-    citation: ClassVar[str] = bibtex(
-        "ahn2019variational",
-        "Variational Information Distillation for Knowledge Transfer",
-        "Ahn, Sungsoo and Hu, Shell Xu and Damianou, Andreas and Lawrence, Neil D. and Dai, "
-        "Zhenwen",
-        2019,
-        "1904.05835",
-    )
+    citation: ClassVar[str] = bibtex("ahn2019variational")
 
     def learned(self, pairs: Sequence[LayerPair]) -> dict[str, nn.Module]:
         return {f"scale_{pair.key}": _LogScale(width(pair.teacher)) for pair in pairs}

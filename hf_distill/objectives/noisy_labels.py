@@ -73,13 +73,7 @@ class GeneralizedCrossEntropy(Objective):
     name: ClassVar[str] = "generalized_cross_entropy"
     needs_labels: ClassVar[bool] = True
     student_needs: ClassVar[Needs] = Needs(logits=True)
-    citation: ClassVar[str] = bibtex(
-        "zhang2018generalized",
-        "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
-        "Zhang, Zhilu and Sabuncu, Mert R.",
-        2018,
-        "1805.07836",
-    )
+    citation: ClassVar[str] = bibtex("zhang2018generalized")
 
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:

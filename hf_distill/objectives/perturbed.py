@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import nn
-
 from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.adversaries import PGD, VirtualAdversary, ask_teacher
 from hf_distill.objectives.base.models_in_step import ModelsInStep
+from hf_distill.objectives.base.nested import Nested, one_objective
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 from hf_distill.objectives.input_perturbations import (
     Gaussian,
@@ -38,17 +37,9 @@ INPUT_PERTURBATIONS: dict[str, type[InputPerturbation]] = {
 }
 """Name in a recipe -> class."""
 
-ARD = bibtex(
-    "goldblum2020adversarially",
-    "Adversarially Robust Distillation",
-    "Goldblum, Micah and Fowl, Liam and Feizi, Soheil and Goldstein, Tom",
-    2020,
-    "1905.09747",
-)
-
 
 @dataclass(frozen=True)
-class OnPerturbed(Objective):
+class OnPerturbed(Nested):
     """An objective with the student on a perturbed batch.
 
     ``OnPerturbed(HardLabels(), PGD(8 / 255))`` is adversarial training; with ``ForwardKL()`` it is
@@ -68,7 +59,7 @@ class OnPerturbed(Objective):
             for an objective that needs none.
     """
 
-    objective: Mapping[str, Any] | Objective
+    objective: Objective
     by: Mapping[str, Any] | InputPerturbation
     teacher: str = "clean"
     name: ClassVar[str] = "on_perturbed"
@@ -80,44 +71,32 @@ class OnPerturbed(Objective):
             raise ValueError(
                 f"{type(part).__name__} asks no teacher: leave teacher='perturbed' out."
             )
-        cited = ARD if by.name == "pgd" and by.needs_labels and part.needs else by.citation
-        own: dict[str, Any] = {
-            "by": by,
-            "name": f"{part.name}_{by.name}",
-            "needs": part.needs | by.needs,
-            "compares_examples": part.compares_examples,
-            "needs_labels": part.needs_labels or by.needs_labels,
-            "needs_initial": part.needs_initial,
-            "citation": "\n\n".join(filter(None, (part.citation, cited))),
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        is_ard = by.name == "pgd" and by.needs_labels and bool(part.needs)
+        self.adopt(
+            by.name,
+            bibtex("goldblum2020adversarially") if is_ard else by.citation,
+            by=by,
+            needs=part.needs | by.needs,
+            needs_labels=part.needs_labels or by.needs_labels,
+        )
 
     @property
     def student_needs(self) -> Needs:
         """No outputs on the clean batch, unless learned parts are sized by its hidden states."""
-        return inside(self.part.student_needs)
-
-    @property
-    def part(self) -> Objective:
-        return one_objective(self.objective, "OnPerturbed")
+        return inside(super().student_needs)
 
     @property
     def columns(self) -> frozenset[str]:
-        return self.part.columns | perturbation_from(self.by).columns
+        return super().columns | perturbation_from(self.by).columns
 
     def check(self, kind: str, classes: int | None = None) -> None:
-        self.part.check(kind, classes)
+        super().check(kind, classes)
         perturbation_from(self.by).check(kind, classes)
-
-    def build(self, student: Signal, teacher: Signal) -> nn.Module | None:
-        return self.part.build(student, teacher)
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        """The terms of the objective on the perturbed batch, under this one's name."""
-        by, part = perturbation_from(self.by), self.part
+        by, part = perturbation_from(self.by), self.objective
         pair, batch = shown(by, teacher, items, context, str(self))
         ours = answer(pair, by, batch, part.student_needs)
         theirs = teacher
@@ -125,25 +104,11 @@ class OnPerturbed(Objective):
             key = ("teacher", id(batch), part.needs)
             theirs = pair.once(key, lambda: ask_teacher(pair, batch, part.needs, str(self)))
         inner = replace(context, pair=replace(pair, batch=batch, memory={}))
-        found = part.terms(ours, theirs, items, inner)
-        return [renamed(term, part.name, self.name) for term in found]
-
-    def describe(self) -> dict[str, Any]:
-        return describe_nested(self, self.part, self.by)
+        return self.renamed(part.terms(ours, theirs, items, inner))
 
     def __str__(self) -> str:
         seen = ", teacher='perturbed'" if self.teacher == "perturbed" else ""
         return f"OnPerturbed({self.objective}, {self.by}{seen})"
-
-
-def one_objective(objective: Any, who: str) -> Objective:
-    """Check that this is one objective: weights and sums go outside."""
-    if not isinstance(objective, Objective):
-        raise ValueError(
-            f"Expected one objective for {who}, got {objective}. Weights and sums go outside: "
-            f"0.5 * {who}(…) + {who}(…)."
-        )
-    return objective
 
 
 def perturbation_from(by: Any) -> InputPerturbation:
@@ -203,24 +168,3 @@ def answer(pair: ModelsInStep, by: InputPerturbation, batch: Batch, needs: Needs
     """The student's signal on a perturbed batch, computed once for all objectives that request
     it."""
     return pair.once((by, id(batch), needs), lambda: pair.show(batch, needs))
-
-
-def renamed(term: Term, old: str, new: str) -> Term:
-    """The term under the name of the outer objective."""
-    return replace(term, name=new + term.name.removeprefix(old))
-
-
-def describe_nested(whole: Objective, part: Objective | None, by: Any) -> dict[str, Any]:
-    """Name, settings and citation of an objective around another one."""
-    settings: dict[str, Any] = {
-        f.name: getattr(whole, f.name)
-        for f in dataclasses.fields(whole)
-        if f.name not in ("objective", "by")
-    }
-    if by is not None:
-        settings["by"] = {"name": by.name, **dataclasses.asdict(by)}
-    if part is not None:
-        own = part.describe()
-        settings["objective"] = {key: own[key] for key in ("name", "settings") if key in own}
-    found = {"name": whole.name, "settings": settings}
-    return {**found, "citation": whole.citation} if whole.citation else found

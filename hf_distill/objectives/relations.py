@@ -63,15 +63,6 @@ class BatchObjective(FeatureObjective):
     """The fields that are keywords of the loss function."""
 
 
-RKD_CITATION = bibtex(
-    "park2019relational",
-    "Relational Knowledge Distillation",
-    "Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu",
-    2019,
-    "1904.05068",
-)
-
-
 @dataclass(frozen=True)
 class RKD(BatchObjective):
     """Distances and angles between the examples of a batch (Park et al. 2019, arXiv 1904.05068).
@@ -89,7 +80,7 @@ class RKD(BatchObjective):
     name: ClassVar[str] = "rkd"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.rkd)
     keywords: ClassVar[tuple[str, ...]] = ("distance_weight", "angle_weight")
-    citation: ClassVar[str] = RKD_CITATION
+    citation: ClassVar[str] = bibtex("park2019relational")
 
 
 @dataclass(frozen=True)
@@ -99,13 +90,7 @@ class SimilarityPreserving(BatchObjective):
     pooling: str = field(default="none", kw_only=True)
     name: ClassVar[str] = "similarity_preserving"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.similarity_preserving)
-    citation: ClassVar[str] = bibtex(
-        "tung2019similarity",
-        "Similarity-Preserving Knowledge Distillation",
-        "Tung, Frederick and Mori, Greg",
-        2019,
-        "1907.09682",
-    )
+    citation: ClassVar[str] = bibtex("tung2019similarity")
 
 
 @dataclass(frozen=True)
@@ -115,13 +100,7 @@ class PKT(BatchObjective):
 
     name: ClassVar[str] = "pkt"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.pkt)
-    citation: ClassVar[str] = bibtex(
-        "passalis2018learning",
-        "Learning Deep Representations with Probabilistic Knowledge Transfer",
-        "Passalis, Nikolaos and Tefas, Anastasios",
-        2018,
-        "1803.10837",
-    )
+    citation: ClassVar[str] = bibtex("passalis2018learning")
 
 
 @dataclass(frozen=True)
@@ -142,14 +121,7 @@ class CorrelationCongruence(BatchObjective):
     name: ClassVar[str] = "correlation_congruence"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.correlation_congruence)
     keywords: ClassVar[tuple[str, ...]] = ("form",)
-    citation: ClassVar[str] = bibtex(
-        "peng2019correlation",
-        "Correlation Congruence for Knowledge Distillation",
-        "Peng, Baoyun and Jin, Xiao and Liu, Jiaheng and Zhou, Shunfeng and Wu, Yichao and Liu, Yu "
-        "and Li, Dongsheng and Zhang, Zhaoning",
-        2019,
-        "1904.01802",
-    )
+    citation: ClassVar[str] = bibtex("peng2019correlation")
 
 
 @dataclass(frozen=True)
@@ -158,13 +130,7 @@ class CKA(BatchObjective):
 
     name: ClassVar[str] = "cka"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.cka)
-    citation: ClassVar[str] = bibtex(
-        "kornblith2019similarity",
-        "Similarity of Neural Network Representations Revisited",
-        "Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey",
-        2019,
-        "1905.00414",
-    )
+    citation: ClassVar[str] = bibtex("kornblith2019similarity")
 
 
 @dataclass(frozen=True)
@@ -186,13 +152,7 @@ class InfoNCE(BatchObjective):
     name: ClassVar[str] = "info_nce"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.info_nce)
     keywords: ClassVar[tuple[str, ...]] = ("temperature",)
-    citation: ClassVar[str] = bibtex(
-        "tian2020contrastive",
-        "Contrastive Representation Distillation",
-        "Tian, Yonglong and Krishnan, Dilip and Isola, Phillip",
-        2020,
-        "1910.10699",
-    )
+    citation: ClassVar[str] = bibtex("tian2020contrastive")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,14 +177,7 @@ class InBatchSimilarity(BatchObjective):
     name: ClassVar[str] = "in_batch_similarity"
     loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.in_batch_similarity)
     keywords: ClassVar[tuple[str, ...]] = ("temperature",)
-    citation: ClassVar[str] = bibtex(
-        "fang2021seed",
-        "SEED: Self-supervised Distillation For Visual Representation",
-        "Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and "
-        "Liu, Zicheng",
-        2021,
-        "2101.04731",
-    )
+    citation: ClassVar[str] = bibtex("fang2021seed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,13 +190,7 @@ class PKD(FeatureObjective):
 
     layers: LayerSpec = "skip"
     name: ClassVar[str] = "pkd"
-    citation: ClassVar[str] = bibtex(
-        "sun2019patient",
-        "Patient Knowledge Distillation for BERT Model Compression",
-        "Sun, Siqi and Cheng, Yu and Gan, Zhe and Liu, Jingjing",
-        2019,
-        "1908.09355",
-    )
+    citation: ClassVar[str] = bibtex("sun2019patient")
 
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         ours, theirs = (

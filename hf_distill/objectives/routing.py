@@ -27,14 +27,7 @@ class RouterBalance(Objective):
     name: ClassVar[str] = "router_balance"
     compares_examples: ClassVar[bool] = True
     student_needs: ClassVar[Needs] = Needs(router_loss=True)
-    citation: ClassVar[str] = bibtex(
-        "fedus2021switch",
-        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient "
-        "Sparsity",
-        "Fedus, William and Zoph, Barret and Shazeer, Noam",
-        2021,
-        "2101.03961",
-    )
+    citation: ClassVar[str] = bibtex("fedus2021switch")
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.objectives.base.nested import describe_nested, set_attributes
 from hf_distill.objectives.base.objective import Context, Objective, Term
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation
-from hf_distill.objectives.perturbed import answer, describe_nested, perturbation_from, shown
+from hf_distill.objectives.perturbed import answer, perturbation_from, shown
 
 LOGITS = Needs(logits=True)
 
@@ -43,15 +44,14 @@ class Smoothness(Objective):
     def __post_init__(self) -> None:
         by = perturbation_from(self.by)
         ForwardKL(self.temperature)
-        own = {
-            "by": by,
-            "name": f"smoothness_{by.name}",
-            "needs": by.needs,
-            "needs_labels": by.needs_labels,
-            "citation": by.citation,
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        set_attributes(
+            self,
+            by=by,
+            name=f"smoothness_{by.name}",
+            needs=by.needs,
+            needs_labels=by.needs_labels,
+            citation=by.citation,
+        )
 
     @property
     def columns(self) -> frozenset[str]:
@@ -81,4 +81,4 @@ class Smoothness(Objective):
         return [term]
 
     def describe(self) -> dict[str, Any]:
-        return describe_nested(self, None, self.by)
+        return describe_nested(self)

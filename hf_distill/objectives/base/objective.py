@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -325,12 +326,17 @@ def _all(needs: Iterable[Needs]) -> Needs:
     return total
 
 
-def bibtex(key: str, title: str, authors: str, year: int, arxiv: str) -> str:
-    """A BibTeX entry of a paper on arXiv."""
-    return (
-        f"@misc{{{key}, title={{{title}}}, author={{{authors}}}, year={{{year}}}, "
-        f"eprint={{{arxiv}}}, archivePrefix={{arXiv}}}}"
-    )
+@cache
+def _bibliography() -> dict[str, str]:
+    """The entries of `citations.bib` by key, each on one line."""
+    path = Path(__file__).parents[1] / "citations.bib"
+    entries = (" ".join(e.split()) for e in path.read_text(encoding="utf-8").split("\n\n"))
+    return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}
+
+
+def bibtex(key: str) -> str:
+    """The BibTeX entry of a paper in `citations.bib`."""
+    return _bibliography()[key]
 
 
 def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
