@@ -41,29 +41,22 @@ def attention_mse(
 ) -> Tensor:
     """1/h Σ_head Σ_key (A_s - A_t)², for maps before or after the softmax.
 
-    TextBrewer's ``att_mse_loss`` (and ``att_mse_sum_loss`` with ``heads="sum"``) is Σ over tokens
-    of our values / Σ_b length_b², a mean over the keys too; TinyBERT's, with padding and all, is
-    the mean over tokens of our values / T. Without a mask both set entries below about 0 to 0 to be
-    rid of masked scores, and with them negative scores; here scores of padded keys need the mask.
+    TextBrewer's ``att_mse_loss`` (``att_mse_sum_loss`` with ``heads="sum"``) is Σ over tokens of
+    our values / Σ_b length_b²; TinyBERT's, with padding and all, is the mean over tokens of our
+    values / T. Both set entries below about 0 to 0 to be rid of masked scores, and with them
+    negative scores; here scores of padded keys need the mask.
 
     Args:
         student: maps (B, h, T, T), probabilities or scores.
         teacher: maps (B, h, T, T), of the same kind.
         mask: (B, T), 1 = real; None = all.
-        heads: compare ``each`` head with its own, or the ``mean`` or ``sum`` over the heads (h
-            may differ then).
+        heads: compare ``each`` head with its own, or the ``mean`` or ``sum`` over the heads (h may
+            differ then).
         causal: leave out the keys after the query (scores of decoders).
 
-    Returns:
-        (B, T), at least float32, >= 0.
-
-    Raises:
-        ValueError: shapes or mask do not fit; heads is unknown.
-
-    Reference: Jiao, Yin, Shang, Jiang, Chen, Li, Wang and Liu, 2019, "TinyBERT: Distilling BERT for
-        Natural Language Understanding", arXiv:1909.10351; Yang, Cui, Chen, Che, Liu, Wang and Hu,
-        2020, "TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language
-        Processing", arXiv:2002.12620.
+    Returns: (B, T), >= 0.
+    Raises: ValueError: shapes or mask do not fit; heads is unknown.
+    Source: Jiao et al. 2019, arXiv:1909.10351; TextBrewer: Yang et al. 2020, arXiv:2002.12620.
 
     >>> s, t = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]]), torch.tensor([[[[1.0, 0], [1, 0]]]])
     >>> attention_mse(s, t)
@@ -85,22 +78,12 @@ def attention_kl(
     normal number of their dtype (float16: 6e-5) count as that number in the logarithm: a student
     that gives 0 where the teacher does not pays a finite value.
 
-    Args:
-        student: attention probabilities (B, h, T, T).
-        teacher: attention probabilities (B, h, T, T).
-        mask: (B, T), 1 = real; None = all.
-        heads: compare ``each`` head with its own, or the ``mean`` over the heads (h may differ
-            then); ``sum`` gives the same as ``mean``.
-        causal: leave out the keys after the query (they are 0 in a decoder's probabilities).
+    Arguments as in :func:`attention_mse`, with attention probabilities (B, h, T, T);
+    ``heads="sum"`` gives the same as ``mean``.
 
-    Returns:
-        (B, T), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: shapes or mask do not fit; heads is unknown.
-
-    Reference: Wang, Wei, Dong, Bao, Yang and Zhou, 2020, "MiniLM: Deep Self-Attention Distillation
-        for Task-Agnostic Compression of Pre-Trained Transformers", arXiv:2002.10957.
+    Returns: (B, T), >= 0 up to rounding.
+    Raises: ValueError: shapes or mask do not fit; heads is unknown.
+    Source: Wang et al. 2020, "MiniLM", arXiv:2002.10957.
 
     >>> s, t = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]]]), torch.tensor([[[[0.5, 0.5], [1, 0]]]])
     >>> attention_kl(s, t)
@@ -128,23 +111,12 @@ def attention_ce(
     does that for any scores, and then depends on what stands in the padding. Without a mask it also
     drops the teacher's negative scores; we do not.
 
-    Args:
-        student: attention scores before the softmax (B, h, T, T).
-        teacher: attention scores before the softmax (B, h, T, T).
-        mask: (B, T), 1 = real; None = all.
-        heads: compare ``each`` head with its own, or the ``mean`` or ``sum`` of the scores over the
-            heads (h may differ then).
-        causal: leave out the keys after the query (scores of decoders).
-        form: ``masked``: softmax over the real keys. ``code``: over all.
+    Arguments as in :func:`attention_mse`, with attention scores before the softmax (B, h, T, T);
+    ``form``: softmax over the real keys (``masked``) or over all (``code``).
 
-    Returns:
-        (B, T), at least float32, >= 0.
-
-    Raises:
-        ValueError: shapes or mask do not fit; heads or form is unknown.
-
-    Reference: Yang, Cui, Chen, Che, Liu, Wang and Hu, 2020, "TextBrewer: An Open-Source Knowledge
-        Distillation Toolkit for Natural Language Processing", arXiv:2002.12620.
+    Returns: (B, T), >= 0.
+    Raises: ValueError: shapes or mask do not fit; heads or form is unknown.
+    Source: TextBrewer: Yang et al. 2020, arXiv:2002.12620.
 
     >>> s, t = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]]), torch.tensor([[[[0.0, 1], [9, 9]]]])
     >>> attention_ce(s, t)
@@ -168,9 +140,9 @@ def relation_kl(
 ) -> Tensor:
     """1/A Σ_a KL(softmax(R_t) ‖ softmax(R_s)), R = x xᵀ / sqrt(d), x cut into A relation heads.
 
-    MiniLMv2's relation loss for queries, keys or values of all heads side by side, is the mean over
-    tokens of our value. With as many relation heads as attention heads and x the values, it is
-    MiniLM's value relation. Widths and numbers of attention heads may differ.
+    MiniLMv2's relation loss for queries, keys or values is the mean over tokens of our value. With
+    as many relation heads as attention heads and x the values, it is MiniLM's value relation.
+    Widths and numbers of attention heads may differ.
 
     Args:
         student: queries, keys or values (B, T, D) of all heads side by side.
@@ -179,15 +151,10 @@ def relation_kl(
         mask: (B, T), 1 = real; None = all.
         causal: leave out the relations with later positions (decoders).
 
-    Returns:
-        (B, T), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the tokens of both differ, a width is not a multiple of relation_heads, or the
-            mask does not fit.
-
-    Reference: Wang, Bao, Huang, Dong and Wei, 2020, "MiniLMv2: Multi-Head Self-Attention Relation
-        Distillation for Compressing Pretrained Transformers", arXiv:2012.15828.
+    Returns: (B, T), >= 0 up to rounding.
+    Raises: ValueError: the tokens of both differ, a width is not a multiple of relation_heads, or
+    the mask does not fit.
+    Source: Wang et al. 2020, "MiniLMv2", arXiv:2012.15828.
 
     >>> s, t = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]])
     >>> relation_kl(s, t, relation_heads=1)

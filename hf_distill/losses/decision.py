@@ -34,18 +34,9 @@ def hard_teacher_labels(student: Tensor, teacher: Tensor) -> Tensor:
     DeiT's hard distillation is the mean over items of our value. It is not 0 at equality, but only
     where the student is sure; the teacher gets no gradient, since an argmax has none.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-
-    Returns:
-        (...), at least float32, in nats, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension.
-
-    Reference: Touvron, Cord, Douze, Massa, Sablayrolles and Jégou, 2020, "Training data-efficient
-        image transformers & distillation through attention", arXiv:2012.12877.
+    Returns: (...) of logits (..., C), in nats, >= 0.
+    Raises: ValueError: the shapes differ or have no class dimension.
+    Source: Touvron et al. 2020, arXiv:2012.12877.
 
     >>> hard_teacher_labels(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 2.0]]))
     tensor([0.6931])
@@ -63,26 +54,15 @@ def confidence_weighted_kl(
 ) -> Tensor:
     """w · T² · KL(p_t ‖ p_s), p = softmax(logits / T), w = (max_c softmax(t)_c)^power at T = 1.
 
-    The student follows the teacher where the teacher is confident. The weight is detached: a
-    trained teacher cannot lower the loss by being less confident. It lies in [C^-power, 1]: a power
-    of 0 is the plain forward KL.
+    The student follows the teacher where the teacher is confident. The weight is detached (a
+    trained teacher cannot lower the loss by being less confident) and lies in [C^-power, 1]: a
+    power of 0 is the plain forward KL.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0, or one per item (...).
-        power: of the teacher's confidence, >= 0.
-        t_squared: False leaves T² out.
-
-    Returns:
-        (...), at least float32, in nats, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; power is
-            negative.
-
-    Reference: the KL divergence is that of Hinton, Vinyals and Dean, 2015, "Distilling the
-        Knowledge in a Neural Network", arXiv:1503.02531; the weight is ours.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; in nats, >= 0 up to
+    rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; power
+    is negative.
+    Source: the KL divergence is that of Hinton et al. 2015, arXiv:1503.02531; the weight is ours.
 
     >>> confidence_weighted_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     tensor([0.2887])
@@ -105,18 +85,10 @@ def label_agreement(student: Tensor, teacher: Tensor) -> Tensor:
     wrong teachers; where the student is sure of another class its gradient vanishes. It is not 0 at
     equality, but only where the student is sure. The teacher gets no gradient.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-
-    Returns:
-        (...), at least float32, in [0, 1].
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension.
-
-    Reference: Ghosh, Kumar and Sastry, 2017, "Robust Loss Functions under Label Noise for Deep
-        Neural Networks", arXiv:1712.09482 (the mean absolute error with a label is twice this).
+    Returns: (...) of logits (..., C), in [0, 1].
+    Raises: ValueError: the shapes differ or have no class dimension.
+    Source: Ghosh et al. 2017, arXiv:1712.09482 (the mean absolute error with a label is twice
+    this).
 
     >>> label_agreement(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 2.0], [5, 0]]))
     tensor([0.5000, 0.1192])
@@ -131,19 +103,9 @@ def margin(student: Tensor, teacher: Tensor) -> Tensor:
     How far each model is from its decision boundary between the two, in logits. The other classes
     have no part; scale and constant of the logits are the teacher's.
 
-    Args:
-        student: logits (..., C), C >= 2.
-        teacher: logits (..., C).
-
-    Returns:
-        (...), at least float32, in squared logits.
-
-    Raises:
-        ValueError: the shapes differ; there are fewer than two classes.
-
-    Reference: the margin is that of Hofstätter, Althammer, Schröder, Sertkan and Hanbury, 2020,
-        "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation",
-        arXiv:2010.02666, between classes instead of passages.
+    Returns: (...) of logits (..., C), C >= 2, in squared logits.
+    Raises: ValueError: the shapes differ; there are fewer than two classes.
+    Source: between passages instead of classes, Hofstätter et al. 2020, arXiv:2010.02666.
 
     >>> margin(torch.tensor([[1.0, 0.0, 7.0]]), torch.tensor([[3.0, 5.0, 0.0]]))
     tensor([9.])
@@ -164,22 +126,11 @@ def boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
 
     The student has to lie on the teacher's side of each decision boundary, at the margin or at the
     teacher's own distance, where that is less. Thus it is exactly 0 at equality, and wherever the
-    student's margin suffices; unlike a distance it requires nothing else.
+    student's margin suffices.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        margin: m > 0, in logits.
-
-    Returns:
-        (...), at least float32, in squared logits.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; margin is not > 0.
-
-    Reference: the squared hinge on the teacher's side of a boundary is that of Heo, Lee, Yun and
-        Choi, 2018, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
-        Neurons", arXiv:1811.03233, between classes instead of neurons.
+    Returns: (...) of logits (..., C), in squared logits.
+    Raises: ValueError: the shapes differ or have no class dimension; margin is not > 0.
+    Source: with neurons instead of classes, Heo et al. 2018, arXiv:1811.03233.
 
     >>> boundary(torch.tensor([[0.0, 0.5, 0.0]]), torch.tensor([[4.0, 0.0, 3.5]]))
     tensor([2.5000])
@@ -201,25 +152,14 @@ def probability_mse(
 ) -> Tensor:
     """T² · Σ_c (p_s - p_t)², with p = softmax(logits / T).
 
-    The founding article's L_recon, ‖student's output - teacher's output‖², on probabilities; on
-    logits it is ``logit_mse``. With a label for the teacher it is the Brier score. At most 2 T²:
-    a few items on which the models disagree do not outweigh the others, but where the student is
-    sure of another class its gradient vanishes. ``MSELoss`` on probabilities is our value / (C T²).
+    With a label for the teacher it is the Brier score. At most 2 T²: a few items on which the
+    models disagree do not outweigh the others, but where the student is sure of another class its
+    gradient vanishes. ``MSELoss`` on probabilities is our value / (C T²). On logits it is
+    ``logit_mse``.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0, or one per item (...).
-        t_squared: False leaves T² out.
-
-    Returns:
-        (...), at least float32, in [0, 2 T²].
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: on logits Ba and Caruana, 2013, "Do Deep Nets Really Need to be Deep?",
-        arXiv:1312.6184.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; in [0, 2 T²].
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: on logits Ba and Caruana 2013, arXiv:1312.6184.
 
     >>> probability_mse(torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, 0.0]]))
     tensor([0.4998])

@@ -34,21 +34,10 @@ def jacobian(
     paper up to 1 / N. A gradient of zero (norm up to 1e-12) has direction 0: with another one the
     value is 1 / N, and its own gradient is 0.
 
-    Args:
-        student: input gradients (B, ...).
-        teacher: input gradients (B, ...), of the same input.
-        normalize: compare directions, not lengths.
-        mask: (B, T), 1 = real, for gradients (B, T, ...): padding is excluded, also from N.
-
-    Returns:
-        (B,), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ, or the mask does not fit.
-
-    Reference: Czarnecki, Osindero, Jaderberg, Swirszcz and Pascanu, 2017, "Sobolev Training for
-        Neural Networks", arXiv:1706.04859; Srinivas and Fleuret, 2018, "Knowledge Transfer with
-        Jacobian Matching", arXiv:1803.00443.
+    Returns: (B,) of input gradients (B, ...), >= 0. For gradients (B, T, ...) a mask (B, T), 1 =
+    real, excludes padding, also from N.
+    Raises: ValueError: the shapes differ, or the mask does not fit.
+    Source: Czarnecki et al. 2017, arXiv:1706.04859; Srinivas and Fleuret 2018, arXiv:1803.00443.
 
     >>> jacobian(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 2.0], [0.0, 1.0]]))
     tensor([1., 0.])
@@ -93,15 +82,12 @@ def input_gradient(
         inputs: (B, ...), floating point, with ``requires_grad_()`` set before the forward pass.
         direction: v, of the shape of the logits; or class labels (...), integers: each row's
             gradient is that of its label's logit, and rows of -100 are left out.
-        create_graph: the gradient can be differentiated in turn, as the student's must. False
-            (for a teacher) frees the graph: nothing can be differentiated through it afterwards.
+        create_graph: the gradient can be differentiated in turn, as the student's must. False (for
+            a teacher) frees the graph: nothing can be differentiated through it afterwards.
 
-    Returns:
-        (B, ...): the shape and dtype of ``inputs``.
-
-    Raises:
-        ValueError: the direction does not fit the logits; inputs or logits carry no gradient; the
-            logits do not depend on the inputs.
+    Returns: (B, ...): the shape and dtype of ``inputs``.
+    Raises: ValueError: the direction does not fit the logits; inputs or logits carry no gradient;
+    the logits do not depend on the inputs.
 
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
     >>> input_gradient(x**2, x, torch.tensor([0, 1]), create_graph=False)
@@ -147,14 +133,9 @@ def projection(
         labels: for ``label``: (...) integers; -100 gives a row of zeros.
         generator: of the random kinds, on the device of the logits.
 
-    Returns:
-        (..., C), without gradient, at least float32.
-
-    Raises:
-        ValueError: an unknown kind; labels that are missing or do not fit.
-
-    Reference: Czarnecki, Osindero, Jaderberg, Swirszcz and Pascanu, 2017, "Sobolev Training for
-        Neural Networks", arXiv:1706.04859, section on stochastic approximations.
+    Returns: (..., C), without gradient, at least float32.
+    Raises: ValueError: an unknown kind; labels that are missing or do not fit.
+    Source: Czarnecki et al. 2017, arXiv:1706.04859, section on stochastic approximations.
 
     >>> projection(torch.zeros(3, 2), "label", torch.tensor([1, 0, -100]))
     tensor([[0., 1.],
@@ -191,17 +172,9 @@ def saliency(gradient: Tensor) -> Tensor:
     Compares models whose embeddings have other widths: ``jacobian(saliency(s), saliency(t))``. The
     gradient at a length of 0 is 0.
 
-    Args:
-        gradient: (B, T, H), or (..., H).
-
-    Returns:
-        (B, T), or (...), at least float32, >= 0.
-
-    Raises:
-        ValueError: there is no dimension to sum over.
-
-    Reference: Simonyan, Vedaldi and Zisserman, 2013, "Deep Inside Convolutional Networks:
-        Visualising Image Classification Models and Saliency Maps", arXiv:1312.6034.
+    Returns: (B, T) of (B, T, H), or (...) of (..., H); >= 0.
+    Raises: ValueError: there is no dimension to sum over.
+    Source: Simonyan et al. 2013, arXiv:1312.6034.
 
     >>> saliency(torch.tensor([[[3.0, 4.0], [0.0, 0.0]]]))
     tensor([[5., 0.]])

@@ -25,9 +25,6 @@ def check_pair(
 ) -> None:
     """Refuse a student and a teacher that are not of one shape with at least min_ndim dimensions.
 
-    Raises:
-        ValueError: they are not.
-
     >>> check_pair("f", torch.zeros(2, 3), torch.zeros(2, 4))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: f: expected student and teacher logits of one shape (..., C), got (2, 3) and (2, ...

@@ -6,8 +6,6 @@ which examples share the batch, so another split of the data gives another value
 and teacher may differ in size. Nothing is detached; values are computed in float32 at least.
 """
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,14 +17,10 @@ from hf_distill.losses.distribution.kl import (
     over_temperature,
     times_t_squared,
 )
+from hf_distill.losses.features.checks import examples
 from hf_distill.losses.numerics import check_pair, no_autocast, promoted, unit_vectors
 
-__all__ = [
-    "in_batch_similarity",
-    "margin_mse",
-    "rkd",
-    "similarity_preserving",
-]
+__all__ = ["in_batch_similarity", "margin_mse", "rkd", "similarity_preserving"]
 
 # Examples that are this near are equal; same bound as for zero vectors.
 _ZERO_DISTANCE = 1e-8
@@ -45,27 +39,17 @@ def rkd(
     count the anchor itself, so the paper's mean over pairs of distances is our value · B / (B - 1),
     and the B² pairs (j, k) include those with the anchor (cosine 0 in both models) and j = k
     (cosine 1). Equal examples have distance and cosine 0 and no gradient. It takes B² · D and B³
-    numbers. Not decomposable over batches; a batch of one gives 0 and a warning.
+    numbers. A batch of one gives 0 and a warning.
 
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened.
-        distance_weight: Weight of the distances.
-        angle_weight: Weight of the angles.
-
-    Returns:
-        (B,), at least float32, >= 0.
-
-    Raises:
-        ValueError: the numbers of examples differ.
-
-    Reference: Park, Kim, Lu and Cho, 2019, "Relational Knowledge Distillation", arXiv:1904.05068.
+    Returns: (B,) of (B, ...), flattened, >= 0.
+    Raises: ValueError: the numbers of examples differ.
+    Source: Park et al. 2019, arXiv:1904.05068.
 
     >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
     >>> rkd(s, t)
     tensor([ 7.2330, 14.4925,  3.0963])
     """
-    student, teacher = _examples("rkd", student, teacher)
+    student, teacher = examples("rkd", student, teacher)
     distances, angles = _distances(student, teacher), _angles(student, teacher)
     return distance_weight * distances + angle_weight * angles
 
@@ -75,26 +59,16 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
 
     RepDistiller's ``Similarity``, verified by the author, is the mean over anchors of our value:
     Σ_ij / B². (torchdistill's norm is L1, which is another loss.) An example of zero has a row of
-    zeros, and no gradient from it. Not decomposable over batches; a batch of one gives 0 and a
-    warning.
+    zeros, and no gradient from it. A batch of one gives 0 and a warning.
 
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened.
-
-    Returns:
-        (B,), at least float32, in [0, 4 / B].
-
-    Raises:
-        ValueError: the numbers of examples differ.
-
-    Reference: Tung and Mori, 2019, "Similarity-Preserving Knowledge Distillation",
-        arXiv:1907.09682.
+    Returns: (B,) of (B, ...), flattened, in [0, 4 / B].
+    Raises: ValueError: the numbers of examples differ.
+    Source: Tung and Mori 2019, arXiv:1907.09682.
 
     >>> similarity_preserving(torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 0]]))
     tensor([0.2929, 0.2929])
     """
-    student, teacher = _examples("similarity_preserving", student, teacher)
+    student, teacher = examples("similarity_preserving", student, teacher)
     return (_similarities(student) - _similarities(teacher)).square().mean(-1)
 
 
@@ -106,32 +80,21 @@ def in_batch_similarity(
     CompRess and SEED compare with a queue of past examples, this with the others of the batch.
     Unlike in the other losses T² is left out by default, as in both: T is the scale of the cosines
     (as in contrastive learning), not a softening of logits that the model was trained with, and T²
-    of 0.05 would make the loss 400 times smaller. Zero vectors have cosine 0 and gradient 0. Not
-    decomposable over batches; a batch of one or two gives 0 and a warning: without the anchor too
-    few examples remain for a distribution.
+    of 0.05 would make the loss 400 times smaller. Zero vectors have cosine 0 and gradient 0. A
+    batch of one or two gives 0 and a warning: without the anchor too few examples remain for a
+    distribution.
 
-    Args:
-        student: embeddings (B, D).
-        teacher: embeddings (B, D').
-        temperature: T > 0, or one per anchor (B,).
-        t_squared: True multiplies by T².
-
-    Returns:
-        (B,), at least float32, in nats, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the numbers of examples differ; temperature is not > 0.
-
-    Reference: Abbasi Koohpayegani, Tejankar and Pirsiavash, 2020, "CompRess: Self-Supervised
-        Learning by Compressing Representations", arXiv:2010.14713; Fang, Wang, Wang, Zhang, Yang
-        and Liu, 2021, "SEED: Self-supervised Distillation For Visual Representation",
-        arXiv:2101.04731.
+    Returns: (B,) of embeddings (B, D) and (B, D') and T > 0, one number or one per anchor; in nats,
+    >= 0 up to rounding.
+    Raises: ValueError: the numbers of examples differ; temperature is not > 0.
+    Source: CompRess, Abbasi Koohpayegani et al. 2020, arXiv:2010.14713; SEED, Fang et al. 2021,
+    arXiv:2101.04731.
 
     >>> s, t = torch.tensor([[1.0, 0], [1, 0], [0, 1]]), torch.tensor([[1.0, 0], [0, 1], [0, 1]])
     >>> in_batch_similarity(s, t, temperature=1.0)
     tensor([0.1201, 0.4621, 0.1109])
     """
-    student, teacher = _examples("in_batch_similarity", student, teacher, least=3)
+    student, teacher = examples("in_batch_similarity", student, teacher, least=3)
     check_temperature(temperature, student.shape[:1])
     log_s, log_t = (_log_neighbours(x, temperature) for x in (student, teacher))
     return times_t_squared(kl(log_t, log_s), temperature, t_squared)
@@ -144,18 +107,9 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
     negatives. A constant added to all scores of a query has no effect, a factor does: a teacher
     whose scores are squashed to [0, 1] gives a weak signal.
 
-    Args:
-        student: scores (..., C), C >= 2.
-        teacher: scores (..., C).
-
-    Returns:
-        (...), at least float32, in squared scores.
-
-    Raises:
-        ValueError: the shapes differ; there are fewer than two candidates.
-
-    Reference: Hofstätter, Althammer, Schröder, Sertkan and Hanbury, 2020, "Improving Efficient
-        Neural Ranking Models with Cross-Architecture Knowledge Distillation", arXiv:2010.02666.
+    Returns: (...) of scores (..., C), C >= 2, in squared scores.
+    Raises: ValueError: the shapes differ; there are fewer than two candidates.
+    Source: Hofstätter et al. 2020, arXiv:2010.02666.
 
     >>> margin_mse(torch.tensor([[5.0, 1.0, 2.0]]), torch.tensor([[9.0, 3.0, 6.0]]))
     tensor([2.])
@@ -170,25 +124,6 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = promoted(student, teacher)
     difference = student - teacher
     return (difference[..., :1] - difference[..., 1:]).square().mean(-1)
-
-
-def _examples(name: str, student: Tensor, teacher: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Both as (B, D) of one dtype; warns where there is nothing to relate."""
-    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
-        raise ValueError(
-            f"{name}: expected student and teacher vectors (B, ...) of one batch, got "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}; give both the same examples, one "
-            "vector or map each"
-        )
-    if len(student) < least:
-        warnings.warn(
-            f"{name} relates the examples of a batch and needs at least {least}, got "
-            f"{len(student)}: its value is 0 and teaches nothing. Use a larger per-device batch, "
-            "and dataloader_drop_last=True against a small last one.",
-            stacklevel=3,
-        )
-    student, teacher = promoted(student.flatten(1), teacher.flatten(1))
-    return student, teacher
 
 
 def _distances(student: Tensor, teacher: Tensor) -> Tensor:

@@ -275,30 +275,6 @@ def dist(
     return factor * torch.tensor(values, dtype=torch.float64).reshape(shape)
 
 
-def sparse_kl(
-    student: Tensor,
-    teacher_log_probs: Tensor,
-    indices: Tensor,
-    temperature: float = 1.0,
-    t_squared: bool = True,
-) -> Tensor:
-    values = []
-    for s, log_t, chosen in zip(
-        student.double().flatten(0, -2).tolist(),
-        teacher_log_probs.double().flatten(0, -2).tolist(),
-        indices.flatten(0, -2).tolist(),
-        strict=True,
-    ):
-        log_s = log_probs(s, temperature)
-        value = kl(log_t, [log_s[c] for c in chosen])
-        rest_t = 1 - sum(math.exp(x) for x in log_t)
-        if rest_t > 1e-12 and len(chosen) < len(s):
-            rest_s = sum(math.exp(x) for c, x in enumerate(log_s) if c not in chosen)
-            value += rest_t * (math.log(rest_t) - math.log(rest_s))
-        values.append(value * (temperature**2 if t_squared else 1))
-    return torch.tensor(values, dtype=torch.float64).reshape(student.shape[:-1])
-
-
 # Inputs
 def with_labels(*shape: int) -> Callable[[int], dict[str, Tensor]]:
     def inputs(seed: int) -> dict[str, Tensor]:
@@ -316,12 +292,6 @@ def with_mask(seed: int) -> dict[str, Tensor]:
 def peers(seed: int) -> dict[str, Tensor]:
     student, first = pair(4, 5, seed=seed)
     return {"student": student, "teacher": torch.stack([first, pair(4, 5, seed=seed + 100)[0]])}
-
-
-def stored(seed: int) -> dict[str, Tensor]:
-    student, teacher = pair(4, 6, seed=seed)
-    log_t, indices = torch.log_softmax(teacher, -1).topk(3)
-    return {"student": student, "teacher_log_probs": log_t, "indices": indices}
 
 
 def vectors(one: Callable[..., float], default: float = 1.0) -> Callable[..., Tensor]:
@@ -475,7 +445,6 @@ ROWS = [
         ({}, {"k": 1}, {"k": 2, "temperature": 4.0}, {"k": 4}, {"k": 5, "temperature": 0.5}),
         takes_logits=True,
     ),
-    Loss(distribution.sparse_kl, sparse_kl, stored, ({}, {"temperature": 2.0})),
 ]
 
 

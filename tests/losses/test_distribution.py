@@ -487,37 +487,3 @@ def test_top_k_grows_to_kl() -> None:
         torch.testing.assert_close(exact, full)
     with pytest.raises(ValueError, match="k must be at least 1"):
         d.top_k_kl(student, teacher, 0)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5, 6])
-def test_sparse_is_top_k(k: int) -> None:
-    """Stored targets would train something else than the teacher they were stored from."""
-    student, teacher = pair(2, 3, 6)
-    log_t, indices = (teacher / 2).log_softmax(-1).topk(k)
-    values = d.sparse_kl(student, log_t, indices, 2.0)
-    torch.testing.assert_close(values, d.top_k_kl(student, teacher, k, 2.0))
-    half = d.sparse_kl(student.float(), log_t.half(), indices, 2.0)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half.double(), values, rtol=2e-2, atol=2e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_sparse_edges(dtype: torch.dtype) -> None:
-    """A stored -inf, a sum above 1 by rounding, a sure student: inf or NaN."""
-    student = torch.tensor([[0.0, 1, 2], [1e4, 0, -1e4], [0, 1, 2]], dtype=dtype)
-    log_t = torch.tensor([[0.0, -math.inf], [0.0, -20.0], [-0.5, -1.0]], dtype=dtype)
-    indices = torch.tensor([[0, 1], [0, 1], [2, 0]])
-    values, grad = value_and_grad(d.sparse_kl, student, teacher_log_probs=log_t, indices=indices)
-    expected = brute.sparse_kl(student, log_t, indices).to(dtype)
-    torch.testing.assert_close(values[[0, 2]], expected[[0, 2]], rtol=1e-5, atol=1e-6)
-    assert torch.isfinite(values).all()
-    assert torch.isfinite(grad).all()
-
-
-@pytest.mark.parametrize(
-    ("log_t", "indices"), [((2, 3), (2, 2)), ((3, 2), (3, 2)), ((2, 5), (2, 5)), ((2,), (2,))]
-)
-def test_bad_sparse_shapes(log_t: tuple[int, ...], indices: tuple[int, ...]) -> None:
-    """Broadcasting would compare every item with the same teacher output."""
-    with pytest.raises(ValueError, match=r"sparse_kl: expected student logits \(..., C\) and"):
-        d.sparse_kl(torch.zeros(2, 4), torch.zeros(log_t), torch.zeros(indices, dtype=torch.int64))

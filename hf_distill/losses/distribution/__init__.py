@@ -10,9 +10,10 @@ upcast, float64 stays), so saturated logits give finite values and gradients, an
 side masks with the ``torch.finfo(dtype).min`` of its own dtype contributes exactly 0 (but for
 :func:`logit_standardized_kl` and :func:`dist`, which take means over the classes: cut it off).
 
-The temperature is one number, or a tensor of one per item. The values carry Hinton's T², which
-keeps the size of their gradient about the same for every temperature; sources that leave it out
-(TRL, TextBrewer, DSKD) give our value / T², which is ``t_squared=False``.
+The temperature is one number, or a tensor of one per item; above 1 it softens both distributions.
+The values carry Hinton's T², which keeps the size of their gradient about the same for every
+temperature; sources that leave it out (TRL, TextBrewer, DSKD) give our value / T², which is
+``t_squared=False``.
 """
 
 from hf_distill.losses.distribution.correlation import dist
@@ -32,7 +33,7 @@ from hf_distill.losses.distribution.mixtures import (
     skew_kl,
     skew_reverse_kl,
 )
-from hf_distill.losses.distribution.sparse import sparse_kl, top_k_kl
+from hf_distill.losses.distribution.sparse import top_k_kl
 
 __all__ = [
     "adaptive_kl",
@@ -52,7 +53,6 @@ __all__ = [
     "skew_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
-    "sparse_kl",
     "top_k_kl",
     "total_variation",
 ]

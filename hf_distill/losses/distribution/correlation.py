@@ -40,23 +40,15 @@ def dist(
         teacher: logits (..., C).
         beta: β, the weight of the correlation within items. With two classes it is always ±1.
         gamma: γ, the weight of the correlation within classes.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
+        temperature: T > 0, one number or one per item.
         eps: added to the product of the two lengths in a correlation.
         mask: (...) bool or int, 1 = an item that counts; the others have the value 0.
         t_squared: multiply by T².
 
-    Returns:
-        (...), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; beta > 0
-            with C <= 2.
-
-    Warns:
-        UserWarning: a batch of one item, whose correlation within classes is undefined; taken as 0.
-
-    Reference: Huang, You, Wang, Qian and Xu, 2022, "Knowledge Distillation from A Stronger
-        Teacher", arXiv:2205.10536.
+    Returns: (...), >= 0. One item alone has no correlation within classes: 0, and a UserWarning.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; beta >
+    0 with C <= 2.
+    Source: Huang et al. 2022, arXiv:2205.10536.
 
     >>> student = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> dist(student, torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.0]]))

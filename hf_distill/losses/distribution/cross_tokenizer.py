@@ -22,19 +22,9 @@ def universal_logit_distance(student: Tensor, teacher: Tensor, temperature: floa
     The Wasserstein distance of order 1 of the two sets of probabilities, the smaller filled up with
     zeros: it compares how sure both are, and not of what.
 
-    Args:
-        student: logits (..., C_s).
-        teacher: logits (..., C_t).
-        temperature: T > 0, of both.
-
-    Returns:
-        (...), at least float32, between 0 and 2.
-
-    Raises:
-        ValueError: the shapes differ before the last dimension; temperature is not > 0.
-
-    Reference: Boizard, El Haddad, Hudelot and Colombo, 2024, "Towards Cross-Tokenizer Distillation:
-        the Universal Logit Distillation Loss for LLMs", arXiv:2402.12030, for one position.
+    Returns: (...) of logits (..., C_s) and (..., C_t), between 0 and 2.
+    Raises: ValueError: the shapes differ before the last dimension; temperature is not > 0.
+    Source: Boizard et al. 2024, arXiv:2402.12030, for one position.
 
     >>> universal_logit_distance(torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log())
     tensor([0.4000])
@@ -68,15 +58,10 @@ def merged_kl(
         temperature: T > 0, of both, before merging.
         t_squared: multiply by T².
 
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ before the last dimension; temperature is not > 0.
-
-    Reference: Sreenivas et al., 2026, "X-Token: Projection-Guided Cross-Tokenizer Knowledge
-        Distillation", arXiv:2605.21699, whose matrix projects the student's side; here both are
-        merged into the tokens that both have.
+    Returns: (...), >= 0 up to rounding.
+    Raises: ValueError: the shapes differ before the last dimension; temperature is not > 0.
+    Source: Sreenivas et al. 2026, arXiv:2605.21699, whose matrix projects the student's side; here
+    both are merged into the tokens that both have.
 
     >>> student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
     >>> merged_kl(student, teacher, torch.tensor([0, 1, 1]), torch.tensor([0, 1]), 2).abs()
@@ -93,12 +78,7 @@ def span_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
     A lower bound of the KL between all that either may write instead (data processing inequality).
 
-    Args:
-        student: log-probabilities (...) of some texts.
-        teacher: log-probabilities (...) of the same texts.
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
+    Returns: (...) of log-probabilities (...) of some texts, >= 0 up to rounding.
 
     >>> span_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.9]).log())
     tensor([0.0000, 0.3681])

@@ -35,23 +35,12 @@ def adaptive_kl(
     - ``head`` of the teacher's mass to the others (DSKD's ``adaptive_kl_alpha`` is this 1 -
     ``head``). The paper's smallest set with at least ``head`` of the mass is the same except where
     a set has exactly ``head``. As in both, no gradient goes through w. DSKD leaves T² out.
+    ``head=1`` is :func:`forward_kl`.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        head: the teacher's mass that makes the head, in [0, 1]; 1 is :func:`forward_kl`.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; head is
-            outside [0, 1].
-
-    Reference: Wu, Tao, Wang, Yang, Zhao and Wong, 2024, "Rethinking Kullback-Leibler Divergence in
-        Knowledge Distillation for Large Language Models", arXiv:2404.02657.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; head
+    is outside [0, 1].
+    Source: Wu et al. 2024, arXiv:2404.02657.
 
     >>> adaptive_kl(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[2.0, 0.0, 0.0]]))
     tensor([0.8098])
@@ -83,20 +72,9 @@ def total_variation(
     order in p_t - p_s, its gradient falls like 1 / T, that of the KL divergences like 1 / T²: with
     T² it grows like T.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, in [0, T²].
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Wen, Li, Du and Mou, 2023, "f-Divergence Minimization for Sequence-Level Knowledge
-        Distillation", arXiv:2307.15190.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; in [0, T²].
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Wen et al. 2023, arXiv:2307.15190.
 
     >>> total_variation(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     tensor([0.3808])
@@ -117,30 +95,15 @@ def alpha_beta(
 ) -> Tensor:
     """T² · 1/(αβ) Σ_c [α/(α+β) p_t^(α+β) + β/(α+β) p_s^(α+β) - p_t^α p_s^β], p = softmax(logits/T).
 
-    Where α or β is 0, its limit: at (1, 0) exactly :func:`forward_kl`, at (0, 1) exactly
-    :func:`reverse_kl`; (½, ½) is 2 Σ (√p_t - √p_s)², four times the squared Hellinger distance.
-    On the line α + β = 1 it is an α-divergence, from mode covering to mode seeking.
+    Where α or β is 0 (below 1e-4), its limit: at (1, 0) exactly :func:`forward_kl`, at (0, 1)
+    exactly :func:`reverse_kl`; (½, ½) is 2 Σ (√p_t - √p_s)², four times the squared Hellinger
+    distance. On the line α + β = 1 it is an α-divergence, from mode covering to mode seeking.
+    Negative powers would be infinite at a probability of 0.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        alpha: α >= 0, the teacher's power; below 1e-4 it counts as 0.
-        beta: β >= 0, the student's power, likewise; not both 0. Negative powers would be infinite
-            at a probability of 0.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha or
-            beta is negative or infinite, or both are 0.
-
-    Reference: Wang, Yang, Wang, Wang, Xu and Huang, 2025, "ABKD: Pursuing a Proper Allocation of
-        the Probability Mass in Knowledge Distillation via α-β-Divergence", arXiv:2505.04560; after
-        Cichocki, Cruces and Amari, 2011, "Generalized Alpha-Beta Divergences and Their Application
-        to Robust Nonnegative Matrix Factorization", Entropy 13.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha
+    or beta is negative or infinite, or both are 0.
+    Source: Wang et al. 2025, arXiv:2505.04560; after Cichocki, Cruces and Amari 2011, Entropy 13.
 
     >>> alpha_beta(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), alpha=0.5, beta=0.5)
     tensor([0.3690])
@@ -196,22 +159,10 @@ def renyi(
     ``alpha=1``, the limit, is exactly :func:`forward_kl`; α = ½ is symmetric (twice the
     Bhattacharyya distance). It grows with α, and its gradient at small differences like α.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        alpha: the order α > 0.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha is
-            not > 0 or not finite.
-
-    Reference: van Erven and Harremoës, 2014, "Rényi Divergence and Kullback-Leibler Divergence",
-        arXiv:1206.2459.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha
+    is not > 0 or not finite.
+    Source: van Erven and Harremoës 2014, arXiv:1206.2459.
 
     >>> renyi(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), alpha=0.5)
     tensor([0.1936])

@@ -21,9 +21,6 @@ def check_temperature(temperature: Temperature, items: torch.Size | None = None)
     """Refuse a number that is not > 0 and finite, or a tensor of another shape than the items.
 
     The values of a tensor are not looked at: that would wait for the device.
-
-    Raises:
-        ValueError: see above.
     """
     if isinstance(temperature, Tensor):
         try:
@@ -71,13 +68,7 @@ def common_minimum(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_temperature(logits: Tensor, temperature: Temperature, dtype: torch.dtype) -> Tensor:
-    """logits / T in the dtype, never below its finfo.min; at the number 1 the logits as they are.
-
-    Args:
-        logits: (..., C).
-        temperature: A number, or a tensor broadcastable to (...).
-        dtype: To compute in.
-    """
+    """logits / T in the dtype, not below its finfo.min; at the number 1 the logits themselves."""
     lowest = torch.finfo(dtype).min
     if isinstance(temperature, Tensor):
         # A quotient's gradient in T is -logits / T², infinite for a class masked with finfo.min; a
@@ -107,18 +98,9 @@ def log_probs(
     A class that each side masks with the finfo.min of its own dtype has the same (lowest) value in
     both. To be used in log space, or after exp: probabilities are 0 there.
 
-    Args:
-        name: Of the calling function, for the error.
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: A number > 0, or a tensor of one per item.
-
-    Returns:
-        Two tensors (..., C).
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0, or its
-            shape is not that of the items.
+    Returns: two tensors (..., C) of logits (..., C) and T > 0, one number or one per item.
+    Raises: ValueError, which begins with the name of the calling function: the shapes differ or
+    have no class dimension; temperature is not > 0, or its shape is not that of the items.
     """
     student, teacher, dtype = _scaled(name, student, teacher, temperature)
     return F.log_softmax(student, -1, dtype=dtype), F.log_softmax(teacher, -1, dtype=dtype)
@@ -179,20 +161,9 @@ def forward_kl(
     two-dimensional input is the mean over items of our value / T², on input (B, T, C) its sum over
     T; with ``reduction="mean"`` it also divides by C (as DeiT and TinyBERT do).
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 
     >>> forward_kl(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
     tensor([0.3278, 0.0000])
@@ -208,20 +179,9 @@ def reverse_kl(
 
     Mode seeking: the student pays for mass where the teacher has little.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Gu, Dong, Wei and Huang, 2023, "MiniLLM: Knowledge Distillation of Large Language
-        Models", arXiv:2306.08543.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Gu et al. 2023, "MiniLLM", arXiv:2306.08543.
 
     >>> reverse_kl(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
     tensor([0.4338, 0.0000])

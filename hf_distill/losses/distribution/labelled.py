@@ -32,27 +32,14 @@ def decoupled_kd(
 
     p = softmax(logits / T) and y is the label. With β = 1 - p_t,y and α = 1 it would be the forward
     KL. Computed in log space: mdistiller's ``dkd_loss``, of which our mean over items is the value,
-    is infinite for a student that is sure. With two classes the second part is 0.
+    is infinite for a student that is sure. With two classes the second part is 0. The authors
+    choose β per pair of models, from 0.5 (ImageNet) to 8.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        labels: (...) integers in [0, C); items with -100 have the value 0.
-        alpha: α, the weight of the label's class against the rest.
-        beta: β, the weight of the distribution among the rest; the authors choose it per pair of
-            models, from 0.5 (ImageNet) to 8.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; labels are
-            of another shape or not integers.
-
-    Reference: Zhao, Cui, Song, Qiu and Liang, 2022, "Decoupled Knowledge Distillation",
-        arXiv:2203.08679.
+    Returns: (...) of logits (..., C), integer labels (...), of which -100 gives 0, and T > 0, one
+    number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; labels
+    are of another shape or not integers.
+    Source: Zhao et al. 2022, arXiv:2203.08679.
 
     >>> logits = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[2.0, 0.0, 0.0]])
     >>> decoupled_kd(*logits, torch.tensor([0]), alpha=1.0, beta=2.0, temperature=1.0)
@@ -80,24 +67,11 @@ def nkd(
     classes. Both are cross-entropies: the value is not 0 at equality, and the first part is lowest
     at p_s,y = 1, not at the teacher. The authors' code is the mean over items of our value.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        labels: (...) integers in [0, C); items with -100 have the value 0.
-        gamma: γ, the weight of the distribution among the other classes.
-        temperature: T > 0 of that distribution. A tensor has one per item.
-        t_squared: multiply the second part by T².
-
-    Returns:
-        (...), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; labels are
-            of another shape or not integers.
-
-    Reference: Yang, Zeng, Li, Zhang, Yuan and Li, 2023, "From Knowledge Distillation to
-        Self-Knowledge Distillation: A Unified Approach with Normalized Loss and Customized Soft
-        Labels", arXiv:2303.13005.
+    Returns: (...) of logits (..., C), integer labels (...), of which -100 gives 0, and T > 0, one
+    number or one per item; >= 0.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; labels
+    are of another shape or not integers.
+    Source: Yang et al. 2023, arXiv:2303.13005.
 
     >>> nkd(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]))
     tensor([2.4409])

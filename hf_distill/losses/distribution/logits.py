@@ -28,17 +28,9 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     For regression, half of it is the KL divergence, in either direction, of normal distributions of
     variance 1 around the outputs; with a variance σ², divide by 2 σ².
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-
-    Returns:
-        (...), at least float32, in squared logits.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension.
-
-    Reference: Ba and Caruana, 2013, "Do Deep Nets Really Need to be Deep?", arXiv:1312.6184.
+    Returns: (...) of logits (..., C), in squared logits.
+    Raises: ValueError: the shapes differ or have no class dimension.
+    Source: Ba and Caruana 2013, arXiv:1312.6184.
 
     >>> logit_mse(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]))
     tensor([5.])
@@ -56,21 +48,11 @@ def logit_standardized_kl(
     authors' code. Logits that are all equal have no scale: z is 0, and so is its gradient. Logits
     of masked classes (finfo.min) have to be cut off before, as they would dominate mean and std.
 
-    Args:
-        student: logits (..., C) with C > 2.
-        teacher: logits (..., C).
-        temperature: T > 0, the base temperature. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; C <= 2,
-            where z is always (±0.7, ∓0.7) and the gradient 0.
-
-    Reference: Sun, Ren, Li, Wang and Cao, 2024, "Logit Standardization in Knowledge Distillation",
-        arXiv:2403.01427.
+    Returns: (...) of logits (..., C), C > 2, and T > 0, one number or one per item; >= 0 up to
+    rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; C <=
+    2, where z is always (±0.7, ∓0.7) and the gradient 0.
+    Source: Sun et al. 2024, arXiv:2403.01427.
 
     >>> logit_standardized_kl(torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[0.0, 3.0, 1.0]]))
     tensor([0.6641])
@@ -108,20 +90,9 @@ def soft_cross_entropy(
     TextBrewer's ``kd_ce_loss`` at temperature T is the mean over items of our value / T²; TinyBERT
     (at T = 1) that of our value / C.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 
     >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     tensor([0.6931])
@@ -139,20 +110,9 @@ def binary_kl(
     same with student and teacher exchanged. ``BCEWithLogitsLoss`` on the teacher's probabilities,
     which takes the mean, is the mean over items of our value / (C T²) plus the teacher's entropy.
 
-    Args:
-        student: logits (..., C), one answer per class.
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531, applied to each class.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, applied to each class.
 
     >>> binary_kl(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]))
     tensor([0.3278, 0.0000])

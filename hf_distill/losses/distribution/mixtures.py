@@ -35,22 +35,10 @@ def jensen_shannon(
     exactly :func:`reverse_kl`. These are not the limits of the formula, which goes to 0 there (like
     β KL(p_t ‖ p_s) at β -> 0), so the scale jumps at both ends.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        beta: β in [0, 1], the teacher's share of the mixture.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; beta is
-            outside [0, 1].
-
-    Reference: Agarwal, Vieillard, Zhou, Stanczyk, Ramos, Geist and Bachem, 2023, "On-Policy
-        Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv:2306.13649.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; beta
+    is outside [0, 1].
+    Source: Agarwal et al. 2023, arXiv:2306.13649.
 
     >>> jensen_shannon(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), beta=0.5)
     tensor([0.0895])
@@ -88,22 +76,10 @@ def skew_kl(
     exactly :func:`forward_kl`. DistiLLM's and DSKD's ``skew_lambda`` is our alpha; both leave T²
     out.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        alpha: α in [0, 1), the teacher's share of the mixture.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha is
-            outside [0, 1).
-
-    Reference: Ko, Kim, Chen and Yun, 2024, "DistiLLM: Towards Streamlined Distillation for Large
-        Language Models", arXiv:2402.03898.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha
+    is outside [0, 1).
+    Source: Ko et al. 2024, "DistiLLM", arXiv:2402.03898.
 
     >>> skew_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), alpha=0.1)
     tensor([0.2726])
@@ -127,24 +103,9 @@ def skew_reverse_kl(
     """T² · KL(p_s ‖ α p_s + (1 - α) p_t), with p = softmax(logits / T).
 
     :func:`skew_kl` with student and teacher exchanged: at most -T² log α. ``alpha=0`` is exactly
-    :func:`reverse_kl`. DistiLLM's and DSKD's ``skew_lambda`` is our alpha; both leave T² out.
+    :func:`reverse_kl`.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        alpha: α in [0, 1), the student's share of the mixture.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; alpha is
-            outside [0, 1).
-
-    Reference: Ko, Kim, Chen and Yun, 2024, "DistiLLM: Towards Streamlined Distillation for Large
-        Language Models", arXiv:2402.03898.
+    Returns, Raises, Source: as :func:`skew_kl`.
 
     >>> skew_reverse_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), alpha=0.1)
     tensor([0.3173])
@@ -178,20 +139,9 @@ def jeffreys(
     The sum of :func:`forward_kl` and :func:`reverse_kl`; sources that take their mean give half of
     it.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Jeffreys, 1946, "An Invariant Form for the Prior Probability in Estimation Problems",
-        Proceedings of the Royal Society A 186.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Jeffreys 1946, Proceedings of the Royal Society A 186.
 
     >>> jeffreys(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
     tensor([0.7616, 0.0000])
@@ -206,21 +156,11 @@ def mutual(
     """T² · 1/K Σ_k KL(p_k ‖ p_s) over K peers: deep mutual learning, where T = 1.
 
     A peer trains on the same loss with the roles exchanged; as it must not learn to be imitated,
-    give its logits without gradient.
+    give its logits without gradient: (..., C) of one peer, or (K, ..., C) of K peers.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C) of one peer, or (K, ..., C) of K peers.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0.
-
-    Reference: Zhang, Xiang, Hospedales and Lu, 2017, "Deep Mutual Learning", arXiv:1706.00384.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0.
+    Source: Zhang et al. 2017, "Deep Mutual Learning", arXiv:1706.00384.
 
     >>> peers = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]])
     >>> mutual(torch.tensor([[0.0, 0.0]]), peers)

@@ -16,7 +16,7 @@ from hf_distill.losses.distribution.kl import (
 )
 from hf_distill.losses.numerics import compute_dtype
 
-__all__ = ["sparse_kl", "top_k_kl"]
+__all__ = ["top_k_kl"]
 
 
 def top_k_kl(
@@ -33,21 +33,9 @@ def top_k_kl(
     others; p = softmax(logits / T). Never above :func:`forward_kl`, and equal to it from k = C - 1
     on. Without the bucket the student could lower it by putting all its mass on the k classes.
 
-    Args:
-        student: logits (..., C).
-        teacher: logits (..., C).
-        k: how many classes; above C it is C.
-        temperature: T > 0; above 1 it softens both distributions. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes differ or have no class dimension; temperature is not > 0; k < 1.
-
-    Reference: Hinton, Vinyals and Dean, 2015, "Distilling the Knowledge in a Neural Network",
-        arXiv:1503.02531, on a coarser set of classes.
+    Returns: (...) of logits (..., C) and T > 0, one number or one per item; >= 0 up to rounding.
+    Raises: ValueError: the shapes differ or have no class dimension; temperature is not > 0; k < 1.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, on a coarser set of classes.
 
     >>> student, teacher = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
     >>> top_k_kl(student, teacher, k=1), top_k_kl(student, teacher, k=2)
@@ -59,59 +47,8 @@ def top_k_kl(
     log_top, indices = log_t.topk(min(k, log_t.shape[-1]), dim=-1)
     theirs, _ = coarsened(teacher, log_top, indices, log_top[..., 0], temperature)
     ours, _ = coarsened(student, log_top, indices, theirs[..., -1], temperature)
-    values = _bucketed_kl(ours, theirs, student.shape[-1])
-    return times_t_squared(values, temperature, t_squared)
-
-
-def sparse_kl(
-    student: Tensor,
-    teacher_log_probs: Tensor,
-    indices: Tensor,
-    temperature: Temperature = 1.0,
-    *,
-    t_squared: bool = True,
-) -> Tensor:
-    """The value of :func:`top_k_kl`, from stored log-probabilities of k classes.
-
-    T² · [Σ_i p_t,i (log p_t,i - log p_s,i) + r_t (log r_t - log r_s)] with r = 1 - Σ_i p_i. The
-    teacher's r is what its k probabilities leave, exact to the rounding of 1 (1e-7 in float32): a
-    student that leaves less than that to the rest pays for the rounding, not for the teacher.
-
-    Args:
-        student: logits (..., C).
-        teacher_log_probs: (..., k) of softmax(logits / T) at the same T; -inf is a probability of
-            0.
-        indices: (..., k) integers, the classes these belong to, each once.
-        temperature: T > 0, of the student here. A tensor has one per item.
-        t_squared: multiply by T².
-
-    Returns:
-        (...), at least float32, >= 0 up to rounding.
-
-    Raises:
-        ValueError: the shapes do not fit; temperature is not > 0.
-
-    Reference: as :func:`top_k_kl`.
-
-    >>> log_probs = torch.tensor([[0.7, 0.2]]).log()
-    >>> sparse_kl(torch.tensor([[2.0, 1.0, 0.0]]), log_probs, torch.tensor([[0, 1]]))
-    tensor([0.0058])
-    """
-    shape = student.shape[:-1]
-    fits = indices.shape == teacher_log_probs.shape and indices.shape[:-1] == shape
-    if student.ndim == 0 or not fits or not 1 <= indices.shape[-1] <= student.shape[-1]:
-        raise ValueError(
-            "sparse_kl: expected student logits (..., C) and, of one shape (..., k) with k <= C, "
-            f"teacher_log_probs and indices, got {tuple(student.shape)}, "
-            f"{tuple(teacher_log_probs.shape)} and {tuple(indices.shape)}; give all the same items"
-        )
-    check_temperature(temperature, shape)
-    dtype = compute_dtype(student, teacher_log_probs)
-    log_top = teacher_log_probs.to(dtype).clamp(min=torch.finfo(dtype).min)
-    rest = -torch.expm1(log_top.logsumexp(-1))
-    log_rest = rest.clamp(min=torch.finfo(dtype).tiny).log()
-    pair = coarsened(student, log_top, indices, log_rest, temperature)
-    values = _bucketed_kl(*pair, student.shape[-1])
+    compared = min(ours.shape[-1], student.shape[-1])  # no bucket where it has no class
+    values = kl(theirs[..., :compared], ours[..., :compared])
     return times_t_squared(values, temperature, t_squared)
 
 
@@ -189,9 +126,3 @@ class _Coarsening(torch.autograd.Function):
         gradient = masses * (rest / others - both)
         gradient.scatter_(-1, indices, -chosen * both)  # once, where several slots name one class
         return gradient.scatter_add_(-1, indices, top), None
-
-
-def _bucketed_kl(ours: Tensor, theirs: Tensor, classes: int) -> Tensor:
-    """KL over some classes and the bucket, which is left out where there is no other class."""
-    k = min(ours.shape[-1], classes)
-    return kl(theirs[..., :k], ours[..., :k])

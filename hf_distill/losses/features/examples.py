@@ -24,21 +24,9 @@ def pkt(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     our mean · B². Zero vectors have cosine 0 with all, and gradient 0. The value is exactly 0 at
     equality, and below 0 by no more than about ε; the gradient at equality is about ε, not 0.
 
-    Not decomposable over batches; a batch of one gives 0 and a warning.
-
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened; the widths may differ.
-        eps: ε > 0, against division by 0 and the logarithm of 0.
-
-    Returns:
-        (B,), at least float32, in nats / B.
-
-    Raises:
-        ValueError: the numbers of examples differ; eps is not > 0.
-
-    Reference: Passalis and Tefas, 2018, "Learning Deep Representations with Probabilistic Knowledge
-        Transfer", arXiv:1803.10837.
+    Returns: (B,) of (B, ...), flattened, whose widths may differ; in nats / B.
+    Raises: ValueError: the numbers of examples differ; eps is not > 0.
+    Source: Passalis and Tefas 2018, arXiv:1803.10837.
 
     >>> pkt(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([0.0294, 0.0294])
@@ -70,24 +58,11 @@ def correlation_congruence(
     series up to the order P: κ = e^(-2γ) Σ_{p≤P} (2γ)^p / p! (x·y)^p. It does not depend on the
     order of the examples, and the widths may differ. Zero vectors have x·y = 0 and gradient 0.
 
-    Not decomposable over batches; a batch of one gives 0 and a warning.
-
-    Args:
-        student: (B, ...), flattened; for the code's form projected to the teacher's width.
-        teacher: (B, ...), flattened.
-        form: ``code`` or ``paper``, see above.
-        gamma: γ > 0, of the paper's form.
-        order: P >= 1, of the paper's form.
-
-    Returns:
-        (B,), at least float32, >= 0; in squared units of the features, in the paper's form in none.
-
-    Raises:
-        ValueError: the shapes differ (in the paper's form: the numbers of examples); form is
-            unknown; gamma is not > 0 or order not >= 1.
-
-    Reference: Peng, Jin, Liu, Zhou, Wu, Liu, Li and Zhang, 2019, "Correlation Congruence for
-        Knowledge Distillation", arXiv:1904.01802.
+    Returns: (B,) of (B, ...), flattened, >= 0; in squared units of the features, in the paper's
+    form in none.
+    Raises: ValueError: the shapes differ (in the paper's form: the numbers of examples); form is
+    unknown; gamma is not > 0 or order not >= 1.
+    Source: Peng et al. 2019, arXiv:1904.01802.
 
     >>> s, t = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 0.0], [1.0, 0.0]])
     >>> correlation_congruence(s, t), correlation_congruence(s, t, form="paper")
@@ -125,21 +100,10 @@ def cka(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     from them 0; if both are, the value is 0. With many more features than examples the CKA of a
     batch is near 1 whatever the features: use large batches.
 
-    Not decomposable over batches; a batch of one gives 0 and a warning.
-
-    Args:
-        student: (B, ...), flattened.
-        teacher: (B, ...), flattened; the widths may differ.
-        mask: (B,), 1 = real; None = all. B is then the number of real examples.
-
-    Returns:
-        (B,), at least float32, >= 0; 0 for examples that are masked out.
-
-    Raises:
-        ValueError: the numbers of examples differ; the mask does not fit.
-
-    Reference: Kornblith, Norouzi, Lee and Hinton, 2019, "Similarity of Neural Network
-        Representations Revisited", arXiv:1905.00414.
+    Returns: (B,) of (B, ...), flattened, whose widths may differ; >= 0. B is the number of examples
+    with mask (B,) 1; the others give 0.
+    Raises: ValueError: the numbers of examples differ; the mask does not fit.
+    Source: Kornblith et al. 2019, arXiv:1905.00414.
 
     >>> s, t = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0], [3, 0], [0, 3]])
     >>> cka(s, t)  # on average 1 - CKA = 0.5257

@@ -20,23 +20,13 @@ def vid(student: Tensor, teacher: Tensor, log_scale: Tensor, eps: float = 1e-5) 
     σ_c² = softplus(log_scale_c) + ε. The negative log-likelihood (without ½ log 2π) of the
     teacher's features under a Gaussian whose mean μ the student predicts: minimising it over both
     raises a bound of their mutual information. It is ½ log σ² at equality, thus not 0 and below 0
-    once σ < 1. RepDistiller's ``VIDLoss`` is the mean over examples of our value, with
-    log_scale = log(e^(5 - ε) - 1) (σ² = 5) at the start.
+    once σ < 1. RepDistiller's ``VIDLoss`` is the mean over examples of our value, with log_scale =
+    log(e^(5 - ε) - 1) (σ² = 5) at the start.
 
-    Args:
-        student: the prediction μ, maps (B, C, *positions) of the teacher's shape.
-        teacher: maps (B, C, *positions).
-        log_scale: (C,), learned with the prediction.
-        eps: ε > 0, the least σ².
-
-    Returns:
-        (B,), at least float32, in nats per feature.
-
-    Raises:
-        ValueError: the shapes differ; log_scale is not (C,); eps is not > 0.
-
-    Reference: Ahn, Hu, Damianou, Lawrence and Dai, 2019, "Variational Information Distillation for
-        Knowledge Transfer", arXiv:1904.05835.
+    Returns: (B,) of maps (B, C, *positions), the student's being the prediction μ, and log_scale
+    (C,); in nats per feature.
+    Raises: ValueError: the shapes differ; log_scale is not (C,); eps is not > 0.
+    Source: Ahn et al. 2019, arXiv:1904.05835.
 
     >>> scale = torch.tensor([1.0]).expm1().log()  # σ² = 1
     >>> vid(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 4.0]]]), scale)
@@ -61,31 +51,22 @@ def vid(student: Tensor, teacher: Tensor, log_scale: Tensor, eps: float = 1e-5) 
 def info_nce(student: Tensor, teacher: Tensor, temperature: Temperature = 0.07) -> Tensor:
     """-log softmax_j(cos(s_i, t_j) / T) at j = i: the anchor's own teacher among the batch's.
 
-    Contrastive, in place of CRD. CRD draws some 16384 negatives per example from a memory bank of
-    the whole data set, separates them with a binary classifier (NCE) after learned projections of
-    both, and adds a second term with student and teacher exchanged (call this one both ways for
-    that). The batch's other teachers need neither memory nor the examples' indices, but are fewer;
-    log B is what guessing costs. T divides cosines, it does not soften an output: there is no T²,
-    and the gradient grows with 1 / T. Not 0 at equality, as the others in the batch are similar
-    too. Zero vectors have cosine 0 with all, and gradient 0.
+    Contrastive, in place of CRD, which draws some 16384 negatives per example from a memory of the
+    whole data set, separates them with a binary classifier after learned projections of both, and
+    adds a second term with student and teacher exchanged (call this one both ways for that). The
+    batch's other teachers need neither memory nor indices, but are fewer; log B is what guessing
+    costs. T divides cosines, it does not soften an output: there is no T², and the gradient grows
+    with 1 / T. Not 0 at equality, as the others in the batch are similar too. Equal examples count
+    as each other's negatives. Zero vectors have cosine 0 with all, and gradient 0.
 
-    Not decomposable over batches; a batch of one gives 0 and a warning. Equal examples count as
-    each other's negatives.
+    Not decomposable over batches; a batch of one gives 0 and a warning.
 
-    Args:
-        student: embeddings (B, ...), flattened, projected to the teacher's width.
-        teacher: embeddings (B, ...), flattened.
-        temperature: T > 0, or one per anchor (B,).
-
-    Returns:
-        (B,), at least float32, in nats, >= 0.
-
-    Raises:
-        ValueError: the shapes differ; temperature is not > 0.
-
-    Reference: van den Oord, Li and Vinyals, 2018, "Representation Learning with Contrastive
-        Predictive Coding", arXiv:1807.03748; for distillation: Tian, Krishnan and Isola, 2019,
-        "Contrastive Representation Distillation", arXiv:1910.10699.
+    Returns: (B,) of embeddings (B, ...), flattened, and T > 0, one number or one per anchor; in
+    nats, >= 0.
+    Raises: ValueError: the shapes differ (project the student to the teacher's width); temperature
+    is not > 0.
+    Source: van den Oord et al. 2018, arXiv:1807.03748; for distillation: Tian et al. 2019,
+    arXiv:1910.10699.
 
     >>> t = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     >>> info_nce(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), t, temperature=1.0)

@@ -29,18 +29,9 @@ def hint_mse(student: Tensor, teacher: Tensor) -> Tensor:
     RepDistiller's ``HintLoss`` is the mean over examples of our value. The paper's ½‖s - t‖² is our
     value · C · positions / 2.
 
-    Args:
-        student: maps (B, C, *positions), projected to the teacher's channels.
-        teacher: maps (B, C, *positions).
-
-    Returns:
-        (B,), at least float32, in squared units of the features.
-
-    Raises:
-        ValueError: the shapes differ or have no channels.
-
-    Reference: Romero, Ballas, Kahou, Chassang, Gatta and Bengio, 2014, "FitNets: Hints for Thin
-        Deep Nets", arXiv:1412.6550.
+    Returns: (B,) of maps (B, C, *positions), in squared units of the features.
+    Raises: ValueError: the shapes differ (project the student's channels) or have no channels.
+    Source: Romero et al. 2014, "FitNets", arXiv:1412.6550.
 
     >>> hint_mse(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 4.0]]]))
     tensor([2.])
@@ -58,22 +49,12 @@ def attention_transfer(
     The form of the authors' code and of RepDistiller (``Attention.at_loss``), whose weights (1000)
     are for it. ``form="paper"`` is ‖q^s - q^t‖ (not squared, not averaged; β/2 is left to the
     weight), the square root of N · our default. Whether a is a sum or a mean over the channels
-    makes no difference. A map that is zero (up to 1e-8) everywhere has q = 0 and gradient 0.
+    makes no difference; a larger p looks at the strongest activations only. A map that is zero (up
+    to 1e-8) everywhere has q = 0 and gradient 0.
 
-    Args:
-        student: maps (B, C, *positions), with any number of channels.
-        teacher: maps (B, C', *positions).
-        p: power of the activations, >= 1; larger looks at the strongest only.
-        form: ``code`` or ``paper``, see above.
-
-    Returns:
-        (B,), at least float32, in [0, 2 / N]; in the paper's form in [0, √2].
-
-    Raises:
-        ValueError: batch or positions differ; p < 1; form is unknown.
-
-    Reference: Zagoruyko and Komodakis, 2016, "Paying More Attention to Attention: Improving the
-        Performance of Convolutional Neural Networks via Attention Transfer", arXiv:1612.03928.
+    Returns: (B,) of maps (B, any C, *positions), in [0, 2 / N]; in the paper's form in [0, √2].
+    Raises: ValueError: batch or positions differ; p < 1; form is unknown.
+    Source: Zagoruyko and Komodakis 2016, arXiv:1612.03928.
 
     >>> s, t = torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[1.0, 0.0]]])
     >>> attention_transfer(s, t), attention_transfer(s, t, form="paper")
@@ -101,18 +82,9 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
     Computed as ‖1/C Σ_c s_c s_cᵀ - 1/C' Σ_c t_c t_cᵀ‖², which is the same but never below 0 and
     exactly 0 at equality; where there are more positions than channels, from products of channels.
 
-    Args:
-        student: maps (B, C, *positions), with any number of channels.
-        teacher: maps (B, C', *positions).
-
-    Returns:
-        (B,), at least float32, in [0, 2].
-
-    Raises:
-        ValueError: batch or positions differ.
-
-    Reference: Huang and Wang, 2017, "Like What You Like: Knowledge Distill via Neuron Selectivity
-        Transfer", arXiv:1707.01219.
+    Returns: (B,) of maps (B, any C, *positions), in [0, 2].
+    Raises: ValueError: batch or positions differ.
+    Source: Huang and Wang 2017, arXiv:1707.01219.
 
     >>> nst(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[1.0, 0.0]]]))
     tensor([0.5000])
@@ -141,18 +113,10 @@ def review_hcl(student: Tensor, teacher: Tensor) -> Tensor:
     over examples of our value, summed over the layers). pool_l averages to l × l; a level is left
     out, and the weight not halved, unless l < h.
 
-    Args:
-        student: maps (B, C, h, w), projected to the teacher's channels.
-        teacher: maps (B, C, h, w).
-
-    Returns:
-        (B,), at least float32, in squared units of the features.
-
-    Raises:
-        ValueError: the shapes differ or are not of four dimensions.
-
-    Reference: Chen, Liu, Zhao and Jia, 2021, "Distilling Knowledge via Knowledge Review",
-        arXiv:2104.09044.
+    Returns: (B,) of maps (B, C, h, w), in squared units of the features.
+    Raises: ValueError: the shapes differ (project the student's channels) or are not of four
+    dimensions.
+    Source: Chen et al. 2021, arXiv:2104.09044.
 
     >>> review_hcl(torch.tensor([[[[1.0, 1.0], [1.0, -3.0]]]]), torch.zeros(1, 1, 2, 2))
     tensor([2.])
@@ -179,19 +143,10 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     signs, a student does not). The paper sums over the neurons: RepDistiller's ``ABLoss`` of one
     layer is the mean over examples of our value · C · positions · 0.003.
 
-    Args:
-        student: maps (B, C, *positions), projected to the teacher's channels.
-        teacher: maps (B, C, *positions).
-        margin: m > 0.
-
-    Returns:
-        (B,), at least float32, >= 0.
-
-    Raises:
-        ValueError: the shapes differ or have no channels; margin is not > 0.
-
-    Reference: Heo, Lee, Yun and Choi, 2018, "Knowledge Transfer via Distillation of Activation
-        Boundaries Formed by Hidden Neurons", arXiv:1811.03233.
+    Returns: (B,) of maps (B, C, *positions), >= 0.
+    Raises: ValueError: the shapes differ (project the student's channels) or have no channels;
+    margin is not > 0.
+    Source: Heo et al. 2018, arXiv:1811.03233.
 
     >>> activation_boundary(torch.tensor([[0.5, 3.0, -0.5]]), torch.tensor([[2.0, 0.1, 1.0]]))
     tensor([0.8333])

@@ -17,20 +17,11 @@ def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
     The scale of TextBrewer's ``hid_mse_loss``, TinyBERT and ``MSELoss``. The squared distance of a
     paper that sums over features is our value · H; FitNets' ½‖s - t‖² is our value · H / 2.
 
-    Args:
-        student: hidden states (..., H), projected to the teacher's width.
-        teacher: hidden states (..., H).
-
-    Returns:
-        (...), at least float32, in squared units of the features.
-
-    Raises:
-        ValueError: the shapes differ or have no feature dimension.
-
-    Reference: Romero, Ballas, Kahou, Chassang, Gatta and Bengio, 2014, "FitNets: Hints for Thin
-        Deep Nets", arXiv:1412.6550; on transformers: Jiao, Yin, Shang, Jiang, Chen, Li, Wang and
-        Liu, 2019, "TinyBERT: Distilling BERT for Natural Language Understanding",
-        arXiv:1909.10351.
+    Returns: (...) of hidden states (..., H), in squared units of the features.
+    Raises: ValueError: the shapes differ (project the student to the teacher's width) or have no
+    feature dimension.
+    Source: Romero et al. 2014, arXiv:1412.6550; on transformers: Jiao et al. 2019,
+    arXiv:1909.10351.
 
     >>> hidden_mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
     tensor([2.])
@@ -48,18 +39,10 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     zero vectors are equal, so the value is 0. DistilBERT's and TextBrewer's ``cos_loss`` is the
     mean over real tokens of our value.
 
-    Args:
-        student: hidden states (..., H), projected to the teacher's width.
-        teacher: hidden states (..., H).
-
-    Returns:
-        (...), at least float32, in [0, 2].
-
-    Raises:
-        ValueError: the shapes differ or have no feature dimension.
-
-    Reference: Sanh, Debut, Chaumond and Wolf, 2019, "DistilBERT, a distilled version of BERT:
-        smaller, faster, cheaper and lighter", arXiv:1910.01108.
+    Returns: (...) of hidden states (..., H), in [0, 2].
+    Raises: ValueError: the shapes differ (project the student to the teacher's width) or have no
+    feature dimension.
+    Source: Sanh et al. 2019, "DistilBERT", arXiv:1910.01108.
 
     >>> cosine(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
     tensor([1., 0.])
@@ -78,22 +61,12 @@ def pkd(student: Tensor, teacher: Tensor) -> Tensor:
     That is 2 (1 - cos). TextBrewer's ``pkd_loss`` is the mean over examples of our value. The
     authors' code takes the mean over the H features (and layers): it is our value / H, so that
     their weights (β of 10 to 1000) are to be divided by H here. A zero vector (norm up to 1e-8)
-    stays zero: the value is 1 (0 if both are zero), the gradient 0.
+    stays zero: the value is 1 (0 if both are zero), the gradient 0. With padding on the left,
+    position 0 is padding: give (B, H) of the position that stands for the sequence.
 
-    Args:
-        student: hidden states (B, T, H), or those of position 0 only (B, H); projected to the
-            teacher's width.
-        teacher: hidden states (B, T', H) or (B, H). With padding on the left, position 0 is
-            padding: give (B, H) of the position that stands for the sequence.
-
-    Returns:
-        (B,), at least float32, in [0, 4].
-
-    Raises:
-        ValueError: batch or width differ, or the shapes are others than these.
-
-    Reference: Sun, Cheng, Gan and Liu, 2019, "Patient Knowledge Distillation for BERT Model
-        Compression", arXiv:1908.09355.
+    Returns: (B,) of hidden states (B, T, H) or (B, H), in [0, 4].
+    Raises: ValueError: batch or width differ, or the shapes are others than these.
+    Source: Sun et al. 2019, arXiv:1908.09355.
 
     >>> pkd(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[6.0, 8.0], [0.0, 2.0]]))
     tensor([0., 2.])

@@ -32,17 +32,9 @@ def fsp(
         teacher_other: the same of the teacher.
         mask: (B, T), 1 = real; None = all. Not for maps.
 
-    Returns:
-        (B,), at least float32, in features to the fourth power. An example without a real token
-        gives 0.
-
-    Raises:
-        ValueError: shapes or mask do not fit.
-
-    Reference: Yim, Joo, Bae and Kim, 2017, "A Gift from Knowledge Distillation: Fast Optimization,
-        Network Minimization and Transfer Learning", CVPR 2017; on transformers: Yang, Cui, Chen,
-        Che, Liu, Wang and Hu, 2020, "TextBrewer: An Open-Source Knowledge Distillation Toolkit for
-        Natural Language Processing", arXiv:2002.12620.
+    Returns: (B,), in features to the fourth power; 0 for an example without a real token.
+    Raises: ValueError: shapes or mask do not fit.
+    Source: Yim et al. 2017, CVPR; on transformers: TextBrewer, Yang et al. 2020, arXiv:2002.12620.
 
     >>> x, y = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[1.0], [0.0]]])
     >>> fsp(x, x, x, y)  # (5/2 - 1/2)²
@@ -86,10 +78,10 @@ def mmd(
     """1/T Σ_j (G_ij^s - G_ij^t)² for each token i, G = x yᵀ / H, over the T real tokens j.
 
     How the tokens relate, for models of any widths. The mean over the tokens of a sequence is
-    TextBrewer's ``mmd_loss`` for it. Over sequences of unequal lengths TextBrewer divides by
-    Σ_b length_b²: Σ_b length_b Σ_i value_bi / Σ_b length_b², which counts each token by the length
-    of its sequence; the mean over tokens does not. It is a variant of neuron selectivity transfer
-    (see :func:`nst`), of tokens in place of channels.
+    TextBrewer's ``mmd_loss`` for it. Over sequences of unequal lengths TextBrewer counts each token
+    by the length of its sequence (Σ_b length_b Σ_i value_bi / Σ_b length_b²); the mean over tokens
+    does not. It is a variant of neuron selectivity transfer (see :func:`nst`), of tokens in place
+    of channels.
 
     Args:
         student: states (B, T, H).
@@ -98,14 +90,9 @@ def mmd(
         teacher_other: y, states (B, T, H') of another layer; None = x.
         mask: (B, T), 1 = real; None = all.
 
-    Returns:
-        (B, T), at least float32, in features to the fourth power; 0 for padded tokens.
-
-    Raises:
-        ValueError: shapes or mask do not fit.
-
-    Reference: Yang, Cui, Chen, Che, Liu, Wang and Hu, 2020, "TextBrewer: An Open-Source Knowledge
-        Distillation Toolkit for Natural Language Processing", arXiv:2002.12620.
+    Returns: (B, T), in features to the fourth power; 0 for padded tokens.
+    Raises: ValueError: shapes or mask do not fit.
+    Source: TextBrewer, Yang et al. 2020, arXiv:2002.12620.
 
     >>> mmd(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]))
     tensor([[0.5000, 5.0000]])
