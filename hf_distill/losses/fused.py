@@ -119,11 +119,8 @@ def linear_loss(
             by one number, and not otherwise changed.
         budget: Bytes of logits to hold at a time; the default depends on the device.
 
-    Returns:
-        The sum of the losses, ``()``; a zero with a graph where there is no item.
-
-    Raises:
-        ValueError: student and teacher differ in items or classes.
+    Returns: the sum of the losses, ``()``; a zero with a graph where there is no item.
+    Raises: ValueError: student and teacher differ in items or classes.
 
     >>> hidden, weight = torch.eye(2, requires_grad=True), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> ours = LazyLogits((hidden,), (weight,))

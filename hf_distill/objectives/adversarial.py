@@ -12,11 +12,12 @@ from torch import Tensor
 
 from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
-from hf_distill.objectives.adversaries import PGD, ask_teacher
+from hf_distill.objectives.adversaries import PGD, ask_teacher, by_inputs, summed
 from hf_distill.objectives.base.nested import Nested, describe_nested
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, mean_term
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation
+from hf_distill.objectives.labels import at_least_float
 from hf_distill.objectives.perturbed import answer, inside, pair_of, perturbation_from, shown
 
 
@@ -92,9 +93,7 @@ def label_probability(signal: Signal, items: BatchItems) -> Tensor:
             "Expected labels and a teacher with logits of every class, to read its probability of "
             "the label. Give the data a label column, or use another objective."
         )
-    log_probs = signal.logits.detach().float().log_softmax(-1)
-    if signal.logits.dtype == torch.float64:
-        log_probs = signal.logits.detach().log_softmax(-1)
+    log_probs = at_least_float(signal.logits.detach()).log_softmax(-1)
     labels = items.class_ids("The probability of the label").masked_fill(~mask, 0)
     return log_probs.gather(-1, labels[..., None]).squeeze(-1).masked_fill(~mask, 0.0).exp()
 
@@ -166,10 +165,6 @@ class FreeLB(Nested):
 def _gradient(terms: list[Term], x: Tensor) -> Tensor:
     """Gradient of the weighted sum of the terms with respect to the input; the graph of the
     parameters is kept."""
-    total = x.new_zeros(())
     with torch.enable_grad():  # an evaluation turns it off
-        for term in terms:
-            values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
-            total = total + term.weight * values.sum()
-    with torch.autocast(x.device.type, enabled=False):  # a backward runs outside of it
-        return torch.autograd.grad(total, [x], retain_graph=True)[0]
+        total = sum((term.weight * summed(term) for term in terms), x.new_zeros(()))
+    return by_inputs(total, [x], retain_graph=True)

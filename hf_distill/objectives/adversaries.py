@@ -18,9 +18,9 @@ from hf_distill.models.pgd import NormBall, check_budget, projected_ascent
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.nested import set_attributes
-from hf_distill.objectives.base.objective import Context, bibtex
+from hf_distill.objectives.base.objective import Context, Term, bibtex
 from hf_distill.objectives.distributions import ForwardKL
-from hf_distill.objectives.input_perturbations import InputPerturbation
+from hf_distill.objectives.input_perturbations import InputPerturbation, normal_like
 from hf_distill.objectives.labels import HardLabels
 from hf_distill.utils.suggest import one_of
 
@@ -125,7 +125,7 @@ class PGD(InputPerturbation):
             return ball.start(generator)
         if self.start == "none":
             return ball.center
-        return ball.project(ball.center + SMALL * ball.scale * _normal(ball.center, generator))
+        return ball.project(ball.center + SMALL * ball.scale * normal_like(ball.center, generator))
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,12 @@ class VirtualAdversary(InputPerturbation):
         near, far = (
             space.ball(pair.batch, center, radius, self.norm) for radius in (self.xi, self.epsilon)
         )
-        uphill = _normal(center, generator) / near.scale
+        uphill = normal_like(center, generator) / near.scale
         with evaluating(pair.task_model.model):
             gradient = _rise(pair, items, _itself(pair))
             for _ in range(self.steps):
                 uphill = gradient(near.step(center, uphill, self.xi))
         return pair.perturbed(far.step(center, uphill, self.epsilon).detach())
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _itself(pair: ModelsInStep) -> Signal:
@@ -196,15 +192,20 @@ def _total(student: Signal, target: Signal | None, items: BatchItems) -> Tensor:
     """The summed loss of the labels (no target), or KL(target || student)."""
     objective = HardLabels() if target is None else ForwardKL()
     (term,) = objective.terms(student, target, items, Context())
+    return summed(term)
+
+
+def summed(term: Term) -> Tensor:
+    """The sum of a term's values that count."""
     values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
     return values.sum()
 
 
-def _by_inputs(total: Tensor, inputs: list[Tensor]) -> Tensor:
+def by_inputs(total: Tensor, inputs: list[Tensor], retain_graph: bool = False) -> Tensor:
     """Gradient with respect to the inputs only; no gradients of parameters are computed or
     accumulated."""
     with torch.autocast(total.device.type, enabled=False):  # a backward runs outside of it
-        first, *others = torch.autograd.grad(total, inputs)
+        first, *others = torch.autograd.grad(total, inputs, retain_graph=retain_graph)
     return sum(others, first)
 
 
@@ -218,7 +219,7 @@ def _rise(
         with torch.enable_grad():  # an evaluation turns it off
             shown = pair.show(pair.perturbed(x), LOGITS)
             total = _total(shown, target, items)
-        return _by_inputs(total, [x])
+        return by_inputs(total, [x])
 
     return gradient
 
@@ -240,7 +241,7 @@ def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tenso
         with torch.enable_grad():
             shown = pair.show(batch, LOGITS)
             total = _total(shown, replace(theirs, logits=logits, sparse=None), items)
-        return _by_inputs(total, [x, own])
+        return by_inputs(total, [x, own])
 
     return gradient
 

@@ -25,6 +25,11 @@ from hf_distill.objectives.distributions import SoftCrossEntropy
 from hf_distill.objectives.features import HiddenStates, term_of
 
 Compare = Callable[[Any, Any, Tensor | None], Tensor]
+DISTANCES: dict[str, Callable[..., Tensor]] = {
+    "mse": attention.attention_mse,
+    "kl": attention.attention_kl,
+    "ce": attention.attention_ce,
+}
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,16 @@ class AttentionObjective(Objective):
         self,
         name: str,
         field: str,
-        signals: tuple[Signal, Signal],
+        signals: tuple[Signal, Signal | None],
         items: BatchItems,
         compare: Compare,
     ) -> list[Term]:
-        """One term for each group: the mean over its pairs of layers.
+        """One term for each group: the mean over its pairs of layers, which `compare` compares.
 
-        Args:
-            name: Of the terms.
-            field: What is compared: ``attentions`` or ``qkv``.
-            signals: Of the student and of the teacher.
-            items: Masks and labels of the batch.
-            compare: Gives the values of one pair of layers.
+        The field of the signals is ``attentions`` or ``qkv``.
         """
+        if signals[1] is None:
+            raise ValueError("Expected attention of a teacher, got no teacher.")
         student, teacher = (getattr(signal, field) for signal in signals)
         groups = tuple(student) if self.groups is None else self.groups
         terms = []
@@ -88,7 +90,7 @@ class AttentionObjective(Objective):
                         "embeddings (0) have no attention."
                     )
                 for signal, layer in zip(signals, (ours[s - 1], theirs[t - 1]), strict=True):
-                    if mask is not None:
+                    if mask is not None and signal is not None:
                         length = layer[0].shape[-2] if field == "qkv" else layer.shape[-1]
                         check_length(signal.who or "a model", f"attention ({group})", length, mask)
                 values.append(compare(ours[s - 1], theirs[t - 1], mask))
@@ -97,20 +99,27 @@ class AttentionObjective(Objective):
             terms.append(term_of(label, value, group if mask is not None else "", items))
         return terms
 
+    def relations(self, which: int, heads: int | None = None) -> Compare:
+        """Comparison of the queries (0), keys (1) or values (2); None: the teacher's heads."""
+
+        def compare(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
+            flat = (x[which].transpose(1, 2).flatten(2) for x in (ours, theirs))
+            count = heads or theirs[which].shape[1]
+            return attention.relation_kl(*flat, count, mask=mask, causal=self.causal)
+
+        return compare
+
 
 @dataclass(frozen=True)
 class AttentionMaps(AttentionObjective):
     """Distance of attention maps, summed over the keys, averaged over heads and layers.
 
     Args:
-        layers: As in every attention objective.
-        groups: As in every attention objective.
         distance: ``mse``, ``kl`` (teacher || student) or ``ce`` (cross-entropy of the scores).
         scores: Compare the scores before the softmax, as TinyBERT does: queries times keys over
             the root of their size, without position biases and rotations. ``ce`` always does.
         heads: ``each`` with its own, or their ``mean`` (``sum``) where the models have other
             numbers of heads.
-        causal: As in every attention objective.
     """
 
     distance: str = "mse"
@@ -121,7 +130,7 @@ class AttentionMaps(AttentionObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distance not in ("mse", "kl", "ce"):
+        if self.distance not in DISTANCES:
             raise ValueError(f"Expected a distance 'mse', 'kl' or 'ce', got {self.distance!r}.")
         if self.heads not in ("each", "mean", "sum"):
             raise ValueError(f"Expected heads 'each', 'mean' or 'sum', got {self.heads!r}.")
@@ -139,14 +148,7 @@ class AttentionMaps(AttentionObjective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        if teacher is None:
-            raise ValueError("Expected attention of a teacher, got no teacher.")
-        distances: dict[str, Callable[..., Tensor]] = {
-            "mse": attention.attention_mse,
-            "kl": attention.attention_kl,
-            "ce": attention.attention_ce,
-        }
-        distance = distances[self.distance]
+        distance = DISTANCES[self.distance]
 
         def compare(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
             maps = [scores_of(x) if self._scored else x for x in (ours, theirs)]
@@ -163,10 +165,6 @@ def scores_of(qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
 
 
-def _flat(heads: Tensor) -> Tensor:
-    return heads.transpose(1, 2).flatten(2)
-
-
 @dataclass(frozen=True)
 class MiniLM(AttentionObjective):
     """The last layer's attention maps and value relations (Wang et al. 2020, arXiv 2002.10957).
@@ -175,8 +173,6 @@ class MiniLM(AttentionObjective):
 
     Args:
         layers: As in every attention objective; by default the last with the last.
-        groups: As in every attention objective.
-        causal: As in every attention objective.
     """
 
     layers: LayerSpec = "-1:-1"
@@ -187,8 +183,6 @@ class MiniLM(AttentionObjective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        if teacher is None:
-            raise ValueError("Expected attention of a teacher, got no teacher.")
 
         def maps(ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
             if ours.shape[1] != theirs.shape[1]:
@@ -199,16 +193,10 @@ class MiniLM(AttentionObjective):
                 )
             return attention.attention_kl(ours, theirs, mask=mask)
 
-        def values(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
-            heads = theirs[2].shape[1]
-            return attention.relation_kl(
-                _flat(ours[2]), _flat(theirs[2]), heads, mask=mask, causal=self.causal
-            )
-
         both = (student, teacher)
         return [
             *self.over_layers("minilm_attention", "attentions", both, items, maps),
-            *self.over_layers("minilm_values", "qkv", both, items, values),
+            *self.over_layers("minilm_values", "qkv", both, items, self.relations(2)),
         ]
 
 
@@ -222,9 +210,7 @@ class MiniLMv2(AttentionObjective):
     Args:
         layers: As in every attention objective; by default the last with the last. (The authors
             take an upper middle layer of large teachers.)
-        groups: As in every attention objective.
         relation_heads: How many; it divides the widths of both models. None: the teacher's heads.
-        causal: As in every attention objective.
     """
 
     layers: LayerSpec = "-1:-1"
@@ -236,22 +222,13 @@ class MiniLMv2(AttentionObjective):
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
     ) -> list[Term]:
-        if teacher is None:
-            raise ValueError("Expected attention of a teacher, got no teacher.")
-
-        def relation(which: int) -> Compare:
-            def compare(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
-                heads = self.relation_heads or theirs[which].shape[1]
-                return attention.relation_kl(
-                    _flat(ours[which]), _flat(theirs[which]), heads, mask=mask, causal=self.causal
-                )
-
-            return compare
 
         terms = []
         for which, name in enumerate(("queries", "keys", "values")):
             label = f"{self.name}_{name}"
-            terms += self.over_layers(label, "qkv", (student, teacher), items, relation(which))
+            terms += self.over_layers(
+                label, "qkv", (student, teacher), items, self.relations(which, self.relation_heads)
+            )
         return terms
 
 
@@ -285,15 +262,14 @@ class TinyBERT(Objective):
 
     @property
     def _parts(self) -> WeightedSum:
-        maps = AttentionMaps(self.layers, heads=self.heads, scores=True)
-        total = maps + HiddenStates(self.layers, projection=self.projection)
-        embeddings = HiddenStates(((0, 0),), projection=self.projection)
-        total = total + embeddings
-        return (
-            total + self.prediction * SoftCrossEntropy(self.temperature)
-            if self.prediction
-            else total
+        total = (
+            AttentionMaps(self.layers, heads=self.heads, scores=True)
+            + HiddenStates(self.layers, projection=self.projection)
+            + HiddenStates(((0, 0),), projection=self.projection)  # the embeddings
         )
+        if self.prediction:
+            total = total + self.prediction * SoftCrossEntropy(self.temperature)
+        return total
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

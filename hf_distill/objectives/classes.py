@@ -46,8 +46,6 @@ class DecoupledKD(LabelledDivergence):
     arXiv 2203.08679).
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         alpha: The weight of the target class against the rest.
         beta: The weight of the distribution among the rest.
     """
@@ -66,7 +64,6 @@ class NKD(LabelledDivergence):
 
     Args:
         temperature: Of the distribution among the other classes.
-        t_squared: As in every divergence.
         gamma: The weight of the distribution among the other classes.
     """
 
@@ -85,8 +82,6 @@ class Dist(Divergence):
     data is split into batches.
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         beta: The weight of the correlation over the classes of an item; needs three classes.
         gamma: The weight of the correlation over the items of a class.
     """
@@ -120,8 +115,6 @@ class TopKKL(Divergence):
     """Forward KL over the teacher's k most likely classes and one bucket for the rest.
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         k: How many classes.
     """
 

@@ -30,8 +30,6 @@ class ConfidenceWeightedKL(Divergence):
     """Forward KL, weighted by the teacher's confidence.
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         power: The weight is the teacher's largest probability to this power.
     """
 

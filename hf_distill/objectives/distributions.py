@@ -58,8 +58,6 @@ class JensenShannon(Divergence):
     """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, arXiv 2306.13649).
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         beta: 0 is forward KL, 1 reverse KL, as in TRL.
     """
 
@@ -79,8 +77,6 @@ class SkewKL(Divergence):
     """KL(teacher || a mixture of both), smooth where the student has no mass (DistiLLM).
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         alpha: The teacher's share of the mixture; 0 is forward KL.
     """
 
@@ -108,8 +104,6 @@ class AdaptiveKL(Divergence):
     """Forward and reverse KL, mixed by where the two differ (Wu et al. 2024, arXiv 2404.02657).
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         head: The teacher's mass that counts as the head of its distribution.
     """
 
@@ -138,8 +132,6 @@ class AlphaBeta(Divergence):
     """The alpha-beta divergence, which has both KLs and more as special cases (arXiv 2505.04560).
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         alpha: See `hf_distill.losses.distribution.alpha_beta`.
         beta: As alpha.
     """
@@ -156,8 +148,6 @@ class Renyi(Divergence):
     """The Renyi divergence of the teacher from the student.
 
     Args:
-        temperature: As in every divergence.
-        t_squared: As in every divergence.
         alpha: The order, above 0; 1 is forward KL.
     """
 

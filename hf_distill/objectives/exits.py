@@ -122,11 +122,9 @@ class Exit(nn.Module):
     def forward(self, states: Tensor, like: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         """Logits in the shape of ``like``.
 
-        Args:
-            states: ``(B, T, H)`` or a map ``(B, H, h, w)``.
-            like: The last layer's logits.
-            mask: ``(B, T)``, the real positions; None: all.
-            pooling: How an example's positions become one vector.
+        ``states`` is ``(B, T, H)`` or a map ``(B, H, h, w)``, ``mask`` ``(B, T)`` marks the real
+        positions (None: all), ``pooling`` makes one vector of an example's positions, ``like`` are
+        the last layer's logits.
         """
         states = states.to(self.linear.weight.dtype)
         if self.form in ("examples", "choices"):

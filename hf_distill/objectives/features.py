@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
@@ -141,15 +141,14 @@ class FeatureObjective(Objective):
 
 def unit_of(pair: LayerPair, items: BatchItems) -> str:
     """The unit whose mask marks the positions of a pair's features; empty if all are real."""
-    names = (pair.group,) if pair.group != MODULES else ("decoder", "encoder", "text", "hidden")
-    for name in names:
+    if pair.group != MODULES:
+        return pair.group if pair.group in items.masks else ""
+    for name in ("decoder", "encoder", "text", "hidden"):
         mask = items.masks.get(name)
-        if mask is None or pair.group != MODULES:
-            if mask is not None:
-                return name
-            continue
         named = name in ("text", "hidden") or name in pair.key
-        if named and pair.student.dim() == 3 and pair.student.shape[:2] == mask.shape:
+        if mask is None or not named or pair.student.dim() != 3:
+            continue
+        if pair.student.shape[:2] == mask.shape:
             return name
     return ""
 
@@ -180,10 +179,7 @@ class HiddenStates(FeatureObjective):
     Images of different resolution are average-pooled to the smaller one.
 
     Args:
-        layers: As in every feature objective.
         distance: ``mse`` (FitNets, arXiv 1412.6550) or ``cosine`` (DistilBERT, arXiv 1910.01108).
-        groups: As in every feature objective.
-        projection: As in every feature objective.
     """
 
     distance: str = "mse"
@@ -210,8 +206,20 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class PositionsObjective(FeatureObjective):
+    """Base of objectives on layers with positions, at one resolution."""
+
+    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
+        if pair.student.dim() == 2:
+            raise ValueError(
+                f"{type(self).__name__} needs layers with positions, and {pair.key} is a single "
+                "vector."
+            )
+        return same_size(pair)
+
+
 @dataclass(frozen=True)
-class FSP(FeatureObjective):
+class FSP(PositionsObjective):
     """Flow between aligned layers: Gram matrices of each layer with the next (Yim et al. 2017).
 
     It takes the pairs of the layer map in turn, so that it needs two pairs or more.
@@ -219,14 +227,6 @@ class FSP(FeatureObjective):
 
     name: ClassVar[str] = "fsp"
     citation: ClassVar[str] = bibtex("yim2017gift")
-
-    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
-        if pair.student.dim() == 2:
-            raise ValueError(f"FSP needs layers with positions, and {pair.key} is a single vector.")
-        pair = same_size(pair)
-        if pair.student.dim() == 4:
-            return pair
-        return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
 
     def values(
         self, pairs: Sequence[LayerPair], mask: Tensor | None, modules: dict[str, nn.Module]
@@ -243,7 +243,7 @@ class FSP(FeatureObjective):
 
 
 @dataclass(frozen=True)
-class TokenGram(FeatureObjective):
+class TokenGram(PositionsObjective):
     """Relations between the positions of a sequence: squared differences of token Gram matrices.
 
     TextBrewer's ``mmd_loss`` (Yang et al. 2020, arXiv 2002.12620), of layers with themselves.
@@ -253,15 +253,7 @@ class TokenGram(FeatureObjective):
     name: ClassVar[str] = "token_gram"
     citation: ClassVar[str] = bibtex("yang2020textbrewer")
 
-    def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
-        if pair.student.dim() == 2:
-            raise ValueError(
-                f"TokenGram needs layers with positions, and {pair.key} is a single vector."
-            )
-        pair = same_size(pair)
-        return replace(pair, student=as_states(pair.student), teacher=as_states(pair.teacher))
-
     def compare(
         self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
     ) -> Tensor:
-        return features.mmd(pair.student, pair.teacher, mask=mask)
+        return features.mmd(as_states(pair.student), as_states(pair.teacher), mask=mask)

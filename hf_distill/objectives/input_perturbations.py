@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from hf_distill.data.perturbed_pairs import PREFIX
 from hf_distill.models.batches import Batch
@@ -90,9 +91,8 @@ class Gaussian(InputPerturbation):
         center = space.point(pair.task_model, pair.batch)
         ball = space.ball(pair.batch, center, math.inf, "linf")
         size = self.deviation / (center.shape[-1] ** 0.5 if space.key == EMBEDDINGS else 1.0)
-        drawn = torch.randn(center.shape, generator=pair.generator(), dtype=center.dtype)
-        x = ball.project(center + size * ball.scale * drawn.to(center.device))
-        return pair.perturbed(x)
+        drawn = normal_like(center, pair.generator())
+        return pair.perturbed(ball.project(center + size * ball.scale * drawn))
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,11 @@ class PerturbedColumns(InputPerturbation):
         )
         kept = {key: value for key, value in pair.batch.items() if key not in dropped}
         return {**kept, **found}
+
+
+def normal_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Normally distributed numbers, drawn on the CPU."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _at_least_0(what: str, value: float) -> None:

@@ -55,8 +55,6 @@ class AttentionTransfer(MapObjective):
     1612.03928).
 
     Args:
-        layers: As in every feature objective.
-        groups: As in every feature objective.
         p: The power of the activations.
         form: ``code`` or ``paper``, see `hf_distill.losses.features.attention_transfer`.
     """
@@ -98,8 +96,6 @@ class ActivationBoundary(MapObjective):
 
     Args:
         layers: As in every feature objective; best the outputs of modules before their activation.
-        projection: As in every feature objective.
-        groups: As in every feature objective.
         margin: Of the hinge.
     """
 

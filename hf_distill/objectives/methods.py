@@ -27,11 +27,7 @@ def adversarial_training(
 ) -> WeightedSum:
     """CE(S(x'), y) with x' that maximises it (Madry et al. 2018, arXiv 1706.06083). No teacher.
 
-    Args:
-        epsilon: As in `PGD`, as are the others.
-        steps: Of the ascent.
-        step_size: Of each.
-        norm: ``linf`` or ``l2``.
+    All settings are those of `PGD`.
     """
     return 1.0 * OnPerturbed(HardLabels(), PGD(epsilon, steps, step_size, norm))
 
@@ -46,12 +42,7 @@ def trades(
     """CE(S(x), y) + beta KL(S(x) || S(x')), x' maximising the second (Zhang et al. 2019,
     arXiv 1901.08573). No teacher.
 
-    Args:
-        epsilon: As in `PGD`, as are the others.
-        beta: The weight of smoothness.
-        steps: Of the ascent.
-        step_size: Of each.
-        norm: ``linf`` or ``l2``.
+    ``beta`` is the weight of smoothness; the other settings are those of `PGD`.
     """
     by = PGD(epsilon, steps, step_size, norm, "gaussian", "itself")
     return HardLabels() + beta * Smoothness(by)
@@ -68,15 +59,8 @@ def ard(
     """Adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
 
     alpha T² KL(T(x) || S(x')) + (1 - alpha) CE(S(x), y), x' maximising CE(S(x'), y). The teacher
-    sees only the clean input, so that its outputs may be cached.
-
-    Args:
-        epsilon: As in `PGD`, as are the others.
-        alpha: The weight of the teacher.
-        temperature: T.
-        steps: Of the ascent.
-        step_size: Of each.
-        norm: ``linf`` or ``l2``.
+    sees only the clean input, so that its outputs may be cached. ``temperature`` is T; the other
+    settings are those of `PGD`.
     """
     by = PGD(epsilon, steps, step_size, norm)
     return _mixed(alpha, OnPerturbed(ForwardKL(temperature), by), HardLabels())
@@ -92,14 +76,8 @@ def rslad(
     """Robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969).
 
     alpha KL(T(x) || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first. No labels; the
-    teacher sees only the clean input, so that its outputs may be cached.
-
-    Args:
-        epsilon: As in `PGD`, as are the others.
-        alpha: The weight of the perturbed input.
-        steps: Of the ascent.
-        step_size: Of each.
-        norm: ``linf`` or ``l2``.
+    teacher sees only the clean input, so that its outputs may be cached. The settings besides alpha
+    are those of `PGD`.
     """
     by = PGD(epsilon, steps, step_size, norm, "gaussian", "teacher")
     return _mixed(alpha, OnPerturbed(ForwardKL(), by), ForwardKL())
@@ -115,14 +93,8 @@ def adaad(
     """Adaptive adversarial distillation (Huang et al. 2023, arXiv 2306.16170).
 
     alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)), x' maximising the first, by the input
-    of both models. Needs the teacher itself, and for text none works: embeddings differ.
-
-    Args:
-        epsilon: As in `PGD`, as are the others.
-        alpha: The weight of the perturbed input.
-        steps: Of the ascent.
-        step_size: Of each.
-        norm: ``linf`` or ``l2``.
+    of both models. Needs the teacher itself, and for text none works: embeddings differ. The
+    settings besides alpha are those of `PGD`.
     """
     by = PGD(epsilon, steps, step_size, norm, "gaussian", "adaptive")
     return _mixed(alpha, OnPerturbed(ForwardKL(), by, teacher="perturbed"), ForwardKL())
@@ -131,12 +103,9 @@ def adaad(
 def r_drop(alpha: float = 1.0, objective: Objective | None = None) -> WeightedSum:
     """Agreement of two passes with different dropout masks (Liang et al. 2021, arXiv 2106.14448).
 
-    (L(S1) + L(S2)) / 2 + alpha (KL(S1 || S2) + KL(S2 || S1)) / 2, where L is the loss of the labels
-    or, with ``ForwardKL()``, the divergence from the teacher.
-
-    Args:
-        alpha: The weight of the agreement (5 in the paper for translation, .3 for images).
-        objective: L; None: ``HardLabels()``.
+    (L(S1) + L(S2)) / 2 + alpha (KL(S1 || S2) + KL(S2 || S1)) / 2, where L is the ``objective``: the
+    loss of the labels (None) or, with ``ForwardKL()``, the divergence from the teacher. alpha is 5
+    in the paper for translation, .3 for images.
     """
     part = HardLabels() if objective is None else one_objective(objective, "r_drop")
     halves = 0.5 * part + 0.5 * OnPerturbed(part, SecondDropout())
@@ -147,10 +116,7 @@ def vat(epsilon: float, alpha: float = 1.0, steps: int = 1) -> WeightedSum:
     """CE(S(x), y) + alpha KL(S(x) || S(x')) with the virtual adversary x' and S(x) fixed (Miyato et
     al. 2018, arXiv 1704.03976). No teacher; examples without a label count in the second part.
 
-    Args:
-        epsilon: As in `VirtualAdversary`.
-        alpha: The weight of smoothness.
-        steps: Power iterations.
+    ``epsilon`` and the power iterations ``steps`` are those of `VirtualAdversary`.
     """
     return HardLabels() + alpha * Smoothness(VirtualAdversary(epsilon, steps=steps), detach=True)
 
@@ -162,13 +128,8 @@ def smart(
     et al. 2020, arXiv 1911.03437): the smoothness of SMART, without its proximal point steps.
 
     The divergence is the textbook one, x' stays in the ball and padding is not changed: in the
-    authors' code neither holds.
-
-    Args:
-        epsilon: As in `PGD`, as are the steps.
-        weight: Of smoothness.
-        steps: Of the ascent from a small random start.
-        step_size: Of each.
+    authors' code neither holds. The ascent starts near x, at random; its settings are
+    those of `PGD`.
     """
     by = PGD(epsilon, steps, step_size, "linf", "gaussian", "itself")
     return HardLabels() + 2 * weight * Smoothness(by, symmetric=True)

@@ -68,9 +68,6 @@ class RKD(BatchObjective):
     """Distances and angles between the examples of a batch (Park et al. 2019, arXiv 1904.05068).
 
     Args:
-        layers: As in every objective on a batch.
-        groups: As in every objective on a batch.
-        pooling: As in every objective on a batch.
         distance_weight: Of the distances.
         angle_weight: Of the angles.
     """
@@ -109,10 +106,6 @@ class CorrelationCongruence(BatchObjective):
     2019, arXiv 1904.01802).
 
     Args:
-        layers: As in every objective on a batch.
-        groups: As in every objective on a batch.
-        pooling: As in every objective on a batch.
-        projection: As in every feature objective.
         form: ``code`` or ``paper``, see `hf_distill.losses.features.correlation_congruence`.
     """
 
@@ -140,10 +133,6 @@ class InfoNCE(BatchObjective):
     CRD (arXiv 1910.10699) draws its negatives from a memory of the whole data set instead.
 
     Args:
-        layers: As in every objective on a batch.
-        groups: As in every objective on a batch.
-        pooling: As in every objective on a batch.
-        projection: As in every feature objective.
         temperature: Of the similarities.
     """
 
@@ -167,9 +156,6 @@ class InBatchSimilarity(BatchObjective):
     this objective with the batch.
 
     Args:
-        layers: As in every objective on a batch.
-        groups: As in every objective on a batch.
-        pooling: As in every objective on a batch.
         temperature: Of the similarities.
     """
 

@@ -16,10 +16,8 @@ class LossShares(nn.Module):
 
     With the weighted means of the parts of fixed weight adding up to F and shares adding up to S,
     the total is F / (1 - S), and a part of share s and mean m gets the weight s * total / |m|. If
-    all parts are shares the total is 1.
-
-    Args:
-        shares: For each part its share, or None where the weight is fixed.
+    all parts are shares the total is 1. ``shares`` has the share of each part, or None where the
+    weight is fixed.
     """
 
     means: Tensor
@@ -86,12 +84,7 @@ class GroupDROState(nn.Module):
     After each optimizer step, with L_g the mean loss of group g over the whole window and all
     processes (0 for a group that is not in it), q_g <- q_g exp(step L_g), divided by their sum. A
     loss counts with q_g / p_g, where p_g is the share of the group among the items of the steps
-    before, one more item of each counted, so that the mean over items estimates the sum of
-    q_g L_g.
-
-    Args:
-        groups: How many.
-        step: The step size of q.
+    before, one more item of each counted, so that the mean over items estimates the sum of q_g L_g.
     """
 
     q: Tensor
@@ -113,9 +106,8 @@ class GroupDROState(nn.Module):
     def keep(self, sums: Tensor, counts: Tensor) -> None:
         """Store the values of a micro-batch for `observe`.
 
-        Args:
-            sums: ``(groups,)``, the sum of the losses of each group.
-            counts: ``(groups,)``, of how many.
+        ``sums`` and ``counts`` ``(groups,)`` are the sum of the losses of each group, and of how
+        many.
         """
         self._latest = torch.stack([sums, counts]).double()
 

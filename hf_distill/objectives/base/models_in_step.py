@@ -52,9 +52,7 @@ class ModelsInStep:
     def show(self, batch: Batch, needs: Needs) -> Signal:
         """The student's signal on a perturbed batch.
 
-        Args:
-            batch: The result of `perturbed`, or another batch of the same items.
-            needs: Requested outputs.
+        The batch is the result of `perturbed`, or another batch of the same items.
         """
         x = batch.get(EMBEDDINGS)
         if x is None or batch.get("input_ids") is None:
@@ -65,9 +63,7 @@ class ModelsInStep:
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """The result of ``make``, computed once per key.
 
-        Args:
-            key: Equal keys stand for one thing.
-            make: Called at most once for a key.
+        Equal keys stand for one thing.
         """
         if key not in self.memory:
             self.memory[key] = make()

@@ -342,9 +342,7 @@ def bibtex(key: str) -> str:
 def mean_term(terms: Sequence[Term], name: str | None = None) -> Term:
     """Mean of several terms of the same items, as one term.
 
-    Args:
-        terms: Of the same unit, mask and weight.
-        name: Of the mean; by default the first one's.
+    The terms have one unit, mask and weight; the name is the first one's, unless given.
     """
     first = terms[0]
     values = first.values if len(terms) == 1 else torch.stack([t.values for t in terms]).mean(0)

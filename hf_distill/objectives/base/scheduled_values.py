@@ -18,10 +18,7 @@ def scheduled_values(
 ) -> dict[str, float | Tensor]:
     """Current weights and temperatures of an objective, of those that change during training.
 
-    Args:
-        objective: The objective.
-        modules: The modules that its `build` returned, by name.
-        progress: The present step and epoch.
+    ``modules`` is the result of the objective's `build`, by name.
     """
     found: dict[str, float | Tensor] = {}
     balance = modules.get(BALANCE)

@@ -82,12 +82,7 @@ def check_weight(value: float) -> float:
 def finite(value: Any, of: str) -> float:
     """A finite number of a recipe's mapping.
 
-    Args:
-        value: A number, or its text.
-        of: What it is of, for the message.
-
-    Raises:
-        ValueError: it is none, or not finite.
+    ``value`` is a number or its text; ``of`` names it in the message of the ValueError.
     """
     number = math.nan
     if not isinstance(value, bool):

@@ -79,9 +79,7 @@ class LearnedTemperature:
         done = progress.step / progress.max_steps if progress.max_steps > 0 else 0.0
         share = (1 - math.cos(math.pi * min(1.0, done / self.over))) / 2
         p: Any = module.p
-        reversed_p = p.detach() + share * (
-            p.detach() - p
-        )  # the value of p, -share times its gradient
+        reversed_p = p.detach() + share * (p.detach() - p)  # p, with -share times its gradient
         return self.start + (self.end - self.start) * reversed_p.sigmoid()
 
 
@@ -107,33 +105,28 @@ def temperature_from(value: Any) -> Temperature:
     """
     if isinstance(value, Mapping):
         options = dict(value)
-        kinds: dict[str, Any] = {"cwsm": AdaptiveTemperature, "flsw": AdaptiveTemperature}
-        kinds["learned"] = LearnedTemperature
+        rule = options.get("rule")
         if "schedule" in options:
             value = _made(Schedule, {"shape": options.pop("schedule"), **options})
-        elif options.get("rule") in kinds:
-            kind = kinds[options["rule"]]
-            options = options if kind is AdaptiveTemperature else _without(options, "rule")
-            value = _made(kind, options)
+        elif rule in ("cwsm", "flsw"):
+            value = _made(AdaptiveTemperature, options)
+        elif rule == "learned":
+            del options["rule"]
+            value = _made(LearnedTemperature, options)
         else:
             raise ValueError(
                 f"Expected a temperature with a `schedule` (linear, cosine) or a `rule` of "
-                f"{sorted(kinds)}, got {dict(value)}."
+                f"['cwsm', 'flsw', 'learned'], got {dict(value)}."
             )
     elif isinstance(value, (list, tuple)):
         value = tuple(finite(v, "a temperature") for v in value)
     elif isinstance(value, (str, int)):
         value = finite(value, "a temperature")
-    parts = {Schedule: ("start", "end")}.get(type(value), ())
-    for number in value if isinstance(value, tuple) else [getattr(value, part) for part in parts]:
-        above_zero(number)
-    if isinstance(value, float):
-        above_zero(value)
+    numbers = (value.start, value.end) if isinstance(value, Schedule) else value
+    for number in numbers if isinstance(numbers, tuple) else (numbers,):
+        if isinstance(number, float | int):
+            above_zero(number)
     return value
-
-
-def _without(options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != key}
 
 
 def _made(kind: Any, options: Mapping[str, Any]) -> Any:
@@ -143,12 +136,9 @@ def _made(kind: Any, options: Mapping[str, Any]) -> Any:
             f"Unknown key(s) {sorted(unknown)} in a temperature; known are {sorted(known)}."
         )
     texts = {"shape", "rule", "by"}
-    return kind(
-        **{
-            k: v if k in texts or v is None else finite(v, f"`{k}` of a temperature")
-            for k, v in options.items()
-        }
-    )
+    numbers = {k: v for k, v in options.items() if k not in texts and v is not None}
+    read = {k: finite(v, f"`{k}` of a temperature") for k, v in numbers.items()}
+    return kind(**{**options, **read})
 
 
 def temperature_at(
@@ -158,14 +148,9 @@ def temperature_at(
     progress: Progress,
     module: nn.Module | None,
 ) -> float | Tensor:
-    """Current temperature: a number, or one per item.
+    """Current temperature for logits ``(..., C)``: a number, or one per item ``(...)``.
 
-    Args:
-        temperature: The setting of the objective.
-        student: Logits ``(..., C)``.
-        teacher: Logits ``(..., C)``.
-        progress: Progress of the training.
-        module: The result of `LearnedTemperature.module`.
+    ``module`` is the result of `LearnedTemperature.module`.
     """
     if isinstance(temperature, Schedule):
         return temperature.at(progress)
