@@ -14,7 +14,6 @@ from typing import Any
 from hf_distill.objectives.adversarial import IAD, FreeLB
 from hf_distill.objectives.adversaries import PGD, VirtualAdversary
 from hf_distill.objectives.attention import AttentionMaps, MiniLM, MiniLMv2, TinyBERT
-from hf_distill.objectives.auxiliary import AuxiliaryHead
 from hf_distill.objectives.base.loss_weights import Weight, weight_from
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.classes import NKD, DecoupledKD, Dist, LogitStandardizedKL, TopKKL
@@ -46,7 +45,6 @@ from hf_distill.objectives.distributions import (
 )
 from hf_distill.objectives.exits import EarlyExits
 from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
-from hf_distill.objectives.from_teacher import FromTeacher
 from hf_distill.objectives.gradients import Jacobian
 from hf_distill.objectives.groups import GroupDRO, GroupWeights
 from hf_distill.objectives.input_perturbations import (
@@ -77,8 +75,9 @@ from hf_distill.objectives.methods import (
     trades,
     vat,
 )
+from hf_distill.objectives.nested import AuxiliaryHead, FromTeacher
 from hf_distill.objectives.noisy_labels import GeneralizedCrossEntropy, TrustedLabels
-from hf_distill.objectives.perturbed import INPUT_PERTURBATIONS, OnPerturbed
+from hf_distill.objectives.perturbed import INPUT_PERTURBATIONS, OnPerturbed, Smoothness
 from hf_distill.objectives.relations import (
     CKA,
     PKD,
@@ -90,7 +89,6 @@ from hf_distill.objectives.relations import (
     SimilarityPreserving,
 )
 from hf_distill.objectives.routing import RouterBalance
-from hf_distill.objectives.smoothness import Smoothness
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective

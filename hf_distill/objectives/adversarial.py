@@ -13,11 +13,11 @@ from torch import Tensor
 from hf_distill.data.random_states import same_torch_randomness
 from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
 from hf_distill.objectives.adversaries import PGD, ask_teacher, by_inputs, summed
-from hf_distill.objectives.base.nested import Nested, describe_nested
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, mean_term
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation
 from hf_distill.objectives.labels import at_least_float
+from hf_distill.objectives.nested import Nested, describe_nested
 from hf_distill.objectives.perturbed import answer, inside, pair_of, perturbation_from, shown
 
 

@@ -17,18 +17,18 @@ from hf_distill.models.modes import evaluating
 from hf_distill.models.pgd import NormBall, check_budget, projected_ascent
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.models_in_step import ModelsInStep
-from hf_distill.objectives.base.nested import set_attributes
 from hf_distill.objectives.base.objective import Context, Term, bibtex
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import InputPerturbation, normal_like
 from hf_distill.objectives.labels import HardLabels
+from hf_distill.objectives.nested import set_attributes
 from hf_distill.utils.suggest import one_of
 
 MAXIMISED = ("labels", "teacher", "itself", "adaptive")
+ANY_LOGITS = Needs(logits=True)
 STARTS = ("random", "gaussian", "none")
 SMALL = 1e-3
 """The deviation of a Gaussian start, in units of the norm (TRADES and RSLAD)."""
-LOGITS = Needs(logits=True)
 
 CITATIONS = {
     "labels": bibtex("madry2018towards"),
@@ -87,7 +87,7 @@ class PGD(InputPerturbation):
             )
         set_attributes(
             self,
-            needs=LOGITS if self.maximise in ("teacher", "adaptive") else Needs(),
+            needs=ANY_LOGITS if self.maximise in ("teacher", "adaptive") else Needs(),
             needs_labels=self.maximise == "labels",
             citation=CITATIONS[self.maximise],
         )
@@ -185,7 +185,7 @@ def _itself(pair: ModelsInStep) -> Signal:
         torch.no_grad(),
         torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
     ):
-        return pair.show(pair.batch, LOGITS).detach()
+        return pair.show(pair.batch, ANY_LOGITS).detach()
 
 
 def _total(student: Signal, target: Signal | None, items: BatchItems) -> Tensor:
@@ -217,7 +217,7 @@ def _rise(
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         with torch.enable_grad():  # an evaluation turns it off
-            shown = pair.show(pair.perturbed(x), LOGITS)
+            shown = pair.show(pair.perturbed(x), ANY_LOGITS)
             total = _total(shown, target, items)
         return by_inputs(total, [x])
 
@@ -230,7 +230,9 @@ def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tenso
     def gradient(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         batch = pair.perturbed(x)
-        theirs = ask_teacher(pair, batch, replace(LOGITS, inputs=True), "PGD(maximise='adaptive')")
+        theirs = ask_teacher(
+            pair, batch, replace(ANY_LOGITS, inputs=True), "PGD(maximise='adaptive')"
+        )
         if theirs.traced is None:
             raise ValueError(
                 "Expected a teacher that can be differentiated by its input, got one that cannot "
@@ -239,7 +241,7 @@ def _adaptive(pair: ModelsInStep, items: BatchItems) -> Callable[[Tensor], Tenso
             )
         logits, own = theirs.traced
         with torch.enable_grad():
-            shown = pair.show(batch, LOGITS)
+            shown = pair.show(batch, ANY_LOGITS)
             total = _total(shown, replace(theirs, logits=logits, sparse=None), items)
         return by_inputs(total, [x, own])
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hf_distill.models.batch_checks import check_readable
 from hf_distill.models.signals import BatchItems, Signal
 from hf_distill.objectives.base.loss_shares import GroupDROState
-from hf_distill.objectives.base.nested import Nested
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
+from hf_distill.objectives.nested import Nested
 from hf_distill.objectives.perturbed import pair_of
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_distill.losses import logit_mse
 from hf_distill.losses.distribution.kl import times_t_squared
 from hf_distill.losses.distribution.sparse import coarsened
-from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
 from hf_distill.objectives.base.objective import Context, Objective, Term
 from hf_distill.objectives.base.temperature import (
     LearnedTemperature,
@@ -24,7 +24,6 @@ from hf_distill.objectives.base.temperature import (
 
 PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
-WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 COARSE = Needs(logits=True, unsampled=True)
 """Divergences that need probabilities only; those of some classes and the mass of the rest
 suffice."""
@@ -45,7 +44,7 @@ class LogitObjective(Objective):
     gaussian: ClassVar[float] = 0.0
     """Factor of the squared difference for regression, whose outputs are means of normal
     distributions of variance 1. 0: no closed form."""
-    needs: ClassVar[Needs] = WHOLE
+    needs: ClassVar[Needs] = LOGITS
 
     @property
     def is_itemwise(self) -> bool:

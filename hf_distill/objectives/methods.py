@@ -13,13 +13,12 @@ as on any student (Carlini and Wagner 2016, arXiv 1607.04311).
 from __future__ import annotations
 
 from hf_distill.objectives.adversaries import PGD, VirtualAdversary
-from hf_distill.objectives.base.nested import one_objective
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.distributions import ForwardKL
 from hf_distill.objectives.input_perturbations import SecondDropout
 from hf_distill.objectives.labels import HardLabels
-from hf_distill.objectives.perturbed import OnPerturbed
-from hf_distill.objectives.smoothness import Smoothness
+from hf_distill.objectives.nested import one_objective
+from hf_distill.objectives.perturbed import OnPerturbed, Smoothness
 
 
 def adversarial_training(

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.objectives.adversarial import LOGITS, label_probability
+from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal
+from hf_distill.objectives.adversarial import label_probability
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex
 from hf_distill.objectives.labels import HardLabels
 

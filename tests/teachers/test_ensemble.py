@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from hf_distill import ForwardKL, HardLabels, HiddenStates, Jacobian, LogitMSE, ReverseKL
 from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
 from hf_distill.objectives.base.objective import Context
-from hf_distill.objectives.from_teacher import FromTeacher
+from hf_distill.objectives.nested import FromTeacher
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.cache import write_cache
 from hf_distill.teachers.cache.teacher import CachedTeacher

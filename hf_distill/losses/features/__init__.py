@@ -8,14 +8,14 @@ nothing is detached. Values are computed in float32 at least (float16 and bfloat
 float64 stays), also under autocast.
 """
 
-from hf_distill.losses.features.examples import cka, correlation_congruence, pkt
-from hf_distill.losses.features.learned import info_nce, vid
+from hf_distill.losses.features.examples import cka, correlation_congruence, info_nce, pkt
 from hf_distill.losses.features.maps import (
     activation_boundary,
     attention_transfer,
     hint_mse,
     nst,
     review_hcl,
+    vid,
 )
 from hf_distill.losses.features.states import cosine, hidden_mse, pkd
 from hf_distill.losses.features.tokens import fsp, mmd

@@ -9,8 +9,10 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from hf_distill.losses.distribution.kl import Temperature, check_temperature, over_temperature
 from hf_distill.losses.features.checks import check_form, check_mask, examples, nothing, require
 from hf_distill.losses.numerics import no_autocast, unit_vectors
 
@@ -122,6 +124,44 @@ def cka(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     # Two constants are equal; one leaves ½ of the 1 missing.
     values = 0.5 * (count.squeeze() * (ours - theirs).square().sum(-1) + (constant_s != constant_t))
     return values if mask is None else values.masked_fill(~mask.bool(), 0.0)
+
+
+def info_nce(student: Tensor, teacher: Tensor, temperature: Temperature = 0.07) -> Tensor:
+    """-log softmax_j(cos(s_i, t_j) / T) at j = i: the anchor's own teacher among the batch's.
+
+    Contrastive, in place of CRD, which draws some 16384 negatives per example from a memory of the
+    whole data set, separates them with a binary classifier after learned projections of both, and
+    adds a second term with student and teacher exchanged (call this one both ways for that). The
+    batch's other teachers need neither memory nor indices, but are fewer; log B is what guessing
+    costs. T divides cosines, it does not soften an output: there is no T², and the gradient grows
+    with 1 / T. Not 0 at equality, as the others in the batch are similar too. Equal examples count
+    as each other's negatives. Zero vectors have cosine 0 with all, and gradient 0.
+
+    Not decomposable over batches; a batch of one gives 0 and a warning.
+
+    Returns: (B,) of embeddings (B, ...), flattened, and T > 0, one number or one per anchor; in
+    nats, >= 0.
+    Raises: ValueError: the shapes differ (project the student to the teacher's width); temperature
+    is not > 0.
+    Source: van den Oord et al. 2018, arXiv:1807.03748; for distillation: Tian et al. 2019,
+    arXiv:1910.10699.
+
+    >>> t = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    >>> info_nce(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), t, temperature=1.0)
+    tensor([0.3133, 0.6931])
+    """
+    fits = student.shape == teacher.shape and student.ndim > 1
+    remedy = "give both the same examples, and project the student to the teacher's width"
+    require(fits, "info_nce", student, teacher, "embeddings of one shape (B, ...)", remedy)
+    check_temperature(temperature, student.shape[:1])
+    student, teacher = examples("info_nce", student, teacher)
+    if len(student) < 2:
+        return nothing(student, teacher)
+    (unit_s, _), (unit_t, _) = unit_vectors(student), unit_vectors(teacher)
+    with no_autocast(student):
+        cosines = unit_s @ unit_t.transpose(0, 1)
+    scaled = over_temperature(cosines, temperature, cosines.dtype)
+    return -torch.diagonal(F.log_softmax(scaled, dim=-1))
 
 
 def _affinities(vectors: Tensor, eps: float) -> Tensor:

@@ -158,6 +158,40 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     return _mean_square(F.relu(margin - torch.where(teacher > 0, student, -student)))
 
 
+def vid(student: Tensor, teacher: Tensor, log_scale: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean over channels c and positions of ½ ((μ_c - t_c)² / σ_c² + log σ_c²).
+
+    σ_c² = softplus(log_scale_c) + ε. The negative log-likelihood (without ½ log 2π) of the
+    teacher's features under a Gaussian whose mean μ the student predicts: minimising it over both
+    raises a bound of their mutual information. It is ½ log σ² at equality, thus not 0 and below 0
+    once σ < 1. RepDistiller's ``VIDLoss`` is the mean over examples of our value, with log_scale =
+    log(e^(5 - ε) - 1) (σ² = 5) at the start.
+
+    Returns: (B,) of maps (B, C, *positions), the student's being the prediction μ, and log_scale
+    (C,); in nats per feature.
+    Raises: ValueError: the shapes differ; log_scale is not (C,); eps is not > 0.
+    Source: Ahn et al. 2019, arXiv:1904.05835.
+
+    >>> scale = torch.tensor([1.0]).expm1().log()  # σ² = 1
+    >>> vid(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 4.0]]]), scale)
+    tensor([1.0000])
+    """
+    remedy = "predict the teacher's map from the student's, with its channels and positions"
+    check_pair("vid", student, teacher, "maps", "(B, C, *positions)", remedy, min_ndim=2)
+    if log_scale.shape != student.shape[1:2]:
+        raise ValueError(
+            f"vid: expected a log_scale {tuple(student.shape[1:2])}, got {tuple(log_scale.shape)}; "
+            "give one per channel of the teacher"
+        )
+    if not 0 < eps < math.inf:
+        raise ValueError(f"vid: expected eps > 0, got {eps!r}; 1e-5 is usual")
+    student, teacher, log_scale = promoted(student, teacher, log_scale)
+    variance = F.softplus(log_scale) + eps
+    variance = variance.unflatten(0, (-1, *[1] * (student.ndim - 2)))
+    squared = (student - teacher).square()
+    return 0.5 * (squared / variance + variance.log()).flatten(1).mean(-1)
+
+
 def _check_positions(name: str, student: Tensor, teacher: Tensor) -> None:
     fits = student.ndim > 2 and teacher.ndim > 2
     fits = fits and len(student) == len(teacher) and student.shape[2:] == teacher.shape[2:]
