@@ -15,10 +15,10 @@ from hf_distill.models.places import check_length
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.layers import (
     LayerSpec,
+    check_group,
     layer_map,
     module_pairs,
-    parse_groups,
-    parse_layers,
+    read_layers,
 )
 from hf_distill.objectives.base.objective import Context, Objective, Term, WeightedSum, bibtex
 from hf_distill.objectives.distributions import SoftCrossEntropy
@@ -47,15 +47,12 @@ class AttentionObjective(Objective):
     causal: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        pairs = parse_layers(self.layers)
-        if pairs == "emd" or module_pairs(self.layers):
+        read_layers(self)
+        if self.layers == "emd" or module_pairs(self.layers):
             raise ValueError(
                 f"Expected layers by index, fraction or name, got {self.layers!r}: attention has "
                 "no module path and no learned map. Use 'uniform' or '12:6'."
             )
-        if not isinstance(self.layers, str):
-            object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
-        object.__setattr__(self, "groups", parse_groups(self.groups))
 
     def over_layers(
         self,
@@ -75,11 +72,7 @@ class AttentionObjective(Objective):
         groups = tuple(student) if self.groups is None else self.groups
         terms = []
         for group in groups:
-            if group not in student or group not in teacher:
-                raise ValueError(
-                    f"Expected attention groups of {sorted(student)} (student) and "
-                    f"{sorted(teacher)} (teacher), got {group!r}."
-                )
+            check_group("attention", group, student, teacher)
             ours, theirs = student[group], teacher[group]
             mask = items.masks.get(group)
             values = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +11,7 @@ from hf_distill.losses import distribution
 from hf_distill.models.signals import BatchItems
 from hf_distill.objectives.base.objective import Context, bibtex
 from hf_distill.objectives.base.temperature import Temperature
-from hf_distill.objectives.logits import CLASSES, Divergence, LabelledDivergence
-
-Loss = Callable[..., Tensor]
+from hf_distill.objectives.logits import CLASSES, Divergence, LabelledDivergence, Loss
 
 
 @dataclass(frozen=True)

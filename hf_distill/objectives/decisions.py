@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
-
-from torch import Tensor
 
 from hf_distill.losses import decision, relations
 from hf_distill.models.signals import BatchItems, Signal
 from hf_distill.objectives.base.objective import Context, Term, bibtex
-from hf_distill.objectives.logits import CLASSES, PROBABILITIES, Divergence, LogitObjective
-
-Loss = Callable[..., Tensor]
+from hf_distill.objectives.logits import CLASSES, PROBABILITIES, Divergence, LogitObjective, Loss
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from hf_distill.losses import distribution
 from hf_distill.models.signals import Needs
 from hf_distill.objectives.base.objective import bibtex
-from hf_distill.objectives.logits import CLASSES, COARSE, DRAWN, Divergence, LogitObjective
-
-Loss = Callable[..., Tensor]
+from hf_distill.objectives.logits import CLASSES, COARSE, DRAWN, Divergence, LogitObjective, Loss
 
 
 @dataclass(frozen=True)

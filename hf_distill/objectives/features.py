@@ -24,8 +24,10 @@ from hf_distill.objectives.base.alignment import (
     project,
     same_size,
 )
-from hf_distill.objectives.base.layers import LayerSpec, module_pairs, parse_groups, parse_layers
+from hf_distill.objectives.base.layers import LayerSpec, module_pairs, parse_layers, read_layers
 from hf_distill.objectives.base.objective import Context, Objective, Term, bibtex, built_modules
+
+Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,16 @@ class FeatureObjective(Objective):
     projection: str = field(default="linear", kw_only=True)
     groups: tuple[str, ...] | None = field(default=None, kw_only=True)
     projects: ClassVar[bool] = True
+    loss: ClassVar[Loss]
+    keywords: ClassVar[tuple[str, ...]] = ()
+    """The fields that are keywords of the loss function."""
 
     def __post_init__(self) -> None:
         if self.projection not in PROJECTIONS:
             raise ValueError(
                 f"Expected a projection of {list(PROJECTIONS)}, got {self.projection!r}."
             )
-        parse_layers(self.layers)
-        if not isinstance(self.layers, str):
-            object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
-        object.__setattr__(self, "groups", parse_groups(self.groups))
+        read_layers(self)
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -79,7 +81,8 @@ class FeatureObjective(Objective):
         self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
     ) -> Tensor:
         """The values of one pair of layers, ``(B, T)`` or ``(B,)``."""
-        raise NotImplementedError
+        settings = {name: getattr(self, name) for name in self.keywords}
+        return type(self).loss(pair.student, pair.teacher, **settings)
 
     def values(
         self, pairs: Sequence[LayerPair], mask: Tensor | None, modules: dict[str, nn.Module]

@@ -22,6 +22,7 @@ from hf_distill.objectives.base.temperature import (
     temperature_from,
 )
 
+Loss = Callable[..., Tensor]
 PROBABILITIES = frozenset({"softmax", "ctc", "sigmoid"})
 CLASSES = frozenset({"softmax", "ctc"})
 COARSE = Needs(logits=True, unsampled=True)
@@ -39,7 +40,7 @@ class LogitObjective(Objective):
     For multi-label heads every class is a Bernoulli variable and the classes are summed.
     """
 
-    loss: ClassVar[Callable[..., Tensor]]
+    loss: ClassVar[Loss]
     kinds: ClassVar[frozenset[str]] = PROBABILITIES
     gaussian: ClassVar[float] = 0.0
     """Factor of the squared difference for regression, whose outputs are means of normal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_distill.losses import features
 from hf_distill.objectives.base.alignment import LayerPair, as_map, same_size, width
 from hf_distill.objectives.base.objective import bibtex
-from hf_distill.objectives.features import FeatureObjective
+from hf_distill.objectives.features import FeatureObjective, Loss
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,6 @@ class MapObjective(FeatureObjective):
     no map: compare them with HiddenStates.
     """
 
-    loss: ClassVar[Callable[..., Tensor]]
-
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
         if mask is not None or pair.student.dim() == 2:
             raise ValueError(
@@ -34,18 +32,13 @@ class MapObjective(FeatureObjective):
         pair = same_size(pair)
         return replace(pair, student=as_map(pair.student), teacher=as_map(pair.teacher))
 
-    def compare(
-        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
-    ) -> Tensor:
-        return type(self).loss(pair.student, pair.teacher)
-
 
 @dataclass(frozen=True)
 class Hint(MapObjective):
     """FitNets' hint: the mean squared difference of two maps (arXiv 1412.6550)."""
 
     name: ClassVar[str] = "hint"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.hint_mse)
+    loss: ClassVar[Loss] = staticmethod(features.hint_mse)
     citation: ClassVar[str] = bibtex("romero2015fitnets")
 
 
@@ -63,12 +56,9 @@ class AttentionTransfer(MapObjective):
     form: Literal["code", "paper"] = "code"
     projects: ClassVar[bool] = False
     name: ClassVar[str] = "attention_transfer"
+    loss: ClassVar[Loss] = staticmethod(features.attention_transfer)
+    keywords: ClassVar[tuple[str, ...]] = ("p", "form")
     citation: ClassVar[str] = bibtex("zagoruyko2017paying")
-
-    def compare(
-        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
-    ) -> Tensor:
-        return features.attention_transfer(pair.student, pair.teacher, p=self.p, form=self.form)
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class NST(MapObjective):
 
     projects: ClassVar[bool] = False
     name: ClassVar[str] = "nst"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.nst)
+    loss: ClassVar[Loss] = staticmethod(features.nst)
     citation: ClassVar[str] = bibtex("huang2017like")
 
 
@@ -86,7 +76,7 @@ class ReviewKD(MapObjective):
     """Squared differences at several scales of every map: ReviewKD's pyramid (2104.09044)."""
 
     name: ClassVar[str] = "review_kd"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.review_hcl)
+    loss: ClassVar[Loss] = staticmethod(features.review_hcl)
     citation: ClassVar[str] = bibtex("chen2021distilling")
 
 
@@ -101,12 +91,9 @@ class ActivationBoundary(MapObjective):
 
     margin: float = 1.0
     name: ClassVar[str] = "activation_boundary"
+    loss: ClassVar[Loss] = staticmethod(features.activation_boundary)
+    keywords: ClassVar[tuple[str, ...]] = ("margin",)
     citation: ClassVar[str] = bibtex("heo2019knowledge")
-
-    def compare(
-        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
-    ) -> Tensor:
-        return features.activation_boundary(pair.student, pair.teacher, margin=self.margin)
 
 
 class _LogScale(nn.Module):

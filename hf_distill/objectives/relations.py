@@ -7,18 +7,17 @@ value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_distill.losses import features, relations
 from hf_distill.losses.numerics import above_zero
 from hf_distill.objectives.base.alignment import LayerPair, as_states, pooled
 from hf_distill.objectives.base.layers import LayerSpec
 from hf_distill.objectives.base.objective import bibtex
-from hf_distill.objectives.features import FeatureObjective
+from hf_distill.objectives.features import FeatureObjective, Loss
 
 POOLINGS = ("mean", "first", "none")
 
@@ -36,7 +35,6 @@ class BatchObjective(FeatureObjective):
 
     layers: LayerSpec = "-1:-1"
     pooling: str = field(default="mean", kw_only=True)
-    loss: ClassVar[Callable[..., Tensor]]
     projects: ClassVar[bool] = False
     compares_examples: ClassVar[bool] = True
 
@@ -53,15 +51,6 @@ class BatchObjective(FeatureObjective):
             ours, theirs = (x.masked_fill(~mask[..., None], 0.0) for x in (ours, theirs))
         return replace(pair, student=ours, teacher=theirs)
 
-    def compare(
-        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
-    ) -> Tensor:
-        settings = {name: getattr(self, name) for name in self.keywords}
-        return type(self).loss(pair.student, pair.teacher, **settings)
-
-    keywords: ClassVar[tuple[str, ...]] = ()
-    """The fields that are keywords of the loss function."""
-
 
 @dataclass(frozen=True)
 class RKD(BatchObjective):
@@ -75,7 +64,7 @@ class RKD(BatchObjective):
     distance_weight: float = 25.0
     angle_weight: float = 50.0
     name: ClassVar[str] = "rkd"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.rkd)
+    loss: ClassVar[Loss] = staticmethod(relations.rkd)
     keywords: ClassVar[tuple[str, ...]] = ("distance_weight", "angle_weight")
     citation: ClassVar[str] = bibtex("park2019relational")
 
@@ -86,7 +75,7 @@ class SimilarityPreserving(BatchObjective):
 
     pooling: str = field(default="none", kw_only=True)
     name: ClassVar[str] = "similarity_preserving"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.similarity_preserving)
+    loss: ClassVar[Loss] = staticmethod(relations.similarity_preserving)
     citation: ClassVar[str] = bibtex("tung2019similarity")
 
 
@@ -96,7 +85,7 @@ class PKT(BatchObjective):
     1803.10837)."""
 
     name: ClassVar[str] = "pkt"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.pkt)
+    loss: ClassVar[Loss] = staticmethod(features.pkt)
     citation: ClassVar[str] = bibtex("passalis2018learning")
 
 
@@ -112,7 +101,7 @@ class CorrelationCongruence(BatchObjective):
     form: Literal["code", "paper"] = "code"
     projects: ClassVar[bool] = True
     name: ClassVar[str] = "correlation_congruence"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.correlation_congruence)
+    loss: ClassVar[Loss] = staticmethod(features.correlation_congruence)
     keywords: ClassVar[tuple[str, ...]] = ("form",)
     citation: ClassVar[str] = bibtex("peng2019correlation")
 
@@ -122,7 +111,7 @@ class CKA(BatchObjective):
     """One minus the linear centred kernel alignment of two layers (arXiv 1905.00414)."""
 
     name: ClassVar[str] = "cka"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.cka)
+    loss: ClassVar[Loss] = staticmethod(features.cka)
     citation: ClassVar[str] = bibtex("kornblith2019similarity")
 
 
@@ -139,7 +128,7 @@ class InfoNCE(BatchObjective):
     temperature: float = 0.07
     projects: ClassVar[bool] = True
     name: ClassVar[str] = "info_nce"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(features.info_nce)
+    loss: ClassVar[Loss] = staticmethod(features.info_nce)
     keywords: ClassVar[tuple[str, ...]] = ("temperature",)
     citation: ClassVar[str] = bibtex("tian2020contrastive")
 
@@ -161,7 +150,7 @@ class InBatchSimilarity(BatchObjective):
 
     temperature: float = 0.05
     name: ClassVar[str] = "in_batch_similarity"
-    loss: ClassVar[Callable[..., Tensor]] = staticmethod(relations.in_batch_similarity)
+    loss: ClassVar[Loss] = staticmethod(relations.in_batch_similarity)
     keywords: ClassVar[tuple[str, ...]] = ("temperature",)
     citation: ClassVar[str] = bibtex("fang2021seed")
 
@@ -176,6 +165,7 @@ class PKD(FeatureObjective):
 
     layers: LayerSpec = "skip"
     name: ClassVar[str] = "pkd"
+    loss: ClassVar[Loss] = staticmethod(features.pkd)
     citation: ClassVar[str] = bibtex("sun2019patient")
 
     def prepare(self, pair: LayerPair, mask: Tensor | None) -> LayerPair:
@@ -183,8 +173,3 @@ class PKD(FeatureObjective):
             x if x.dim() == 2 else as_states(x)[:, 0] for x in (pair.student, pair.teacher)
         )
         return replace(pair, student=ours, teacher=theirs)
-
-    def compare(
-        self, pair: LayerPair, mask: Tensor | None, modules: dict[str, nn.Module]
-    ) -> Tensor:
-        return features.pkd(pair.student, pair.teacher)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from hf_distill.models.signals import Signal
-from hf_distill.objectives.base.layers import LayerSpec, layer_map, module_pairs
+from hf_distill.objectives.base.layers import LayerSpec, check_group, layer_map, module_pairs
 
 PROJECTIONS = ("linear", "orthogonal", "shared", "none")
 MODULES = "modules"
@@ -52,25 +52,19 @@ def align(
     paths = module_pairs(spec)
     who = (student.who or "the student", teacher.who or "the teacher")
     pairs = [
-        LayerPair(_key(f"{s}__{t}"), MODULES, student.modules[s], teacher.modules[t], who)
+        LayerPair(
+            f"{s}__{t}".replace(".", "_"), MODULES, student.modules[s], teacher.modules[t], who
+        )
         for s, t in paths
     ]
     if paths and not student.hidden_states:
         return pairs
     for group in student.hidden_states if groups is None else groups:
-        if group not in student.hidden_states or group not in teacher.hidden_states:
-            raise ValueError(
-                f"Expected hidden-state groups of {sorted(student.hidden_states)} (student) "
-                f"and {sorted(teacher.hidden_states)} (teacher), got {group!r}."
-            )
+        check_group("hidden-state", group, student.hidden_states, teacher.hidden_states)
         ours, theirs = student.hidden_states[group], teacher.hidden_states[group]
         mapping = layer_map(spec, len(ours) - 1, len(theirs) - 1)
         pairs += [LayerPair(f"{group}_{s}_{t}", group, ours[s], theirs[t], who) for s, t in mapping]
     return pairs
-
-
-def _key(path: str) -> str:
-    return path.replace(".", "_")
 
 
 # ---- shapes ----------------------------------------------------------------------------------
@@ -108,12 +102,10 @@ def same_size(pair: LayerPair) -> LayerPair:
     Raises:
         ValueError: one of them has no spatial dimensions.
     """
-    if pair.student.shape[2:] == pair.teacher.shape[2:] and pair.student.dim() == 4:
+    ours, theirs = pair.student, pair.teacher
+    if ours.shape[2:] == theirs.shape[2:] and ours.dim() == 4:
         return pair
-    if (
-        pair.student.dim() == pair.teacher.dim() == 3
-        and pair.student.shape[1] == pair.teacher.shape[1]
-    ):
+    if ours.dim() == theirs.dim() == 3 and ours.shape[1] == theirs.shape[1]:
         return pair
     ours, theirs = as_map(pair.student), as_map(pair.teacher)
     if ours.dim() != 4 or theirs.dim() != 4:

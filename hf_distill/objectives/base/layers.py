@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 Place = int | float | str
 """A layer: its index, its depth as a fraction between 0.0 and 1.0, or the path of a module."""
@@ -48,17 +49,31 @@ def parse_layers(spec: str | Sequence[Sequence[Place]]) -> str | tuple[tuple[Pla
     return pairs
 
 
-def parse_groups(groups: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Read which stacks of layers are compared; None: all.
+def read_layers(objective: Any) -> None:
+    """Read the layer map ``layers`` of an objective, and which stacks it compares, ``groups``.
 
     Raises:
-        ValueError: none at all, which would compare nothing, or a text in place of a list.
+        ValueError: see `parse_layers`; no group at all, or a text in place of a list.
     """
-    if groups is not None and (isinstance(groups, str) or not groups):
+    parse_layers(objective.layers)
+    if not isinstance(objective.layers, str):
+        object.__setattr__(objective, "layers", tuple(tuple(pair) for pair in objective.layers))
+    if objective.groups is not None:
+        if isinstance(objective.groups, str) or not objective.groups:
+            raise ValueError(
+                "Expected names of stacks (['encoder']), or None for all, got "
+                f"groups={objective.groups!r}."
+            )
+        object.__setattr__(objective, "groups", tuple(objective.groups))
+
+
+def check_group(kind: str, group: str, student: Collection[str], teacher: Collection[str]) -> None:
+    """Refuse a group of layers that one of the models does not have."""
+    if group not in student or group not in teacher:
         raise ValueError(
-            f"Expected names of stacks (['encoder']), or None for all, got groups={groups!r}."
+            f"Expected {kind} groups of {sorted(student)} (student) and {sorted(teacher)} "
+            f"(teacher), got {group!r}."
         )
-    return None if groups is None else tuple(groups)
 
 
 def _unknown(spec: object) -> str:
