@@ -18,14 +18,8 @@ from hf_distill.losses.distribution.kl import (
 )
 from hf_distill.losses.numerics import check_pair, promoted
 
-__all__ = [
-    "boundary",
-    "confidence_weighted_kl",
-    "hard_teacher_labels",
-    "label_agreement",
-    "margin",
-    "probability_mse",
-]
+__all__ = ["boundary", "confidence_weighted_kl", "hard_teacher_labels", "label_agreement"]
+__all__ += ["margin", "probability_mse"]
 
 
 def hard_teacher_labels(student: Tensor, teacher: Tensor) -> Tensor:

@@ -45,14 +45,7 @@ class InputPerturbation:
     def batch(
         self, pair: ModelsInStep, teacher: Signal | None, items: BatchItems, context: Context
     ) -> Batch:
-        """The perturbed batch.
-
-        Args:
-            pair: Both models and the clean batch.
-            teacher: The teacher's signal on the clean batch, as far as ``needs`` requests.
-            items: Masks and labels of the batch.
-            context: Progress of the training.
-        """
+        """The perturbed batch; ``teacher`` is the teacher's signal on the clean one, if needed."""
         raise NotImplementedError
 
 

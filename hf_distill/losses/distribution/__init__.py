@@ -35,24 +35,7 @@ from hf_distill.losses.distribution.mixtures import (
 )
 from hf_distill.losses.distribution.sparse import top_k_kl
 
-__all__ = [
-    "adaptive_kl",
-    "alpha_beta",
-    "binary_kl",
-    "decoupled_kd",
-    "dist",
-    "forward_kl",
-    "jeffreys",
-    "jensen_shannon",
-    "logit_mse",
-    "logit_standardized_kl",
-    "mutual",
-    "nkd",
-    "renyi",
-    "reverse_kl",
-    "skew_kl",
-    "skew_reverse_kl",
-    "soft_cross_entropy",
-    "top_k_kl",
-    "total_variation",
-]
+__all__ = ["forward_kl", "jeffreys", "mutual", "reverse_kl", "soft_cross_entropy"]
+__all__ += ["adaptive_kl", "alpha_beta", "jensen_shannon", "renyi", "skew_kl", "skew_reverse_kl"]
+__all__ += ["binary_kl", "decoupled_kd", "dist", "nkd", "top_k_kl", "total_variation"]
+__all__ += ["logit_mse", "logit_standardized_kl"]

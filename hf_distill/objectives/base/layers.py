@@ -135,10 +135,7 @@ def layer_map(spec: str | Sequence[Sequence[Place]], student: int, teacher: int)
     - pairs, as `parse_layers` reads them: by index (negative ones count from the end) or by
       fraction of the depth (rounded to the nearest layer). Module paths are left out here.
 
-    Args:
-        spec: One of the names above, or pairs.
-        student: Number of layers of the student, without the embeddings.
-        teacher: Number of layers of the teacher.
+    ``student`` and ``teacher`` are the numbers of layers, without the embeddings.
 
     Raises:
         ValueError: an unknown name, a pair out of range, or a map that pairs nothing.

@@ -35,9 +35,8 @@ class LossShares(nn.Module):
             )
         self.register_buffer("means", torch.zeros(len(shares), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
-        self._window: Tensor | float = (
-            0.0  # no buffer: DDP would overwrite it, and it is 0 at saves
-        )
+        # no buffer: DDP would overwrite it, and it is 0 at saves
+        self._window: Tensor | float = 0.0
 
     def weights(self) -> dict[str, Tensor]:
         """Current weights of the objectives with a share, as numbers without a graph."""
@@ -63,10 +62,8 @@ class LossShares(nn.Module):
         """Add the components of one micro-batch, and after the last one of a window update the
         means.
 
-        Args:
-            values: For each part its share of the window's value; fixed weights are in it.
-            last: Whether the optimizer steps after this micro-batch.
-            over_ranks: Adds up over the processes.
+        ``values`` has for each part its share of the window's value, with fixed weights in it;
+        ``over_ranks`` adds up over the processes.
         """
         added = [
             values[name].double() if name in values else self.steps * 0 for name in self.shares
@@ -113,12 +110,7 @@ class GroupDROState(nn.Module):
 
     @torch.no_grad()
     def observe(self, last: bool, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Add the stored values, and after the last micro-batch of a window update q.
-
-        Args:
-            last: Whether the optimizer steps after this micro-batch.
-            over_ranks: Adds up over the processes.
-        """
+        """Add the stored values, and after the last micro-batch of a window update q."""
         if self._latest is not None:
             self._window, self._latest = self._window + self._latest, None
         if last and isinstance(self._window, Tensor):

@@ -79,7 +79,6 @@ def product(own: Weight, weight: Weight) -> Weight:
                 f"A weight that is a {type(one).__name__} cannot be multiplied by {other}. "
                 "Give each part of the sum its weight by itself."
             )
-    for one, other in ((own, weight), (weight, own)):
         if isinstance(one, Schedule):
             return one * check_weight(float(other))  # type: ignore[arg-type]
     return check_weight(own) * check_weight(weight)  # type: ignore[arg-type]

@@ -213,15 +213,8 @@ class WeightedSum:
         context: Context,
         only: Callable[[str], bool] = lambda name: True,
     ) -> list[Term]:
-        """The terms of all objectives, with their names and current weights.
-
-        Args:
-            student: The student's signal.
-            teacher: The teacher's signal.
-            items: Masks and labels of the batch.
-            context: Additional inputs.
-            only: Selects objectives by name.
-        """
+        """The terms of all objectives (``only`` selects some by name), with their names and current
+        weights."""
         found = []
         modules = built_modules(context)
         balance = modules.get(BALANCE)
@@ -265,10 +258,10 @@ class WeightedSum:
         """Update the state of shares and group weights from a micro-batch.
 
         Args:
-            terms: What `terms` gave.
+            terms: The result of `terms`.
             components: Their parts of the window's means, as `reduce` gives them.
-            modules: What `build` made.
-            last: Whether this micro-batch ends the window.
+            modules: The result of `build`.
+            last: True if this micro-batch ends the window.
             over_ranks: Adds up over the processes.
         """
         for module in modules.modules():
