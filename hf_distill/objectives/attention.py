@@ -96,9 +96,9 @@ class AttentionObjective(Objective):
         """Comparison of the queries (0), keys (1) or values (2); None: the teacher's heads."""
 
         def compare(ours: Any, theirs: Any, mask: Tensor | None) -> Tensor:
-            flat = (x[which].transpose(1, 2).flatten(2) for x in (ours, theirs))
             count = heads or theirs[which].shape[1]
-            return attention.relation_kl(*flat, count, mask=mask, causal=self.causal)
+            ours, theirs = (x[which].transpose(1, 2).flatten(2) for x in (ours, theirs))
+            return attention.relation_kl(ours, theirs, count, mask=mask, causal=self.causal)
 
         return compare
 
