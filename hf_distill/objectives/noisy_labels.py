@@ -14,8 +14,27 @@ from hf_distill.objectives.base.objective import Context, Objective, Term, bibte
 from hf_distill.objectives.labels import HardLabels
 
 
+class LabelProbability(Objective):
+    """Base of label losses that read the probability of one class."""
+
+    needs_labels: ClassVar[bool] = True
+    student_needs: ClassVar[Needs] = Needs(logits=True)
+
+    @property
+    def is_itemwise(self) -> bool:
+        return True
+
+    def check(self, kind: str, classes: int | None = None) -> None:
+        if kind != "softmax":
+            other = "HiddenStates" if kind == "none" else "HardLabels"
+            raise ValueError(
+                f"{type(self).__name__} reads the probability of one class, and this is a {kind} "
+                f"head. Use {other}."
+            )
+
+
 @dataclass(frozen=True)
-class TrustedLabels(Objective):
+class TrustedLabels(LabelProbability):
     """Label loss weighted by the teacher's probability of the label: p_T(y)^power CE(S(x), y).
 
     A label with teacher probability 0 has weight 0. The values are divided by the number of labels,
@@ -31,23 +50,11 @@ class TrustedLabels(Objective):
     label_smoothing: float | None = None
     name: ClassVar[str] = "trusted_labels"
     needs: ClassVar[Needs] = LOGITS
-    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.power >= 0:
             raise ValueError(f"Expected a power of at least 0, got {self.power}.")
         HardLabels(self.label_smoothing)
-
-    @property
-    def student_needs(self) -> Needs:
-        return Needs(logits=True)
-
-    @property
-    def is_itemwise(self) -> bool:
-        return True
-
-    def check(self, kind: str, classes: int | None = None) -> None:
-        _softmax(type(self).__name__, kind)
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
@@ -60,7 +67,7 @@ class TrustedLabels(Objective):
 
 
 @dataclass(frozen=True)
-class GeneralizedCrossEntropy(Objective):
+class GeneralizedCrossEntropy(LabelProbability):
     """(1 - p_S(y)^q) / q, between cross-entropy (q = 0) and the absolute error 1 - p (q = 1).
 
     Large q forgives labels that the student cannot fit (Zhang & Sabuncu 2018, arXiv 1805.07836).
@@ -71,20 +78,11 @@ class GeneralizedCrossEntropy(Objective):
 
     q: float = 0.7
     name: ClassVar[str] = "generalized_cross_entropy"
-    needs_labels: ClassVar[bool] = True
-    student_needs: ClassVar[Needs] = Needs(logits=True)
     citation: ClassVar[str] = bibtex("zhang2018generalized")
 
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
             raise ValueError(f"Expected q from 0 to 1, got {self.q}.")
-
-    @property
-    def is_itemwise(self) -> bool:
-        return True
-
-    def check(self, kind: str, classes: int | None = None) -> None:
-        _softmax(type(self).__name__, kind)
 
     def terms(
         self, student: Signal, teacher: Signal | None, items: BatchItems, context: Context
@@ -97,11 +95,3 @@ class GeneralizedCrossEntropy(Objective):
 def _box_cox(loss: Tensor, q: float) -> Tensor:
     """(1 - p^q) / q of -log p; 0 gives -log p itself."""
     return -torch.expm1(-q * loss) / q if q > 0 else loss
-
-
-def _softmax(name: str, kind: str) -> None:
-    if kind != "softmax":
-        other = "HiddenStates" if kind == "none" else "HardLabels"
-        raise ValueError(
-            f"{name} reads the probability of one class, and this is a {kind} head. Use {other}."
-        )

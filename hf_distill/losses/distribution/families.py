@@ -31,8 +31,8 @@ def adaptive_kl(
     """T² · [w KL(p_t ‖ p_s) + (1 - w) KL(p_s ‖ p_t)], w = Σ_head |p_t - p_s| / Σ |p_t - p_s|.
 
     The more the two differ on the head, the teacher's most likely classes, the more the forward KL
-    counts; p = softmax(logits / T). The head is the smallest set of classes that leaves less than 1
-    - ``head`` of the teacher's mass to the others (DSKD's ``adaptive_kl_alpha`` is this 1 -
+    counts; p = softmax(logits / T). The head is the smallest set of classes that leaves less than
+    ``1 - head`` of the teacher's mass to the others (DSKD's ``adaptive_kl_alpha`` is this 1 -
     ``head``). The paper's smallest set with at least ``head`` of the mass is the same except where
     a set has exactly ``head``. As in both, no gradient goes through w. DSKD leaves T² out.
     ``head=1`` is :func:`forward_kl`.
