@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.objectives.base.temperature import LearnedTemperature as LearnedTemperature
     from hf_distill.teachers import BaseModelTeacher as BaseModelTeacher
     from hf_distill.teachers import CachedTeacher as CachedTeacher
+    from hf_distill.teachers import ColumnTeacher as ColumnTeacher
     from hf_distill.teachers import CrossTokenizerTeacher as CrossTokenizerTeacher
     from hf_distill.teachers import EMATeacher as EMATeacher
     from hf_distill.teachers import Ensemble as Ensemble
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.teachers import ModelTeacher as ModelTeacher
     from hf_distill.teachers import Teacher as Teacher
     from hf_distill.teachers import VLLMTeacher as VLLMTeacher
+    from hf_distill.teachers import add_teacher_columns as add_teacher_columns
     from hf_distill.teachers.cache import AllViews as AllViews
     from hf_distill.teachers.cache import RecordedViews as RecordedViews
     from hf_distill.teachers.cache import push_cache as push_cache
@@ -82,8 +84,8 @@ _EXPORTS = {
     "objectives.base.schedules": "Schedule",
     "objectives.base.temperature": "AdaptiveTemperature LearnedTemperature",
     "teachers": (
-        "BaseModelTeacher CachedTeacher CrossTokenizerTeacher EMATeacher Ensemble HTTPTeacher"
-        " ModelTeacher Teacher VLLMTeacher"
+        "BaseModelTeacher CachedTeacher ColumnTeacher CrossTokenizerTeacher EMATeacher Ensemble"
+        " HTTPTeacher ModelTeacher Teacher VLLMTeacher add_teacher_columns"
     ),
     "teachers.cache": "AllViews RecordedViews push_cache record_views write_cache",
     "training.config": "DistillationConfig Seq2SeqDistillationConfig",

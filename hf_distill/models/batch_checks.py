@@ -304,9 +304,7 @@ def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -
         table = token_table(model, TABLES, stack)
         if table is None or (before and "Sinusoidal" in type(table).__name__):
             continue
-        padding = table.padding_idx
-        skipped = getattr(table, "offset", 0 if padding is None else padding + 1)
-        limit, length = table.num_embeddings - int(skipped), int(ids.shape[-1])
+        limit, length = _positions(table), int(ids.shape[-1])
         if before:
             length = _reach(ids, inputs, "decoder_" if name.startswith("decoder") else "")
         if length > limit:
@@ -316,6 +314,21 @@ def _long(who: str, model: nn.Module, inputs: Mapping[str, Any], before: bool) -
                 "model with more positions."
             )
     return None
+
+
+def _positions(table: Any) -> int:
+    padding = table.padding_idx
+    skipped = getattr(table, "offset", 0 if padding is None else padding + 1)
+    return int(table.num_embeddings) - int(skipped)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """The most tokens of a text that a model has positions for; None: unknown."""
+    table = token_table(model, TABLES)
+    if table is not None:
+        return _positions(table)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _reach(ids: Tensor, inputs: Mapping[str, Any], prefix: str) -> int:

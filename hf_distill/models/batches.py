@@ -26,7 +26,7 @@ GENERATED = "generated"
 """Batch key ``(B,)`` that marks student-generated texts: their tokens are items without labels."""
 ALIGNED = "teacher_positions"
 """Batch key for a teacher with another tokenizer: at each position the teacher's position that
-predicts the same text, or -1."""
+predicts the same text (or, of token classifiers, that stands for the same word), or -1."""
 
 
 # ---- reading the batch: what is there to count -----------------------------------------------
@@ -218,11 +218,11 @@ def tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     real, labels = _token_mask(batch, rows), batch.get("labels")
     hidden = _with_images(real, batch, model)
     if labels is None:
-        return _count(rows, real, hidden=hidden)
+        return _aligned(_count(rows, real, hidden=hidden), batch)
     labels = _class_ids(labels, real.shape, "token")
     labelled = (labels != IGNORE) & rows[:, None]
     items = torch.where(labelled.any(-1, keepdim=True), labelled, real)
-    return _count(rows, items, labels, labelled, hidden=hidden)
+    return _aligned(_count(rows, items, labels, labelled, hidden=hidden), batch)
 
 
 def masked_tokens(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:

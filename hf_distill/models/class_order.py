@@ -136,8 +136,8 @@ FOREIGN = {
     "teacher_model, tokenizer, student_tokenizer), and train with data_collator=teacher.collator("
     "<your collator>); or make the student from the teacher, whose tokenizer it then has "
     "(`hf-distill init-student`), and tokenize the data with that.",
-    "labels": "or let this one read columns of its own, made with its tokenizer: a subclass of "
-    "ModelTeacher of ten lines, which its documentation holds (help(hf_distill.ModelTeacher)).",
+    "labels": "or let this one read the texts with its own: keep the text column in the data, and "
+    "pass teacher_model=ModelTeacher(model, tokenizer, inputs='text'), with the column's name.",
 }
 """Remedies for another tokenizer: for causal language models, and for heads with one output per
 example."""
@@ -151,7 +151,7 @@ def _same_tokens(
 ) -> int | None:
     """Return the number of real classes where the vocabularies differ only by padding."""
     more = FOREIGN.get(task.name, "")
-    if task.name.endswith("_classification") and task.name != "token_classification":
+    if task.name.endswith("_classification") or task.name == "encoder":
         more = FOREIGN["labels"]
     remedy = f"Choose a teacher that uses the student's tokenizer{'; ' if more else '.'}{more}"
     if student is not None and teacher is not None and dict(student) != dict(teacher):
@@ -167,7 +167,7 @@ def _same_tokens(
             f"Expected student and teacher to share one vocabulary, got {sizes[0]} entries for the "
             f"student and {sizes[1]} for the teacher. If they are one tokenizer family and differ "
             "only by padding, let both tokenizers be seen: pass `processing_class` and a teacher "
-            f"whose folder holds its tokenizer, or `ModelTeacher(model, tokenizer=…)`. {remedy}"
+            f"whose folder holds its tokenizer, or `ModelTeacher(model, tokenizer)`. {remedy}"
         )
     return max(student.values()) + 1
 

@@ -175,7 +175,8 @@ def tell_tokens(teacher: Any, holder: Any) -> None:
         holder: The tokenizer, or the config of a model that matches the data; None: unknown.
     """
     for head in task_models_of(teacher):
-        head.tokens.from_data = special_tokens(holder)
+        own = head.own_processor
+        head.tokens.from_data = special_tokens(holder if own is None else own)
 
 
 def check_unmasked(batch: Mapping[str, Any], student: TaskModel, teacher: Any) -> None:

@@ -12,7 +12,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 from transformers.utils.generic import find_labels
 
@@ -48,6 +53,7 @@ from hf_distill.models.states import attentions_of, layers_of, other_items, stac
 from hf_distill.models.tasks import Task, inner_model, named_task, output_fields, task_of
 
 MULTI_LABEL = "multi_label_classification"
+PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
 FLOATING = ("pixel_values", "input_values", "input_features")
 
 
@@ -79,6 +85,7 @@ class TaskModel:
         self.accepts |= task_columns(model)
         self._read = False
         self._known: Needs | None = None
+        self.own_processor: Any = None  # of a teacher that does not read the student's inputs
         self.problem: str | None = None  # what was settled, see `hf_distill.models.problems`
         reads = self.task.name == "sequence_classification"
         self.tokens = SpecialTokens(self.model, self.config, self.who, reads)
@@ -289,8 +296,8 @@ class TaskModel:
             )
             if self.task.kind is None:  # one row of logits per example
                 remedy += (
-                    "; or let this one read columns of its own: a subclass of ModelTeacher of ten "
-                    "lines, which its documentation holds (help(hf_distill.ModelTeacher))"
+                    "; or let this one read a raw column with its own processor: "
+                    "ModelTeacher(model, processor, inputs='image'), with the column's name"
                 )
             remedy += "."
         what = f"{type(error).__name__}: {error}".rstrip(". ")
@@ -466,13 +473,21 @@ def vocabulary_size(config: Any) -> int | None:
     return getattr(text_config(config), "vocab_size", None)
 
 
+def local_processor(task_model: TaskModel) -> Any:
+    """The tokenizer, image processor or feature extractor in a model's local folder; None: there is
+    none."""
+    name = str(task_model.config._name_or_path or "")
+    texts, others = ("tokenizer.json", "vocab.txt", "tokenizer_config.json"), PREPROCESSING
+    folder, files = Path(name), texts if "input_ids" in task_model.accepts else others
+    if not name or not any((folder / file).is_file() for file in files):
+        return None
+    if "input_ids" in task_model.accepts:
+        return AutoTokenizer.from_pretrained(folder)
+    image = "pixel_values" in task_model.accepts
+    return (AutoImageProcessor if image else AutoFeatureExtractor).from_pretrained(folder)
+
+
 def local_vocabulary(task_model: TaskModel) -> dict[str, int] | None:
     """The vocabulary of the tokenizer in a model's local folder, if there is one."""
-    name = str(task_model.config._name_or_path or "")
-    folder, files = Path(name), ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-    if not name or "input_ids" not in task_model.accepts:
-        return None
-    if not any((folder / file).is_file() for file in files):
-        return None
-    vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder).get_vocab()
-    return vocabulary
+    processor = local_processor(task_model)
+    return processor.get_vocab() if hasattr(processor, "get_vocab") else None

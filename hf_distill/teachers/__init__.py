@@ -1,7 +1,9 @@
 """Teachers: sources of a `Signal` for a batch."""
 
 from hf_distill.teachers.adapters import BaseModelTeacher
+from hf_distill.teachers.add_columns import add_teacher_columns
 from hf_distill.teachers.cache.teacher import CachedTeacher
+from hf_distill.teachers.columns import ColumnTeacher
 from hf_distill.teachers.cross_tokenizer.teacher import CrossTokenizerTeacher
 from hf_distill.teachers.ema import EMATeacher
 from hf_distill.teachers.ensemble.teacher import Ensemble
@@ -13,6 +15,7 @@ from hf_distill.teachers.remote.vllm_teacher import VLLMTeacher
 __all__ = [
     "BaseModelTeacher",
     "CachedTeacher",
+    "ColumnTeacher",
     "CrossTokenizerTeacher",
     "EMATeacher",
     "Ensemble",
@@ -20,4 +23,5 @@ __all__ = [
     "ModelTeacher",
     "Teacher",
     "VLLMTeacher",
+    "add_teacher_columns",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from hf_distill.models.batches import Batch
 from hf_distill.models.modules import without_parallel
 from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
 from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_vocabulary
+from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_processor
 from hf_distill.models.tasks import Task, task_of
+from hf_distill.teachers.own_inputs import PREFIX, OwnInputs, own_inputs
 from hf_distill.teachers.protocol import Teacher
 
 
@@ -30,25 +32,20 @@ class ModelTeacher(Teacher):
     is in no checkpoint, no optimizer and no ``train()`` call. Independent of the student's
     distribution, every process holds a full copy of the teacher, unless it is sharded.
 
-    A teacher with different inputs (another tokenizer, another image size) is a subclass, for heads
-    with one row of logits per example. The data (and the collator) contain its columns in addition
-    to the student's; here ``teacher_input_ids`` and ``teacher_attention_mask``::
-
-        class OwnInputs(ModelTeacher):
-            names = ("input_ids", "attention_mask")
-
-            def columns(self):
-                return {f"teacher_{name}" for name in self.names}
-
-            def __call__(self, batch, needs, items):
-                own = {name: batch[f"teacher_{name}"] for name in self.names}
-                return super().__call__(own, needs, items)
+    With a ``processor`` that is not the student's, the teacher reads inputs of its own
+    (`hf_distill.teachers.own_inputs.OwnInputs`), which the trainer's data collator makes of a raw
+    column of the data: a text, words, an image, a sound.
 
     Args:
         model: A model of transformers or any module, also inside a PEFT adapter, ``torch.compile``
             or DataParallel.
-        tokenizer: Its tokenizer, compared with the student's; found in the model's local folder
-            when not given.
+        processor: Its tokenizer, image processor or feature extractor; found in the model's local
+            folder when not given.
+        inputs: The raw column that it reads with its processor, or two for pairs of texts; or
+            columns of its own inputs, ``teacher_input_ids``, …. By default the trainer compares
+            both processors, and takes the only column that fits.
+        max_length: Tokens after which its own texts are cut; default: the tokenizer's or the
+            model's limit.
         task: Its task, or the task's name, if its class does not determine it.
         shard: Spread the weights over all processes with PyTorch's FSDP2 (`fully_shard`), block by
             block, whether the student is under DDP, FSDP2 or ZeRO. Each block is gathered for its
@@ -61,15 +58,21 @@ class ModelTeacher(Teacher):
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any = None,
+        processor: Any = None,
         task: Task | str | None = None,
         *,
+        inputs: str | Sequence[str] | None = None,
+        max_length: int | None = None,
         shard: bool = False,
     ):
         self.model = without_parallel(model).requires_grad_(False).eval()
         self.task_model = TaskModel(self.model, task, "teacher")
         self.config = self.task_model.config
-        self._tokens = None if tokenizer is None else tokenizer.get_vocab()
+        self._processor = processor
+        self._max_length = max_length
+        self.own_inputs: OwnInputs | None = None
+        if inputs is not None:
+            self.read_own_inputs(inputs)
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
         self._engine: Any = None
@@ -98,20 +101,59 @@ class ModelTeacher(Teacher):
 
     @property
     def provides(self) -> Needs:
-        return self.task_model.provides
+        given = self.task_model.provides
+        if self.own_inputs is None:
+            return given
+        return replace(given, attentions=False, qkv=False, inputs=False)
+
+    @property
+    def processor(self) -> Any:
+        """Its tokenizer, image processor or feature extractor; None: unknown."""
+        if self._processor is None:
+            self._processor = local_processor(self.task_model)
+        return self._processor
+
+    def read_own_inputs(self, inputs: str | Sequence[str] | None = None) -> OwnInputs:
+        """Read raw columns with its own processor from now on.
+
+        Raises:
+            ValueError: it has no processor, or classes at positions, which would not match.
+        """
+        names = [inputs] if isinstance(inputs, str) else list(inputs or ())
+        given = bool(names) and all(name.startswith(PREFIX) for name in names)
+        if self.processor is None and not given:
+            raise ValueError(
+                f"Expected the processor of {self.task_model.who}, which is to read "
+                f"{inputs or 'raw columns'}, got none. Pass it: ModelTeacher(model, processor)."
+            )
+        found = own_inputs(self.processor, names, self.task_model, self._max_length)
+        self.own_inputs, self.task_model.own_processor = found, self.processor
+        return found
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        if self.own_inputs is None:
+            return self._ask(batch, needs, items)
+        own = self.own(batch)
+        signal = self._ask(own, needs, self.task_model.items(own, items.masks["samples"]))
+        return self.own_inputs.of_student(signal, batch, items, self.task_model.who)
+
+    def own(self, batch: Batch) -> dict[str, Any]:
+        """The batch that its model reads."""
+        return (
+            dict(batch) if self.own_inputs is None else self.own_inputs.own(self.task_model, batch)
+        )
+
+    def _ask(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         with torch.no_grad(), self._autocast():
             _, signal = self.task_model.ask(self.model, batch, needs, items)
         return signal.detach() if needs.inputs else signal  # which alone have a graph
 
     def columns(self) -> set[str]:
-        return self.task_model.columns
+        return self.task_model.columns if self.own_inputs is None else self.own_inputs.names
 
     def tokens(self) -> Mapping[str, int] | None:
-        if self._tokens is None:
-            self._tokens = local_vocabulary(self.task_model)
-        return self._tokens
+        processor = self.processor
+        return processor.get_vocab() if hasattr(processor, "get_vocab") else None
 
     def place(self, accelerator: Accelerator) -> None:
         # Not accelerator.prepare_model: that registers the teacher as a model of the accelerator,

@@ -274,7 +274,7 @@ def check_batch(
         task_model.check_labels(sample, items, wait=True)
     check_inputs(task_model.who, task_model.model, sample)
     if isinstance(teacher, ModelTeacher) and type(teacher).__call__ is ModelTeacher.__call__:
-        check_inputs(teacher.task_model.who, teacher.task_model.model, sample)
+        check_inputs(teacher.task_model.who, teacher.task_model.model, teacher.own(sample))
     _check_context(sample, task_model, teacher)
 
 

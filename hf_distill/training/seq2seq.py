@@ -37,7 +37,9 @@ class Seq2SeqDistillationTrainer(DistillationTrainer, Seq2SeqTrainer):
         if self._evaluation is not None and self._evaluation.both:
             if not isinstance(self.teacher, ModelTeacher):
                 raise ValueError("compute_metrics on generated text needs a model as the teacher.")
-            theirs, _ = self._generate(self.teacher.model, self.teacher.task_model, inputs, options)
+            theirs, _ = self._generate(
+                self.teacher.model, self.teacher.task_model, self.teacher.own(inputs), options
+            )
             ours = (ours, theirs)
         return loss, ours, labels
 

@@ -36,6 +36,7 @@ from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
+from hf_distill.teachers.own_inputs import with_own_inputs
 from hf_distill.training.checkpoint_files import SAVING, clear_staging
 from hf_distill.training.checkpoints import (
     CheckpointInUse,
@@ -81,6 +82,7 @@ from hf_distill.training.idle import (
     warn_if_nothing_counted,
     warn_of_no_steps,
 )
+from hf_distill.training.inputs import raw_example, settle_inputs
 from hf_distill.training.model_card import student_card, write_card
 from hf_distill.training.publishing import Publisher
 from hf_distill.training.reduction import AccumulationWindow, Counts, StepResult, gradient_norms
@@ -207,10 +209,14 @@ class DistillationTrainer(Trainer):
         teacher = find_teacher(teacher_model, task_model, args.teacher_model_init_kwargs)
         if teacher is not None:
             teacher.place(self.accelerator)
+        settle_inputs(teacher, task_model, self.processing_class, self._raw_example())
         self.component_log = ComponentLog(self._over_processes, type(teacher).__name__)
         if isinstance(teacher, TrainerCallback):  # one that follows the training
             self.add_callback(teacher)
         self.step = self.make_step(task_model, teacher)
+        collate: Any = self.data_collator
+        own: Any = with_own_inputs(collate, teacher, self._kept_columns())
+        self.data_collator = own
         self._first_batch = first_batch(self)
         run_unseen_modules(self.step, self._first_batch)
         self._set_objective(warn=True)
@@ -388,6 +394,16 @@ class DistillationTrainer(Trainer):
             read |= {WEIGHTS, *self.step.task_model.label_keys}
             read |= (self._own_objective or self.args.objective()).columns
             self._signature_columns = known + sorted(read - set(known))
+
+    def _raw_example(self) -> Mapping[str, Any] | None:
+        return raw_example(self.eval_dataset if self.train_dataset is None else self.train_dataset)
+
+    def _kept_columns(self) -> set[str] | None:
+        """The columns that the student's collator receives; None: all of the data."""
+        task_model = self.step.task_model
+        if not self.args.remove_unused_columns or task_model.takes_all:
+            return None
+        return task_model.columns | task_model.label_keys
 
     def _columns(self) -> set[str]:
         """The columns that both models read, without labels."""

@@ -54,7 +54,7 @@ def teacher(changed: bool = False, words: Words | None = None) -> ModelTeacher:
     if changed:
         with torch.no_grad():
             model.classifier.weight[0].add_(1.0)
-    return ModelTeacher(model, tokenizer=words or Words())
+    return ModelTeacher(model, processor=words or Words())
 
 
 def examples(rows: int = ROWS) -> list[Any]:

@@ -44,7 +44,7 @@ def written(folder: Path, **of_config: Any) -> Path:
     model = models(NAME)[1]
     for key, value in of_config.items():
         setattr(model.config, key, value)
-    teacher = ModelTeacher(model, tokenizer=Words())
+    teacher = ModelTeacher(model, processor=Words())
     write_cache(folder, teacher, data(NAME, 4), collate, shard_size=2, say=lambda line: None)
     return folder
 

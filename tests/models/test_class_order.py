@@ -205,7 +205,7 @@ def test_predictions_of_padded_vocabularies(head: str, tmp_path: Path) -> None:
         return {"seen": 1.0}
 
     student, teacher = family(head)
-    source = ModelTeacher(teacher, tokenizer=tokenizer())
+    source = ModelTeacher(teacher, processor=tokenizer())
     trainer(tmp_path, head, student, source, compute_metrics=record).evaluate()
     theirs, ours = seen  # the student last
     assert ours.shape == theirs.shape == (8, 9, 40)
@@ -217,7 +217,7 @@ def test_classifiers_of_one_family(tmp_path: Path) -> None:
     """The same text is the same ids; how far the embedding tables are padded does not matter."""
     head = "sequence_classification"
     student, teacher = family(head)
-    source = ModelTeacher(teacher, tokenizer=tokenizer())
+    source = ModelTeacher(teacher, processor=tokenizer())
     ours = trainer(tmp_path, head, student, source, objective=ForwardKL())
     assert ours.evaluate()["eval_forward_kl"] > 0
 
@@ -235,8 +235,8 @@ def test_another_tokenizer_is_refused(head: str, tmp_path: Path) -> None:
     ):
         trainer(tmp_path, head, student, str(tmp_path / "teacher"))
     with pytest.raises(ValueError, match="share one tokenizer"):
-        trainer(tmp_path, head, student, ModelTeacher(teacher, tokenizer=swapped()))
-    trainer(tmp_path, head, student, ModelTeacher(teacher, tokenizer=tokenizer()))
+        trainer(tmp_path, head, student, ModelTeacher(teacher, processor=swapped()))
+    trainer(tmp_path, head, student, ModelTeacher(teacher, processor=tokenizer()))
 
 
 @pytest.mark.parametrize("known", ["student", "teacher", "none"])
@@ -245,7 +245,7 @@ def test_padding_cannot_be_told_from_tokens_without_both_tokenizers(
 ) -> None:
     """Vocabularies of two sizes may as well be two vocabularies."""
     student, teacher = family("causal_lm")
-    source = ModelTeacher(teacher, tokenizer=tokenizer() if known == "teacher" else None)
+    source = ModelTeacher(teacher, processor=tokenizer() if known == "teacher" else None)
     ours = tokenizer() if known == "student" else None
     with pytest.raises(ValueError, match=r"40 entries for the student and 48 for the teacher"):
         trainer(tmp_path, "causal_lm", student, source, processing_class=ours)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,18 +47,6 @@ tf: Any = transformers
 PICTURES = "image_classification"
 
 
-def own_inputs(*names: str) -> type[ModelTeacher]:
-    """The class that the documentation of `ModelTeacher` holds, for some columns."""
-    text = inspect.cleandoc(ModelTeacher.__doc__ or "")
-    lines = text[text.index("    class OwnInputs") : text.index("Args:")]
-    space: dict[str, Any] = {"ModelTeacher": hf_distill.ModelTeacher}
-    exec(textwrap.dedent(lines), space)
-    found: type[ModelTeacher] = space["OwnInputs"]
-    if names:
-        found.names = names  # type: ignore[attr-defined]
-    return found
-
-
 def first_loss(ours: Any) -> dict[str, float]:
     recorder = Recorder()
     ours.add_callback(recorder)
@@ -85,7 +71,7 @@ CANNOT: dict[str, tuple[str, Any, str, str]] = {
         PICTURES,
         lambda: vit(64),
         r"the teacher \(ViTFor.*\) to read the batch \{'pixel_values': \(\d, 3, 32",
-        r"\(32\*32\).*one image size.*help\(hf_distill\.ModelTeacher\)",
+        r"\(32\*32\).*one image size.*ModelTeacher\(model, processor, inputs='image'\)",
     ),
     "another number of channels": (
         PICTURES,
@@ -193,7 +179,7 @@ def test_a_teacher_with_a_column_of_its_own(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = student.eval()(pixel_values=batch["pixel_values"]).logits
         theirs = big.eval()(pixel_values=batch["teacher_pixel_values"]).logits
-    teacher = own_inputs("pixel_values")(big)
+    teacher = ModelTeacher(big, inputs="teacher_pixel_values")
     folder = write_cache(tmp_path / "cache", teacher, rows, collate, say=len)
     for each in (teacher, CachedTeacher(folder)):
         found = trainer(
@@ -232,28 +218,24 @@ def test_a_classifier_with_another_tokenizer(tmp_path: Path) -> None:
         found = {"input_ids": one(text)["input_ids"], "labels": number % LABELS}
         rows.append({**found, "teacher_input_ids": other(text)["input_ids"]})
 
-    def collated(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = collate(examples)
-        if "teacher_input_ids" in batch:
-            batch["teacher_attention_mask"] = (batch["teacher_input_ids"] != 0).long()
-        return batch
-
     options: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows}
-    options |= {"data_collator": collated, "processing_class": one}
+    options |= {"data_collator": collate, "processing_class": one}
     options |= {"model": student, "objective": 1.0 * ForwardKL(1.0)}
-    with pytest.raises(ValueError, match=r"differ in \d+ entries.*help\(hf_distill.Mod") as raised:
-        trainer(tmp_path, teacher_model=ModelTeacher(teacher, tokenizer=other), **options)
+    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+    own = {**options, "train_dataset": bare, "eval_dataset": bare}
+    with pytest.raises(ValueError, match=r"differ in \d+ entries.*inputs='text'") as raised:
+        trainer(tmp_path, teacher_model=ModelTeacher(teacher, processor=other), **own)
     assert "CrossTokenizerTeacher" not in str(raised.value)
     ours = trainer(
         tmp_path,
-        teacher_model=own_inputs()(teacher, tokenizer=other),
+        teacher_model=ModelTeacher(teacher, processor=other),
         train_sampling_strategy="sequential",
         **options,
     )
-    batch = collated(rows)
+    batch, theirs = collate(bare), other(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         s = student.eval()(batch["input_ids"], batch["attention_mask"]).logits
-        t = teacher.eval()(batch["teacher_input_ids"], batch["teacher_attention_mask"]).logits
+        t = teacher.eval()(theirs["input_ids"], theirs["attention_mask"]).logits
     assert first_loss(ours)["loss"] == pytest.approx(kl(s, t), rel=1e-3)
 
 

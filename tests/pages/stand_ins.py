@@ -89,6 +89,16 @@ def data_on_hub(monkeypatch: pytest.MonkeyPatch, **found: datasets.DatasetDict) 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
+def two_tokenizers() -> dict[str, Any]:
+    """As `text_classifiers`, with raw texts, and a teacher with a tokenizer of its own."""
+    own = word_tokenizer(["one", *TEXTS, "more"])
+    teacher = bert(2)
+    teacher.resize_token_embeddings(len(own))
+    given = text_classifiers()
+    train = given["train"].add_column("text", REVIEWS["text"])
+    return {**given, "teacher": teacher, "teacher_tokenizer": own, "train": train}
+
+
 def text_classifiers() -> dict[str, Any]:
     """``student``, ``teacher``, ``tokenizer``, ``collator``, and tokenized ``train``, ``test``."""
     tokenizer = word_tokenizer()

@@ -160,7 +160,7 @@ CONSTRUCTION: dict[str, Row] = {
         lambda p: build(
             p,
             processing_class=Tokenizer(tokens=["a", "b", "c"]),
-            teacher_model=ModelTeacher(teacher(), tokenizer=Tokenizer(tokens=["a", "c", "b", "d"])),
+            teacher_model=ModelTeacher(teacher(), processor=Tokenizer(tokens=["a", "c", "b", "d"])),
         ),
         ValueError,
         "to share one tokenizer",

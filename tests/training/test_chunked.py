@@ -367,7 +367,7 @@ def test_padding_of_the_vocabulary_gets_no_mass_and_no_gradient(tmp_path: Path) 
     student.resize_token_embeddings(VOCAB + 8)
     teacher.resize_token_embeddings(VOCAB + 3)
     objective = 0.5 * HardLabels() + 0.5 * ForwardKL(2.0)
-    taught = ModelTeacher(teacher, tokenizer=Tokens())
+    taught = ModelTeacher(teacher, processor=Tokens())
     ours = made(
         tmp_path,
         "causal_lm",

@@ -31,6 +31,10 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_text, value))
 
 
+def _names_by_prefix(value: Any) -> bool:
+    return _mapping(value) and all(map(_text, value)) and all(map(_names, value.values()))
+
+
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "teacher": ("a hash", _text),
     "task": (f"one of {', '.join(sorted(TASKS))}", lambda value: _text(value) and value in TASKS),
@@ -38,6 +42,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tokenizer": ("a hash or null", _or_none(_text)),
     "preprocessing": ("a hash or null", _or_none(_text)),
     "content": ("a mapping", _mapping),
+    "raw_columns": ("lists of names by prefix, or null", _or_none(_names_by_prefix)),
     "views": ("a mapping or null", _or_none(_mapping)),
     "describe": ("a mapping", _mapping),
     "config": ("a mapping or null", _or_none(_mapping)),
@@ -59,7 +64,8 @@ def check_facts(folder: str | Path, facts: Mapping[str, Any]) -> Content:
         ValueError: a field is missing or of another type, or the fields do not fit together.
     """
     for name, (wanted, fits) in FIELDS.items():
-        if name not in facts or not fits(facts[name]):
+        absent = name not in facts and name != "raw_columns"  # which caches of before lack
+        if absent or not fits(facts.get(name)):
             got = f"{facts[name]!r:.80}" if name in facts else "nothing"
             raise ValueError(_refusal(folder, f"{wanted} as {name}", got))
     shards = -(-facts["examples"] // facts["shard_size"])

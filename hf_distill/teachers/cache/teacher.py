@@ -23,6 +23,7 @@ from hf_distill.teachers.cache.publish import local_cache
 from hf_distill.teachers.cache.records import arrow_path, records
 from hf_distill.teachers.cache.shards import write_shard
 from hf_distill.teachers.cache.store import ExampleStore
+from hf_distill.teachers.own_inputs import OwnInputs, inputs_of
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.utils.processes import process_state
 
@@ -67,6 +68,12 @@ class CachedTeacher(TrainerCallback):
         }
         manifest.refuse_changes(self.path, facts, wanted)
         self.inputs = frozenset(facts["inputs"])
+        raw = facts.get("raw_columns") or {}
+        keys = [
+            OwnInputs(None, tuple(names), prefix=prefix, keys_only=True)
+            for prefix, names in raw.items()
+        ]
+        self.own_inputs = list(inputs_of(live)) or keys
         self.config = manifest.config_from(facts["config"], self.path / MANIFEST)
         self.provides = self.content.provides
         self.live = live
@@ -170,7 +177,7 @@ class CachedTeacher(TrainerCallback):
         return text_fingerprint([bindings(self._facts)])
 
     def columns(self) -> set[str]:
-        return set(self.inputs)
+        return set(self.inputs).union(*(own.columns for own in self.own_inputs))
 
     def tokens(self) -> Mapping[str, int] | None:
         return self._tokens

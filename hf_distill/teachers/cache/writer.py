@@ -29,6 +29,7 @@ from hf_distill.teachers.cache.keys import ExampleSlice, example_slices
 from hf_distill.teachers.cache.packing import Row
 from hf_distill.teachers.cache.records import records, refuse_foreign
 from hf_distill.teachers.cache.shards import read_keys, remove_stale, usable, write_shard
+from hf_distill.teachers.own_inputs import KEY, inputs_of, with_own_inputs
 from hf_distill.utils.processes import make_accelerator
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
@@ -115,6 +116,7 @@ def write_cache(
         "teacher": manifest.teacher_fingerprint(teacher),
         "task": maker.task_model.task.name,
         "inputs": sorted(maker.inputs),
+        "raw_columns": {own.prefix: list(own.columns) for own in maker.own} or None,
         "tokenizer": manifest.tokenizer_fingerprint(teacher.tokens()),
         "preprocessing": manifest.preprocessing_fingerprint(processing_class),
         "content": content.to_json(),
@@ -161,7 +163,8 @@ class TeacherRunner:
             raise ValueError(
                 f"Expected a Teacher, got a {type(teacher).__name__}. Pass ModelTeacher(model)."
             )
-        self.teacher, self.collate, self.batch_size = teacher, collate, batch_size
+        self.teacher, self.batch_size = teacher, batch_size
+        self.own = list(inputs_of(teacher))
         found = getattr(teacher, "task_model", None) if task_model is None else task_model
         if not isinstance(found, TaskModel):
             raise ValueError(
@@ -169,6 +172,8 @@ class TeacherRunner:
                 f"{type(teacher).__name__}. Pass task_model=TaskModel(student)."
             )
         self.task_model = found
+        read = None if found.takes_all else found.columns | found.label_keys
+        self.collate = with_own_inputs(collate, teacher, read)
         if self.task_model.task.axis is None:
             raise ValueError(
                 f"Expected a head that judges examples one by one, got "
@@ -179,6 +184,8 @@ class TeacherRunner:
         self._labels = set(self.task_model.task.label_keys)
         self.inputs = (self.task_model.columns | teacher.columns()) - self._labels
         self.columns = self.inputs | self._labels
+        if self.own:  # the raw examples are the keys
+            self.inputs = {f"{own.prefix}{KEY}" for own in self.own}
         self.accelerator = make_accelerator()
         teacher.place(self.accelerator)
 
@@ -191,13 +198,17 @@ class TeacherRunner:
         self, examples: list[Any], needs: Needs
     ) -> tuple[Signal, list[ExampleSlice], BatchItems]:
         """The teacher's signal on some examples, and their places in the batch."""
-        batch = self._batch(examples)
-        items = self.task_model.items(batch)
+        batch, items = self.collated(examples)
         if needs.hidden_states or needs.attentions or self.axis == 1:
             _check_places(batch, items)
         who = f"the teacher ({type(self.teacher).__name__})"
         signal = check_teacher_signal(self.teacher(batch, needs, items), items, who)
         return signal, self._pieces(batch, items), items
+
+    def collated(self, examples: list[Any]) -> tuple[Batch, BatchItems]:
+        """A batch of some examples on the device, and its items."""
+        batch = self._batch(examples)
+        return batch, self.task_model.items(batch)
 
     def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
         """The rows of a shard; texts of similar length share a batch, to limit padding."""

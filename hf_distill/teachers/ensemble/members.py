@@ -14,6 +14,7 @@ from hf_distill.models.signals import MEMBER_NAME
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import Task
 from hf_distill.teachers.model import ModelTeacher
+from hf_distill.teachers.own_inputs import inputs_of
 from hf_distill.teachers.protocol import Teacher
 
 Tokens = Mapping[str, int] | None
@@ -144,7 +145,9 @@ def orders_of(
     """
     first_name, first = next(iter(teachers.items()))
     known = {name: teacher.tokens() for name, teacher in teachers.items()}
-    tokens = next((t for t in known.values() if t is not None), None)
+    own = {name for name, teacher in teachers.items() if any(inputs_of(teacher))}
+    shared = (t for name, t in known.items() if t is not None and name not in own)
+    tokens = next(shared, None)
     orders: dict[str, ClassOrder] = dict.fromkeys(teachers)
     head = getattr(first, "task_model", None)
     accepts = head.accepts if isinstance(head, TaskModel) else {"input_ids"} if tokens else set()
@@ -160,7 +163,13 @@ def orders_of(
         if sort == "labels" and (first.config is None or teacher.config is None):
             continue
         try:
-            ours, orders[name] = match_heads(reference, teacher.config, tokens, known[name])
+            ours, orders[name] = match_heads(
+                reference,
+                teacher.config,
+                tokens,
+                known[name],
+                same_inputs=not own & {first_name, name},
+            )
         except ValueError as error:
             raise ValueError(
                 f"The member {name!r} of the ensemble does not fit the first one, {first_name!r} "

@@ -364,7 +364,7 @@ class Words:
 def test_another_tokenizer_or_preprocessing_is_named(tmp_path: Path) -> None:
     """The same ids mean other words, the same pictures other pixels."""
     model, examples = models(NAME)[1], data(NAME)
-    one, other = (ModelTeacher(model, tokenizer=Words(*words)) for words in ("ab", "ba"))
+    one, other = (ModelTeacher(model, processor=Words(*words)) for words in ("ab", "ba"))
     write_cache(tmp_path / "text", one, examples, collate, say=quiet)
     with pytest.raises(ValueError, match="of something else: the tokenizer"):
         write_cache(tmp_path / "text", other, examples, collate, say=quiet)
@@ -391,12 +391,12 @@ def test_examples_that_change_are_refused(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_gone_or_another_is_refused(tmp_path: Path) -> None:
     """The student's tokens would be matched with another tokenizer's, or not at all; the command
     that wrote the cache mends it."""
-    teacher = ModelTeacher(models(NAME)[1], tokenizer=Words("a", "b"))
+    teacher = ModelTeacher(models(NAME)[1], processor=Words("a", "b"))
     options: dict[str, Any] = {"say": quiet, "shard_size": 3}
     path = write_cache(tmp_path / "cache", teacher, data(NAME), collate, **options)
     other = write_cache(
         tmp_path / "other",
-        ModelTeacher(models(NAME)[1], tokenizer=Words("b", "a")),
+        ModelTeacher(models(NAME)[1], processor=Words("b", "a")),
         data(NAME),
         collate,
         **options,

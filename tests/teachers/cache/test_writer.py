@@ -99,7 +99,7 @@ class Words:
 @pytest.fixture(scope="module")
 def few() -> Callable[[Path], None]:
     """Write a cache of two shards, with every file that a cache can have."""
-    teacher = ModelTeacher(models(NAME)[1], tokenizer=Words())
+    teacher = ModelTeacher(models(NAME)[1], processor=Words())
     return lambda folder: _write_few(folder, teacher)
 
 
