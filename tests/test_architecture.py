@@ -10,9 +10,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tiny_trainers import trainer
-
-from hf_distill import DistillationTrainer
 
 ROOT = Path(__file__).parent.parent
 RANKS = (
@@ -196,6 +193,10 @@ def test_names_for_type_checkers_are_those_at_run_time() -> None:
 
 def test_a_step_of_a_classifier_enters_ten_files(tmp_path: Path) -> None:
     """Whoever follows a step through more files than that loses the thread."""
+    from tiny_trainers import trainer  # this file is also imported by a script
+
+    from hf_distill import DistillationTrainer
+
     entered: set[str] = set()
     package = f"{ROOT / 'hf_distill'}{os.sep}"
 

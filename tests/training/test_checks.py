@@ -172,7 +172,7 @@ CONSTRUCTION: dict[str, Row] = {
         ValueError,
         "to share one vocabulary",
         "40 entries for the student and 48 for the teacher",
-        r"pass `processing_class`.*ModelTeacher\(model, tokenizer=",
+        r"pass `processing_class`.*ModelTeacher\(model, tokenizer\)",
     ),
     "other labels": (
         lambda p: build(
