@@ -77,12 +77,10 @@ class RobustnessConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "perturbed_examples", "attacked_examples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` of at least 1, got {getattr(self, name)}.")
-        for name in ("queries", "gate_examples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Expected `{name}` of at least 0, got {getattr(self, name)}.")
+        ones = ("steps", "restarts", "perturbed_examples", "attacked_examples", "batch_size")
+        for name in (*ones, "queries", "gate_examples"):
+            if (value := getattr(self, name)) < (least := int(name in ones)):
+                raise ValueError(f"Expected `{name}` of at least {least}, got {value}.")
         if not self.severities or set(self.severities) - set(SEVERITIES):
             raise ValueError(
                 f"Expected `severities` out of {list(SEVERITIES)}, got {list(self.severities)}."

@@ -202,9 +202,8 @@ def _facts(
     for key, outcome in outcomes.items():
         pair = key.replace(role_of(key), "baseline")
         reference = outcomes.get(pair) or outcomes.get(first.get("baseline", ""))
-        found = measured.figures_of(
-            runner, outcome, outcomes.get(first.get("teacher", "")), reference
-        )
+        teacher = outcomes.get(first.get("teacher", ""))
+        found = measured.figures_of(runner, outcome, teacher, reference)
         rows[key] = measured.scaled(runner, outcome, found)
     verdicts = {
         other: verdicts_against(runner, outcomes, other)
@@ -215,7 +214,14 @@ def _facts(
     facts: dict[str, Any] = {
         "modality": runner.modality,
         "classes": list(runner.data.names),
-        "examples": _sizes(runner),
+        "examples": {
+            "clean": len(runner.data),
+            "perturbed": len(runner.some),
+            "attacked": len(runner.few),
+            "validation": 0 if runner.validation is None else len(runner.validation),
+            "shifted": {name: len(examples) for name, examples in runner.shifted.items()},
+            "fingerprint": runner.data.fingerprint,
+        },
         "plan": {
             **dataclasses.asdict(plan),
             "versions": {name: version(name) for name in ("numpy", "torch", "transformers")},
@@ -228,17 +234,7 @@ def _facts(
             for name in plan.attacks_for(runner.modality)
         },
         "models": {
-            key: {
-                "role": role_of(key),
-                "parameters": subject.parameters,
-                "fingerprint": subject.fingerprint,
-                "figures": rows[key],
-                "unperturbed": measured.unperturbed(runner, outcomes[key]),
-                "severities": measured.severities(runner, outcomes[key]),
-                "groups": measured.groups(runner, outcomes[key]),
-                "reliability": measured.diagram(runner, outcomes[key]),
-                "gates": outcomes[key].gates,
-            }
+            key: _model_facts(runner, subject, outcomes[key], rows[key])
             for key, subject in subjects.items()
         },
         "roles": roles,
@@ -250,6 +246,22 @@ def _facts(
     return plain
 
 
+def _model_facts(
+    runner: Runner, subject: Predictor, outcome: ModelAnswers, figures: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        "role": subject.role,
+        "parameters": subject.parameters,
+        "fingerprint": subject.fingerprint,
+        "figures": figures,
+        "unperturbed": measured.unperturbed(runner, outcome),
+        "severities": measured.severities(runner, outcome),
+        "groups": measured.groups(runner, outcome),
+        "reliability": measured.diagram(runner, outcome),
+        "gates": outcome.gates,
+    }
+
+
 def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Figure -> mean, sample deviation and values over the models of a role."""
     found = {}
@@ -258,14 +270,3 @@ def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         found[name] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
     return found
-
-
-def _sizes(runner: Runner) -> dict[str, Any]:
-    return {
-        "clean": len(runner.data),
-        "perturbed": len(runner.some),
-        "attacked": len(runner.few),
-        "validation": 0 if runner.validation is None else len(runner.validation),
-        "shifted": {name: len(examples) for name, examples in runner.shifted.items()},
-        "fingerprint": runner.data.fingerprint,
-    }

@@ -137,7 +137,7 @@ class Runner:
     def gates(self, subject: Predictor, outcome: ModelAnswers) -> None:
         """Check for masked gradients on a small sample."""
         plan = self.plan
-        by_gradient = [a for a in plan.attacks_for(self.modality) if a not in TEXT_SEARCH]
+        by_gradient = set(plan.attacks_for(self.modality)) - set(TEXT_SEARCH)
         if not by_gradient or not plan.gate_examples or not plan.budget(self.modality)[0]:
             return
         sample = self.data.take(self.data.sample(plan.gate_examples, plan.seed))

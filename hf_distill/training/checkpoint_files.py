@@ -61,12 +61,7 @@ class CheckpointError(ValueError):
 
 
 def write_list(folder: Path, names: Iterable[str] | None = None) -> None:
-    """List the files of a checkpoint in `LIST`, at once or not at all.
-
-    Args:
-        folder: The checkpoint.
-        names: Its files, as relative POSIX paths; by default all that there are.
-    """
+    """List the files of a checkpoint (relative POSIX paths; default: all) in `LIST`, atomically."""
     found = _files(folder) if names is None else names
     listed = sorted(n for n in found if n not in UNREAD and n != LIST)
     with ThreadPoolExecutor(4) as pool:  # reading and hashing leave the interpreter's lock
@@ -85,21 +80,18 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def check_checkpoint(folder: Path, states: bool = True, anew: bool = False) -> int:
-    """Check a checkpoint against its list of files.
+    """Check a checkpoint against its list of files; return its number of optimizer steps.
 
-    One with a list is compared with it, byte by byte. One without (of `transformers.Trainer`, or of
-    an earlier version) must hold all parts, and files that are whole by their own formats.
+    One without a list (of `transformers.Trainer`, or of an earlier version) must hold all parts,
+    and files that are whole by their own formats.
 
     Args:
         folder: The checkpoint.
         states: A run is to go on from it; else its model alone is read.
         anew: Let optimizer, schedule and random states be missing.
 
-    Returns:
-        The optimizer steps that it has done.
-
     Raises:
-        CheckpointError: naming the files, and what to do.
+        CheckpointError: with the files and a remedy.
     """
     problems = dict(_problems(folder, states, anew))
     if problems:
@@ -267,30 +259,21 @@ def steps_of(run: Path) -> dict[int, Path]:
 def superseded(run: Path, limit: int | None, newest: int, best: Path | None) -> list[Path]:
     """Checkpoints over the limit, in the order of their removal: by step, not by file times.
 
-    Those of more steps than the newest were left by a run that was resumed from an earlier
-    checkpoint, and are removed first.
-
-    Args:
-        run: Where the checkpoints lie.
-        limit: How many may stay; None or 0: all.
-        newest: The steps of the one that was just written, which stays.
-        best: Stays too.
+    Those of more steps than `newest`, which was just written and stays like `best`, were left by
+    a run that was resumed from an earlier checkpoint, and are removed first. A limit of None or 0
+    keeps all.
     """
-    there = steps_of(run)
-    kept = {path for step, path in there.items() if step == newest or path == best}
     if not limit or limit < 0:
         return []
+    there = steps_of(run)
+    kept = {path for step, path in there.items() if step == newest or path == best}
     order = sorted(there, key=lambda step: (step <= newest, step))
     gone = [there[step] for step in order if there[step] not in kept]
     return gone[: max(0, len(there) - max(limit, len(kept)))]
 
 
 def clear_staging(staging: Path) -> None:
-    """Remove leftovers of interrupted checkpoints.
-
-    Raises:
-        FileExistsError: a person keeps other things in that folder.
-    """
+    """Remove leftovers of interrupted checkpoints; a FileExistsError for any other content."""
     foreign = [p.name for p in staging.glob("*") if p.name != REPLACED and _step(p.name) is None]
     if foreign:
         raise FileExistsError(
@@ -301,8 +284,7 @@ def clear_staging(staging: Path) -> None:
 
 
 def make_way(place: Path, staging: Path) -> None:
-    """Move an earlier checkpoint of this name into ``staging``, since a half-deleted one would be
-    taken for the newest. Anything else of this name is renamed and kept."""
+    """Move an earlier checkpoint of this name into ``staging``; anything else is renamed."""
     if (place / STATE).is_file():
         os.replace(place, staging / REPLACED)
     elif place.exists():

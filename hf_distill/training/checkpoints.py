@@ -1,12 +1,11 @@
-"""Writing and reading of checkpoints: complete or absent, with the parts that a plain student
-lacks."""
+"""Writing and reading of checkpoints, with the parts that a plain student lacks."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,8 @@ class CheckpointInUse:
 
 @contextlib.contextmanager
 def attached(student: Any, projections: nn.Module) -> Iterator[None]:
-    """Make the projections part of the student, so that the optimizer, gradient clipping and DDP
-    include them. What is saved as the student never contains them.
-
-    Args:
-        student: The model that is trained.
-        projections: The learned parts of the objective.
-    """
+    """Make the objective's projections part of the student, for the optimizer, gradient clipping
+    and DDP; the saved student never contains them."""
     ignored = getattr(student, "_keys_to_ignore_on_save", None)
     if any(True for _ in projections.parameters()):
         student.add_module(ATTACHED, projections)
@@ -99,22 +93,19 @@ def detached(student: Any) -> Iterator[None]:
 
 
 def plain_state(student: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """State dict of the plain student: no projections, and tied weights once.
-
-    Args:
-        student: The model that is trained.
-        state: Its state dict, where there is one already.
-
-    Returns:
-        The state dict; None if `transformers.Trainer` makes it from the model.
-    """
+    """State dict of the plain student: no projections, and tied weights once; None: left to
+    `transformers.Trainer`."""
     if state is None and not isinstance(student, PreTrainedModel | PeftModel):
         state = student.state_dict()  # tied weights, which `Trainer` cannot save, once
     if state is None:
         return None
-    doubles = doubles_of(student)
-    kept = {k: v for k, v in state.items() if k not in doubles}
-    return {k: v for k, v in kept.items() if not k.startswith(f"{ATTACHED}.")}
+    kept = set(_own(state, doubles_of(student)))
+    return {name: value for name, value in state.items() if name in kept}
+
+
+def _own(names: Iterable[str], doubles: Collection[str]) -> list[str]:
+    """Names without tied weights' doubles and projections."""
+    return [n for n in names if n not in doubles and not n.startswith(f"{ATTACHED}.")]
 
 
 def add_to_optimizer(optimizer: torch.optim.Optimizer, parameters: Iterator[nn.Parameter]) -> None:
@@ -144,11 +135,7 @@ def saves_shards(accelerator: Accelerator) -> bool:
 
 
 def check_finite(student: nn.Module, accelerator: Accelerator, step: int) -> None:
-    """Check the trainable weights before they are saved.
-
-    Raises:
-        FloatingPointError: after a broken gradient, whose loss may have been finite.
-    """
+    """Raise a FloatingPointError for trainable weights that are not finite, before a save."""
     trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
     parts = [local_shard(p) for p in trained.values()]
     broken = torch.stack([(~p.isfinite()).any().to(accelerator.device) for p in parts])
@@ -194,14 +181,9 @@ def remove_others(run_dir: Path, best: str) -> None:
 
 
 def save_extras(folder: Path, tensors: Mapping[str, Tensor], writes: bool) -> None:
-    """Write tensors to `EXTRAS`; no file if there are none.
+    """Write tensors to `EXTRAS`, if there are any and this process `writes`.
 
     All processes must take part, since tensors may be in shards.
-
-    Args:
-        folder: The checkpoint.
-        tensors: Name -> tensor.
-        writes: Whether this process writes the file.
     """
     held = without_aliases({name: full_tensor(t) for name, t in tensors.items()})
     if held and writes:
@@ -210,10 +192,6 @@ def save_extras(folder: Path, tensors: Mapping[str, Tensor], writes: bool) -> No
 
 def load_extras(folder: str, tensors: Mapping[str, Tensor]) -> None:
     """Read `EXTRAS` into tensors, in place.
-
-    Args:
-        folder: The checkpoint.
-        tensors: Name -> tensor, as `save_extras` wrote them.
 
     Raises:
         ValueError: the file is missing, or contains tensors of other names or shapes.
@@ -249,21 +227,14 @@ def complete_load(result: Any, student: Any, folder: str) -> None:
     """Load weights that `transformers.Trainer` did not find in a checkpoint.
 
     `save_pretrained` writes some models (ViT) under the names of older releases, and `Trainer`
-    reads them by name: without this, a resumed student would keep its first weights.
-
-    Args:
-        result: Missing and unexpected keys of the load, changed in place.
-        student: The model that was loaded.
-        folder: The checkpoint.
+    reads them by name. The keys of the `result` are changed in place.
     """
     missing, unexpected = result.missing_keys, result.unexpected_keys
-    missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
-    doubles = doubles_of(student)
-    missing[:] = [key for key in missing if key not in doubles]
+    missing[:] = _own(missing, doubles_of(student))
     if missing and unexpected and isinstance(student, PreTrainedModel):
         loaded = type(student).from_pretrained(folder, config=student.config)
         missing[:], unexpected[:] = student.load_state_dict(loaded.state_dict(), strict=False)
-        missing[:] = [key for key in missing if not key.startswith(f"{ATTACHED}.")]
+        missing[:] = _own(missing, ())
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

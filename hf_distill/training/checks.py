@@ -71,7 +71,6 @@ def with_adapter(model: Any, config: PeftConfig) -> nn.Module:
 def without_smoothing(args: Any, model: Any) -> Iterator[None]:
     """Disable label smoothing while `Trainer` is built for a module without a config."""
     factor = args.label_smoothing_factor
-    plain = model is not None and not hasattr(model, "config")
     able = any(
         hasattr(model, f"{which}_checkpointing_enable") for which in ("activation", "gradient")
     )
@@ -81,7 +80,7 @@ def without_smoothing(args: Any, model: Any) -> Iterator[None]:
             "no method activation_checkpointing_enable. Leave it out (torch.utils.checkpoint in "
             "the module's forward does the same)."
         )
-    if plain:
+    if model is not None and not hasattr(model, "config"):
         args.label_smoothing_factor = 0.0
     try:
         yield
@@ -120,14 +119,7 @@ def find_teacher(teacher: Any, student: TaskModel, init_kwargs: Any) -> Teacher 
 def check_objective(
     objective: WeightedSum, teacher: Teacher | None, student: TaskModel, batch: int | None = None
 ) -> None:
-    """Refuse an objective that this teacher, this student or this batch size cannot serve.
-
-    Args:
-        objective: What is to be minimised.
-        teacher: The teacher.
-        student: The student's head.
-        batch: Examples per device and step.
-    """
+    """Refuse an objective that does not fit this teacher, student or batch size per device."""
     for name, _, part in objective.named():
         if name in FIGURES:
             raise ValueError(
@@ -258,14 +250,8 @@ def check_data(
 def check_batch(
     sample: Mapping[str, Any] | None, task_model: TaskModel, teacher: Teacher | None, labels: bool
 ) -> None:
-    """Refuse labels and texts among the first examples that one of the models cannot read.
-
-    Args:
-        sample: A few collated examples.
-        task_model: The student's.
-        teacher: The teacher.
-        labels: Whether the labels are learned.
-    """
+    """Refuse labels (if they are learned) and texts of a few collated examples that one of the
+    models cannot read."""
     if sample is None:
         return
     items = task_model.items(sample)
@@ -302,15 +288,8 @@ def _check_context(
 
 
 def check_targets(teacher: Signal, items: BatchItems) -> None:
-    """Refuse a teacher whose outputs are broken; warn of one that has nothing to teach.
-
-    Args:
-        teacher: What it says about the first batch.
-        items: What there is to count in it.
-
-    Raises:
-        ValueError: NaN or infinity in its logits.
-    """
+    """Refuse a teacher whose outputs for the first batch are not finite; warn of one that has
+    nothing to teach."""
     logits, mask = teacher.logits, items.masks.get("items")
     if teacher.lazy_logits is not None and mask is not None:  # of a few items
         few = mask.flatten().nonzero().squeeze(-1)[:64]

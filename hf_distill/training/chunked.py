@@ -21,14 +21,7 @@ Observer = Callable[[Signal, Signal | None, BatchItems], None]
 
 @dataclass(frozen=True)
 class StepInputs:
-    """Outputs of both models for a micro-batch, with lazy logits of the student.
-
-    Attributes:
-        student: Its ``linear`` is in place of logits; hidden states may be there too.
-        teacher: Its logits, sparse or linear ones.
-        items: What there is to count.
-        context: What the objectives may need besides.
-    """
+    """Outputs of both models for a micro-batch, with lazy logits of the student."""
 
     student: Signal
     teacher: Signal | None
@@ -46,13 +39,8 @@ def reduce_chunked(
 ) -> Reduced:
     """Like `reduce` of all terms, with objectives on logits computed in chunks.
 
-    Args:
-        goal: The objective; all its parts that read logits are ``is_itemwise``.
-        said: What both models say.
-        counts: As `reduce`.
-        scale: As `reduce`.
-        parts: As `reduce`.
-        watch: Is shown every piece, with its logits, to measure something.
+    All parts of the objective that read logits must be ``is_itemwise``; `watch` is called with
+    every piece and its logits.
     """
     names, items = goal.is_itemwise, said.items
     whole = goal.terms(
@@ -93,13 +81,7 @@ class CountedItems:
     """The items of a batch that count, in one row."""
 
     def __init__(self, said: StepInputs, index: Tensor):
-        items = said.items
-        self.student, self.index = said.student, index
-        self.labels = _chosen(items.labels, index)
-        self.weights = _chosen(items.weights, index)
-        self.counted = _chosen(items.masks["items"], index)
-        self.labelled = _chosen(items.masks.get("labels"), index)
-        self.teacher = said.teacher
+        self.said, self.index = said, index
         theirs = None if said.teacher is None else said.teacher.lazy_logits
         self.lazy_logits: LazyLogits | None = None if theirs is None else theirs.items(index)
 
@@ -107,24 +89,17 @@ class CountedItems:
         self, student: Tensor, teacher: Tensor | None, rows: slice
     ) -> tuple[Signal, Signal | None, BatchItems]:
         """Both signals and the items of some rows."""
-        assert self.counted is not None
-        masks = {"items": self.counted[rows]}
-        if self.labelled is not None:
-            masks["labels"] = self.labelled[rows]
-        theirs = self.teacher
+        items, theirs, index = self.said.items, self.said.teacher, self.index[rows]
+        masks = {
+            n: items.masks[n].flatten()[index] for n in ("items", "labels") if n in items.masks
+        }
+        labels, weights = (
+            None if values is None else values.flatten()[index]
+            for values in (items.labels, items.weights)
+        )
         if theirs is not None:
-            found = None if teacher is not None else _flat(theirs, self.index[rows])
-            theirs = Signal(teacher, theirs.kind) if found is None else found
-        ours = Signal(student, self.student.kind)
-        return ours, theirs, BatchItems(masks, _rows(self.labels, rows), _rows(self.weights, rows))
-
-
-def _chosen(values: Tensor | None, index: Tensor) -> Tensor | None:
-    return None if values is None else values.flatten()[index]
-
-
-def _rows(values: Tensor | None, rows: slice) -> Tensor | None:
-    return None if values is None else values[rows]
+            theirs = _flat(theirs, index) if teacher is None else Signal(teacher, theirs.kind)
+        return Signal(student, self.said.student.kind), theirs, BatchItems(masks, labels, weights)
 
 
 def _flat(signal: Signal, index: Tensor) -> Signal:

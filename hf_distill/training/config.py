@@ -22,6 +22,11 @@ from hf_distill.utils.directions import higher_is_better
 from hf_distill.utils.processes import launched_on_cpus
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of a config, with its text for the command line."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class DistillationConfig(TrainingArguments):
     r"""`transformers.TrainingArguments` with the scalars of the default objective.
@@ -43,7 +48,6 @@ class DistillationConfig(TrainingArguments):
             unweighted, of the last micro-batch before each log, on the first process. It costs one
             backward per component in the steps that are logged.
         eval_teacher: Measure the teacher too in an evaluation, and compare the student with it.
-            False: it is asked for what the loss needs and nothing more, and generates no text.
         teacher_model_init_kwargs: Passed to ``from_pretrained`` when the teacher is given by name:
             dtype, quantization_config, revision, attn_implementation, ….
 
@@ -52,8 +56,7 @@ class DistillationConfig(TrainingArguments):
     ``metric_for_best_model``.
 
     On the command line (`HfArgumentParser`) a dataclass of one's own beside this one must have no
-    field of the same name: argparse ends in "conflicting option string: --temperature" (or
-    ``--alpha``, ``--beta``, ``--gamma``). Give that field another name: ``sampling_temperature``.
+    field of the same name ("conflicting option string: --temperature").
 
     Raises:
         ValueError: a value out of its range.
@@ -64,25 +67,13 @@ class DistillationConfig(TrainingArguments):
         "teacher_model_init_kwargs",
     ]
 
-    alpha: float = field(
-        default=0.5, metadata={"help": "Share of the teacher in the loss: 0 labels, 1 teacher."}
-    )
-    temperature: float = field(
-        default=2.0, metadata={"help": "Temperature of the default objective's divergence."}
-    )
-    beta: float = field(
-        default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: Jensen-Shannon."}
-    )
-    gamma: float = field(default=0.0, metadata={"help": "Strength of the explicit L2 term."})
-    check_label_loss: bool = field(
-        default=True, metadata={"help": "Compare our label loss with the model's own, once."}
-    )
-    log_gradient_norms: bool = field(
-        default=False, metadata={"help": "Log the norm of each component's gradient."}
-    )
-    eval_teacher: bool = field(
-        default=True, metadata={"help": "Measure the teacher too in evaluations."}
-    )
+    alpha: float = option(0.5, "Share of the teacher in the loss: 0 labels, 1 teacher.")
+    temperature: float = option(2.0, "Temperature of the default objective's divergence.")
+    beta: float = option(0.0, "0: forward KL, 1: reverse KL, between: Jensen-Shannon.")
+    gamma: float = option(0.0, "Strength of the explicit L2 term.")
+    check_label_loss: bool = option(True, "Compare our label loss with the model's own, once.")
+    log_gradient_norms: bool = option(False, "Log the norm of each component's gradient.")
+    eval_teacher: bool = option(True, "Measure the teacher too in evaluations.")
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "from_pretrained arguments of a teacher given by name."}
     )
@@ -120,11 +111,11 @@ class DistillationConfig(TrainingArguments):
         """Set ``greater_is_better`` for ``metric_for_best_model``, unless it was given.
 
         Args:
-            components: The names of the parts of the loss, of which less is better.
-            sets: The names of evaluation sets, which stand before a metric's.
+            components: Names of the parts of the loss, of which less is better.
+            sets: Names of evaluation sets, which stand before a metric's.
 
         Returns:
-            Whether the direction is known; else it stays as `transformers` has it.
+            True if the direction is known; else it stays as `transformers` has it.
         """
         if self.metric_for_best_model is None:
             return False
@@ -143,8 +134,7 @@ class DistillationConfig(TrainingArguments):
         return self.direction_given or known is not None
 
     def _check_numbers(self) -> None:
-        """Refuse NaN in any argument of `transformers`, which compares it with something and goes
-        on (no clipping), or ends in an error without the argument's name."""
+        """Refuse NaN in any argument of `transformers`."""
         for part in fields(TrainingArguments):
             value = getattr(self, part.name, None)
             if isinstance(value, float) and math.isnan(value):

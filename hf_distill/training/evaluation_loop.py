@@ -39,11 +39,7 @@ FOLLOWING = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 class Comparison:
-    """Names of the figures that are added to those of `compute_metrics`.
-
-    Attributes:
-        added: The names of figures that evaluations have added.
-    """
+    """Names of the figures that evaluations have added to those of `compute_metrics`."""
 
     def __init__(self) -> None:
         self.added: set[str] = set()
@@ -124,13 +120,7 @@ class Evaluation:
         self.metrics.add_terms(result.terms, result.sums, result.items.counts())
 
     def add_other(self, loss: Tensor, objective: Tensor, rows: Tensor) -> None:
-        """Add the part of a subclass's loss that is not the objective's.
-
-        Args:
-            loss: The loss of `compute_loss`.
-            objective: The objective's value.
-            rows: Boolean ``(B,)``, the examples that count.
-        """
+        """Add what a subclass's loss has above the objective's value; `rows` ``(B,)`` count."""
         added = torch.where(loss == objective, 0.0, loss - objective)  # of infinity nothing
         self.metrics.add_other(added, rows.sum())
 
@@ -172,24 +162,22 @@ def warn_of_entropy_gap(args: DistillationConfig) -> None:
 
 
 def predictions_of(task_model: TaskModel, outputs: Any, ignore_keys: list[str] | None) -> Any:
-    """The predictions that transformers passes to `compute_metrics`, without the hidden states that
-    the objective requested."""
+    """The predictions that transformers passes to `compute_metrics`."""
     if not isinstance(outputs, Mapping):  # a subclass may return what it likes
         parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         outputs = {str(n): part for n, part in enumerate(parts) if part.dim() > 0}
     task = task_model.task
-    ignored = {"loss", "past_key_values", "hidden_states", "attentions"}
-    ignored |= {"aux_loss", "image_hidden_states"}
     keys = getattr(task_model.config, "keys_to_ignore_at_inference", [])
-    ignored |= set(ignore_keys or keys)
-    ignored |= {*task.hidden.values(), *task.attentions.values()} - {
-        "last_hidden_state",
-        "text_embeds",
-        "image_embeds",
+    inside = {*task.hidden.values(), *task.attentions.values()}
+    ignored = {
+        *("loss", "past_key_values", "hidden_states", "attentions", "aux_loss"),
+        *("image_hidden_states", *(ignore_keys or keys)),
+        *(inside - {"last_hidden_state", "text_embeds", "image_embeds"}),
     }
     if task is TASKS["other"]:  # whatever it gives, as `Trainer` hands it on
         ignored |= {k for k in outputs if k.endswith(("hidden_states", "attentions"))}
-        return _handed_on(tuple(v for k, v in outputs.items() if k not in ignored))
+        given = nested_detach(tuple(v for k, v in outputs.items() if k not in ignored))
+        return given[0] if len(given) == 1 else given
     outputs = by_name(outputs, task.fields)
     kept = [v for k, v in outputs.items() if k not in ignored and isinstance(v, Tensor)]
     found = tuple(v.detach() for v in kept)  # input gradients need a graph, metrics do not
@@ -199,11 +187,7 @@ def predictions_of(task_model: TaskModel, outputs: Any, ignore_keys: list[str] |
 def teacher_predictions(
     task_model: TaskModel, teacher: Signal | None, inputs: Mapping[str, Any], ours: Any
 ) -> Any:
-    """The teacher's predictions in the form of the student's.
-
-    Raises:
-        ValueError: no logits of the teacher.
-    """
+    """The teacher's predictions in the form of the student's."""
     if teacher is None or teacher.logits is None:
         raise ValueError("Expected logits of the teacher for compute_metrics, got none.")
     theirs = task_model.task.predictions(teacher.logits, inputs)
@@ -220,19 +204,14 @@ def teacher_predictions(
     return theirs[0] if isinstance(ours, Tensor) else theirs
 
 
-def _handed_on(found: tuple[Any, ...]) -> Any:
-    detached = nested_detach(found)
-    return detached[0] if len(detached) == 1 else detached
-
-
 def _bare(metrics: Mapping[Any, Any] | None, prefix: str) -> dict[str, Any]:
     """Metrics by names without the prefix that `Trainer` puts before those that lack it."""
     return {str(name).removeprefix(prefix): value for name, value in (metrics or {}).items()}
 
 
 def _part(prediction: EvalPrediction, index: int) -> EvalPrediction:
-    """One model's share of a prediction of both; the teacher's, which is measured first, with
-    copies of labels and inputs, since a metric may edit them in place."""
+    """One model's share of a prediction of both. The teacher's is measured first, with copies,
+    since a metric may edit labels and inputs in place."""
     return EvalPrediction(
         predictions=_of(prediction.predictions, index),
         label_ids=copy.deepcopy(prediction.label_ids) if index else prediction.label_ids,

@@ -23,16 +23,14 @@ def check_something_counts(
     batches: Iterator[Mapping[str, Any]],
     examples: int | None,
 ) -> None:
-    """Refuse data in which nothing counts; warn where that is so in all that was looked at.
+    """Refuse data in which nothing counts (all labels -100, all weights 0); warn if that is so in
+    all collated examples that were searched.
 
     Args:
-        goal: What is minimised.
+        goal: The objective.
         task_model: The student's.
         batches: Collated examples from the beginning of the data on.
-        examples: How many the data have; None: not known.
-
-    Raises:
-        ValueError: nothing in the data counts (all labels -100, all weights 0).
+        examples: Number of examples in the data; None: not known.
     """
     seen = 0
     for batch in batches:
@@ -68,11 +66,7 @@ def _idle(goal: WeightedSum, counts: Mapping[str, Tensor]) -> bool:
 
 
 def check_trainable(*modules: nn.Module) -> None:
-    """Refuse to train where no weight takes a gradient.
-
-    Raises:
-        ValueError: all are frozen.
-    """
+    """Raise a ValueError if all weights are frozen."""
     if not any(p.requires_grad for module in modules for p in module.parameters()):
         raise ValueError(
             f"Expected weights to train, got a {type(modules[0]).__name__} that is frozen: no "
@@ -91,11 +85,7 @@ def no_steps(args: Any) -> str | None:
 
 
 def check_batches(args: Any, dataset: Any) -> None:
-    """Raise if ``dataloader_drop_last`` leaves no batch.
-
-    Raises:
-        ValueError: there are fewer examples than in one batch of all processes.
-    """
+    """Raise a ValueError if ``dataloader_drop_last`` leaves no batch."""
     if not args.dataloader_drop_last or not has_length(dataset):
         return
     needed = args.train_batch_size * args.world_size
@@ -108,8 +98,7 @@ def check_batches(args: Any, dataset: Any) -> None:
 
 
 def warn_of_no_steps(args: Any) -> None:
-    """Say that a training has no steps; it goes on as `Trainer` does, so that a script that trains
-    for 0 epochs and evaluates works."""
+    """Warn that a training has no steps; it goes on, as with `Trainer`."""
     reason = no_steps(args)
     if reason is not None:
         warnings.warn(
@@ -119,11 +108,9 @@ def warn_of_no_steps(args: Any) -> None:
 
 
 def warn_if_nothing_counted(goal: WeightedSum, counts: Mapping[str, Tensor]) -> None:
-    """Say that nothing counted in a training of several batches, as in a stream without labels.
+    """Warn that nothing counted in a training of several batches, as in a stream without labels.
 
-    Args:
-        goal: What was minimised.
-        counts: The items of all its batches by unit; empty: not known.
+    `counts` are the items of all batches by unit; empty: not known.
     """
     if not counts or not _idle(goal, counts):
         return

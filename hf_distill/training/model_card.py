@@ -94,12 +94,7 @@ def pipeline_of(task_model: TaskModel) -> str | None:
 
 
 def student_card(trainer: Trainer, step: DistillationStep) -> StudentCard:
-    """Fill a model card with the facts of a run.
-
-    Args:
-        trainer: Arguments, state, data, and the student, an adapter included.
-        step: Task, objective and teacher.
-    """
+    """Fill a model card with the facts of a run."""
     task_model, objective, teacher = step.task_model, step.objective, step.teacher
     args, history = trainer.args, trainer.state.log_history
     student: Any = trainer.model
@@ -147,15 +142,11 @@ def student_card(trainer: Trainer, step: DistillationStep) -> StudentCard:
 def write_card(
     make_card: Callable[[], StudentCard], folder: Path, arguments: Mapping[str, Any]
 ) -> None:
-    """Write a model card that the Hub accepts to ``folder/README.md``, whatever it is given.
+    """Write a model card that the Hub accepts to ``folder/README.md``.
 
-    A finished training does not fail over its card: facts and arguments that the Hub does not
-    accept are corrected or left out, with one warning that lists them.
-
-    Args:
-        make_card: Returns the card; if it raises, the card holds the arguments alone.
-        folder: The student's folder.
-        arguments: Those of `Trainer.create_model_card`.
+    A finished training does not fail over its card: facts and arguments (of
+    `Trainer.create_model_card`) that the Hub does not accept are corrected or left out, with one
+    warning that lists them. If `make_card` raises, the card holds the arguments alone.
     """
     notes = []
     with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
@@ -200,10 +191,8 @@ def _claim(
 
 def _last_results(history: list[dict[str, Any]], terms: list[str]) -> dict[str, dict[str, float]]:
     """Metrics of the last evaluation, of ``student`` and ``teacher``; losses are left out."""
-    last: dict[str, Any] = {}
-    for row in history:
-        if any(key.startswith("eval_") for key in row):
-            last = row
+    evaluations = (row for row in reversed(history) if any(k.startswith("eval_") for k in row))
+    last: dict[str, Any] = next(evaluations, {})
     figures = {
         key.removeprefix("eval_"): value
         for key, value in last.items()

@@ -33,9 +33,8 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 def check_label_loss(student: nn.Module, task_model: TaskModel, sample: Mapping[str, Any]) -> None:
     """Refuse a student whose own loss is another than that of `HardLabels`.
 
-    Both are taken from one forward, over the labels that `HardLabels` counts, and reduced as
-    transformers reduces: a mean over classes too (several labels), a mean over examples (CTC).
-    Where the forward takes no labels, or gives no finite loss, there is nothing to compare.
+    Both are taken from one forward, over the labels that `HardLabels` counts, and reduced as in
+    transformers. Where the forward gives no finite loss, there is nothing to compare.
 
     Args:
         student: The student, in evaluation mode.
@@ -93,9 +92,8 @@ def _few(
         return batch, items
     there = labelled.movedim(axis, 0).flatten(1).all(1) if axis else labelled
     there = there.flatten(1).any(1) if there.dim() > 1 else there
-    rows = (
-        there.nonzero().flatten().tolist()[: 1 if task_model.task.classes == "vocabulary" else ROWS]
-    )
+    most = 1 if task_model.task.classes == "vocabulary" else ROWS
+    rows = there.nonzero().flatten().tolist()[:most]
     if not rows:
         return None
     few, items = rows_of(batch, items, rows, axis)
@@ -113,12 +111,8 @@ def _shortened(
     last = int(items.masks["labels"].nonzero()[:, 1].max()) + 2
     chosen = slice(max(0, last - LENGTH), last)
     width = ids.shape[-1]
-    cut = {
-        key: value[:, chosen]
-        if isinstance(value, Tensor) and value.shape[1:] == (width,)
-        else value
-        for key, value in batch.items()
-    }
+    long = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.shape[1:] == (width,)}
+    cut = {**batch, **{key: value[:, chosen] for key, value in long.items()}}
     return cut, task_model.items(cut)
 
 
@@ -129,16 +123,8 @@ def _both(
     items: BatchItems,
     shifts: bool,
 ) -> tuple[float, float] | None:
-    """Our loss and the model's own, of one forward; None: it gives none, which is logged if it
-    failed. (Any error will do: in training it is never given labels.)
-
-    Args:
-        student: The student.
-        task_model: Its head.
-        batch: One or two examples.
-        items: What there is to count in them.
-        shifts: Whether its own loss shifts the labels.
-    """
+    """Our loss and the model's own, which may shift the labels, of one forward; None: it gives
+    none, which is logged if it failed (in training it never gets labels)."""
     goal = with_router_balance(1.0 * HardLabels(), task_model)
     needs = goal.student_needs | Needs(own_loss=True)
     labelled = _as_counted(batch, items, task_model, shifts)
@@ -162,9 +148,7 @@ def _as_counted(
 ) -> dict[str, Any]:
     """The batch with only those labels that `HardLabels` counts."""
     counted = items.masks[items.own_labels]
-    if (
-        task_model.task.name == "question_answering"
-    ):  # out of the text is what transformers leaves out
+    if task_model.task.name == "question_answering":  # transformers leaves out what is not in it
         width = int(items.masks["encoder" if "encoder" in items.masks else "hidden"].shape[-1])
         rows = zip(task_model.task.label_keys, counted, strict=True)
         return {**batch, **{k: batch[k].flatten().masked_fill(~row, width) for k, row in rows}}
@@ -192,10 +176,8 @@ def _as_transformers_reduces(
         values, unit = values / mask.sum(-1).clamp(min=1), "samples"
         return dataclasses.replace(term, values=values, unit=unit, mask=items.masks["samples"])
     if task_model.task.name == "question_answering":  # the mean of two means
-        means = [v[m].mean() for v, m in zip(values, mask, strict=True)]
-        return dataclasses.replace(
-            term, values=torch.stack(means).mean()[None], unit="batches", mask=None
-        )
+        means = torch.stack([v[m].mean() for v, m in zip(values, mask, strict=True)])
+        return dataclasses.replace(term, values=means.mean()[None], unit="batches", mask=None)
     several = signal.kind == "regression" or (
         signal.kind == "sigmoid" and task_model.task.axis == 0
     )

@@ -40,12 +40,8 @@ PUSHING = "_pushing"
 class Publisher:
     """Queue of one run's pushes: one thread sends them in order.
 
-    Args:
-        args: The training arguments. ``output_dir`` and all that begin with ``hub_`` are read at
-            each push.
-
-    Attributes:
-        queue: The pushes of checkpoints, in the form that `Trainer.push_in_progress` has.
+    ``output_dir`` and all arguments that begin with ``hub_`` are read at each push. ``queue`` holds
+    the pushes of checkpoints, in the form of `Trainer.push_in_progress`.
     """
 
     def __init__(self, args: TrainingArguments):
@@ -62,10 +58,7 @@ class Publisher:
         revision: str | None,
         create_pr: bool,
     ) -> Future[CommitInfo]:
-        """Queue a push of the output folder; arguments as in `push_folder`.
-
-        Without ``revision`` and ``create_pr`` it goes to ``hub_revision``.
-        """
+        """Queue a push of the output folder, without revision and create_pr to ``hub_revision``."""
         return self._thread.submit(
             push_folder,
             str(self.args.output_dir),
@@ -88,11 +81,11 @@ class Publisher:
         The files are staged under `PUSHING` at once, since training may delete the checkpoint
         before they are sent. A push that fails is logged and does not end the training.
         """
-        path_in_repo = None
-        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
-            path_in_repo = "last-checkpoint"
-        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-            path_in_repo = checkpoint.name
+        kinds = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
+        }
+        path_in_repo = kinds.get(HubStrategy(self.args.hub_strategy))
         out = Path(str(self.args.output_dir))
         staging = out / PUSHING / checkpoint.name
         shutil.rmtree(staging, ignore_errors=True)
@@ -117,10 +110,8 @@ class Publisher:
             if path_in_repo is not None:
                 folder = staging / "checkpoint"
                 files = self._packed_files(folder, repo_id)
-                message += ", checkpoint"
-                push_checkpoint(
-                    folder, files, repo_id, path_in_repo, commit_message=message, **where
-                )
+                where["commit_message"] = message = f"{message}, checkpoint"
+                push_checkpoint(folder, files, repo_id, path_in_repo, **where)
         except Exception as error:
             logger.warning("%s: this push to %s failed: %s", message, repo_id, error)
         finally:
@@ -137,10 +128,7 @@ class Publisher:
         return [*files, LIST]
 
     def _warn_once(self, left_out: set[str], repo_id: str, checkpoint: Path) -> None:
-        """Warn about files of a checkpoint that are not uploaded, at the first of them.
-
-        `training_args.bin` is not needed to resume, and not mentioned.
-        """
+        """Warn once about files of a checkpoint that are not uploaded but needed to resume."""
         names = left_out - {"training_args.bin", LIST}
         if names and not self._warned:
             self._warned = True
@@ -158,8 +146,7 @@ class Publisher:
 def stage_student(out: Path, checkpoint: Path, target: Path) -> None:
     """Copy a checkpoint's student, and the card and figures of the output folder, to ``target``.
 
-    Raises:
-        OutsideError: one of the files is a link.
+    Raises an OutsideError if one of the files is a link.
     """
     for name in listed_files(out):
         if not any(fnmatchcase(name, pattern) for pattern in STALE):
@@ -169,10 +156,8 @@ def stage_student(out: Path, checkpoint: Path, target: Path) -> None:
 
 
 def _stage_states(checkpoint: Path, target: Path) -> set[str]:
-    """Copy the files that resuming needs to ``target``; return the names of all others.
-
-    Local paths are removed from the copy of ``trainer_state.json``.
-    """
+    """Copy the files that resuming needs to ``target``, without local paths in the state; return
+    the names of all others."""
     states = [path.name for pattern in STATES for path in checkpoint.glob(pattern)]
     names = [*listed_files(checkpoint), *states, *_states_of(checkpoint)]
     for name in names:
@@ -189,16 +174,10 @@ def _states_of(checkpoint: Path) -> list[str]:
 
 
 def _put(root: Path, name: str, target: Path) -> None:
-    """Hard-link weights and states to ``target``, which costs nothing; copy small files.
-
-    Raises:
-        OutsideError: the file is a link, or is not a regular file.
-    """
+    """Hard-link weights and states to ``target``; copy small files. Links raise OutsideError."""
     if name.endswith((".safetensors", ".pt")) and lies_inside(root, name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(OSError, NotImplementedError):  # another file system, no links
             os.link(root / name, target, follow_symlinks=False)
             return
-        except (OSError, NotImplementedError):  # another file system, or one without links
-            pass
     copy_inside(root, name, target)

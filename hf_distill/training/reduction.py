@@ -25,7 +25,10 @@ class Counts(dict[Unit, Tensor]):
         """Share of each micro-batch."""
         if parts == 1:
             return self
-        return Counts({unit: count.to(_exact(count)) / parts for unit, count in self.items()})
+        exact = {"mps": torch.float32}
+        return Counts(
+            {u: n.to(exact.get(n.device.type, torch.float64)) / parts for u, n in self.items()}
+        )
 
 
 def reduce(
@@ -35,11 +38,10 @@ def reduce(
 
     Args:
         terms: The terms of one micro-batch.
-        counts: How many of each unit the whole window holds, over all ranks where the gradient is
-            averaged over ranks; or a mean over its micro-batches, where the loss is one.
-        scale: The number of processes when ``counts`` are global, since gradients are averaged.
-        parts: The number of micro-batches of which ``counts`` are the mean, whose losses will be
-            averaged; components are added up.
+        counts: Number of items of each unit in the whole window, over all ranks; or their mean
+            over its micro-batches, where the losses of these are averaged.
+        scale: Number of processes when ``counts`` are global, since gradients are averaged.
+        parts: Number of micro-batches of which ``counts`` are the mean; components are added up.
 
     Returns:
         The loss, each component (its sum over the count of the window, unweighted, detached) and
@@ -48,8 +50,7 @@ def reduce(
     loss: Tensor | None = None
     components, sums = {}, {}
     for term in terms:
-        total = _total(term)
-        mean = total / _divisor(counts[term.unit], total)
+        total, mean = _total_and_mean(term, counts)
         components[term.name], sums[term.name] = mean.detach() / parts, total.detach()
         part = mean * (term.weight * scale)
         loss = part if loss is None else loss + part
@@ -61,17 +62,10 @@ def reduce(
 def gradient_norms(
     terms: Sequence[Term], counts: Mapping[Unit, Tensor], parameters: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The norm of the gradient of each component with respect to some parameters, unweighted.
-
-    Args:
-        terms: The terms of one micro-batch.
-        counts: The counts that divide them.
-        parameters: The trainable parameters.
-    """
+    """The norm of each component's gradient with respect to the parameters, unweighted."""
     norms = {}
     for term in terms:
-        total = _total(term)
-        mean = total / _divisor(counts[term.unit], total)
+        _, mean = _total_and_mean(term, counts)
         if not mean.requires_grad:
             continue
         with torch.autocast(mean.device.type, enabled=False):  # a backward runs outside of it
@@ -81,19 +75,11 @@ def gradient_norms(
     return norms
 
 
-def _exact(count: Tensor) -> torch.dtype:
-    return torch.float32 if count.device.type == "mps" else torch.float64
-
-
-def _total(term: Term) -> Tensor:
-    values = term.values if term.mask is None else torch.where(term.mask, term.values, 0.0)
-    return values.sum()
-
-
-def _divisor(count: Tensor, total: Tensor) -> Tensor:
-    """The divisor of a sum: 1 where there is nothing to count. Its dtype is none of the sum."""
-    count = torch.where(count > 0, count, 1)
-    return count.to(total.dtype) if count.is_floating_point() else count
+def _total_and_mean(term: Term, counts: Mapping[Unit, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of a term, and the sum divided by its count, or by 1 where there is nothing to count."""
+    total = (term.values if term.mask is None else term.values.where(term.mask, 0.0)).sum()
+    count = torch.where(counts[term.unit] > 0, counts[term.unit], 1)
+    return total, total / (count.to(total.dtype) if count.is_floating_point() else count)
 
 
 @dataclass(frozen=True)

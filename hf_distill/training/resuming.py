@@ -18,16 +18,8 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, saves: bool, accelerator: Accelerator) -> Iterator[None]:
-    """Lock the output folder: two runs would write one checkpoint together.
-
-    Args:
-        folder: The output folder.
-        saves: Whether this process writes checkpoints; else nothing is locked.
-        accelerator: Connects the processes.
-
-    Raises:
-        FolderError: on all processes, if another run saves in the folder.
-    """
+    """Lock the output folder if this process `saves`, since two runs would write one checkpoint
+    together; a FolderError on all processes if another run holds it."""
     with contextlib.ExitStack() as lock:
         problem = ""
         if saves:
@@ -51,20 +43,7 @@ def raise_everywhere(problem: str, kind: type[ValueError], accelerator: Accelera
 def check_on_all(
     folder: Path, accelerator: Accelerator, states: bool = True, anew: bool = False
 ) -> int:
-    """Run `check_checkpoint` on one process of each machine.
-
-    Args:
-        folder: The checkpoint.
-        accelerator: Connects the processes.
-        states: Whether a training goes on from it; else its model alone is read.
-        anew: Let optimizer, schedule and random states be missing.
-
-    Returns:
-        The number of its optimizer steps.
-
-    Raises:
-        CheckpointError: on all processes, if it is damaged on one machine.
-    """
+    """Run `check_checkpoint` on one process of each machine; its error is raised on all."""
     problem, step = "", 0
     if accelerator.is_local_main_process:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import platform
@@ -40,6 +41,7 @@ _SILENT = (
     *("data_seed", "skip_memory_metrics", "resume_", "prediction_loss_only", "trackio_", "project"),
 )
 """Prefixes of training arguments that do not affect the student."""
+PACKAGES = ("hf_distill", "transformers", "tokenizers", "accelerate", "datasets", "peft", "torch")
 LOG_ROWS = 12
 """Rows of a card's training log, at most."""
 SHOWN = tuple(
@@ -53,16 +55,14 @@ def run_facts(step: DistillationStep) -> dict[str, Any]:
     """Metadata of a run for trackers: values that JSON can hold, without local paths and tokens."""
     objective, teacher = step.objective, step.teacher
     settings = {name: getattr(part, "temperature", None) for name, _, part in objective.named()}
-    facts: dict[str, Any] = _scrubbed(
-        {
-            "objective": str(objective),
-            "temperature": {name: t for name, t in settings.items() if t is not None},
-            "labels_used": objective.needs_labels,
-            "teacher": None if teacher is None else teacher.describe(),
-            "student": describe_model(step.task_model.model),
-        }
-    )
-    return facts
+    facts = {
+        "objective": str(objective),
+        "temperature": {name: t for name, t in settings.items() if t is not None},
+        "labels_used": objective.needs_labels,
+        "teacher": None if teacher is None else teacher.describe(),
+        "student": describe_model(step.task_model.model),
+    }
+    return {name: _scrubbed(value) for name, value in facts.items()}
 
 
 def _scrubbed(value: Any) -> Any:
@@ -80,10 +80,8 @@ def plain(value: Any) -> Any:
 
 
 def is_on_card(name: str, value: Any) -> bool:
-    """True for a training argument that may be on a card: `CARD_ARGUMENTS`, numbers and switches.
-
-    Other texts are left out, as they may hold a path or something private.
-    """
+    """True for a training argument that may be on a card: `CARD_ARGUMENTS`, numbers and switches
+    (texts may hold a path or something private)."""
     number = isinstance(value, bool | int | float)
     return name in CARD_ARGUMENTS or (number and not name.startswith(_SILENT))
 
@@ -98,10 +96,7 @@ def teacher_facts(teacher: Teacher) -> dict[str, Any]:
 
 
 def exports_of(folder: Path) -> list[dict[str, Any]]:
-    """Records of the files exported from the student in a folder.
-
-    Exports of other weights are left out, with a warning.
-    """
+    """Records of the files exported from the student in a folder; a warning for other weights."""
     try:
         return read_exports(folder)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -111,10 +106,9 @@ def exports_of(folder: Path) -> list[dict[str, Any]]:
 
 def last_components(history: list[dict[str, Any]], terms: Iterable[str]) -> dict[str, float]:
     """The loss and its components in the last training entry of the log."""
-    logged = [row for row in history if "loss" in row]
+    last: dict[str, float] = next((row for row in reversed(history) if "loss" in row), {})
     names = tuple(terms)
-    kept = [key for key in (logged[-1] if logged else {}) if key == "loss" or key.startswith(names)]
-    return {key: logged[-1][key] for key in kept}
+    return {key: v for key, v in last.items() if key == "loss" or key.startswith(names)}
 
 
 def log_rows(history: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -189,12 +183,17 @@ def measured_carbon(folder: Path) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """Versions of Python and packages, and the hardware."""
     found = {"python": platform.python_version()}
-    names = "hf_distill transformers tokenizers accelerate datasets peft torch"
-    for name in names.split():
-        try:
+    for name in [
+        "hf_distill",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "torch",
+    ]:
+        with contextlib.suppress(PackageNotFoundError):  # a checkout that is not installed
             found[name] = version(name)
-        except PackageNotFoundError:  # a checkout that is not installed
-            continue
     cuda = torch.cuda.is_available()
     found["hardware"] = torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores"
     return found

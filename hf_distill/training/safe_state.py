@@ -27,11 +27,9 @@ TENSORS, STRUCTURE = "training_state.safetensors", "training_state.json"
 
 
 def pack_states(folder: str | os.PathLike[str]) -> list[str]:
-    """Write the states of a checkpoint to `TENSORS` and `STRUCTURE` in the same folder.
+    """Write the states of a checkpoint to `TENSORS` and `STRUCTURE`; return their pickles' names.
 
-    Returns:
-        Names of the pickles that are no longer needed. A pickle with anything but numbers, text,
-        tensors, arrays and containers of them is not packed.
+    A pickle with anything but numbers, text, tensors, arrays and containers of them is not packed.
     """
     root = Path(folder)
     tensors: dict[str, Tensor] = {}
@@ -88,11 +86,7 @@ def unpack_states(folder: str | os.PathLike[str]) -> None:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Convert ``value`` to JSON; add its tensors to ``tensors``, named by their path in it.
-
-    Raises:
-        TypeError: it contains an object of another type.
-    """
+    """Convert ``value`` to JSON; add its tensors to ``tensors``, named by their path in it."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):

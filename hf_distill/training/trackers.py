@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,13 +22,7 @@ _TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 def tracker_callbacks(
     args: TrainingArguments, facts: Callable[[], dict[str, Any]], handler: CallbackHandler
 ) -> list[TrainerCallback]:
-    """Callbacks that a trainer adds: `RunFacts`, and curves where there is no tracker.
-
-    Args:
-        args: Arguments of the training.
-        facts: Returns the facts of the run, see `hf_distill.training.run_facts.run_facts`.
-        handler: Holds the callbacks that the trainer has already.
-    """
+    """Callbacks that a trainer adds: `RunFacts`, and curves where there is no tracker."""
     found: list[TrainerCallback] = [RunFacts(facts, handler)]
     given = any(isinstance(callback, CurvesCallback) for callback in handler.callbacks)
     if not (given or args.report_to) and importlib.util.find_spec("matplotlib"):
@@ -44,12 +38,7 @@ def write_curves(handler: CallbackHandler, args: TrainingArguments, state: Train
 
 
 class RunFacts(TrainerCallback):
-    """Writes the facts of a distillation into the configuration of every tracker of the run.
-
-    Args:
-        facts: Returns them; called when training starts.
-        handler: Holds the callbacks of the trackers.
-    """
+    """Facts of a run written to the configuration of its trackers when training starts."""
 
     def __init__(self, facts: Callable[[], dict[str, Any]], handler: CallbackHandler):
         self.facts = facts
@@ -63,7 +52,9 @@ class RunFacts(TrainerCallback):
         facts = self.facts()
         for callback in self.handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_text(CONFIG, _code(facts))
+                lines = json.dumps(facts, indent=2, ensure_ascii=False).splitlines()
+                code = "\n".join(f"    {line}" for line in lines)  # Markdown
+                callback.tb_writer.add_text(CONFIG, code)
         if _follows(args, "wandb"):
             import wandb
 
@@ -93,12 +84,6 @@ def _follows(args: TrainingArguments, tracker: str) -> bool:
     return tracker in (args.report_to or ())
 
 
-def _code(facts: Mapping[str, Any]) -> str:
-    """JSON as a block of code in Markdown."""
-    lines = json.dumps(facts, indent=2, ensure_ascii=False).splitlines()
-    return "\n".join(f"    {line}" for line in lines)
-
-
 def _logged_in(wandb: Any) -> bool:
     """Check for a W&B account without a prompt and without the network."""
     try:
@@ -108,12 +93,8 @@ def _logged_in(wandb: Any) -> bool:
 
 
 def keep_trackers_offline(args: TrainingArguments) -> None:
-    """Keep trackers' data on this machine without a login or an explicit request to upload.
-
-    - W&B runs are offline where there is no login and no ``WANDB_MODE``.
-    - trackio publishes no dashboard with a push to the Hub unless ``trackio_space_id`` or
-      ``trackio_static_space_id`` names one.
-    """
+    """Keep trackers' data on this machine without a login (W&B, without ``WANDB_MODE``) or an
+    explicit request to upload (trackio)."""
     first = args.process_index == 0  # the others start no run
     if _follows(args, "wandb") and first and not os.environ.get("WANDB_MODE"):
         import wandb

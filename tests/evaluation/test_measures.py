@@ -1,4 +1,4 @@
-"""hf_distill.robustness: figures of one model (measures, calibration, corruption, groups)."""
+"""hf_distill.robustness: figures of one model (measures, calibration, figures, groups)."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ from hf_distill.robustness.calibration import (
     fit_temperature,
     reliability,
 )
-from hf_distill.robustness.corruption import (
+from hf_distill.robustness.figures import (
     mean_corruption_error,
 )
 from hf_distill.robustness.groups import (

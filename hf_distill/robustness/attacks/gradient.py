@@ -55,20 +55,15 @@ def attack_batch(
 
 
 def pgd(search: AttackState, attack: Attack) -> None:
-    """Projected gradient ascent from random points, on each of the losses."""
+    """Projected gradient ascent on each of the losses, from random points; FGSM: one step of size
+    epsilon from the input."""
+    once = attack.name == "fgsm"
     for loss in attack.losses:
-        for restart in range(attack.restarts):
+        for restart in range(1 if once else attack.restarts):
             rows = search.standing()
             if len(rows):
-                _ascend(search, rows, search.start(rows, restart), loss, attack.steps, attack.size)
-
-
-def fgsm(search: AttackState, attack: Attack) -> None:
-    """One step of size epsilon from the input, on each of the losses."""
-    for loss in attack.losses:
-        rows = search.standing()
-        if len(rows):
-            _ascend(search, rows, search.center[rows], loss, 1, attack.size)
+                x = search.center[rows] if once else search.start(rows, restart)
+                _ascend(search, rows, x, loss, 1 if once else attack.steps, attack.size)
 
 
 def _ascend(
@@ -99,7 +94,7 @@ def noise(search: AttackState, attack: Attack) -> None:
 
 
 ATTACKS: dict[str, Callable[[AttackState, Attack], None]] = {
-    "fgsm": fgsm,
+    "fgsm": pgd,
     "pgd": pgd,
     "square": square,
     "noise": noise,

@@ -35,9 +35,6 @@ def side(query: int, height: int, width: int) -> int:
 def square(search: AttackState, attack: Attack) -> None:
     """Try random squares, and keep those that raise the margin; the budget is in queries.
 
-    In ``linf`` it starts from vertical stripes, and a square puts each channel at one end of the
-    ball. In ``l2`` it starts from a grid of bumps, and a square takes over the mass of another one.
-
     Raises:
         ValueError: the input is not an image.
 

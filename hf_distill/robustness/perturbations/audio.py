@@ -1,8 +1,7 @@
 """Perturbations of sound: noise at a given ratio, level, clipping, band, room and time.
 
-Each takes ``({"array": (T,), "sampling_rate": Hz, ...}, severity, generator)``, as `datasets` gives
-a sound, and gives a dict with the same keys and an array of the same length and type. Samples are
-not cut off at +-1, except by `clipping`: the noise ratio would no longer be the one asked for.
+Each takes ``(samples (T,), sampling rate in Hz, severity, generator)``. Samples are not cut off at
++-1, except by `clipping`.
 """
 
 from __future__ import annotations
@@ -78,8 +77,6 @@ def band_pass(sound: Sound, rate: float, severity: int, rng: np.random.Generator
 def reverberation(sound: Sound, rate: float, severity: int, rng: np.random.Generator) -> Sound:
     """Convolved with a synthetic room: the direct sound, then noise that dies away exponentially.
 
-    The echo is 60 dB down after the first figure of `REVERBERATION`, and its energy is below the
-    direct sound's by the second; the result has the power of the sound that came.
     Reference: Moorer, 1979, "About this reverberation business".
     """
     seconds, decibels = at(severity, REVERBERATION)

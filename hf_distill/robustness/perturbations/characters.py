@@ -60,35 +60,7 @@ def _look_alikes() -> dict[str, str]:
 NEIGHBOURS = _neighbours()
 ACCENTED = _accented()
 HOMOGLYPHS = _look_alikes()
-OCR: dict[str, tuple[str, ...]] = {
-    "rn": ("m",),
-    "m": ("rn",),
-    "cl": ("d",),
-    "d": ("cl",),
-    "vv": ("w",),
-    "w": ("vv",),
-    "l": ("1", "I"),
-    "I": ("l", "1"),
-    "i": ("l", "1"),
-    "o": ("0",),
-    "O": ("0", "Q"),
-    "s": ("5",),
-    "S": ("5",),
-    "z": ("2",),
-    "Z": ("2",),
-    "b": ("6", "h"),
-    "h": ("b",),
-    "B": ("8",),
-    "g": ("9", "q"),
-    "q": ("9", "g"),
-    "G": ("6", "C"),
-    "e": ("c",),
-    "c": ("e",),
-    "f": ("t",),
-    "t": ("f",),
-    "u": ("ii",),
-    "n": ("ri",),
-}
+OCR = word_table(Path(__file__).with_name("ocr.txt"))
 """Typical confusions of optical character recognition."""
 
 CONTRACTIONS: dict[str, str] = {

@@ -115,11 +115,8 @@ def gaussian_blur(picture: Picture, c: float, rng: np.random.Generator) -> Pictu
 
 
 def defocus_blur(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
-    """Convolved with a disc of radius c.
-
-    The disc's edge is smoothed by the share of each pixel that it covers. ImageNet-C blurs a disc
-    of whole pixels instead, with weights whose sum is up to 1.013 (severities 4 and 5): ours is 1.
-    """
+    """Convolved with a disc of radius c, with an edge smoothed by the share of each pixel that it
+    covers (ImageNet-C blurs a disc of whole pixels, with weights whose sum is up to 1.013)."""
     radius = in_pixels(c, picture, FLOORS["defocus_blur"])
     return filters.convolve(picture, filters.disc(radius))
 
@@ -136,10 +133,7 @@ def motion_blur(picture: Picture, constants: Pair, rng: np.random.Generator) -> 
 
 
 def zoom_blur(picture: Picture, constants: Pair, rng: np.random.Generator) -> Picture:
-    """The mean of the picture and of it enlarged by 1, 1 + step ... about its middle.
-
-    ImageNet-C's enlargements are off the middle by up to a pixel.
-    """
+    """The mean of the picture and of it enlarged by 1, 1 + step ... about its middle."""
     stop, step = constants
     factors = np.arange(1, stop, step)
     total = picture.copy()
@@ -181,9 +175,6 @@ def saturate(picture: Picture, constants: Pair, rng: np.random.Generator) -> Pic
     """c S + d in HSV, where S = 1 - min / max over the channels; 1 and 2 fade, 3 to 5 glare.
 
     As in ImageNet-C, a grey pixel is given a hue of 0 and so turns red where d > 0.
-
-    Raises:
-        ValueError: a picture without colour.
     """
     if picture.shape[-1] != 3:
         raise ValueError(
@@ -227,11 +218,8 @@ def jpeg_compression(picture: Picture, c: float, rng: np.random.Generator) -> Pi
 
 
 def elastic_transform(picture: Picture, c: float, rng: np.random.Generator) -> Picture:
-    """Each pixel read from a place moved by smooth noise.
-
-    Noise uniform in +-0.005 H, blurred by a Gaussian of 0.01 of each side, times c. Below a side
-    of 100 pixels the blur has a sigma of 1 pixel.
-    """
+    """Each pixel read from a place moved by c times noise, uniform in +-0.005 H, that is blurred by
+    a Gaussian of 0.01 of the shorter side (1 pixel at least)."""
     height, width = picture.shape[:2]
     sigma = max(0.01 * min(height, width), FLOORS["elastic_transform"])
     noise = rng.uniform(-0.005 * height, 0.005 * height, (height, width, 2))

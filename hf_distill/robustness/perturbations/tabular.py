@@ -44,11 +44,7 @@ def missing_values(value: Any, severity: int, rng: np.random.Generator) -> Any:
 
 
 def interaction_drop(value: Any, severity: int, rng: np.random.Generator) -> Any:
-    """A share of a list's item ids left out, the others in their order; at least one stays.
-
-    Raises:
-        ValueError: not a list, tuple or 1-D array of ids (whole numbers or texts).
-    """
+    """A share of a list's item ids left out, the others in their order; at least one stays."""
     items = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
     if not isinstance(items, list | tuple) or not all(isinstance(i, int | str) for i in items):
         raise ValueError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +21,8 @@ STUDENT = "student"
 
 
 class Peers:
-    """Models in training, as the trainer's `Teacher`; the first one is compared with the student.
-
-    Args:
-        models: Name -> model.
-        ensemble: Whether they teach by the mean of their probabilities alone.
-    """
+    """Models in training, by name, as the trainer's `Teacher`; the first is compared with the
+    student. An `ensemble` teaches by the mean of the probabilities alone."""
 
     def __init__(self, models: Mapping[str, nn.Module], ensemble: bool = False):
         self.models = nn.ModuleDict(models)
@@ -33,10 +31,7 @@ class Peers:
         }
         self.first = next(iter(models))
         self.config = self.task_models[self.first].config
-        provides = [head.provides for head in self.task_models.values()]
-        common = provides[0]
-        for other in provides:
-            common = common & other
+        common = functools.reduce(operator.and_, (t.provides for t in self.task_models.values()))
         logits = Needs(logits=True, unsampled=True, full_vocabulary=True)
         # not `inputs`: their graph would let the student's loss change its teacher
         offered = Needs(hidden_states=True, attentions=True, qkv=True, modules=common.modules)
@@ -61,8 +56,7 @@ class Peers:
         return head.ask(call, batch, needs & head.provides, items)[1]
 
     def columns(self) -> set[str]:
-        found = [head.columns for head in self.task_models.values()]
-        return set().union(*found)
+        return set().union(*(head.columns for head in self.task_models.values()))
 
     def tokens(self) -> Mapping[str, int] | None:
         return self.tokens_of(self.first)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.teachers import Teacher
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.joint.peers import Peers, named_peers
-from hf_distill.training.joint.saving import split_groups, write_model
 from hf_distill.training.joint.setup import JointSetup
 from hf_distill.training.joint.step import JointStep
 from hf_distill.training.trainer import DistillationTrainer
@@ -28,8 +29,8 @@ TARGETS = ("others", "ensemble")
 class OnlineDistillationTrainer(DistillationTrainer):
     """Trains a student and its teachers, the peers, at the same time.
 
-    Every model has its own loss and learns from what the others say now; what they say is fixed,
-    so that no loss changes a model other than its own. All are in train mode.
+    Every model has its own loss and learns from the present outputs of the others, which are
+    detached. All are in train mode.
 
     - Joint: ``peer_objective=HardLabels()``, the peers learn from the labels alone.
     - Mutual learning (DML, Zhang et al. 2018, arXiv 1706.00384): ``objective`` and
@@ -38,20 +39,17 @@ class OnlineDistillationTrainer(DistillationTrainer):
     - An online ensemble (the mean of all models' outputs teaches each; as ONE, Lan et al. 2018,
       arXiv 1806.04606, without its gate): the same with ``targets="ensemble"``.
 
-    A mixture of experts among them keeps its own balancing loss (`RouterBalance`), as in
-    `DistillationTrainer`.
-
     ``evaluate()`` measures the student, against the first peer. A checkpoint's model is the plain
     student; the peers are beside it. Gradients are clipped by their norm over all models together.
 
     Args:
         model: The student.
         args: A `DistillationConfig`.
-        peers: A model, several, or name -> model; the names are ``teacher``, ``teacher_2``, … where
-            none are given, and prefix the components of their losses.
-        objective: What the student minimises; by default what the scalars of ``args`` say.
-        peer_objective: What each peer minimises.
-        peer_learning_rate: Of the peers' weights; None: the student's. The same schedule.
+        peers: A model, several, or name -> model; the names (default: ``teacher``, ``teacher_2``,
+            …) prefix the components of their losses.
+        objective: Objective of the student; default: that of the scalars of ``args``.
+        peer_objective: Objective of each peer.
+        peer_learning_rate: Learning rate of the peers' weights; default: the student's.
         targets: ``others``: each learns from every other model, and the values are averaged;
             ``ensemble``: from the mean of the probabilities of all models, itself too.
         data_collator: As `transformers.Trainer`, like all that are not listed here. There is no
@@ -157,9 +155,7 @@ class OnlineDistillationTrainer(DistillationTrainer):
     def save_peer(self, name: str, folder: str | Path) -> None:
         """Write a peer as a plain transformers model, with the processor of the student.
 
-        Args:
-            name: Of the peer.
-            folder: Where to; files of these names are replaced once all are written.
+        Files of the same names are replaced once all are written.
 
         Raises:
             ValueError: no peer of this name.
@@ -170,3 +166,36 @@ class OnlineDistillationTrainer(DistillationTrainer):
             )
         if self.args.should_save:
             write_model(self.step.peers.models[name], self.processing_class, Path(folder))
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, peers: Iterable[Tensor], rate: float | None
+) -> None:
+    """Move the peers' weights to parameter groups of their own after all others, once.
+
+    Their learning rate is `rate`; None: that of their old group.
+    """
+    theirs, groups = {id(p) for p in peers}, optimizer.param_groups
+    for group in [g for g in groups if not g.get("peers")]:
+        moved = [p for p in group["params"] if id(p) in theirs]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in theirs]
+            lr = group["lr"] if rate is None else rate
+            groups.append({**group, "params": moved, "lr": lr, "peers": True})
+    groups[:] = [group for group in groups if group["params"]]
+
+
+def write_model(model: Any, processor: Any, folder: Path) -> None:
+    """Write a model and its processor, if any, beside the folder, then replace its files."""
+    staging = folder.with_name(f".{folder.name}.saving")
+    shutil.rmtree(staging, ignore_errors=True)
+    for part in (model, processor):
+        if part is not None:
+            part.save_pretrained(staging)
+    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        place = folder / file.relative_to(staging)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+    shutil.rmtree(staging)

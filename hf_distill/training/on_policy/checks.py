@@ -18,14 +18,8 @@ from hf_distill.training.on_policy.continuous import check_batchable
 from hf_distill.training.on_policy.generating import ModelGenerator, Sampling
 
 READ = {
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "token_type_ids",
-    "labels",
-    "shift_labels",
-    "decoder_input_ids",
-    "decoder_attention_mask",
+    *("input_ids", "attention_mask", "position_ids", "token_type_ids"),
+    *("labels", "shift_labels", "decoder_input_ids", "decoder_attention_mask"),
 }
 """The inputs of a model that are made anew for a generated text, or can be left out."""
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_distill.training.config import DistillationConfig
-from hf_distill.training.on_policy.arguments import check_number, check_switch
+from hf_distill.training.config import DistillationConfig, option
 from hf_distill.training.on_policy.continuous import check_continuous
-from hf_distill.training.on_policy.generating import Sampling
+from hf_distill.training.on_policy.generating import Sampling, check_number, check_switch
 
 RAISE, TOLERANCE = 0.1, 0.1
 """Increment of ``lmbda`` by `OnPolicyConfig.adaptive_lmbda`, and the rise of the loss that triggers
@@ -25,8 +24,7 @@ class OnPolicyConfig(DistillationConfig):
     A window is all that one optimizer step sees, over all micro-batches and processes.
 
     Args:
-        lmbda: Share of the windows whose completions the student writes; 0: none, 1: all. Which
-            ones follows from the seed and the step.
+        lmbda: Share of the windows whose completions the student writes; 0: none, 1: all.
         adaptive_lmbda: Raise ``lmbda`` by 0.1, up to 1, whenever ``eval_loss`` is at least 0.1
             above the first one, or above that of the last raise (DistiLLM, Ko et al. 2024, arXiv
             2402.03898).
@@ -37,18 +35,16 @@ class OnPolicyConfig(DistillationConfig):
         prompt_length: So many first tokens of a text are its prompt; default: what is before its
             first learned token.
         max_completion_length: Tokens that are generated at most, the end token among them.
-        generation_temperature: Of the sampling, not of the loss; 0: the likeliest token.
+        generation_temperature: Temperature of the sampling; 0: the likeliest token.
         top_p: Sample from the fewest tokens that have this probability together.
         top_k: Sample from the so many likeliest tokens; 0: from all.
         min_p: Leave out tokens with less than this share of the likeliest one's probability.
         repetition_penalty: Above 1 makes tokens less likely that were there already.
         generation_kwargs: Other fields of `transformers.GenerationConfig`.
         generation_batch_size: Prompts per call of ``generate``; default: all of a window.
-        continuous_batching: Generate with transformers' continuous batching: a prompt takes the
-            place of one that is finished, and none is padded. For many texts of different lengths
-            by a student with flash attention; without that, each token is compared with those of
-            all other texts too. The likeliest tokens are those of plain generation; a seed gives
-            other draws.
+        continuous_batching: Generate with transformers' continuous batching, for many texts of
+            different lengths by a student with flash attention. The likeliest tokens are those of
+            plain generation; a seed gives other draws.
         replay_capacity: How many generated completions are kept on each process; 0: none.
         replay_ratio: Share of the student's windows that are drawn from these in place of
             generating, once there are as many as fit (DistiLLM).
@@ -63,49 +59,27 @@ class OnPolicyConfig(DistillationConfig):
         "generation_kwargs",
     ]
 
-    lmbda: float = field(
-        default=0.5, metadata={"help": "Share of the windows with the student's own completions."}
-    )
-    adaptive_lmbda: bool = field(
-        default=False, metadata={"help": "Raise lmbda whenever eval_loss has risen."}
-    )
-    seq_kd: bool = field(
-        default=False, metadata={"help": "Train on completions that the teacher wrote before."}
-    )
-    seq_kd_folder: str | None = field(
-        default=None, metadata={"help": "Where the teacher's completions are kept."}
-    )
-    prompt_length: int | None = field(
-        default=None, metadata={"help": "So many first tokens are the prompt."}
-    )
-    max_completion_length: int = field(
-        default=128, metadata={"help": "Tokens that are generated at most."}
-    )
-    generation_temperature: float = field(
-        default=1.0, metadata={"help": "Of the sampling, not of the loss; 0: greedy."}
-    )
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
-    top_k: int = field(default=0, metadata={"help": "Sample from so many; 0: from all."})
-    min_p: float | None = field(default=None, metadata={"help": "Least share of the best token."})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "1: none."})
+    lmbda: float = option(0.5, "Share of the windows with the student's own completions.")
+    adaptive_lmbda: bool = option(False, "Raise lmbda whenever eval_loss has risen.")
+    seq_kd: bool = option(False, "Train on completions that the teacher wrote before.")
+    seq_kd_folder: str | None = option(None, "Where the teacher's completions are kept.")
+    prompt_length: int | None = option(None, "So many first tokens are the prompt.")
+    max_completion_length: int = option(128, "Tokens that are generated at most.")
+    generation_temperature: float = option(1.0, "Of the sampling, not of the loss; 0: greedy.")
+    top_p: float = option(1.0, "Nucleus sampling.")
+    top_k: int = option(0, "Sample from so many; 0: from all.")
+    min_p: float | None = option(None, "Least share of the best token.")
+    repetition_penalty: float = option(1.0, "1: none.")
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Other fields of transformers.GenerationConfig."}
     )
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Prompts per call of generate; default: all of a window."}
+    generation_batch_size: int | None = option(
+        None, "Prompts per call of generate; default: all of a window."
     )
-    continuous_batching: bool = field(
-        default=False, metadata={"help": "Generate with transformers' continuous batching."}
-    )
-    replay_capacity: int = field(
-        default=0, metadata={"help": "How many generated completions each process keeps."}
-    )
-    replay_ratio: float = field(
-        default=0.0, metadata={"help": "Share of the student's windows that are drawn from them."}
-    )
-    log_completions: int = field(
-        default=0, metadata={"help": "How many completions are printed with each log entry."}
-    )
+    continuous_batching: bool = option(False, "Generate with transformers' continuous batching.")
+    replay_capacity: int = option(0, "How many generated completions each process keeps.")
+    replay_ratio: float = option(0.0, "Share of the student's windows that are drawn from them.")
+    log_completions: int = option(0, "How many completions are printed with each log entry.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

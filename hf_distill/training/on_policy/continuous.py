@@ -21,12 +21,7 @@ KNOWN = {"eos_token_id", "pad_token_id", "num_return_sequences"}
 
 
 def check_continuous(repetition_penalty: float, others: Iterable[str]) -> None:
-    """Refuse settings that transformers' continuous batching would ignore.
-
-    Raises:
-        ValueError: a setting that makes a token's chance depend on the tokens before it, or one
-            whose meaning here is not known.
-    """
+    """Refuse settings that transformers' continuous batching would ignore."""
     lost = sorted(set(others) - KNOWN) + (["repetition_penalty"] if repetition_penalty != 1 else [])
     if lost:
         raise ValueError(
@@ -36,15 +31,7 @@ def check_continuous(repetition_penalty: float, others: Iterable[str]) -> None:
 
 
 def check_batchable(model: nn.Module, sharded: bool = False) -> None:
-    """Refuse a model whose processes would wait for each other, or that would not be itself.
-
-    Args:
-        model: The model that is to write.
-        sharded: Whether it will be in shards, even if it is not yet.
-
-    Raises:
-        ValueError: a model in shards, or one that reads learned prompts.
-    """
+    """Refuse a model that is, or will be, in shards, or one that reads learned prompts."""
     if sharded or isinstance(model, FSDPModule) or is_deepspeed_zero3_enabled():
         raise ValueError(
             "Continuous batching makes another number of steps on each process, and a model in "
@@ -63,12 +50,7 @@ def complete_continuously(
     """The tokens after each prompt; one that is finished makes room for another.
 
     All prompts are queued before the first step: `generate_batch` adds them while it generates, so
-    that a seed would give other texts each time.
-
-    Args:
-        model: In eval mode. Eager attention is exchanged for its paged kind meanwhile.
-        prompts: The tokens of each prompt.
-        config: How completions are drawn.
+    that a seed would give other texts each time. The model is in eval mode.
 
     Raises:
         RuntimeError: a prompt that was not completed.

@@ -43,30 +43,27 @@ def generate_dataset(
     shard_size: int = 256,
     seed: int = 0,
 ) -> Dataset:
-    """Let a teacher complete every prompt, once, and keep that as a data set.
+    """Complete every prompt with a teacher, once, and keep that as a data set.
 
-    It is written shard by shard; a run that was stopped goes on after its last whole shard, and
-    gives the same texts as one that was not. Several processes share the work.
+    It is written shard by shard; an interrupted run continues after its last whole shard and gives
+    the same texts. Several processes share the work.
 
     Args:
         teacher_model: A model (or its name or folder: a causal language model).
         dataset: Rows of ``input_ids`` and, where they have them, ``labels``, -100 on the prompt.
-        tokenizer: Its tokenizer; None: the model's generation config says how a text ends.
-        folder: Where the data set is kept.
-        sampling: How completions are drawn; default: `Sampling`'s.
+        tokenizer: Its tokenizer; None: the end tokens are those of the model's generation config.
+        folder: Folder of the data set.
+        sampling: Sampling of completions.
         prompt_length: As in `OnPolicyConfig`.
         batch_size: Prompts per call of ``generate``.
         shard_size: Rows per shard.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
 
     Returns:
-        Rows of ``input_ids`` and ``labels``, in the order of the prompts: ordinary training data,
-        which `write_cache` takes too.
+        Rows of ``input_ids`` and ``labels``, in the order of the prompts.
 
     Raises:
-        ValueError: the folder holds a data set of another teacher, tokenizer, prompts or settings,
-            or shards of one;
-            the data has no length or no ``input_ids``.
+        ValueError: the folder holds another data set; the data has no length or no ``input_ids``.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(
@@ -77,9 +74,8 @@ def generate_dataset(
     settings = Sampling() if sampling is None else sampling
     generator = ModelGenerator(teacher.model, settings, tokenizer, batch_size)
     longest = longest_prompt(settings.max_completion_length, [teacher.config])
-    prompts = Prompts(
-        teacher.task_model, prompt_length, longest, start_token(tokenizer, teacher.config)
-    )
+    start = start_token(tokenizer, teacher.config)
+    prompts = Prompts(teacher.task_model, prompt_length, longest, start)
     facts = {
         "teacher": manifest.teacher_fingerprint(teacher),
         "tokenizer": manifest.preprocessing_fingerprint(tokenizer),
@@ -93,7 +89,7 @@ def generate_dataset(
     if state.is_main_process:
         _begin(root, facts)
     state.wait_for_everyone()
-    shards = range((len(dataset) + shard_size - 1) // shard_size)
+    shards = range(-(-len(dataset) // shard_size))
     of = text_fingerprint([json.dumps(facts, sort_keys=True)])
     there = {shard for shard in shards if _path(root, shard).exists()}
     _refuse_foreign(root, sorted(there), of)
@@ -207,10 +203,8 @@ def _write(
     decoder_only = not TaskModel(generator.model).config.is_encoder_decoder
     with replacing(path) as file:
         writer = ArrowWriter(features=FEATURES, stream=file, fingerprint=fingerprint)
-        for prompt, completion in zip(prompts, completions, strict=True):
+        for prompt, labels in zip(prompts, completions, strict=True):
             if decoder_only:
-                labels = [IGNORE] * len(prompt) + completion
-                writer.write({"input_ids": prompt + completion, "labels": labels})
-            else:
-                writer.write({"input_ids": prompt, "labels": completion})
+                prompt, labels = prompt + labels, [IGNORE] * len(prompt) + labels
+            writer.write({"input_ids": prompt, "labels": labels})
         writer.finalize(close_stream=False)

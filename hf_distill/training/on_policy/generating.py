@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
 from itertools import groupby
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +21,6 @@ from hf_distill.models.modes import evaluating
 from hf_distill.models.places import cached_prompt, prompt_config
 from hf_distill.models.sharding import is_sharded
 from hf_distill.models.task_model import base_of
-from hf_distill.training.on_policy.arguments import check_number
 from hf_distill.training.on_policy.continuous import (
     check_batchable,
     check_continuous,
@@ -30,12 +31,44 @@ Tokens = list[int]
 OWN_FIELDS = ("max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p")
 
 
+def check_number(
+    name: str,
+    value: Any,
+    least: float,
+    most: float = math.inf,
+    *,
+    whole: bool = False,
+    above: bool = False,
+) -> None:
+    """Refuse a setting that is no (whole) number in the range; `above` excludes the lower bound.
+
+    >>> check_number("top_p", 0.9, 0, 1, above=True)
+    >>> check_number("top_p", "0.9", 0, 1, above=True)
+    Traceback (most recent call last):
+    ValueError: Expected top_p above 0 and at most 1, got '0.9'.
+    """
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if right and math.isfinite(value) and least <= value <= most and not (above and value == least):
+        return
+    kind = " as a whole number" if whole else ""
+    bounds = f"above {least}" if above else f"of at least {least}"
+    if most < math.inf:
+        bounds = f"above {least} and at most {most}" if above else f"between {least} and {most}"
+    raise ValueError(f"Expected {name} {bounds}{kind}, got {value!r}.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise ValueError unless a setting is true or false: the text "no" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"Expected {name} as True or False, got {value!r}.")
+
+
 @runtime_checkable
 class Generator(Protocol):
-    """Whatever completes prompts with the weights that the student has now.
+    """Completion of prompts with the present weights of the student.
 
-    One that is a `transformers.TrainerCallback` too follows the training: there it is given the
-    model, whose weights an inference engine must be told. The README has one for vLLM.
+    One that is a `transformers.TrainerCallback` too is given the model during training. The README
+    has one for vLLM.
     """
 
     def __call__(self, prompts: list[Tokens], seed: int) -> list[Tokens]:
@@ -43,8 +76,7 @@ class Generator(Protocol):
 
         Args:
             prompts: The tokens of each prompt; of an encoder-decoder, what its encoder reads.
-            seed: Another one for every optimizer step and process; who draws by it alone makes
-                a resumed training exact.
+            seed: Another one for every optimizer step and process.
         """
         ...
 
@@ -55,7 +87,7 @@ class Sampling:
 
     Args:
         max_completion_length: Tokens at most, the end token among them.
-        temperature: Of the softmax; 0: the likeliest token, without sampling.
+        temperature: Temperature of the softmax; 0: the likeliest token, without sampling.
         top_p: From the fewest tokens that have this probability together.
         top_k: From the so many likeliest tokens; 0: from all.
         min_p: From those with at least this share of the likeliest one's probability; None: all.
@@ -106,8 +138,7 @@ class Sampling:
             )
 
     def config(self, ends: Sequence[int], padding: int) -> GenerationConfig:
-        """Settings for ``generate``; sampling settings of the model's own generation config are
-        overridden."""
+        """Settings for ``generate``, in place of the sampling of the model's own config."""
         draws = self.temperature > 0
         fields: dict[str, Any] = {
             "max_new_tokens": self.max_completion_length,
@@ -130,19 +161,17 @@ class Sampling:
 class ModelGenerator:
     """Generator with a transformers model, whose mode and settings are restored.
 
-    It draws from a random state of its own, and the one of the training stays where it was.
-
     Args:
         model: A causal language model or an encoder-decoder, or a PEFT model around one.
-        sampling: How completions are drawn.
+        sampling: Sampling of completions, from a random state of its own.
         tokenizer: Its end token ends a text too.
         batch_size: Prompts per call; None: all. Under FSDP2 and ZeRO-3 every process must make
             the same number of calls.
         continuous: Use continuous batching.
 
     Raises:
-        ValueError: ``continuous`` with a model or a sampling that it would not do justice to; a
-            model whose ``generate`` leaves out what its adapter has learned.
+        ValueError: a model or a sampling that ``continuous`` does not support; a model whose
+            ``generate`` ignores its adapter.
     """
 
     model: nn.Module
@@ -169,21 +198,19 @@ class ModelGenerator:
         size = self.batch_size or max(1, len(prompts))
         found: dict[int, Tokens] = {}
         device = next(self.model.parameters()).device
-        groups = [order] if self._pads else _alike(order, prompts)
+        groups = [order]
+        if not self._pads:  # those of one length together
+            groups = [list(group) for _, group in groupby(order, lambda i: len(prompts[i]))]
         with torch.no_grad(), evaluating(self.model), same_torch_randomness(device, seed):
             for chunk in (g[n : n + size] for g in groups for n in range(0, len(g), size)):
                 complete = self._continuously if self.continuous else self._together
                 found.update(zip(chunk, complete([prompts[i] for i in chunk]), strict=True))
-        return [found[i] for i in range(len(prompts))]
+        return [until_end(found[i], self.ends) for i in range(len(prompts))]
 
     @property
     def _pads(self) -> bool:
-        """Tell whether prompts of several lengths may share a batch: PEFT forgets the positions of
-        texts that have padding between a learned prompt and themselves.
-
-        Raises:
-            ValueError: they may not, and every process must make as many calls.
-        """
+        """True if prompts of several lengths may share a batch: PEFT forgets the positions of
+        texts that have padding between a learned prompt and themselves."""
         base: Any = base_of(self.model)
         pads = prompt_config(self.model) is None or base.config.is_encoder_decoder
         if not pads and is_sharded(self.model):
@@ -214,9 +241,6 @@ class ModelGenerator:
         classes = base.config.get_text_config().vocab_size  # a config may name others by default
         return next((token for token in tokens if 0 <= token < classes), 0)
 
-    def _config(self) -> GenerationConfig:
-        return self.sampling.config(self.ends, self.padding)
-
     def _together(self, prompts: list[Tokens]) -> list[Tokens]:
         """All prompts as one batch, padded on the left."""
         model: Any = self.model
@@ -224,26 +248,20 @@ class ModelGenerator:
         decoder_only = not base.config.is_encoder_decoder
         ids, mask = _padded(prompts, self.padding, left=decoder_only)
         device = next(model.parameters()).device
-        with explained_errors(
-            f"the model that writes ({type(base).__name__})", base, {"input_ids": ids}
-        ):
+        who = f"the model that writes ({type(base).__name__})"
+        with explained_errors(who, base, {"input_ids": ids}):
             out: Tensor = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                generation_config=self._config(),
+                generation_config=self.sampling.config(self.ends, self.padding),
                 synced_gpus=is_sharded(model),
             )
-        completions = out[:, ids.shape[1] if decoder_only else 1 :].tolist()
-        return [until_end(tokens, self.ends) for tokens in completions]
+        completions: list[Tokens] = out[:, ids.shape[1] if decoder_only else 1 :].tolist()
+        return completions
 
     def _continuously(self, prompts: list[Tokens]) -> list[Tokens]:
-        found = complete_continuously(self.model, prompts, self._config())
-        return [until_end(tokens, self.ends) for tokens in found]
-
-
-def _alike(order: Sequence[int], prompts: Sequence[Tokens]) -> list[list[int]]:
-    """The places of the prompts, in their order, those of one length together."""
-    return [list(group) for _, group in groupby(order, lambda i: len(prompts[i]))]
+        config = self.sampling.config(self.ends, self.padding)
+        return complete_continuously(self.model, prompts, config)
 
 
 def until_end(tokens: Tokens, ends: Sequence[int]) -> Tokens:

@@ -1,17 +1,22 @@
-"""Prompts out of batches of data, and batches out of prompts and their completions."""
+"""Prompts out of batches of data, batches out of prompts and completions, and their buffer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_distill.models.batches import ALIGNED, GENERATED, IGNORE, Batch
 from hf_distill.models.task_model import TaskModel
 from hf_distill.training.on_policy.generating import Tokens
+from hf_distill.utils.files import replacing
 
 PromptCompletion = tuple[Tokens, Tokens]
 """A prompt and its completion."""
@@ -19,17 +24,14 @@ PromptCompletion = tuple[Tokens, Tokens]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Finds the prompts in a batch of data.
+    """Prompts in a batch of data: the tokens before the first learned one of each text.
 
-    The prompt of a text is what stands before its first learned token: a row with labels -100 on
-    the prompt serves off-policy and on-policy alike. A text's first token is never learned, so
-    that it is always part of the prompt; a text without any learned token is a prompt as a whole.
-    A packed row gives the prompt of each of its texts.
+    A text's first token is never learned; a text without any learned token is a prompt as a whole.
 
     Args:
-        task_model: Of the student; says what is learned.
+        task_model: The student's.
         length: So many first tokens are the prompt instead; None: as above.
-        longest: A longer prompt loses its first tokens, None: never.
+        longest: A longer prompt loses its first tokens; None: never.
         start: The prompt of a row without tokens; None: there is no such token.
     """
 
@@ -98,17 +100,8 @@ def _texts(
 def assemble(
     pairs: Sequence[PromptCompletion], task_model: TaskModel, padding: int
 ) -> dict[str, Tensor]:
-    """A batch for training: padded on the right, -100 on all but the completions.
-
-    Args:
-        pairs: Prompts with their completions.
-        task_model: Of the student.
-        padding: The padding token.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``labels``, each ``(B, T)``, and the mark of a generated
-        text, ``(B,)``.
-    """
+    """A batch for training, padded on the right, with labels of -100 on all but the completions:
+    ``input_ids``, ``attention_mask``, ``labels``, ``(B, T)``, and a mark `GENERATED`, ``(B,)``."""
     if task_model.config.is_encoder_decoder:
         texts, labels = [p for p, _ in pairs], [c or [IGNORE] for _, c in pairs]
     else:
@@ -128,11 +121,7 @@ def _padded(rows: Sequence[Tokens], value: int) -> Tensor:
 
 
 def longest_prompt(completion: int, configs: Sequence[Any]) -> int | None:
-    """Largest prompt length for which a completion of this length fits into every context.
-
-    Raises:
-        ValueError: the completion alone does not.
-    """
+    """Largest prompt length for which a completion of this length fits into every context."""
     texts = [c.get_text_config() if hasattr(c, "get_text_config") else c for c in configs]
     limits = [getattr(text, "max_position_embeddings", None) for text in texts]
     context = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
@@ -148,8 +137,43 @@ def longest_prompt(completion: int, configs: Sequence[Any]) -> int | None:
 
 def start_token(tokenizer: Any, config: Any) -> int | None:
     """The token that a text without any begins with."""
-    for holder in (tokenizer, config):
-        token = getattr(holder, "bos_token_id", None)
-        if isinstance(token, int):
-            return token
-    return None
+    tokens = (getattr(holder, "bos_token_id", None) for holder in (tokenizer, config))
+    return next((token for token in tokens if isinstance(token, int)), None)
+
+
+class ReplayBuffer:
+    """The last texts, up to a capacity, that the student wrote on this process."""
+
+    def __init__(self, capacity: int):
+        self._pairs: deque[PromptCompletion] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def full(self) -> bool:
+        return len(self._pairs) == self._pairs.maxlen
+
+    def add(self, pairs: Iterable[PromptCompletion]) -> None:
+        """Keep these; the oldest make room."""
+        self._pairs.extend(pairs)
+
+    def draw(self, count: int, random: np.random.Generator) -> list[PromptCompletion]:
+        """Some of the texts, each once as long as there are enough."""
+        chosen = random.choice(len(self._pairs), count, replace=count > len(self._pairs))
+        return [self._pairs[index] for index in chosen.tolist()]
+
+    def save(self, path: Path) -> None:
+        """Write the tokens to a safetensors file."""
+        parts = [part for pair in self._pairs for part in pair]
+        tokens = torch.tensor([token for part in parts for token in part], dtype=torch.int64)
+        lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+        with replacing(path) as temporary:
+            save_file({"tokens": tokens, "lengths": lengths}, temporary)
+
+    def load(self, path: Path) -> None:
+        """Load the content stored by `save`."""
+        saved = load_file(path)
+        parts = [part.tolist() for part in saved["tokens"].split(saved["lengths"].tolist())]
+        self._pairs.clear()
+        self._pairs.extend(zip(parts[::2], parts[1::2], strict=True))

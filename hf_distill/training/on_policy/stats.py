@@ -19,18 +19,11 @@ class OnPolicyStats:
     """Counts of windows and completions since the last log entry: the `ExtraCounts` of
     `OnPolicyDistillationTrainer`.
 
-    Args:
-        args: Arguments of the training.
-        reduce: Sums a tensor over all processes.
-        labelled: Returns the names of the terms that read labels.
-
     Attributes:
-        windows: Optimizer steps that began.
-        own: Of these, those on the student's own text.
-        replayed: Of these, those on text from the buffer.
-        texts: Completions that were generated on this process.
-        tokens: Their tokens.
-        finished: Completions that end with an end token.
+        windows: Optimizer steps; ``own`` of these on the student's own text, ``replayed`` of those
+            on text from the buffer.
+        texts: Completions generated on this process, with ``tokens`` in all, ``finished`` of them
+            by an end token.
         shown: The last completions, to be printed.
     """
 
@@ -47,17 +40,11 @@ class OnPolicyStats:
 
     def clear(self) -> None:
         """Start anew, after a log entry or with a new training."""
-        self.windows = self.own = self.replayed = 0
-        self.texts = self.tokens = self.finished = 0
+        self.windows = self.own = self.replayed = self.texts = self.tokens = self.finished = 0
         self.shown: list[PromptCompletion] = []
 
     def add(self, pairs: Sequence[PromptCompletion], ends: Collection[int]) -> None:
-        """Count generated completions.
-
-        Args:
-            pairs: Prompts with their completions.
-            ends: End tokens.
-        """
+        """Count generated completions."""
         completions: list[Tokens] = [completion for _, completion in pairs]
         show = self._args.log_completions
         self.texts += len(completions)
@@ -103,16 +90,6 @@ class OnPolicyStats:
 
 
 def completion_lines(shown: Sequence[PromptCompletion], tokenizer: Any) -> str:
-    """Completions for a person to read, one a line.
-
-    Args:
-        shown: Prompts with their completions.
-        tokenizer: Decodes them; without ``decode`` the tokens are printed.
-    """
-    lines = []
-    for prompt, completion in shown:
-        parts: list[Any] = [prompt, completion]
-        if hasattr(tokenizer, "decode"):
-            parts = [tokenizer.decode(part) for part in parts]
-        lines.append(f"{parts[0]!r} -> {parts[1]!r}")
-    return "\n".join(lines)
+    """Completions to be read, one a line; as tokens where the tokenizer has no ``decode``."""
+    decode = getattr(tokenizer, "decode", list)
+    return "\n".join(f"{decode(one)!r} -> {decode(other)!r}" for one, other in shown)

@@ -22,7 +22,6 @@ from hf_distill.models.signals import Needs, Signal
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.teachers import CachedTeacher, ModelTeacher, Teacher
-from hf_distill.training.on_policy.buffer import ReplayBuffer
 from hf_distill.training.on_policy.checks import (
     check_batching,
     check_goal,
@@ -36,6 +35,7 @@ from hf_distill.training.on_policy.generating import Generator, ModelGenerator, 
 from hf_distill.training.on_policy.prompts import (
     PromptCompletion,
     Prompts,
+    ReplayBuffer,
     assemble,
     longest_prompt,
     start_token,
@@ -51,8 +51,7 @@ OWN, REPLAY, DRAW, SAMPLE = range(4)
 
 
 class OnPolicyStep(DistillationStep):
-    """A step whose cached teacher's live model is asked about generated text; the outputs are not
-    kept."""
+    """Step in which generated text goes to the live model of a cached teacher."""
 
     def ask_teacher(self, batch: StepBatch, needs: Needs | None = None) -> Signal | None:
         cached = self.teacher
@@ -68,20 +67,17 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
     et al. 2024, arXiv 2306.13649).
 
     For each optimizer step it is drawn whether its whole window, on all processes, keeps the
-    completions of the data or has the student write them anew; the teacher then judges those, token
-    by token. The denominators count the tokens that were written.
+    completions of the data or has the student write them anew. The denominators count the tokens
+    that were written.
 
-    - Labels (`HardLabels`, and whatever else reads them) count on completions of the data alone:
-      the student's own tokens are no labels. In a window of its own text these parts are 0 and the
-      others keep their weights; logged is their mean over the other windows.
-    - The prompt of a text is what stands before its first learned token, see `OnPolicyConfig`.
-      What is over the contexts of student and teacher together with a completion is cut from the
-      front of a prompt.
-    - Weights of single tokens belong to the data, and do not count on generated text.
+    - Labels count on completions of the data alone. In a window of the student's text these parts
+      are 0 and the others keep their weights; logged is their mean over the other windows.
+    - A prompt is all before a text's first learned token, see `OnPolicyConfig`; its front is cut to
+      the contexts of student and teacher.
+    - Weights of single tokens do not count on generated text.
     - Evaluation is on the data as it is, so that ``eval_loss`` is comparable.
-    - A data collator that adds to a batch what it makes of the texts
-      (`CrossTokenizerTeacher.collator`) adds the same to a batch of generated texts:
-      ``text_columns(batch)``.
+    - A data collator with ``text_columns(batch)`` (`CrossTokenizerTeacher.collator`) adds these to
+      a batch of generated texts.
 
     Logged besides: ``on_policy`` (share of such windows), ``replayed`` (share of those drawn from
     the buffer), ``completion_length`` (mean, in tokens), ``completions_finished`` (share that ends
@@ -90,8 +86,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
     Args:
         model: The student: a causal language model, or an encoder-decoder of text.
         args: An `OnPolicyConfig`.
-        generator: What completes the prompts instead of the student's ``generate``, see
-            `Generator`; the sampling arguments are then its own affair.
+        generator: `Generator` in place of the student's ``generate``, with its own sampling.
         data_collator: As `DistillationTrainer`, like all that are not listed here.
 
     Raises:
@@ -265,7 +260,7 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         own = self.step.task_model.config
         configs = [config for config in (own, teacher) if config is not None]
         longest = longest_prompt(self.args.max_completion_length, configs)
-        start = start_token(self._tokenizer, self.step.task_model.config)
+        start = start_token(self._tokenizer, own)
         return Prompts(self.step.task_model, self.args.prompt_length, longest, start)
 
     def _model_generator(self) -> ModelGenerator:

@@ -27,9 +27,8 @@ from hf_distill import (
     write_cache,
 )
 from hf_distill.models.task_model import TaskModel
-from hf_distill.training.on_policy.buffer import ReplayBuffer
 from hf_distill.training.on_policy.dataset import SETTINGS
-from hf_distill.training.on_policy.prompts import Prompts, longest_prompt
+from hf_distill.training.on_policy.prompts import Prompts, ReplayBuffer, longest_prompt
 
 PROMPT = [3, 4, 5]
 
