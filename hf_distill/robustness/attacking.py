@@ -23,8 +23,8 @@ from hf_distill.robustness.store import Arrays
 def attack_of(name: str, plan: RobustnessConfig, modality: str) -> Attack:
     """Gradient or score-based attack with the configured budget."""
     epsilon, norm = plan.budget(modality)
-    steps = {"pgd": plan.steps, "square": max(1, plan.queries), "fgsm": 1, "noise": plan.steps}
-    return Attack(name, epsilon, norm, steps.get(name, plan.steps), restarts=plan.restarts)
+    steps = {"square": max(1, plan.queries), "fgsm": 1}.get(name, plan.steps)
+    return Attack(name, epsilon, norm, steps, restarts=plan.restarts)
 
 
 def text_attack(

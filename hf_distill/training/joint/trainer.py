@@ -101,19 +101,9 @@ class OnlineDistillationTrainer(DistillationTrainer):
         self._peer_objective = 1.0 * (HardLabels() if peer_objective is None else peer_objective)
         self.peer_learning_rate = peer_learning_rate
         super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            model_init,
-            compute_loss_func,
-            compute_metrics,
-            callbacks,
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
+            *(model, args, data_collator, train_dataset, eval_dataset, processing_class),
+            *(model_init, compute_loss_func, compute_metrics, callbacks, optimizers),
+            *(optimizer_cls_and_kwargs, preprocess_logits_for_metrics),
             teacher_model=Peers(named_peers(peers, model), self._ensemble),
             objective=objective,
             peft_config=peft_config,

@@ -122,19 +122,9 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         self._given_dataset: Any = None
         self._written_dataset: Any = None
         super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            model_init,
-            compute_loss_func,
-            compute_metrics,
-            callbacks,
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
+            *(model, args, data_collator, train_dataset, eval_dataset, processing_class),
+            *(model_init, compute_loss_func, compute_metrics, callbacks, optimizers),
+            *(optimizer_cls_and_kwargs, preprocess_logits_for_metrics),
             teacher_model=teacher_model,
             objective=objective,
             peft_config=peft_config,
