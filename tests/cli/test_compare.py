@@ -82,6 +82,7 @@ def test_tables_of_two_runs(
     assert (tmp_path / "compare.md").read_text().startswith("## Runs")
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_picture_holds_every_run_and_role(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """A picture without a run, or with half of its labels cut off, is worse than none."""
     compared(tmp_path, *runs)

@@ -119,6 +119,7 @@ def test_values_that_are_no_numbers() -> None:
     assert evaluation == {}
 
 
+@pytest.mark.usefixtures("whole_figures")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_nothing_covers_anything(count: int) -> None:
     """A legend over the lines, or a label over another panel, hides what the picture is for."""
@@ -167,6 +168,7 @@ def test_scales_of_components() -> None:
 # ---- files ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_the_file_is_a_picture(tmp_path: Path) -> None:
     """A half-written file, or one beside it, is taken for a result."""
     write_curves(history(), tmp_path / "new")

@@ -79,13 +79,22 @@ TABLE: dict[str, Case] = {
 }
 
 
-def objectives_of(case: Case) -> dict[str, WeightedSum]:
-    """Each alone, and the sum of all."""
+EACH = ("sequence_classification", "causal_lm", "dual_encoder")
+"""Heads whose objectives are measured alone at each split."""
+
+
+def objectives_of(case: Case, split: Split = WHOLE) -> dict[str, WeightedSum]:
+    """Each alone, where nothing is split, and the sum of all.
+
+    The sum logs the value of each, and its gradient holds those of all: what a split changes in one
+    of them is seen there.
+    """
     alone = {name: 1.0 * OBJECTIVES[name] for name in case.objectives}
     total = WeightedSum(())
     for index, part in enumerate(alone.values(), start=1):
         total = total + index / 4 * part
-    return {**alone, "all": total}
+    each = split == WHOLE or case in (CASES[head] for head in EACH)
+    return {**(alone if each else {}), "all": total}
 
 
 class Watch(TrainerCallback):
@@ -123,7 +132,7 @@ def measure(case: Case, split: Split, objectives: dict[str, WeightedSum] | None 
     """
     batch, accumulation, _ = split
     student, teacher = case.models()
-    objectives = objectives_of(case) if objectives is None else objectives
+    objectives = objectives_of(case, split) if objectives is None else objectives
     watch = Watch(objectives)
     with tempfile.TemporaryDirectory() as folder:
         trainer = watch.trainer = DistillationTrainer(

@@ -464,6 +464,7 @@ def test_one_model_alone_has_figures_and_no_verdict() -> None:
     assert report.require(["student.noise>=1.1"]) != []
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_markdown_and_pictures_are_written(report: Report, tmp_path: Path) -> None:
     """The tables are what people read: a figure in them that is not the report's is a lie."""
     report.write(tmp_path)

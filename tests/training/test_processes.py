@@ -109,7 +109,7 @@ pytestmark = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of the same runs by one process and by two."""
     alone, together = (tmp_path_factory.mktemp(name) for name in ("alone", "together"))
-    launch(train_all, together, "4", processes=2)
+    launch(train_all, together, "4", processes=2, fresh=True)
     train_all(str(alone), "8")
     return alone, together
 
