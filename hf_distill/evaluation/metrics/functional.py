@@ -1,8 +1,8 @@
 """Agreement with the teacher and calibration, as functions on tensors.
 
-Everything here adds up: the functions return tensors on the device of their inputs, never look at
-a value on the host, and leave dividing to the end, so that a trainer may sum them over batches and
-processes. Kullback-Leibler divergences are in :mod:`hf_distill.losses`.
+The functions return tensors on the device of their inputs, never look at a value on the host, and
+leave dividing to the end, so that they can be summed over batches and processes. Kullback-Leibler
+divergences are in :mod:`hf_distill.losses`.
 """
 
 import math
@@ -19,9 +19,7 @@ from hf_distill.utils.directions import higher_is_better
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Top-1 agreement: [argmax_c s_c = argmax_c t_c].
-
-    Among equal logits the first class counts as the chosen one.
+    """Top-1 agreement: [argmax_c s_c = argmax_c t_c]; among equal logits the first class counts.
 
     Args:
         student_logits: ``(..., C)``.
@@ -33,8 +31,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
 
-    Reference: Stanton et al., 2021, "Does Knowledge Distillation Really Work?", arXiv:2106.05945
-    (average top-1 agreement).
+    Reference: Stanton et al., 2021, "Does Knowledge Distillation Really Work?", arXiv:2106.05945.
 
     >>> agreement(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([[9.0, 0.0], [1.0, 0.0]]))
     tensor([1., 0.])
@@ -46,14 +43,13 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """The chance that the teacher accepts the student's draft of one token: sum_v min(p_v, q_v).
 
-    p and q are the teacher's and the student's probabilities at the temperature at which both
-    sample. It is 1 minus their total variation distance, whichever of the two drafts.
+    p and q are the probabilities of teacher and student at the temperature at which both sample. It
+    is 1 minus their total variation distance, whichever of the two drafts.
 
     Args:
         student_logits: ``(..., V)``.
         teacher_logits: ``(..., V)``.
-        temperature: Sampling temperature, above 0. For greedy decoding, where a draft is accepted
-            if both choose the same token, see :func:`agreement`.
+        temperature: Above 0. For greedy decoding see :func:`agreement`.
 
     Returns:
         ``(...)``, at least float32, in [0, 1].
@@ -74,8 +70,7 @@ def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 def decision_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The share of independent yes/no decisions on which student and teacher agree.
 
-    1/C sum_c [(s_c > 0) = (t_c > 0)], for multi-label heads, where a logit above 0 is a
-    probability above 1/2.
+    1/C sum_c [(s_c > 0) = (t_c > 0)], for multi-label heads: a logit above 0 is a yes.
 
     Args:
         student_logits: ``(..., C)``.
@@ -98,18 +93,17 @@ def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 1
     """Sums from which :func:`calibration_error` is computed; add them over batches and processes.
 
     The confidence of an item is its largest softmax probability. Bin b of B holds the items with
-    confidence in ((b - 1)/B, b/B]; so a confidence of 1 is in the last one.
+    confidence in ((b - 1)/B, b/B].
 
     Args:
         logits: ``(..., C)``.
-        labels: ``(...)``, class ids. May be anything (-100) where ``mask`` is 0.
-        mask: ``(...)``, 1 or True for the items that count. What the others hold adds nothing, not
-            even when it is NaN.
+        labels: ``(...)``, class ids; anything (-100) where ``mask`` is 0.
+        mask: ``(...)``, 1 or True for the items that count; the others may even be NaN.
         bins: number B of bins of equal width.
 
     Returns:
         ``(3, B)``: number of items, sum of confidences, number of correct items. float64 (float32
-        would stop counting at 2**24 tokens or pixels), except on MPS, which has only float32.
+        would stop counting at 2**24 items), except on MPS, which has only float32.
 
     Raises:
         ValueError: shapes that do not fit, or ``bins`` below 1.
@@ -141,17 +135,7 @@ def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 1
 
 
 def confidence_sums(confidence: Tensor, correct: Tensor, mask: Tensor, bins: int = 15) -> Tensor:
-    """:func:`calibration_sums` from confidences and correctness.
-
-    Args:
-        confidence: ``(...)``, the probability of the chosen class.
-        correct: ``(...)``, bool: whether it is the label.
-        mask: ``(...)``, 1 or True for the items that count.
-        bins: number B of bins of equal width.
-
-    Returns:
-        ``(3, B)``: number of items, sum of confidences, number of correct items.
-    """
+    """:func:`calibration_sums` from ``confidence`` ``(...)`` and bool ``correct`` ``(...)``."""
     dtype = counting_dtype(confidence.device)
     counts = mask.flatten().bool()
     confidence = torch.where(counts, confidence.flatten(), 0.0).to(dtype)
@@ -175,7 +159,7 @@ def calibration_error(sums: Tensor) -> Tensor:
     binary items in 15 bins): compare models on the same items only.
 
     Args:
-        sums: ``(3, B)``, what :func:`calibration_sums` gave, summed over everything evaluated.
+        sums: ``(3, B)``, of :func:`calibration_sums`, summed over everything evaluated.
 
     Returns:
         A scalar tensor; 0 when nothing was counted.
@@ -193,17 +177,14 @@ def calibration_error(sums: Tensor) -> Tensor:
 def retention(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
     """The share of the teacher's result that the student keeps, ``student / teacher``.
 
-    Only for metrics that both have and of which more is known to be better (see
-    `directions`): error rates, lengths and run times have no share that one could keep.
-    What is no real number (a list, a text, None) has none either, nor has a metric of which the
-    teacher's value is not positive and finite.
-
     Args:
         student: the student's metrics by name.
         teacher: the teacher's metrics, on the same data.
 
     Returns:
-        ``{"retention_<name>": share}``; 1 means as good as the teacher.
+        ``{"retention_<name>": share}``, 1: as good as the teacher; only for real numbers that both
+        have, of which more is known to be better (see `directions`), and of which the teacher's is
+        positive and finite.
 
     >>> retention({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
     {'retention_accuracy': 0.9}
