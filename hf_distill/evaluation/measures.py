@@ -1,7 +1,6 @@
 """Measures of one model: accuracy, likelihood, loyalty to the teacher, text attacks.
 
 Arrays in, floats out, everything in float64. Logits are ``(N, C)`` and labels ``(N,)`` class ids.
-Beside it are ``calibration``, ``corruption`` (mCE) and ``groups``.
 """
 
 import math
@@ -16,9 +15,6 @@ from hf_distill.losses import jensen_shannon
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
-# ---- classification ------------------------------------------------------------------------------
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -58,14 +54,12 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def selective_accuracy(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    coverages: Sequence[float] = (0.5, 0.8, 0.9, 1.0),
-) -> dict[float, float]:
+    logits: ArrayLike, labels: ArrayLike, coverages: Sequence[float] = (0.5, 0.8, 0.9, 1.0)
+) -> dict[str, float]:
     """Accuracy on the most confident items: coverage -> accuracy on the ⌈coverage · N⌉ of them.
 
-    Confidence is the largest probability. Of items with equal confidence, the mean over all their
-    orders is taken, so that the order of the data does not matter.
+    Confidence is the largest probability. Items with equal confidence are averaged over all their
+    orders, so that the order of the data does not matter.
 
     Raises:
         ValueError: logits and labels that do not fit, or a coverage outside (0, 1].
@@ -80,15 +74,14 @@ def selective_accuracy(
     if wrong:
         raise ValueError(f"Expected coverages above 0 and up to 1 (all items), got {wrong}.")
     hits = _hits_by_confidence(logits, labels)
-    # Without the rounding, 0.07 * 100 = 7.000000000000001 would ask for 8 items.
+    # 0.07 * 100 = 7.000000000000001 is 7 items
     return {c: float(np.mean(hits[: math.ceil(round(c * len(hits), 9))])) for c in coverages}
 
 
 def risk_coverage_area(logits: ArrayLike, labels: ArrayLike) -> float:
     """AURC = 1/N sum_k risk(k): the error rate on the k most confident items, averaged over all k.
 
-    In [0, 1], less is better. It is low if the errors are few or if they have low confidence. Equal
-    confidences are treated as in :func:`selective_accuracy`.
+    In [0, 1], less is better. Equal confidences are treated as in :func:`selective_accuracy`.
 
     Reference: Geifman, Uziel and El-Yaniv, 2018, "Bias-Reduced Uncertainty Estimation for Deep
         Neural Classifiers", arXiv:1805.08206.
@@ -108,15 +101,8 @@ def _hits_by_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
     return np.repeat(np.bincount(tied, weights=hits) / count, count)
 
 
-# ---- loyalty to the teacher ----------------------------------------------------------------------
-
-
 def label_loyalty(student_logits: ArrayLike, teacher_logits: ArrayLike) -> float:
-    """The share of items on which the student chooses the teacher's class.
-
-    Args:
-        student_logits: ``(N, C)``.
-        teacher_logits: ``(N, C)``.
+    """The share of items on which the student chooses the teacher's class; logits ``(N, C)``.
 
     Reference: Xu et al., 2021, "Beyond Preserved Accuracy: Evaluating Loyalty and Robustness of
         BERT Compression", arXiv:2109.03228.
@@ -130,12 +116,7 @@ def label_loyalty(student_logits: ArrayLike, teacher_logits: ArrayLike) -> float
 def probability_loyalty(student_logits: ArrayLike, teacher_logits: ArrayLike) -> float:
     """The mean of 1 - √JS(p_t, p_s), with the Jensen-Shannon divergence in bits; in [0, 1].
 
-    Args:
-        student_logits: ``(N, C)``.
-        teacher_logits: ``(N, C)``.
-
-    Reference: Xu et al., 2021, "Beyond Preserved Accuracy: Evaluating Loyalty and Robustness of
-        BERT Compression", arXiv:2109.03228.
+    Logits ``(N, C)``; reference: see :func:`label_loyalty`.
 
     >>> probability_loyalty([[1.0, 0.0]], [[2.0, 1.0]])
     1.0
@@ -145,11 +126,7 @@ def probability_loyalty(student_logits: ArrayLike, teacher_logits: ArrayLike) ->
 
 
 def _pair(student: ArrayLike, teacher: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
-    pair = [torch.from_numpy(checked_logits(logits)) for logits in (student, teacher)]
-    return pair[0], pair[1]
-
-
-# ---- attacks on text -----------------------------------------------------------------------------
+    return torch.from_numpy(checked_logits(student)), torch.from_numpy(checked_logits(teacher))
 
 
 def attack_summary(
@@ -160,8 +137,8 @@ def attack_summary(
 ) -> dict[str, float]:
     """The figures of a search attack on text, counted as TextAttack counts them.
 
-    An example that is wrong to begin with is skipped: it is not attacked, and counts as wrong.
-    The success rate flatters models with low accuracy; lead with the accuracy under attack.
+    An example that is wrong to begin with is not attacked, and counts as wrong. The success rate
+    flatters models with low accuracy; lead with the accuracy under attack.
 
     Args:
         original_correct: ``(N,)``, 0 or 1.
@@ -170,9 +147,8 @@ def attack_summary(
         words_changed: ``(N,)``, the share of words changed, in [0, 1].
 
     Returns:
-        ``accuracy`` and ``accuracy_under_attack`` over all N; ``success_rate`` (wrong under attack)
-        and ``mean_queries`` over those attacked; ``words_perturbed``, the mean share over the
-        successful. NaN where there is none to average over.
+        ``accuracy`` and ``accuracy_under_attack`` over all N; ``success_rate`` and ``mean_queries``
+        over those attacked; ``words_perturbed``, the mean share over the successful; NaN over none.
 
     Raises:
         ValueError: the lengths differ, or values that are not as above.
@@ -205,15 +181,12 @@ def _mean(values: NDArray) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
-# ---- shared with the siblings --------------------------------------------------------------------
-
-
 def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Integers]:
     """Logits in float64 and labels as integers.
 
     Raises:
         ValueError: no items, shapes that do not fit, labels that are not class ids, or an item
-            without a finite largest logit (NaN or +inf: the model overflowed).
+            without a finite largest logit (the model overflowed).
     """
     scores, classes = checked_logits(logits), np.asarray(labels)
     if classes.shape != scores.shape[:1]:

@@ -1,7 +1,7 @@
 """Intervals and tests for two models on the same examples, and for two methods on the same seeds.
 
-Which claim needs which test is in :mod:`hf_distill.evaluation.verdicts`. Random draws come from
-a Generator made from the ``seed`` given. The t distribution needs scipy (extra ``recipes``).
+Which claim needs which test is in :mod:`hf_distill.evaluation.verdicts`. Tests need scipy (extra
+``recipes``).
 """
 
 import math
@@ -59,15 +59,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Exact two-sided p-value of McNemar's test: both models err equally often.
 
-    Of the b + c examples on which only one of them is right, each is the one with probability 1/2:
-    p = 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1; and 1 if they never differ.
+    Of ``correct_a`` and ``correct_b`` ``(N,)``, 0 or 1 for the same examples, those b + c count on
+    which only one model is right: p = 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1.
 
     It is about these two files. Two runs of one method are "different" by it in 12 to 28 % of
     cases: for methods see :func:`paired_t`.
-
-    Args:
-        correct_a: ``(N,)``, 0 or 1.
-        correct_b: ``(N,)``, for the same examples.
 
     Raises:
         ValueError: other values, or not the same number of examples.
@@ -78,9 +74,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     >>> mcnemar([1, 1, 1, 1, 0], [0, 0, 0, 0, 0])
     0.125
     """
-    a, b = correctness(correct_a), correctness(correct_b)
-    _check_pair(a, b)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    only_a, only_b = _discordant(correct_a, correct_b)
     if only_a + only_b == 0:
         return 1.0
     return float(_scipy_stats().binomtest(min(only_a, only_b), only_a + only_b).pvalue)
@@ -89,16 +83,10 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 def mcnemar_interval(
     correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of the mean of a - b that matches :func:`mcnemar`: it excludes 0 exactly if that p
-    is at most 1 - level.
+    """Interval of the mean of a - b that excludes 0 exactly where :func:`mcnemar` is <= 1 - level.
 
-    Clopper and Pearson's interval of the share of examples on which a is right, of the b + c on
-    which only one of them is, as a difference of accuracies: m (2θ - 1) / N with m = b + c.
-
-    Args:
-        correct_a: ``(N,)``, 0 or 1.
-        correct_b: ``(N,)``, for the same examples.
-        level: coverage of the interval, given the number of examples on which they differ.
+    Clopper and Pearson's interval of the share θ of examples on which a is right, of the m = b + c
+    on which only one of them is, as a difference of accuracies: m (2θ - 1) / N.
 
     Raises:
         ValueError: see :func:`mcnemar`, or a level outside (0, 1).
@@ -110,15 +98,23 @@ def mcnemar_interval(
     >>> round(low, 3), high
     (-0.164, 0.8)
     """
-    a, b = correctness(correct_a), correctness(correct_b)
-    _check_pair(a, b)
+    only_a, only_b = _discordant(correct_a, correct_b)
+    differing = only_a + only_b
     _check_level(level)
-    only_a, differing = int((a & ~b).sum()), int((a ^ b).sum())
     if not differing:
         return 0.0, 0.0
     share = _scipy_stats().binomtest(only_a, differing).proportion_ci(level, method="exact")
-    low, high = (differing * (2 * float(end) - 1) / len(a) for end in (share.low, share.high))
+    low, high = (
+        differing * (2 * float(end) - 1) / np.size(correct_a) for end in (share.low, share.high)
+    )
     return low, high
+
+
+def _discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int]:
+    """The numbers of examples on which only a, and only b, is right."""
+    a, b = correctness(correct_a), correctness(correct_b)
+    _check_pair(a, b)
+    return int((a & ~b).sum()), int((b & ~a).sum())
 
 
 def paired_bootstrap(
@@ -126,16 +122,9 @@ def paired_bootstrap(
 ) -> Estimate:
     """The mean of a - b over examples, with a percentile interval from resampled examples.
 
-    Args:
-        a: ``(N,)``, a score per example.
-        b: ``(N,)``, for the same examples.
-        level: coverage of the interval.
-        draws: number of resamples.
-        seed: of the resamples; the order of the examples does not matter.
-
-    Returns:
-        ``p`` is twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)); it
-        is at most 1 - level exactly where the interval leaves 0 out.
+    ``a`` and ``b`` ``(N,)`` are scores of the same examples, whose order does not matter. ``p`` is
+    twice the share of resamples on the other side of 0 (at least 2 / (draws + 1)); it is at most
+    1 - level exactly where the interval leaves 0 out.
 
     Raises:
         ValueError: not the same number of finite scores, a level outside (0, 1), or no draws.
@@ -155,10 +144,10 @@ def paired_bootstrap(
     if draws < 1:
         raise ValueError(f"Expected at least 1 draw, got draws={draws}.")
     rng = np.random.default_rng(seed)
-    chunks = []
-    for part in np.array_split(np.arange(draws), math.ceil(draws * len(values) / 2**20)):
-        drawn = rng.integers(len(values), size=(len(part), len(values)))
-        chunks.append(values[drawn].mean(-1))
+    chunks = [
+        values[rng.integers(len(values), size=(len(part), len(values)))].mean(-1)
+        for part in np.array_split(np.arange(draws), math.ceil(draws * len(values) / 2**20))
+    ]
     means = np.sort(np.concatenate(chunks))
     # So many may lie beyond 0 for p to be at most 1 - level: the interval begins at the next.
     place = max(0, math.floor(round((1 - level) * (draws + 1) / 2, 9)) - 1)
@@ -171,14 +160,9 @@ def paired_bootstrap(
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> Estimate:
-    """Student's t interval and test of the mean of per-seed differences.
+    """Student's t interval and test of the mean of per-seed ``differences`` ``(S,)``, S >= 2.
 
-    Args:
-        differences: ``(S,)``, one for each pair of runs with the same seed, S >= 2.
-        level: coverage of the interval.
-
-    Returns:
-        Differences that are all the same have no spread: p is 1 if they are 0, and otherwise 0.
+    Differences that are all the same have no spread: p is 1 if they are 0, and otherwise 0.
 
     Raises:
         ValueError: fewer than 2 differences, or one that is not finite.
@@ -199,13 +183,10 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> Estimate:
 
 
 def sign_flip(differences: ArrayLike) -> float:
-    """Exact two-sided p-value of the sign-flip test of a mean of 0.
+    """Exact two-sided p-value of the sign-flip test of a mean of 0, which assumes no normality.
 
-    The share of all 2^S sign patterns with |sum| at least as large as observed: no normality is
-    assumed. The least possible value is 2 / 2^S, so 5 seeds cannot reach 0.05.
-
-    Args:
-        differences: ``(S,)``, 1 to 40 of them.
+    The share of all 2^S sign patterns of the ``differences`` ``(S,)``, S <= 40, with |sum| at least
+    as large as observed. The least possible value is 2 / 2^S, so 5 seeds cannot reach 0.05.
 
     Raises:
         ValueError: more differences, none, or one that is not finite.
@@ -226,24 +207,21 @@ def sign_flip(differences: ArrayLike) -> float:
     if observed <= 0:
         return 1.0
     half = len(values) // 2
-    left, right = _signed_sums(values[:half]), np.sort(_signed_sums(values[half:]))
-    at_least = len(right) - np.searchsorted(right, observed - left, side="left")
+    left, right = np.zeros(1), np.zeros(1)  # the sums of all patterns of signs of both halves
+    for value in values[:half]:
+        left = np.append(left + value, left - value)
+    for value in values[half:]:
+        right = np.append(right + value, right - value)
+    at_least = len(right) - np.searchsorted(np.sort(right), observed - left, side="left")
     return float(2 * at_least.sum(dtype=float) / 2.0 ** len(values))
 
 
 def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean that matches :func:`sign_flip`: all shifts of the differences with a p
-    above 1 - level.
+    """Interval of the mean that matches :func:`sign_flip`: all shifts with a p above 1 - level.
 
-    Below the mean, a shift δ has p = 2 (1 + number of non-empty subsets whose mean is at most δ)
-    / 2^S: the ends are the k-th smallest and largest of these means, k = ⌊(1 - level) 2^S / 2⌋.
-
-    Args:
-        differences: ``(S,)``, one for each pair of runs with the same seed, 1 to 20 of them.
-        level: coverage of the interval.
-
-    Returns:
-        Infinite ends where S pairs cannot reach such a level (2 / 2^S is above 1 - level).
+    Below the mean, a shift δ of the ``differences`` ``(S,)``, S <= 20, has p = 2 (1 + number of
+    non-empty subsets whose mean is at most δ) / 2^S: the ends are the k-th smallest and largest of
+    these means, k = ⌊(1 - level) 2^S / 2⌋; infinite where k is 0.
 
     Raises:
         ValueError: more differences, none, or one that is not finite.
@@ -271,9 +249,6 @@ def sign_flip_interval(differences: ArrayLike, level: float = 0.95) -> tuple[flo
     return float(means[place - 1]), float(means[-place])
 
 
-# ---- several axes --------------------------------------------------------------------------------
-
-
 def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
     """p-values adjusted for their number: rejecting where it is <= α keeps any error below α.
 
@@ -295,14 +270,6 @@ def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, pvalues[name] * (len(pvalues) - rank)))
         adjusted[name] = largest
     return {name: adjusted[name] for name in pvalues}
-
-
-def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sums of all 2^n patterns of signs."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
 
 
 def _vector(values: ArrayLike, at_least: int) -> NDArray[np.float64]:
@@ -332,7 +299,6 @@ def _scipy_stats() -> ModuleType:
     try:
         from scipy import stats
     except ImportError as error:
-        raise ImportError(
-            "Tests and intervals need scipy: pip install 'hf_distill[recipes]'."
-        ) from error
+        message = "Tests and intervals need scipy: pip install 'hf_distill[recipes]'."
+        raise ImportError(message) from error
     return stats

@@ -1,10 +1,10 @@
 """Verdicts on two claims, each with its test.
 
 *Checkpoint*: this file beats that file on this data. The examples are the sample: exact McNemar, or
-the paired bootstrap. Runs of one method differ by as much, so this is not a claim about the method.
+the paired bootstrap. Runs of one method differ by as much.
 
-*Method*: distilling helps. The seeds are the sample: same-seed pairs, with the paired t and the
-exact sign-flip test, both of them significant after Holm over the axes.
+*Method*: distilling helps. The seeds are the sample: paired t and exact sign-flip over same-seed
+pairs, both significant after Holm over the axes.
 """
 
 import math
@@ -32,7 +32,7 @@ from hf_distill.utils.suggest import did_you_mean
 SEEDS = 6
 """Least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05."""
 COUNTED = 20
-"""Most pairs for exact sign-flip; with more, Student's t is used alone."""
+"""Most pairs for exact sign-flip."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,12 @@ class Verdict:
     Attributes:
         axis: What was measured.
         difference: The mean of ours - theirs, in the unit of the axis.
-        low: The interval of the difference at 1 - level, by the very tests that ``p`` is of: it
-            leaves 0 out exactly where p is at most ``level``. Checkpoint: over the examples.
-            Method: over the seeds, Student's t, and from 6 pairs on the wider one of t and exact
-            sign-flip.
-        high: Its upper end. Both are NaN if there is a single value.
+        low: Lower end of the interval at 1 - level, which leaves 0 out exactly where p is at most
+            ``level``: over the examples (checkpoint), or over the seeds, Student's t, and from 6
+            pairs on the wider one of t and exact sign-flip (method).
+        high: Upper end. Both are NaN if there is a single value.
         p: Checkpoint: McNemar for 0/1 scores, else the paired bootstrap. Method: the larger one of
-            paired t and exact sign-flip, from 6 pairs on. NaN with 2 to 5 pairs, whose sign-flip
-            has no p below `least_p`, and if there is a single value.
+            paired t and exact sign-flip, from 6 pairs on; NaN with fewer, and for a single value.
         p_adjusted: p after Holm over the axes.
         seeds: Number of same-seed pairs.
         word: "better", "worse" or "not distinguishable"; "preliminary" with 2 to 5 pairs,
@@ -68,24 +66,16 @@ class Verdict:
     claim: str
 
 
-def least_p(seeds: int) -> float:
-    """Least possible p of exact sign-flip with this number of pairs: 2 / 2^S.
-
-    >>> least_p(3), least_p(6)
-    (0.25, 0.03125)
-    """
-    return 2.0 / 2**seeds
-
-
 def no_word_yet(seeds: int) -> str:
     """Reason why 2 to 5 pairs have neither p nor verdict.
 
     >>> no_word_yet(3)
     'no p: with exact sign-flip over 3 pairs of seeds the least is 0.25; a verdict needs 6'
     """
+    least = 2 / 2**seeds
     return (
-        f"no p: with exact sign-flip over {seeds} pairs of seeds the least is "
-        f"{least_p(seeds):.3g}; a verdict needs {SEEDS}"
+        f"no p: with exact sign-flip over {seeds} pairs of seeds the least is {least:.3g}; "
+        f"a verdict needs {SEEDS}"
     )
 
 
@@ -95,7 +85,7 @@ def tests_of(seeds: int) -> str:
     >>> tests_of(3)
     "Student's t over 3 pairs of seeds"
     """
-    if seeds < SEEDS or seeds > COUNTED:
+    if not SEEDS <= seeds <= COUNTED:
         return f"Student's t over {seeds} pairs of seeds"
     return f"Student's t and exact sign-flip over {seeds} pairs of seeds, the wider of the two"
 
@@ -110,8 +100,8 @@ def judge(
     "better" and "worse" need at least 6 same-seed pairs, and both tests significant after Holm.
     Sign-flip cannot go below 2 / 2^S: 6 pairs suffice for one axis only, 8 pairs for up to six.
 
-    Pairs whose scores are the same in all runs, but differ between ours and theirs, are counted as
-    one: the seed did not reach the runs, or the same file was read many times.
+    Pairs whose scores are the same in all runs, but differ between ours and theirs, count as one:
+    the seed did not reach the runs, or the same file was read many times.
 
     Args:
         axes: name -> (ours, theirs), ``(S, N)`` each: the score of example n in the run with seed
@@ -147,16 +137,9 @@ def judge(
 def checkpoint(
     ours: ArrayLike, theirs: ArrayLike, axis: str = "accuracy", level: float = 0.05
 ) -> Verdict:
-    """Compare two checkpoints on the same examples; not a claim about the methods.
+    """Compare two checkpoints by scores ``(N,)`` of the same examples; no claim about the methods.
 
-    Args:
-        ours: ``(N,)``, the score of each example, be it 0/1 or any number.
-        theirs: ``(N,)``, for the same examples.
-        axis: what was measured.
-        level: the interval covers 1 - level.
-
-    Returns:
-        The word is "checkpoint only"; "this file beats that one" if ``p`` is below ``level``.
+    ``axis`` is what was measured; the interval covers 1 - level.
 
     Raises:
         ValueError: not the same number of finite scores.
@@ -240,8 +223,8 @@ def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[st
     """Messages for the requirements that are not met.
 
     Args:
-        expressions: such as ``"noise>=0"`` or ``"robustness.noise>=0"``: an axis, one of >= > <= <
-            ==, and a number.
+        expressions: such as ``"robustness.noise>=0"``, or without the prefix: an axis, one of >= >
+            <= < ==, and a number.
         figures: axis -> the difference of the distilled student against the reference, in the unit
             of the axis. NaN meets no requirement.
 
@@ -260,8 +243,7 @@ def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[st
                 f"{' '.join(_OPERATORS)}, a number), got {expression!r}."
             )
         axis, compare, bound = match.groups()
-        if axis not in figures:
-            axis = axis.removeprefix("robustness.")
+        axis = axis if axis in figures else axis.removeprefix("robustness.")
         value = float(figures[_known(axis, figures, expression)])
         if not _OPERATORS[compare](value, float(bound)):
             failures.append(f"required {expression.strip()}, measured {value:.4g}")
@@ -269,7 +251,6 @@ def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[st
 
 
 def _known(axis: str, axes: Mapping[str, Any], where: str) -> str:
-    """Known metric, or a ValueError with the nearest one."""
     if axis in axes:
         return axis
     meant = did_you_mean(axis, axes, 0.5)
