@@ -42,7 +42,7 @@ def add_arguments(command: Parser) -> None:
 def run(args: argparse.Namespace, say: Say) -> int:
     """Export a folder."""
     from hf_distill.export import ExportError, export_onnx, quantize_int8, read_exports
-    from hf_distill.hub.exports import add_exports
+    from hf_distill.hub.exported import add_exports
 
     options = {key: getattr(args, key) for key in ("opset", "atol")}
     given = {key: value for key, value in options.items() if value is not None}

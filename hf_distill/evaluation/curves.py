@@ -26,8 +26,6 @@ WORTH_DRAWING = 10
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colour-blind safe colours (Okabe and Ito 2008), without the yellow."""
 MAIN = "#222222"
-MOVING = ("_weight", "_temperature")
-"""Endings of the names of scheduled weights and temperatures."""
 _MOST = 8
 """Largest number of lines of a panel."""
 _MARKED = 30
@@ -68,9 +66,6 @@ def draw(panels: Sequence[Panel]) -> Figure:
     """Panels over the optimizer step, side by side.
 
     Panels with the same labels share one legend; otherwise each has one below its axes.
-
-    Raises:
-        ImportError: matplotlib is missing.
     """
     need_matplotlib()
     from matplotlib.figure import Figure
@@ -95,7 +90,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw_panel(ax: Any, panel: Panel) -> dict[str, Any]:
-    """Draw the lines of a panel; the legend has the first line of each label."""
+    """Draw the lines of a panel; returns one line of each label, for the legend."""
     sides = {False: ax}
     if any(line.right for line in panel.lines):
         sides[True] = ax.twinx()
@@ -122,8 +117,6 @@ def _draw_panel(ax: Any, panel: Panel) -> dict[str, Any]:
     return handles
 
 
-# ---- what a run logged ---------------------------------------------------------------------------
-
 _NO_CURVE = re.compile(r"epoch|step|seconds|total_flos|num_input_tokens_seen")
 _SPEED = re.compile(r"(.*_)?(runtime|\w+_per_second|model_preparation_time)")
 _LOSS = re.compile(r"(.*_)?(loss|forward_kl_divergence|reverse_kl_divergence)")
@@ -131,34 +124,28 @@ _MAIN = {"loss": "total", "grad_norm": "total"}
 
 
 def logged(log_history: Iterable[Mapping[str, Any]]) -> tuple[Curves, Curves]:
-    """Logged curves of training and evaluation, without the prefix ``eval_``.
-
-    Args:
-        log_history: As in `transformers.TrainerState` and ``trainer_state.json``.
-    """
-    training: dict[str, dict[float, float]] = {}
-    evaluation: dict[str, dict[float, float]] = {}
+    """Curves of training and evaluation in ``trainer_state.json``, without the prefix ``eval_``."""
+    parts: tuple[dict[str, dict[float, float]], ...] = ({}, {})
     for entry in log_history:
         for key, value in entry.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
             name = key.removeprefix("eval_")
             if name != key and not _SPEED.fullmatch(name):
-                evaluation.setdefault(name, {})[entry["step"]] = value
+                parts[1].setdefault(name, {})[entry["step"]] = value
             elif name == key and "loss" in entry and not _NO_CURVE.fullmatch(name):
-                training.setdefault(name, {})[entry["step"]] = value
-    found = [{n: sorted(p.items()) for n, p in part.items()} for part in (training, evaluation)]
-    return found[0], found[1]
+                parts[0].setdefault(name, {})[entry["step"]] = value
+    training, evaluation = ({n: sorted(p.items()) for n, p in part.items()} for part in parts)
+    return training, evaluation
 
 
 def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
     """Non-empty panels of one run."""
-    norms = {n: p for n, p in training.items() if n.startswith("grad_norm")}
-    moving = {n: p for n, p in training.items() if n.endswith(MOVING)}
+    norms = [n for n in training if n.startswith("grad_norm")]
+    moving = [n for n in training if n.endswith(("_weight", "_temperature"))]
     rates = training.get("learning_rate", ())
     rate = [Line("learning rate", rates, "#888888", "dashed", right=True)] if rates else []
-    others = {"loss", "learning_rate", *norms, *moving}
-    components = sorted(n for n in training if n not in others)
+    components = sorted(training.keys() - {"loss", "learning_rate", *norms, *moving})
     losses = [n for n in evaluation if _LOSS.fullmatch(n)]
     known = {*losses, *components}
     shares = [n for n, p in evaluation.items() if n not in known and _is_quality(n, p)]
@@ -196,16 +183,8 @@ def _panel(title: str, curves: Curves, names: Iterable[str], more: Sequence[Line
     return Panel(title, [*lines, *more], label, "learning rate")
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 def write_curves(log_history: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write ``curves.png`` of one run; nothing if nothing was logged.
-
-    Args:
-        log_history: As in `transformers.TrainerState` and ``trainer_state.json``.
-        folder: Output folder; created if it does not exist.
-    """
+    """Write ``curves.png`` of one run; nothing if nothing was logged. The folder is created."""
     panels = panels_of(*logged(log_history))
     if panels:
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,8 +207,7 @@ class CurvesCallback(TrainerCallback):
 
     def __init__(self, folder: str | Path | None = None, at_least: int = 1):
         need_matplotlib()
-        self.folder = folder
-        self.at_least = at_least
+        self.folder, self.at_least = folder, at_least
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

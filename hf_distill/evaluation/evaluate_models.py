@@ -68,16 +68,16 @@ def evaluate(
     Args:
         subjects: ``model``, and perhaps ``baseline`` (the same student without a teacher) and
             ``teacher``; all with one kind of head.
-        data: Labelled examples; for causal language models what `read_texts` gives.
+        data: Labelled examples; for causal language models as from `read_texts`.
         batch_size: Examples at a time.
         repeats: Runs by which the speed is measured.
         say: Function that prints a line of progress.
 
     Returns:
-        Plain values: ``task``, ``examples``, ``notes``, ``comparison`` (with the baseline; None:
-        there is none) and ``models``: role -> ``name``, ``architecture``, ``parameters``,
-        ``size_bytes``, ``figures`` (name -> ``value``, ``low``, ``high``) and ``speed`` (``single``
-        and ``batch``, see `Speed`).
+        Plain values: ``task``, ``examples``, ``notes``, ``comparison`` (with the baseline, or None)
+        and ``models``: role -> ``name``, ``architecture``, ``parameters``, ``size_bytes``,
+        ``figures`` (name -> ``value``, ``low``, ``high``) and ``speed`` (``single`` and ``batch``,
+        see `Speed`).
 
     Raises:
         ValueError: a head that is not supported, or models and data that do not fit.
@@ -143,11 +143,7 @@ def read_texts(dataset: Dataset, column: str | None = None) -> Examples:
 
 
 def move(subject: Predictor, device: str) -> None:
-    """Put a model on a device: cpu, cuda, mps, ….
-
-    Raises:
-        ValueError: there is none such on this machine.
-    """
+    """Put a model on a device: cpu, cuda, mps, …; ValueError if there is none such here."""
     try:
         subject.model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -156,11 +152,7 @@ def move(subject: Predictor, device: str) -> None:
 
 
 def task_of_all(subjects: Mapping[str, Predictor]) -> str:
-    """The one kind of head that all models have.
-
-    Raises:
-        ValueError: another one, or several.
-    """
+    """The one kind of head that all models have; ValueError for another one, or several."""
     kinds = {role: subject.task_model.task.name for role, subject in subjects.items()}
     for role, kind in kinds.items():
         if kind not in DECIDING or _several_labels(subjects[role]):
@@ -195,46 +187,35 @@ def _speeds(
 ) -> tuple[dict[str, Speed], dict[str, Speed]]:
     """Latency of one example of median length, and of a batch."""
     ordered = sorted(values, key=length_of)
-    some = [ordered[len(ordered) // 2]]
     spaced = np.linspace(0, len(ordered) - 1, min(batch_size, len(ordered))).round().astype(int)
-    both = [
-        {role: (one.model, one.encoded(chosen)) for role, one in subjects.items()}
-        for chosen in (some, [ordered[place] for place in spaced])
-    ]
-    single, batch = (measure_speeds(pairs, repeats=repeats) for pairs in both)
+    single, batch = (
+        measure_speeds(
+            {role: (one.model, one.encoded(chosen)) for role, one in subjects.items()},
+            repeats=repeats,
+        )
+        for chosen in ([ordered[len(ordered) // 2]], [ordered[place] for place in spaced])
+    )
     return single, batch
 
 
 def _folder(subject: Predictor) -> Path:
     config: Any = subject.model.config
     source = str(config._name_or_path)
-    if Path(source).is_dir():
-        return Path(source)
-    return Path(snapshot_download(source, local_files_only=True))
+    local = Path(source)
+    return local if local.is_dir() else Path(snapshot_download(source, local_files_only=True))
 
 
 def check(folder: str | Path) -> None:
-    """Refuse a folder with an ``eval.json`` or ``eval.md`` that was not written here.
-
-    Raises:
-        FolderError: there is one; nothing was touched.
-    """
+    """Raise FolderError if an ``eval.json`` or ``eval.md`` in a folder was not written here."""
     refuse_foreign_files(Path(folder), ["eval.md"], "eval.json", {"models", "examples", "notes"})
 
 
 def write(facts: Mapping[str, Any], folder: str | Path) -> None:
-    """Write ``eval.json`` and ``eval.md``.
-
-    Raises:
-        FolderError: see `check`.
-    """
+    """Write ``eval.json`` and ``eval.md``; FolderError: see `check`."""
     check(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(Path(folder) / "eval.json", facts)
     write_text(Path(folder) / "eval.md", markdown(facts) + "\n")
-
-
-# ---- the table -----------------------------------------------------------------------------------
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
@@ -245,17 +226,14 @@ def markdown(facts: Mapping[str, Any]) -> str:
         [NAMES[name], *(_shown(model["figures"].get(name), name) for model in models.values())]
         for name in figures
     ]
-    batch = next(iter(models.values()))["speed"]["batch"]
-    size = batch["batch_size"]
     rows += [
         ["Parameters", *(f"{model['parameters']:,}" for model in models.values())],
         ["Weights on disk", *(weight(model["size_bytes"]) for model in models.values())],
-        ["Latency, 1 example", *(_latency(m["speed"]["single"]) for m in models.values())],
-        [
-            f"Throughput, batches of {size}",
-            *(f"{m['speed']['batch']['throughput']:,.1f} /s" for m in models.values()),
-        ],
     ]
+    speeds = [model["speed"] for model in models.values()]
+    rates = [f"{speed['batch']['throughput']:,.1f} /s" for speed in speeds]
+    rows.append(["Latency, 1 example", *(_latency(speed["single"]) for speed in speeds)])
+    rows.append([f"Throughput, batches of {speeds[0]['batch']['batch_size']}", *rates])
     header = ["", *(f"{role.capitalize()}: {model['name']}" for role, model in models.items())]
     return "\n\n".join([table(header, rows), _explained(facts), *_compared(facts)])
 
@@ -288,13 +266,13 @@ def _explained(facts: Mapping[str, Any]) -> str:
 
 def _compared(facts: Mapping[str, Any]) -> list[str]:
     """A sentence on the model and the baseline, and the notes."""
-    found, said = facts["comparison"], list[str]()
-    if found is not None:
-        apart = found["p"] <= 1 - LEVEL
-        said.append(
-            f"Model against baseline: {found['difference']:+.4f} in {found['axis']} "
-            f"({found['low']:+.4f} to {found['high']:+.4f}, p = {found['p']:.3g}): the two files "
-            f"are {'different' if apart else 'not distinguishable'} on these examples, which is "
-            "no claim about the methods that made them."
-        )
-    return [*said, *(f"Note: {note}" for note in facts["notes"])]
+    notes = [f"Note: {note}" for note in facts["notes"]]
+    if (found := facts["comparison"]) is None:
+        return notes
+    verdict = "different" if found["p"] <= 1 - LEVEL else "not distinguishable"
+    sentence = (
+        f"Model against baseline: {found['difference']:+.4f} in {found['axis']} "
+        f"({found['low']:+.4f} to {found['high']:+.4f}, p = {found['p']:.3g}): the two files "
+        f"are {verdict} on these examples, which is no claim about the methods that made them."
+    )
+    return [sentence, *notes]

@@ -34,12 +34,7 @@ Weighted = Callable[[Floats], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Σ numerators / Σ denominators over the examples: accuracy, a mean, a retention.
-
-    Attributes:
-        numerators: ``(N,)``.
-        denominators: ``(N,)``; None: 1 for each.
-    """
+    """Σ numerators / Σ denominators ``(N,)`` over the examples; denominators None: 1 for each."""
 
     numerators: Floats
     denominators: Floats | None = None
@@ -51,18 +46,12 @@ class Ratio:
 
     @property
     def proportion(self) -> bool:
-        """True if the score is a proportion of the examples."""
         return self.denominators is None and bool(np.isin(self.numerators, (0, 1)).all())
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Outputs of one model.
-
-    Attributes:
-        figures: Name -> figure.
-        deciding: ``(N,)``: the score of each example by which two models are compared.
-    """
+    """Figures of one model by name, and ``deciding`` ``(N,)``, by which two models are compared."""
 
     figures: Mapping[str, Weighted]
     deciding: Floats
@@ -76,10 +65,7 @@ def score_classifiers(
 ) -> dict[str, Scored]:
     """Accuracy, macro F1 and NLL of each model, and its likeness to ``teacher`` if that is there.
 
-    Args:
-        subjects: Role -> model, its classes in the order of the data.
-        data: Labelled examples.
-        batch_size: Examples at a time.
+    ``subjects``: role -> model, its classes in the order of the data.
     """
     logits = {role: one.logits(data.values, batch_size) for role, one in subjects.items()}
     return {role: _classified(role, logits, data.labels) for role in subjects}
@@ -104,12 +90,8 @@ def _classified(role: str, logits: Mapping[str, Floats], labels: np.ndarray) -> 
 
 
 def f1_macro(predicted: np.ndarray, true: np.ndarray, times: Floats) -> float:
-    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur in either.
-
-    Args:
-        predicted: ``(N,)`` class ids.
-        true: ``(N,)`` class ids.
-        times: ``(N,)``: how often each example counts.
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur in either of the class ids
+    ``(N,)``; ``times`` ``(N,)``: how often each example counts.
     """
     size = 1 + max(predicted.max(), true.max())
     hits = np.bincount(true, times * (predicted == true), size)
@@ -128,12 +110,8 @@ def score_language_models(
     likeness to ``teacher``.
 
     Every token but the first of each text counts. Probabilities of vocabulary entries that one of
-    the models lacks (padding of the vocabulary) are left out for all.
-
-    Args:
-        subjects: Role -> causal language model, all with one tokenizer.
-        texts: Whole texts; they are cut at the models' length.
-        batch_size: Texts at a time.
+    the models lacks (padding of the vocabulary) are left out for all. Texts are cut at the models'
+    length.
 
     Raises:
         ValueError: models with different tokenizers, or texts too short to predict anything.
@@ -168,8 +146,7 @@ def _modelled(role: str, sums: Mapping[str, Mapping[str, Floats]], gaps: Floats)
     }
     if role != "teacher" and "teacher" in sums:
         found |= {name: Ratio(own[name], tokens) for name in LIKENESS}
-        apart = own["entropy"] - sums["teacher"]["entropy"]
-        found["entropy_gap"] = Ratio(apart, tokens)
+        found["entropy_gap"] = Ratio(own["entropy"] - sums["teacher"]["entropy"], tokens)
         found["retention"] = Ratio(own["hits"], sums["teacher"]["hits"])
     return Scored(found, -own["nll"] / np.maximum(tokens, 1))
 
@@ -244,11 +221,11 @@ def intervals(
 
 
 def _interval(figure: Weighted, drawn: Sequence[float], size: int) -> dict[str, float | None]:
-    value = figure(np.ones(size))
+    value, low, high = figure(np.ones(size)), None, None
     if isinstance(figure, Ratio) and figure.proportion:
         low, high = wilson(int(figure.numerators.sum()), size, LEVEL)
-    elif np.isfinite(drawn).all():
+    elif np.isfinite(drawn).all():  # not: a teacher without a hit, of whose hits no share exists
         low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    else:  # a teacher without a hit, of whose hits no share exists
+    else:
         return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
     return {"value": value, "low": low, "high": high}

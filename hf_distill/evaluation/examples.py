@@ -24,7 +24,7 @@ class Examples:
     """Raw examples with their classes, and perhaps a group for each.
 
     Args:
-        values: Texts, pictures, sounds or rows of numbers; see `Subject.logits`.
+        values: Texts, pictures, sounds or rows of numbers; see `Predictor.logits`.
         labels: ``(N,)`` class ids.
         groups: ``(N,)`` names of groups; None: there are none.
         names: Of the classes, in the order of the ids; empty: unknown.
@@ -77,23 +77,16 @@ class Examples:
     def fingerprint(self) -> str:
         """A hash of the examples and labels, in their order."""
         pairs = zip(self.keys, self.labels.tolist(), strict=True)
-        return hashlib.sha256(
-            "".join(f"{key}{label};" for key, label in pairs).encode()
-        ).hexdigest()
+        return _sha256("".join(f"{key}{label};" for key, label in pairs).encode())
 
     @property
     def groups_fingerprint(self) -> str | None:
-        """A hash of the groups, in the order of the examples."""
-        if self.groups is None:
-            return None
-        return hashlib.sha256(repr(self.groups).encode()).hexdigest()
+        """A hash of the groups, in the order of the examples; None without groups."""
+        return None if self.groups is None else _sha256(repr(self.groups).encode())
 
     def renamed(self, names: Sequence[str]) -> Examples:
-        """Same examples with classes numbered in the order of these names.
-
-        Raises:
-            ValueError: other classes.
-        """
+        """Same examples with classes numbered in the order of these names; ValueError for other
+        classes."""
         if not names or not self.names or tuple(names) == self.names:
             return self
         if not set(self.names) <= set(names):
@@ -105,7 +98,7 @@ class Examples:
         return replace(self, labels=places[self.labels], names=tuple(names))
 
     def sample(self, size: int, seed: int = 0) -> list[int]:
-        """The places of some of the examples: chosen by seed and content, not by their order.
+        """The places of some of the examples, chosen by seed and content.
 
         A smaller sample of the same seed is the beginning of a larger one.
         """
@@ -114,9 +107,12 @@ class Examples:
 
     def take(self, rows: Sequence[int]) -> Examples:
         """The examples at these places."""
-        groups = None if self.groups is None else tuple(self.groups[row] for row in rows)
-        values = tuple(self.values[row] for row in rows)
-        return replace(self, values=values, labels=self.labels[list(rows)], groups=groups)
+        return replace(
+            self,
+            values=tuple(self.values[row] for row in rows),
+            labels=self.labels[list(rows)],
+            groups=self.groups and tuple(self.groups[row] for row in rows),
+        )
 
     @classmethod
     def read(
@@ -126,7 +122,7 @@ class Examples:
         label_column: str | None = None,
         groups_column: str | None = None,
     ) -> Examples:
-        """The examples of a data set.
+        """The examples of one split of a data set.
 
         Args:
             dataset: One split.
@@ -135,7 +131,7 @@ class Examples:
             groups_column: The group of each example.
 
         Raises:
-            ValueError: a column that is not there, or what the class refuses.
+            ValueError: a column that is not there, or see the class.
         """
         column = _column(dataset, input_column, INPUTS, "the examples (text, image, audio)")
         answer = _column(dataset, label_column, LABELS, "the labels")
@@ -148,7 +144,7 @@ class Examples:
 
 
 def _column(dataset: Dataset, name: str | None, usual: Sequence[str], what: str) -> str:
-    found = name or next((usual_name for usual_name in usual if usual_name in dataset.features), "")
+    found = name or next((one for one in usual if one in dataset.features), "")
     if found not in dataset.features:
         raise ValueError(
             f"Expected a column with {what}, {name or ' or '.join(usual)!r}, got "
@@ -182,12 +178,11 @@ def _plain(value: Any) -> Any:
 
 
 def _content(value: Any) -> str:
-    digest = hashlib.sha256()
     if isinstance(value, str):
-        digest.update(value.encode("utf-8", "surrogatepass"))
-    else:
-        found = value["array"] if isinstance(value, Mapping) else value
-        array = np.asarray(found)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+        return _sha256(value.encode("utf-8", "surrogatepass"))
+    array = np.asarray(value["array"] if isinstance(value, Mapping) else value)
+    return _sha256(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

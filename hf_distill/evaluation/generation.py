@@ -21,25 +21,19 @@ Prompt = str | Sequence[Mapping[str, str]]
 """A text, or messages (dicts of ``role`` and ``content``) for models with a chat template."""
 
 
-# ---- side by side --------------------------------------------------------------------------------
-
-
 def side_by_side_samples(
-    models: Mapping[str, Any],
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = 40,
+    models: Mapping[str, Any], tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = 40
 ) -> list[Sample]:
     """Greedy continuations of the same prompts by several generative models.
 
     Keep it with `hf_distill.hub.write_samples` in the student's folder, and its card shows it. The
-    models are left in the mode that they were in, and no random number is drawn.
+    models' modes and all random states are as before.
 
     Args:
         models: Role (``teacher``, ``baseline``, ``student``) -> causal or encoder-decoder model.
         tokenizer: Of all models, or role -> tokenizer.
-        prompts: What they are given; of messages the last one's content is kept as the prompt.
-        max_new_tokens: How much each writes at most. Where that ends a text it ends with ``[…]``.
+        prompts: Of messages the last one's content is kept as the prompt.
+        max_new_tokens: Length of a continuation; a text that it cuts ends with ``[…]``.
 
     Raises:
         ValueError: a prompt without tokens, or too long for a model.
@@ -80,17 +74,19 @@ def _written(model: Any, tokenizer: Any, prompt: Prompt, new: int, role: str) ->
         **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p")),
         **{"return_dict_in_generate": False, "num_return_sequences": 1},
     )
-    if settings.pad_token_id is None:  # one row is never padded, but generate() wants to know
-        ends = settings.eos_token_id
-        settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
+    ends = (
+        settings.eos_token_id
+        if isinstance(settings.eos_token_id, list)
+        else [settings.eos_token_id]
+    )
+    if settings.pad_token_id is None:  # one row is never padded, but generate() requires it
+        settings.pad_token_id = ends[0]
     given = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask") if k in inputs}
     together = is_sharded(model)  # by itself transformers believes so wherever ZeRO-3 is on
     with torch.no_grad(), evaluating(model):
         (row,) = model.generate(**given, generation_config=settings, synced_gpus=together)
-    found = row.tolist()
-    written = found[1:] if model.config.is_encoder_decoder else found[size:]
-    ends = settings.eos_token_id
-    done = bool(written) and written[-1] in (ends if isinstance(ends, list) else [ends])
+    written = row.tolist()[1 if model.config.is_encoder_decoder else size :]
+    done = bool(written) and written[-1] in ends
     text = str(tokenizer.decode(written, skip_special_tokens=True)).strip()
     return (text or NOTHING) + ("" if done else CUT)
 
@@ -110,9 +106,6 @@ def _check_room(model: Any, size: int, new: int, prompt: Prompt, role: str) -> N
         )
 
 
-# ---- the harness ---------------------------------------------------------------------------------
-
-
 def lm_eval(
     model: Any,
     tasks: Sequence[str],
@@ -127,7 +120,7 @@ def lm_eval(
 ) -> dict[str, float]:
     """Tasks of EleutherAI's evaluation harness (``pip install lm-eval``), which it downloads.
 
-    Random states and the model's mode are as they were before. The result may be added to a card:
+    Random states and the model's mode are as before. The result may be added to a card:
     ``card.results["student"] |= lm_eval(...)``.
 
     Args:
@@ -137,15 +130,13 @@ def lm_eval(
         batch_size: Requests at a time.
         num_fewshot: Solved examples in front of each; None: the task's own number.
         limit: Use no more than these examples of each task: for a try, and no result.
-        device: Where a model is loaded from a folder or the Hub; default: ``cpu``.
+        device: Of a model from a folder or the Hub; default: ``cpu``.
         chat: Put the requests into the tokenizer's chat template.
-        tasks_folder: A folder with task files of your own besides the harness's. They may hold
-            Python: use your own only.
+        tasks_folder: Further task files of your own, which may hold Python.
 
     Returns:
-        ``{"hellaswag/acc_norm": 0.42, "gsm8k/exact_match,strict-match": 0.1}``: with the name of
-        the filter where the task has several; without the standard errors. Empty on the other
-        processes of a launch.
+        ``{"hellaswag/acc_norm": 0.42, "gsm8k/exact_match,strict-match": 0.1}``, with the filter's
+        name where the task has several, without standard errors. Empty on the other processes.
 
     Raises:
         ImportError: lm-eval is not installed.
@@ -154,7 +145,8 @@ def lm_eval(
     """
     harness = _harness()
     options: dict[str, Any] = {"batch_size": batch_size}
-    if isinstance(model, str | Path):
+    loaded = isinstance(model, str | Path)
+    if loaded:
         options |= {"pretrained": str(model), "device": device or "cpu"}
     elif tokenizer is None:
         raise ValueError("Expected the tokenizer of a model that is no folder or Hub id, got None.")
@@ -167,11 +159,9 @@ def lm_eval(
                 "front of texts, got one with neither: set tokenizer.eos_token."
             )
         options["tokenizer"] = tokenizer
-    manager = harness.tasks.TaskManager(
-        include_path=None if tasks_folder is None else [tasks_folder]
-    )
+    folders = None if tasks_folder is None else [tasks_folder]
+    manager = harness.tasks.TaskManager(include_path=folders)
     _check_tasks(tasks, manager)
-    loaded = isinstance(model, str | Path)
     # The harness seeds the generators of Python, NumPy and torch for the whole process.
     with same_randomness(), contextlib.nullcontext() if loaded else evaluating(model):
         found = harness.simple_evaluate(
@@ -210,7 +200,6 @@ def _check_tasks(tasks: Sequence[str], manager: Any) -> None:
 
 
 def _flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Task -> ``metric,filter`` -> value, as ``task/metric`` -> value."""
     return {
         f"{task}/{name.removesuffix(',none')}": float(value)
         for task, metrics in results.items()

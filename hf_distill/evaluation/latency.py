@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ WEIGHTS = (
     ("pytorch_model*.bin", "adapter_model*.bin"),
     ("*.onnx", "*.onnx_data", "*.onnx.data"),
 )
-"""Files of weights, by format; of a folder with several formats the first one counts."""
+"""Files of weights, by format; of a folder with several formats only the first one counts."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Speed:
         p90_ms: The 90th.
         throughput: Examples per second: batch size / latency.
         batch_size: Examples in the batch.
-        repeats: How often it was run.
+        repeats: Number of runs.
         threads: CPU threads of torch's operators; None: another device computes.
         hardware: The CPU and its cores, or the name of the GPU.
-        dtype: Of the weights: float32, bfloat16, int8, ….
+        dtype: Of most of the weights: float32, bfloat16, int8, ….
     """
 
     latency_ms: float
@@ -85,7 +87,10 @@ def measure_speeds(
             f"Expected at least 1 repeat and no negative warm-up, got repeats={repeats}, "
             f"warmup={warmup}."
         )
-    placed = {name: (model, _on(_device(model), batch)) for name, (model, batch) in pairs.items()}
+    placed = {
+        name: (model, {key: value.to(_device(model)) for key, value in batch.items()})
+        for name, (model, batch) in pairs.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in pairs}
     for _ in range(warmup + repeats):
         for name, (model, batch) in placed.items():
@@ -97,9 +102,7 @@ def measure_speeds(
 
 
 def size_on_disk(folder: str | Path) -> int:
-    """The bytes of the files of weights that lie in a model's folder itself.
-
-    Of a folder that holds several formats, only the safetensors count, then PyTorch's, then ONNX.
+    """The bytes of the files of weights that lie in a model's folder itself; see `WEIGHTS`.
 
     Raises:
         ValueError: there is none.
@@ -112,7 +115,6 @@ def size_on_disk(folder: str | Path) -> int:
 
 
 def hardware_of(device: torch.device) -> str:
-    """The device's name; of CPUs with the number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -147,13 +149,8 @@ def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Synchronise the device."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
-
-
-def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -161,18 +158,15 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _dtype(model: nn.Module) -> str:
-    """The type of most of the weights."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[torch.dtype] = Counter()
     for value in model.parameters():
-        name = str(value.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + value.numel()
-    return max(sizes, key=sizes.__getitem__, default="none")
+        sizes[value.dtype] += value.numel()
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.") if sizes else "none"
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine() or "CPU"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "CPU"

@@ -51,7 +51,7 @@ class Predictor:
         name: For tables and messages.
         model: A transformers classifier, one class per example.
         processor: Its tokenizer, image processor or feature extractor; None for rows of numbers.
-        task: Its row of `hf_distill.models.tasks.TASKS`; found by the class name when not given.
+        task: Its row of `hf_distill.models.tasks.TASKS`; default: found by the class name.
         role: ``student``, ``baseline``, ``control`` or ``teacher``.
         max_length: Tokens after which texts are cut; default: the tokenizer's or the model's.
         order: Class of the data -> class of the model; None: the same numbers. See `aligned`.
@@ -67,11 +67,7 @@ class Predictor:
 
     @classmethod
     def load(cls, source: str | Path, role: str = "student") -> Predictor:
-        """Load a saved model with its processor.
-
-        Args:
-            source: A folder or Hub id.
-            role: See the class.
+        """Load a saved model with its processor from a folder or Hub id.
 
         Raises:
             ValueError: it cannot be loaded, or its architecture is not in transformers.
@@ -80,14 +76,11 @@ class Predictor:
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             kind = (config.architectures or ["none"])[0]
-            auto = getattr(transformers, kind, None)
-            if auto is None:
+            if (auto := getattr(transformers, kind, None)) is None:
                 raise ValueError(f"its config names the architecture {kind!r}, unknown here")
             model = auto.from_pretrained(name)
-            modality = MODALITIES.get(model.main_input_name)
-            processor: Any = None
-            if modality is not None:
-                processor = getattr(transformers, _PROCESSORS[modality]).from_pretrained(name)
+            kind = _PROCESSORS.get(MODALITIES.get(model.main_input_name, ""), "")
+            processor = getattr(transformers, kind).from_pretrained(name) if kind else None
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -114,7 +107,6 @@ class Predictor:
 
     @cached_property
     def task_model(self) -> TaskModel:
-        """Model with its task; texts are padded as by its tokenizer."""
         task_model = TaskModel(self.model, self.task, self.role)
         task_model.tokens.from_data = special_tokens(self.processor)
         return task_model
@@ -128,17 +120,11 @@ class Predictor:
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
                 flat = value.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy().tobytes())
-        config: Any = getattr(self.model, "config", None)
-        settings = {} if config is None else config.to_diff_dict()
+        settings = {} if self._config is None else self._config.to_diff_dict()
         for key in ("transformers_version", "_name_or_path", "dtype"):
             settings.pop(key, None)
-        facts = [
-            type(self.model).__name__,
-            settings,
-            _described(self.processor),
-            self.max_length,
-            self.order,
-        ]
+        processor = _described(self.processor)
+        facts = [type(self.model).__name__, settings, processor, self.max_length, self.order]
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
@@ -150,20 +136,18 @@ class Predictor:
         Raises:
             ValueError: another number of classes.
         """
-        config: Any = getattr(self.model, "config", None)
-        known = getattr(config, "id2label", None) or {}
+        config = self._config
         if config is not None and names and config.num_labels != len(names):
             raise ValueError(
                 f"Expected {self.name} to have the {len(names)} classes of the data "
                 f"({', '.join(map(str, names[:8]))}), got {config.num_labels}."
             )
-        place = {str(name).casefold(): int(index) for index, name in known.items()}
+        place = {name.casefold(): index for index, name in self.class_names.items()}
         wanted = [str(name).casefold() for name in names]
         if len(place) != len(wanted) or set(place) != set(wanted):
             return self
         order = tuple(place[name] for name in wanted)
-        straight = order == tuple(range(len(order)))
-        return self if straight else dataclasses.replace(self, order=order)
+        return self if order == tuple(range(len(order))) else dataclasses.replace(self, order=order)
 
     def logits(self, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
         """Logits of raw examples.
@@ -172,8 +156,7 @@ class Predictor:
             values: Texts; pictures (PIL, or arrays: uint8, or floats in [0, 1], which are rounded
                 to 256 grey levels); sounds as dicts of ``array`` and ``sampling_rate``; or rows of
                 numbers.
-            batch_size: How many at a time. Rows are batched by length, so the results do not depend
-                on it, but for the rounding of float sums.
+            batch_size: Examples at a time, batched by length.
 
         Returns:
             ``(N, C)``, float64, in the order of the examples and of the data's classes.
@@ -181,15 +164,14 @@ class Predictor:
         Raises:
             ValueError: no examples, values of another kind, or a model that is not a classifier.
         """
-        found: np.ndarray | None = None
+        places, parts = list[int](), list[np.ndarray]()
         with torch.no_grad(), evaluating(self.model):
             for rows in self._rows(values, batch_size):
-                said = self._ask([values[row] for row in rows])
-                if found is None:
-                    found = np.empty((len(values), said.shape[1]))
-                found[rows] = said
-        if found is None:
+                places += rows
+                parts.append(self._forward([values[row] for row in rows]))
+        if not parts:
             raise ValueError("Expected at least one example, got none.")
+        found = np.concatenate(parts)[np.argsort(places)]
         return found if self.order is None else found[:, list(self.order)]
 
     def batches(
@@ -198,8 +180,8 @@ class Predictor:
         """Batches for attacks by gradient.
 
         Yields:
-            The places of the examples in ``values``, the model's inputs on its device, and
-            ``(B,)`` labels in the model's own order of classes.
+            The places of the examples in ``values``, the model's inputs on its device, and ``(B,)``
+            labels in the model's own order of classes.
         """
         own = np.asarray(labels)
         own = own if self.order is None else np.asarray(self.order)[own]
@@ -214,11 +196,10 @@ class Predictor:
     def encoded(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The model's inputs for some examples, padded to the longest, on its device."""
         check_values(values, self.modality)
-        batch = dict(self._processed(values))
         kind = next((p.dtype for p in self.model.parameters()), torch.float32)
         return {
             name: (value.to(kind) if value.is_floating_point() else value).to(self.device)
-            for name, value in batch.items()
+            for name, value in self._processed(values).items()
             if isinstance(value, Tensor)
         }
 
@@ -230,9 +211,8 @@ class Predictor:
             limit = self._limit()
             options = {} if limit is None else {"truncation": True, "max_length": limit}
             tokens = self.processor(list(values), padding=True, return_tensors="pt", **options)
-            return self.task_model.tokens.placed(
-                {k: v for k, v in tokens.items() if self.task_model.takes(k)}
-            )
+            known = {k: v for k, v in tokens.items() if self.task_model.takes(k)}
+            return self.task_model.tokens.placed(known)
         if self.modality == "image":
             mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
             pictures = [picture(value).convert(mode) for value in values]
@@ -256,6 +236,12 @@ class Predictor:
     def _config(self) -> Any:
         return getattr(self.model, "config", None)
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes in the model's config; empty without any."""
+        known = getattr(self._config, "id2label", None) or {}
+        return {int(index): str(name) for index, name in known.items()}
+
     def _limit(self) -> int | None:
         if self.max_length is not None:
             return self.max_length
@@ -266,13 +252,10 @@ class Predictor:
         known = [limit for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
         return min(known, default=None)
 
-    def _ask(self, values: Sequence[Any]) -> np.ndarray:
+    def _forward(self, values: Sequence[Any]) -> np.ndarray:
         batch = self.encoded(values)
-        with (
-            self.task_model.tokens.in_config()
-            if self.modality == "text"
-            else contextlib.nullcontext()
-        ):
+        text = self.modality == "text"
+        with self.task_model.tokens.in_config() if text else contextlib.nullcontext():
             output = self.model(**batch)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
@@ -285,8 +268,7 @@ class Predictor:
         return np.asarray(logits.double().cpu().numpy())
 
     def _rows(self, values: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
-        """Batches of indices, shortest examples first; sounds without a mask are batched by equal
-        length."""
+        """Batches of indices, shortest first; sounds without a mask are batched by equal length."""
         if batch_size < 1:
             raise ValueError(f"Expected a batch size of at least 1, got {batch_size}.")
         sizes = [length_of(value) for value in values]
@@ -322,11 +304,11 @@ def aligned(
                 f"{data.modality}. Name the right column, or another model."
             )
         found[key] = subject.aligned(data.names)
-        known = getattr(getattr(subject.model, "config", None), "id2label", None) or {}
-        strange = set(map(str.casefold, data.names)) != {str(n).casefold() for n in known.values()}
+        known = list(subject.class_names.values())
+        strange = set(map(str.casefold, data.names)) != set(map(str.casefold, known))
         if data.names and known and strange:
             notes.append(
-                f"{key}: its classes ({', '.join(map(str, known.values()))}) are not called as in "
+                f"{key}: its classes ({', '.join(known)}) are not called as in "
                 f"the data ({', '.join(data.names)}); they are taken in their order."
             )
     return found

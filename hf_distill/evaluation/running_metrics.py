@@ -25,19 +25,9 @@ OTHER = "other"
 PERPLEXITIES = ("perplexity", "teacher_perplexity")
 """Sums of negative log-likelihoods until `Evaluation.result`."""
 FIGURES = frozenset(
-    {
-        *(
-            "loss",
-            OTHER,
-            "ece",
-            "agreement",
-            "forward_kl_divergence",
-            "reverse_kl_divergence",
-            "acceptance_rate",
-        ),
-        *("entropy", "teacher_entropy", "entropy_gap", *PERPLEXITIES),
-        *("epoch", "step", "learning_rate", "grad_norm", "total_flos", "runtime"),
-    }
+    f"loss {OTHER} ece agreement forward_kl_divergence reverse_kl_divergence acceptance_rate "
+    "entropy teacher_entropy entropy_gap perplexity teacher_perplexity epoch step learning_rate "
+    "grad_norm total_flos runtime".split()
 )
 """Names in a log that no component of a loss can have."""
 
@@ -49,8 +39,7 @@ class RunningMetrics:
     may come in parts, down to single items, and a part may be empty.
 
     Args:
-        vocabulary: The classes are the tokens of a language model: give its perplexity, its entropy
-            and how many of its drafts the teacher would accept as well.
+        vocabulary: The classes are the tokens of a language model, with perplexity and entropy.
         teacher: Compare the student with its teacher.
     """
 
@@ -110,7 +99,6 @@ class RunningMetrics:
     def _add_labelled(
         self, log_s: Tensor, log_t: Tensor | None, chosen: Tensor, labels: Tensor, mask: Tensor
     ) -> None:
-        """Add accuracy on the labels and calibration."""
         labels = labels.argmax(-1) if labels.dim() > mask.dim() else labels  # soft: the likeliest
         confidence = log_s.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).exp()
         bins = confidence_sums(confidence, chosen == labels, mask)
@@ -136,7 +124,7 @@ class RunningMetrics:
         self._masked("acceptance_rate", torch.minimum(p_s, p_t).sum(-1), mask)
 
     def _add_decisions(self, student: Tensor, teacher: Tensor, mask: Tensor) -> None:
-        """Independent yes/no answers: the divergence of an item is the sum of theirs."""
+        """Add independent yes/no answers: the divergence of an item is the sum of theirs."""
         self._masked("agreement", decision_agreement(student, teacher), mask)
         ours, theirs = (torch.stack([x, torch.zeros_like(x)], -1) for x in (student, teacher))
         self._masked("forward_kl_divergence", forward_kl(ours, theirs).sum(-1), mask)
@@ -146,7 +134,9 @@ class RunningMetrics:
         self, student: Tensor, chosen: Tensor, sparse: SparseProbs, mask: Tensor
     ) -> None:
         """Add metrics of a teacher with some classes and a bucket for the rest: divergences are
-        lower bounds, acceptance is an upper bound. Metrics that need every class are left out."""
+        lower bounds, acceptance is an upper bound, and metrics that need every class are left
+        out.
+        """
         self._masked("agreement", (chosen == sparse.likeliest).float(), mask)
         if sparse.unsampled and sparse.temperature == 1:
             ours, theirs = coarsened(student, sparse.log_probs, sparse.ids, sparse.log_rest)
@@ -178,9 +168,8 @@ class RunningMetrics:
         found = dict(zip(names, means.tolist(), strict=True))
         loss = sum(weight * found[name] for name, weight in self._weights.items())
         # exp of torch: infinite, and no error, after a label that has no probability at all
-        found |= {
-            n: e for n, e in zip(names, means.exp().tolist(), strict=True) if n in PERPLEXITIES
-        }
+        exponentials = dict(zip(names, means.exp().tolist(), strict=True))
+        found |= {name: exponentials[name] for name in PERPLEXITIES if name in found}
         figures = {name: value for name, value in found.items() if name != OTHER}
         if self._bins is not None:
             bins = accelerator.reduce(self._bins, "sum")
@@ -190,12 +179,12 @@ class RunningMetrics:
 
 def _log_softmax(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities, float32 at least; of a class masked with -inf the lowest finite number."""
-    if teacher is not None:
+    if teacher is None:
+        log_s, log_t = student.log_softmax(-1, dtype=compute_dtype(student)), None
+    else:
         log_s, log_t = log_probs("evaluation", student, teacher)
-        lowest = torch.finfo(log_s.dtype).min
-        return log_s.clamp_(min=lowest), log_t.clamp_(min=lowest)
-    log_s = student.log_softmax(-1, dtype=compute_dtype(student))
-    return log_s.clamp_(min=torch.finfo(log_s.dtype).min), None
+    lowest = torch.finfo(log_s.dtype).min
+    return log_s.clamp_(min=lowest), None if log_t is None else log_t.clamp_(min=lowest)
 
 
 def _entropy(probabilities: Tensor, logs: Tensor) -> Tensor:

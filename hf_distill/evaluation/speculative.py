@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ class Drafts:
 
     Attributes:
         accepted: Drafted tokens that the teacher accepted.
-        examined: Drafted tokens that it looked at: the accepted ones and the first rejected one of
-            each call; what was drafted after that one was never compared.
+        examined: Drafted tokens that it compared: the accepted ones and the first rejected one of
+            each call.
         calls: Calls of the teacher.
         tokens: Generated tokens: the accepted ones, and one of the teacher's own per call.
     """
@@ -46,16 +47,10 @@ class Drafts:
     tokens: int = 0
 
     def __add__(self, other: Drafts) -> Drafts:
-        return Drafts(
-            self.accepted + other.accepted,
-            self.examined + other.examined,
-            self.calls + other.calls,
-            self.tokens + other.tokens,
-        )
+        return Drafts(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def acceptance_rate(self) -> float:
-        """The share of the examined tokens that was accepted."""
         return self.accepted / max(1, self.examined)
 
 
@@ -71,6 +66,8 @@ def measured_acceptance(
 ) -> Drafts:
     """Let a student draft for its teacher in `transformers`' assisted generation, and count.
 
+    The models' generation settings and modes are the same afterwards as before.
+
     Args:
         student: The draft model, with the teacher's tokenizer.
         teacher: The model whose text is generated; drafts change nothing about its distribution.
@@ -84,8 +81,6 @@ def measured_acceptance(
     Raises:
         ValueError: no prompts, an empty one, numbers out of range, or vocabularies of different
             sizes.
-
-    The models' generation settings are the same afterwards as before.
     """
     _check(student, teacher, prompts, max_new_tokens, drafted, temperature)
     sampling: dict[str, Any] = {"do_sample": True, "top_k": 0} if temperature > 0 else {}
@@ -93,7 +88,8 @@ def measured_acceptance(
     # as a setting, transformers 5.24 would apply the temperature to the drafts twice
     warped = [TemperatureLogitsWarper(float(temperature))] if temperature > 0 else []
     drafting = GenerationConfig(num_assistant_tokens=drafted, pad_token_id=0, **CONSTANT)
-    stops, total = _end_tokens(teacher), Drafts()
+    ends: Any = getattr(teacher.generation_config, "eos_token_id", None)
+    stops, total = frozenset(ends if isinstance(ends, list) else {ends}), Drafts()
     with _generating(student, drafting), _generating(teacher, settings):
         for prompt in prompts:
             inputs = tokenizer(prompt, return_tensors="pt").to(teacher.device)
@@ -156,20 +152,12 @@ class _Rounds(StoppingCriteria):
 def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Set generation settings and eval mode within the block."""
     owner: Any = model
-    before = owner.generation_config
-    owner.generation_config = settings
+    before, owner.generation_config = owner.generation_config, settings
     try:
         with evaluating(model):
             yield
     finally:
         owner.generation_config = before
-
-
-def _end_tokens(model: Any) -> frozenset[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        return frozenset()
-    return frozenset(end if isinstance(end, list) else [end])
 
 
 def _check(

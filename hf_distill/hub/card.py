@@ -121,7 +121,7 @@ def render(card: StudentCard) -> str:
     """The card as Markdown: YAML front matter, then our part between the two markers.
 
     Raises:
-        ValueError: when a plot's path is not relative to the published folder, or a term of the
+        ValueError: a plot's path is not relative to the published folder, or a term of the
             objective has no name.
     """
     for plot in (*card.plots, *card.robustness.get("plots", [])):
@@ -137,9 +137,9 @@ def render(card: StudentCard) -> str:
 def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bool = False) -> Path:
     """Write the card to ``folder/README.md`` and return that path.
 
-    Of an earlier card of ours, what a person wrote outside the markers and the front matter's
-    other keys are kept. A card that Trainer or PEFT generated is replaced. A card by hand without
-    our markers is left alone, with a warning that says how to have ours in it.
+    Of an earlier card of ours, text outside the markers and the front matter's other keys are kept.
+    A card that Trainer or PEFT generated is replaced. A card by hand without our markers is left
+    alone, with a warning that names the remedy.
 
     Args:
         card: The facts.
@@ -148,14 +148,18 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
             with which the Hub ranks it where the data set is registered as a benchmark.
 
     Raises:
-        ValueError: when the card would not be valid, an existing README.md has broken markers, or
-            there is no result on a data set of the Hub for ``.eval_results``.
+        ValueError: the card would not be valid, an existing README.md has broken markers, or there
+            is no result on a data set of the Hub for ``.eval_results``.
     """
     path = Path(folder) / "README.md"
     text = render(card)
     validate(text)
     if eval_results:
-        _write_eval_results(_facts(card), Path(folder))
+        facts = _facts(card)
+        entries = eval_entries(facts)
+        file = path.parent / ".eval_results" / f"{facts['data']['id'].split('/')[-1]}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, _dump(entries))
     joined = join(text, path)
     if joined is None:
         warnings.warn(BY_HAND.format(path=path), stacklevel=2)
@@ -165,10 +169,8 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
 
 
 def join(text: str, path: Path) -> str | None:
-    """Card with the user's text around an earlier generated card at ``path``.
-
-    Returns:
-        None: there stands a card by hand, without our markers.
+    """Card with the user's text around an earlier generated card at ``path``; None where a card by
+    hand stands, without our markers.
 
     Raises:
         ValueError: what stands there has broken markers or front matter, or is no text.
@@ -187,15 +189,8 @@ def with_repo_id(text: str, repo_id: str) -> str:
     return head + begin + ours + end + tail
 
 
-def _write_eval_results(facts: dict[str, Any], folder: Path) -> None:
-    entries = eval_entries(facts)
-    file = folder / ".eval_results" / f"{facts['data']['id'].split('/')[-1]}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    write_text(file, yaml_dump(entries, sort_keys=False))
-
-
-def _dump(front_matter: dict[str, Any]) -> str:
-    return yaml_dump(front_matter, sort_keys=False)
+def _dump(value: Any) -> str:
+    return yaml_dump(value, sort_keys=False)
 
 
 def _merge(new: str, old: str, path: Path) -> str:

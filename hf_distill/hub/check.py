@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -70,7 +69,6 @@ _FILLER = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def is_local(name: str) -> bool:
-    """True if ``from_pretrained`` would read ``name`` as a local folder."""
     rooted = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
     return rooted or os.path.exists(name)
 
@@ -78,8 +76,8 @@ def is_local(name: str) -> bool:
 def hub_id(name: str | None, revision: str | None = None) -> str | None:
     """Name if it is a valid Hub id, otherwise None.
 
-    ``namespace/name`` that is not a local folder is an id. A bare name (``gpt2``) is one only
-    with the ``revision`` that the Hub gave: a local folder may have the same name.
+    ``namespace/name`` that is not a local folder is an id. A bare name (``gpt2``) is one only with
+    the ``revision`` that the Hub gave: a local folder may have the same name.
     """
     if not name or is_local(name) or ("/" not in name and not revision):
         return None
@@ -91,17 +89,13 @@ def hub_id(name: str | None, revision: str | None = None) -> str | None:
 
 
 def validate(text: str) -> None:
-    """Check a model card, offline.
-
-    Raises:
-        ValueError: with all of `card_problems`.
-    """
+    """Raise a ValueError with all of `card_problems` of a model card."""
     if problems := card_problems(text):
         raise ValueError("The model card cannot be published:\n- " + "\n- ".join(problems))
 
 
 def card_problems(text: str) -> list[str]:
-    """Problems of a model card: values that the Hub rejects, and content that no card should have.
+    """Problems of a model card, found offline.
 
     Front matter that is not a mapping, wrong types, nulls, unknown licences, pipeline tags,
     relations and languages, a model-index that does not round-trip or has a row twice, local
@@ -128,9 +122,10 @@ def _metadata_problems(front_matter: str) -> Iterator[str]:
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             yield f"`{path}` is {value}: leave it out"
     for key in _STRINGS:
-        if metadata.get(key) is not None and not isinstance(metadata[key], str):
-            yield f"`{key}` must be a string, got {metadata[key]!r}"
-        elif metadata.get(key) == "":
+        value = metadata.get(key)
+        if value is not None and not isinstance(value, str):
+            yield f"`{key}` must be a string, got {value!r}"
+        elif value == "":
             yield f"`{key}` is empty: leave it out"
     for key in _ARRAYS:
         if metadata.get(key) is not None and not isinstance(metadata[key], list):
@@ -214,7 +209,10 @@ def _index_problems(model_index: Any) -> Iterator[str]:
                 "id nor a word of letters, digits, '-', '_' and '.'"
             )
     rows = Counter(
-        (r.task_type, r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type, _name(r))
+        (
+            *(r.task_type, r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type),
+            None if r.metric_name is None else str(r.metric_name),
+        )
         for r in results
     )
     for (*_, metric, row), count in rows.items():
@@ -223,10 +221,6 @@ def _index_problems(model_index: Any) -> Iterator[str]:
                 f"`model-index` holds {count} rows of {metric!r} that nothing tells apart (name: "
                 f"{row!r}): give each a `name` of its own"
             )
-
-
-def _name(result: EvalResult) -> str | None:
-    return None if result.metric_name is None else str(result.metric_name)
 
 
 def _line_problems(text: str, body_from: int) -> Iterator[str]:

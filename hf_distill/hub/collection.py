@@ -31,12 +31,12 @@ def push_to_collection(
     its card as its note; doing this again brings the notes up to date.
 
     Args:
-        repo_ids: students on the Hub, ``namespace/name``.
-        title: the collection's title, or the slug (``namespace/title-0a1b2c``) of one that exists.
-        namespace: whose collection; default: the account of the token.
-        description: of a collection that is created; at most 150 characters.
-        private: visibility of a collection that is created.
-        token: default: what ``hf auth login`` stored, or the variable HF_TOKEN.
+        repo_ids: Students on the Hub, ``namespace/name``.
+        title: The collection's title, or the slug (``namespace/title-0a1b2c``) of one that exists.
+        namespace: Owner of the collection; default: the account of the token.
+        description: Of a collection that is created; at most 150 characters.
+        private: Visibility of a collection that is created.
+        token: Default: the token stored by ``hf auth login``, or the variable HF_TOKEN.
 
     Raises:
         ValueError: a malformed id, no student, an empty title, a description that is too long.

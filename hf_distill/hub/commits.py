@@ -38,8 +38,8 @@ class Push:
         revision: Branch to push to, created if it does not exist; default: main.
         create_pr: Open a pull request against main instead.
         repo_type: "model" or "dataset".
-        sign: A file that every earlier push of this kind contains. A repository that has other
-            files of ``stale`` but not this one is left unchanged.
+        sign: A file of every earlier push of this kind. A repository that has other files of
+            ``stale`` but not this one is left unchanged.
     """
 
     api: HfApi
@@ -75,23 +75,18 @@ class Push:
     def _upload(
         self, files: Callable[[str], list[Checked]]
     ) -> tuple[str | None, list[CommitOperationAdd | CommitOperationDelete]]:
-        """Create repository and branch and upload the large files, without a commit.
-
-        Returns:
-            The branch's last commit, and the operations that the new one consists of.
-        """
+        """Create repository and branch and upload the large files; returns the branch's last commit
+        and the operations of the new one."""
+        kind: Any = {"repo_type": self.repo_type}
+        branch = kind | {"revision": self.revision}
         self.repo_id = self.api.create_repo(
-            self.repo_id, private=self.private, exist_ok=True, repo_type=self.repo_type
+            self.repo_id, private=self.private, exist_ok=True, **kind
         ).repo_id
         if self.revision not in (None, "main"):
-            self.api.create_branch(
-                self.repo_id, branch=str(self.revision), exist_ok=True, repo_type=self.repo_type
-            )
+            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True, **kind)
         checked = files(self.repo_id)
         adding = [file.upload() for file in checked]
-        found: Any = self.api.repo_info(
-            self.repo_id, revision=self.revision, repo_type=self.repo_type
-        )
+        found: Any = self.api.repo_info(self.repo_id, **branch)
         there = {file.rfilename for file in found.siblings or []}
         earlier = {n for n in there if any(fnmatchcase(n, pattern) for pattern in self.stale)}
         others = sorted(earlier - {"README.md"})
@@ -104,12 +99,7 @@ class Push:
         names = {file.path_in_repo for file in adding}
         deleting = [CommitOperationDelete(name) for name in sorted(earlier - names)]
         self.api.preupload_lfs_files(
-            self.repo_id,
-            adding,
-            repo_type=self.repo_type,
-            revision=self.revision,
-            create_pr=self.create_pr,
-            free_memory=False,
+            self.repo_id, adding, create_pr=self.create_pr, free_memory=False, **branch
         )
         for file in checked:
             file.verify()

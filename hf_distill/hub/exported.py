@@ -1,4 +1,4 @@
-"""Metadata of exported files, and atomic updates of ``onnx/``."""
+"""Metadata of exported files, atomic updates of ``onnx/``, and the table of a student's card."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hf_distill.utils.files import write_json
+from hf_distill.hub.leaks import read_text
+from hf_distill.utils.files import write_json, write_text
 from hf_distill.utils.folders import contents, held, refuse_foreign_files
+
+from .card import BEGIN, END
+from .check import validate
+from .prose import templates
 
 ONNX, INT8 = "ONNX", "ONNX int8"
 FILES = {ONNX: "onnx/model.onnx", INT8: "onnx/model_int8.onnx"}
@@ -28,6 +34,9 @@ SINGLE_FILE = 1_800_000_000
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
 _STAGING = ".onnx-"
+_HEADING = "## Other formats\n"
+_SECTION = re.compile(rf"^{re.escape(_HEADING)}.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_BEFORE = re.compile(r"^## (?:Robustness|Distillation|Data|Training)$|\Z", re.MULTILINE)
 
 
 class ExportError(RuntimeError):
@@ -48,8 +57,8 @@ class Exported:
         outputs: The names of the outputs.
         max_difference: The largest absolute difference of an output, padding left out.
         same_argmax: The share of equal decisions (class, token, position); None: no classes.
-        examples: How many were compared.
-        generated: Whether they were random texts, pictures or sounds instead of given ones.
+        examples: Number of examples that were compared.
+        generated: True if they were random, and not given.
         metric: ``accuracy``, where labels were given.
         value: The metric of this file.
         float_value: The metric of the student in PyTorch.
@@ -78,7 +87,6 @@ class Exported:
 
 
 def check_packages() -> None:
-    """Raise an ImportError where the extra ``export`` is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -88,18 +96,12 @@ def check_packages() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that export, compute and compare."""
     return {name: version(name) for name in ("torch", "transformers", *PACKAGES)}
 
 
 def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Metadata of a student's exported files (`Exported.describe`), for its card.
-
-    Args:
-        folder: The student's.
-
-    Returns:
-        The rows; none where nothing was exported.
+    """Metadata of a student's exported files (`Exported.describe`), for its card; none without
+    files.
 
     Raises:
         ValueError: the student or a file has changed since, so that the figures are of others.
@@ -140,11 +142,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def check_exports(folder: Path) -> None:
-    """Refuse to replace ONNX files that were not exported here.
-
-    Raises:
-        FolderError: there are some; nothing was touched.
-    """
+    """Raise FolderError where ONNX files would be replaced that were not exported here."""
     files = [Path(name).name for name in FILES.values()]
     names = [*files, *(f"{name}.data" for name in files)]
     record = folder / FACTS
@@ -154,8 +152,8 @@ def check_exports(folder: Path) -> None:
 def keep(folder: Path, staged: Path, row: Exported) -> None:
     """Move compared files and their metadata to ``onnx/``.
 
-    The facts go first and come last, so that at no moment they are of other files. A new float file
-    takes the place of all; what was quantised from the old one goes.
+    The metadata are removed first and written last, so that they are never of other files. A new
+    float file takes the place of all, also of what was quantised from the old one.
     """
     rows = [row.describe()]
     if row.format != ONNX:
@@ -178,15 +176,44 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 
 def parts(path: Path) -> list[Path]:
-    """An ONNX file and its external weights, if any."""
     return [path, *path.parent.glob(f"{path.name}.data")]
 
 
 def sha256(*paths: Path) -> str:
-    """The hash of files of any size, one after another."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Put a table of exported files into the card of a student, in place of the one it has.
+
+    Args:
+        folder: The student's.
+        rows: As `StudentCard.exports` has them.
+
+    Returns:
+        The card's path; None without a generated card.
+
+    Raises:
+        ValueError: the card is not in UTF-8, or would not be valid.
+    """
+    path = Path(folder) / "README.md"
+    text = read_text(str(path), path.read_bytes()) if path.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        return None
+    head, rest = text.split(BEGIN)
+    ours, tail = rest.split(END)
+    ours = _SECTION.sub("", ours)
+    section = templates().get_template("exports.md").render(exports=list(rows)).strip()
+    place = _BEFORE.search(ours)
+    assert place is not None  # the end is always one
+    before, after = ours[: place.start()].rstrip(), ours[place.start() :].strip()
+    ours = "\n".join([before, "", section, "", *([after, ""] if after else [])])
+    text = head + BEGIN + re.sub(r"\n{3,}", "\n\n", ours) + END + tail
+    validate(text)
+    write_text(path, text)
+    return path

@@ -15,23 +15,22 @@ from .check import card_problems, is_local
 
 # By name, all files of a student's folder that are published: no pickle, optimizer state, event
 # file or note matches. `*` matches no slash, and no name that begins with a dot or `_`.
-PUBLISHED: tuple[str, ...] = (
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "target_vocab.json"),
-    *("entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json", "emoji.json"),
-    *("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
-    *("spm_char.model", "tokenizer.model", "tiktoken.model", "source.spm", "target.spm"),
-    *("prophetnet.tokenizer", "word_shape.json", "word_pronunciation.json", "normalizer.json"),
-    *("chat_template.jinja", "chat_template.json", "preprocessor_config.json"),
-    *("processor_config.json", "video_preprocessor_config.json", "audio_tokenizer_config.json"),
-    # the Hub asks for the licence's text with `license: other`
-    *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
-    *("report.json", "recipe.yaml", "*.png", "plots/*.png", ".eval_results/*.yaml"),
-    *("onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/*.json"),
-    *("quantized/*.safetensors", "quantized/*.json"),
-)
+_NAMES = """
+model.safetensors model-*-of-*.safetensors model.safetensors.index.json
+adapter_model.safetensors adapter_config.json config.json generation_config.json
+tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+vocab.json vocab.txt vocab-src.json vocab-tgt.json target_vocab.json entity_vocab.json
+merges.txt bpe.codes dict.txt byte_maps.json emoji.json spiece.model sentencepiece.bpe.model
+sentencepiece.model spm.model spm_char.model tokenizer.model tiktoken.model source.spm
+target.spm prophetnet.tokenizer word_shape.json word_pronunciation.json normalizer.json
+chat_template.jinja chat_template.json preprocessor_config.json processor_config.json
+video_preprocessor_config.json audio_tokenizer_config.json
+README.md LICENSE LICENSE.txt LICENSE.md NOTICE NOTICE.txt
+report.json recipe.yaml *.png plots/*.png .eval_results/*.yaml
+onnx/*.onnx onnx/*.onnx_data onnx/*.onnx.data onnx/*.json
+quantized/*.safetensors quantized/*.json
+"""
+PUBLISHED = tuple(_NAMES.split())
 # Left in the repository, weights of an earlier push would be loaded instead of the new ones.
 STALE = (
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_*"),
@@ -47,7 +46,6 @@ _IMAGE = re.compile(
 
 
 def published_files(folder: str | os.PathLike[str]) -> list[str]:
-    """List the publishable files of a folder, as sorted relative POSIX paths, without links."""
     root = Path(folder)
     return [name for name in listed_files(root) if lies_inside(root, name)]
 
@@ -72,7 +70,6 @@ def folder_problems(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
-    """Read and check the publishable files of a student; return them and the `folder_problems`."""
     root = Path(folder)
     if missing := missing_files(root):
         return [], [
@@ -95,26 +92,21 @@ def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
 
 
 def images_of(card: str) -> list[str]:
-    """List the images of a card, without those of other sites."""
     found = _IMAGE.findall(_FENCED.sub("", card))
     return [markdown or html for markdown, html in found]
 
 
 def listed_files(root: Path) -> list[str]:
-    """List the entries whose names match `PUBLISHED`, links included.
-
-    A subfolder that is a link is listed by its own name.
-    """
+    """List the entries whose names match `PUBLISHED`, links included; a subfolder that is a link is
+    listed by its own name."""
     found = set()
     for pattern in PUBLISHED:
         folder, _, name = pattern.rpartition("/")
         if folder and (root / folder).is_symlink():
             found.add(folder)
         elif (root / folder).is_dir():
-            held = [held for held in os.listdir(root / folder) if fnmatchcase(held, name)]
-            found |= {
-                f"{folder}/{held}" if folder else held for held in held if held[0] not in "._"
-            }
+            held = [n for n in os.listdir(root / folder) if fnmatchcase(n, name)]
+            found |= {f"{folder}/{n}" if folder else n for n in held if n[0] not in "._"}
     return sorted(found)
 
 

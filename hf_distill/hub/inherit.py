@@ -19,17 +19,15 @@ _FILLER = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def local_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Metadata of a model's card in its folder or in the Hub's cache.
-
-    Nothing is fetched.
+    """Metadata of a model's card in its folder or in the Hub's cache; nothing is fetched.
 
     Args:
         name: A folder or a Hub id.
         revision: The commit in the cache.
 
     Returns:
-        Any of ``license`` (the identifier), ``language`` and ``quote`` (the beginning of what it
-        says of limitations, biases and risks, as plain text).
+        Any of ``license`` (the identifier), ``language`` and ``quote`` (the beginning of its
+        section on limitations, biases and risks, as plain text).
     """
     path = _path(name, revision)
     try:
@@ -84,6 +82,5 @@ def _plain(markdown: str) -> str:
 
 
 def _cut(text: str) -> str:
-    head = text[:LONGEST]
-    end = head.rfind(". ") + 1
-    return f"{head[: end if end > LONGEST // 2 else LONGEST]} …"
+    end = text.rfind(". ", 0, LONGEST) + 1
+    return f"{text[: end if end > LONGEST // 2 else LONGEST]} …"

@@ -32,9 +32,8 @@ def push_folder(
 
     The folder is checked before the first request. The repository and the branch ``revision`` are
     created if they do not exist. Only ``published_files(folder)`` are uploaded; weights of an
-    earlier push that are not replaced are deleted. Pushing an unchanged folder creates no commit.
-    Failed requests (5xx, timeouts) are repeated; large files that were uploaded are not sent
-    again, even by a later push.
+    earlier push that are not replaced are deleted. An unchanged folder creates no commit. Failed
+    requests (5xx, timeouts) are repeated; large files that were uploaded are not sent again.
 
     Args:
         folder: Output folder of ``save_model``, with its README.md. The quick start of a card
@@ -64,15 +63,13 @@ def push_folder(
         """Write the repository's name into the quick start of the card."""
         if file.name != "README.md" or isinstance(file.content, str):
             return file
-        text = file.content.decode("utf-8")
-        if with_repo_id(text, repo_id) != text:
-            text = with_repo_id(text, repo_id)
+        text = with_repo_id(file.content.decode("utf-8"), repo_id)
+        if text.encode("utf-8") != file.content:
             write_text(root / "README.md", text)
         return replace(file, content=text.encode("utf-8"))
 
-    push = Push(
-        HfApi(token=token), repo_id, commit_message, STALE, private, revision, create_pr=create_pr
-    )
+    api = HfApi(token=token)
+    push = Push(api, repo_id, commit_message, STALE, private, revision, create_pr)
     return push.send(lambda repo_id: [named(file, repo_id) for file in files])
 
 

@@ -30,9 +30,9 @@ class Sample:
     """A prompt and its continuations.
 
     Attributes:
-        prompt: What all models were given.
-        texts: Role (``teacher``, ``baseline``, ``student``, …) -> what that model wrote, without
-            the prompt; ``[…]`` at its end: it was not done; ``(nothing)``: it ended at once.
+        prompt: The prompt of all models.
+        texts: Role (``teacher``, ``baseline``, ``student``, …) -> that model's text without the
+            prompt; ``[…]`` at its end: it was cut; ``(nothing)``: it ended at once.
     """
 
     prompt: str
@@ -51,10 +51,8 @@ def write_samples(samples: Sequence[Sample], folder: str | os.PathLike[str]) -> 
 
 
 def read_samples(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Samples stored by `write_samples`; empty without a file.
-
-    A file that holds something else is left out, with a warning.
-    """
+    """Samples stored by `write_samples`; empty without a file, or with a warning if it holds
+    something else."""
     path = Path(folder) / FILE
     if not path.is_file():
         return []
@@ -90,7 +88,6 @@ def section(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _ordered(roles: Iterable[str]) -> list[str]:
-    """The teacher first, the student last."""
     known = list(reversed(MODELS))
     return sorted(roles, key=lambda role: known.index(role) if role in known else len(known) - 1.5)
 
@@ -100,8 +97,7 @@ def _title(role: str) -> str:
 
 
 def _block(title: str, text: str) -> str:
-    """List item with a text in a fence, shortened if it is long. The text cannot end the fence or
-    the card's markers."""
+    """List item with a text in a fence, shortened; the text cannot end the fence or the markers."""
     shown = text if len(text) <= LONGEST else text[: LONGEST - len(CUT)].rstrip() + CUT
     shown = fenced(shown.replace("```", "'''") or NOTHING, "text")
     return f"- {title}:\n\n{textwrap.indent(shown, '  ')}"

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from hf_distill.hub import StudentCard, render, validate, write
 from hf_distill.hub.card import BEGIN, END, with_repo_id
 from hf_distill.hub.comparison import size, weight
-from hf_distill.hub.exports import add_exports
+from hf_distill.hub.exported import add_exports
 from hf_distill.hub.files import images_of
 from hf_distill.hub.formula import latex, legend
 from hf_distill.hub.inherit import LONGEST, local_card
