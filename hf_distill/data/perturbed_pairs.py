@@ -23,8 +23,8 @@ class PairedPerturbation(Dataset[Example]):
 
     Args:
         data: Examples by index.
-        encode: Makes model inputs from one value: a tokenizer, or a function.
-        perturb: Takes a value and a generator, returns another value.
+        encode: Function of a value that returns model inputs, such as a tokenizer.
+        perturb: Function of a value and a generator that returns another value.
         column: The column that is perturbed and encoded.
         prefix: Prefix of the columns of the perturbed version.
         seed: Each example has one perturbed version, independent of the order of reading; None: a
@@ -74,28 +74,19 @@ class PairedPerturbation(Dataset[Example]):
 class PairedCollator:
     """A collator that makes two batches of each list of examples, plain and perturbed, in one.
 
-    Args:
-        collate: What makes a batch of examples without perturbed columns; called once for each
-            version, so that both are padded.
-        prefix: Prefix of the columns of the perturbed version.
+    ``collate`` is called once for each version, so that both are padded; ``prefix`` is that of the
+    columns of the perturbed version.
     """
 
     collate: Callable[[list[Example]], Mapping[str, Any]]
     prefix: str = PREFIX
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        plain = [
-            {k: v for k, v in example.items() if not k.startswith(self.prefix)}
-            for example in examples
-        ]
-        noisy = [
-            {
-                k.removeprefix(self.prefix): v
-                for k, v in example.items()
-                if k.startswith(self.prefix)
-            }
-            for example in examples
-        ]
+        plain, noisy = list[Example](), list[Example]()
+        for example in examples:
+            ours = {k for k in example if k.startswith(self.prefix)}
+            plain.append({k: v for k, v in example.items() if k not in ours})
+            noisy.append({k.removeprefix(self.prefix): example[k] for k in example if k in ours})
         batch = dict(self.collate(plain))
         if all(noisy):
             found = self.collate(noisy)

@@ -12,11 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def same_randomness(devices: Iterable[int] | None = None) -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch.
-
-    Args:
-        devices: CUDA devices whose states are restored next to the CPU's; None: all.
-    """
+    """Restore the random states of Python, NumPy, torch's CPU and CUDA devices (None: all)."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices if devices is None else sorted(devices)):

@@ -23,12 +23,7 @@ COMPARED = 2
 
 
 class Replayed(IterableDataset[Any]):
-    """A stream that can be read only once, with the examples already read put back in front.
-
-    Args:
-        stream: What is left of it.
-        taken: The examples that stood before that.
-    """
+    """A stream that can be read only once, with the examples ``taken`` from it put in front."""
 
     def __init__(self, stream: Any, taken: list[Any]):
         self._stream, self._taken = stream, taken
@@ -54,9 +49,8 @@ class SizedReplayed(Replayed):
 def first_of(stream: Any) -> tuple[Any, Any]:
     """The first example of a stream, and the stream to use in its place.
 
-    That is the stream itself, if it starts anew when it is read again, and else one with the
-    examples that were taken in front. To see that, a second reading is begun in the same random
-    state.
+    That is the stream itself, if a second reading in the same random state starts anew, and else
+    one with the examples that were taken in front.
 
     Raises:
         ValueError: the stream is empty.
@@ -96,8 +90,15 @@ def first_row(dataset: Any) -> tuple[Any, Any]:
     return example, make(partial(iter, stream), features=dataset.features)
 
 
+def columns_of(dataset: Any) -> tuple[list[str], Any]:
+    """Columns of a data set of `datasets`, and the data set to use in its place; see `first_of`."""
+    if dataset.column_names is not None:
+        return dataset.column_names, dataset
+    row, dataset = first_row(dataset)
+    return list(row or ()), dataset
+
+
 def _same(one: Any, other: Any) -> bool:
-    """True if two examples have equal contents."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):

@@ -1,8 +1,8 @@
 """Augmented views shared by teacher and student: "patient and consistent" (arXiv 2106.05237).
 
-The view is made when the example is read, before collation, so that both models see the same one:
-the target belongs to the view, and no label is needed. (Targets of the original image, or of
-another crop, fail according to Beyer et al.) Wrap only the training data:
+The view is made when the example is read, before collation, so that both models see the same one
+and no label is needed. (Targets of the original image, or of another crop, fail according to Beyer
+et al.) Wrap only the training data:
 
     trainer = DistillationTrainer(..., train_dataset=Views(train, flip(), shift(4), mixup()),
                                   objective=ForwardKL())
@@ -32,9 +32,6 @@ Parameters = dict[str, Any]
 """Random values of one view, as plain JSON values."""
 PIXELS = "pixel_values"
 LABELS = frozenset({"label", "labels"})
-
-
-# ---- data with views -------------------------------------------------------------------------
 
 
 class Views(Dataset[Example]):
@@ -68,15 +65,11 @@ class Views(Dataset[Example]):
         return example
 
     def content_keys(self) -> list[str]:
-        """The content keys of all original examples, sorted; the first call reads all of them."""
+        """Content keys of all original examples, sorted; the first call reads all of them."""
         return sorted(self._index())
 
     def find(self, key: str) -> Example:
-        """The original example with this content key; the first call reads all of them.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The original example with this content key; ValueError: there is none."""
         place = self._index().get(key)
         if place is None:
             raise ValueError(
@@ -97,8 +90,7 @@ def plain_key(example: Mapping[str, Any]) -> str:
 
     All its numbers, lists, arrays and tensors are included, by column name, shape and value, except
     the columns ``label`` and ``labels``. Integers are read as int64 and the rest as float32, so
-    that a list and a tensor of the same values have the same key. Texts and other objects are not
-    included.
+    that a list and a tensor of the same values have the same key. Texts are not included.
 
     Raises:
         ValueError: the example has no numbers.
@@ -136,9 +128,6 @@ def _arrays(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
             yield path, array
     for name, part in parts:
         yield from _arrays(part, f"{path}/{name}")
-
-
-# ---- views -----------------------------------------------------------------------------------
 
 
 class RandomView:

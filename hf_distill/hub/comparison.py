@@ -48,7 +48,6 @@ _WORDS = {
 
 
 def is_result(metric: str) -> bool:
-    """True if a metric measures quality; agreement with the teacher and entropy do not."""
     return not _NO_RESULT.search(metric.rpartition("/")[2])
 
 
@@ -96,18 +95,18 @@ def claim(facts: dict[str, Any]) -> str:
     shown = cell(metric)
     examples = facts.get("test_examples")
     where = f" on {examples:,} test examples" if examples else ""
-    interval = _interval(facts.get("claim", {}).get("interval"))
+    where += _interval(facts.get("claim", {}).get("interval"))
     share = _share(metric, ours, theirs)
     if share:
-        numbers = f"{_result(ours[metric])} against {_result(theirs[metric])}{where}{interval}"
+        numbers = f"{_result(ours[metric])} against {_result(theirs[metric])}{where}"
         text = f"{name} retains {share} of the {shown} of its teacher{source} ({numbers})"
     elif metric in theirs:
         less = " (lower is better)" if lower_is_better(metric) else ""
-        text = f"{name} reaches {shown} {_result(ours[metric])}{less}{where}{interval}"
+        text = f"{name} reaches {shown} {_result(ours[metric])}{less}{where}"
         text += f"; its teacher{source} reaches {_result(theirs[metric])}"
     else:
         text = f"{name} was distilled" + (f" from{source}" if source else "")
-        text += f"; it reaches {shown} {_result(ours[metric])}{where}{interval}" if metric else ""
+        text += f"; it reaches {shown} {_result(ours[metric])}{where}" if metric else ""
     return text + "." + _smaller(facts) + _against_alone(facts, metric)
 
 
@@ -121,16 +120,14 @@ def _interval(found: dict[str, Any] | None) -> str:
 
 def _smaller(facts: dict[str, Any]) -> str:
     """Parameters and, if measured, latency relative to the teacher."""
-    small = facts.get("student", {}).get("parameters")
-    large = facts.get("teacher", {}).get("parameters")
-    measured = facts.get("measured", {})
-    fast, slow = (measured.get(m, {}).get("latency_ms") for m in ("student", "teacher"))
+    small, large = (facts.get(m, {}).get("parameters") for m in ("student", "teacher"))
+    one, other = (facts.get("measured", {}).get(m, {}) for m in ("student", "teacher"))
+    fast, slow = one.get("latency_ms"), other.get("latency_ms")
     parts = []
     if small and large:
         share = f"{100 * small / large:.0f} % of the teacher's parameters"
         parts.append(f"has {share} ({size(small)} against {size(large)})")
     if fast and slow:
-        one, other = measured["student"], measured["teacher"]
         times = f"{_latency(one)} against {_latency(other)} per batch"
         apart = "" if _apart(one, other) else ", not distinguishable with these spreads"
         parts.append(f"takes {100 * fast / slow:.0f} % of its time: {times}{apart}")
@@ -138,7 +135,7 @@ def _smaller(facts: dict[str, Any]) -> str:
 
 
 def _latency(row: dict[str, float]) -> str:
-    """``12.3 ms (11.9 to 14.0)``: the median, and where it was measured the spread."""
+    """Median and, where it was measured, spread: ``12.3 ms (11.9 to 14.0)``."""
     spread = f" ({row['p10_ms']:.3g} to {row['p90_ms']:.3g})" if _spread(row) else ""
     return f"{row['latency_ms']:.3g} ms{spread}"
 
@@ -148,7 +145,7 @@ def _spread(row: dict[str, float]) -> bool:
 
 
 def _apart(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Tell whether the spreads of two latencies are apart; unknown ones do not count."""
+    """True unless the spreads of both latencies are known and overlap."""
     if not (_spread(one) and _spread(other)):
         return True
     return one["p90_ms"] < other["p10_ms"] or other["p90_ms"] < one["p10_ms"]
@@ -160,13 +157,13 @@ def _against_alone(facts: dict[str, Any], metric: str) -> str:
     if metric not in alone:
         return ""
     claimed = facts.get("claim", {})
-    gain, arguments = claimed.get("gain", {}), claimed.get("arguments")
-    text = " The baseline (the same student without a teacher"
-    text += f", with {cell(arguments)})" if arguments else ")"
-    text += f" reaches {_result(alone[metric])}"
+    gain = claimed.get("gain", {})
+    how = f", with {cell(claimed['arguments'])}" if claimed.get("arguments") else ""
+    text = (
+        f" The baseline (the same student without a teacher{how}) reaches {_result(alone[metric])}"
+    )
     if "value" not in gain:
         return f"{text}."
-    text += f": a difference of {gain['value']:+.4f}"
     details = []
     if "low" in gain and "high" in gain:
         level = f"{100 * gain.get('level', 0.95):g} % interval"
@@ -180,7 +177,7 @@ def _against_alone(facts: dict[str, Any], metric: str) -> str:
         details.append(f"p = {gain['p']:.2g}{also}")
     why = gain.get("why", _WORDS.get(word))
     details.append(cell(f"{word}: {why}" if why else word))
-    return f"{text} ({', '.join(details)})."
+    return f"{text}: a difference of {gain['value']:+.4f} ({', '.join(details)})."
 
 
 def comparison(facts: dict[str, Any]) -> list[list[str]]:
@@ -199,32 +196,28 @@ def comparison(facts: dict[str, Any]) -> list[list[str]]:
     for key, label in _SIZES.items():
         values = [sizes[model].get(key) for model in models]
         if any(value is not None for value in values):
-            cells = [_told(key, value) for value in values]
-            rows.append([label, *cells])
+            rows.append([label, *(_told(key, value) for value in values)])
     for key, label in _MEASURED.items():
         found = [measured.get(model, {}) for model in models]
         if any(key in row for row in found):
             rows.append([label, *(_measured(key, row) for row in found)])
     rows += _metric_rows(results, models)
     for label, values in facts.get("robustness", {}).get("rows", {}).items():
-        cells = ["–" if values.get(m) is None else _result(values[m]) for m in models]
-        rows.append([cell(label), *cells])
+        rows.append([cell(label), *(_result(values.get(model)) for model in models)])
     return [["", *(MODELS[model] for model in models)], *rows] if rows else []
 
 
 def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
-    rows = []
     teacher = results.get("teacher", {})
     metrics = dict.fromkeys(metric for model in models for metric in results.get(model, {}))
-    for metric in metrics:
-        values = [results.get(model, {}).get(metric) for model in models]
-        cells = ["–" if value is None else _result(value) for value in values]
-        rows.append([cell(metric), *cells])
+    rows = [
+        [cell(metric), *(_result(results.get(model, {}).get(metric)) for model in models)]
+        for metric in metrics
+    ]
     for metric in metrics:
         shares = [_share(metric, results.get(model, {}), teacher) for model in models]
         if any(shares):
-            cells = [share or "–" for share in shares]
-            rows.append([f"{cell(metric)}, retention", *cells])
+            rows.append([f"{cell(metric)}, retention", *(share or "–" for share in shares)])
     return rows
 
 
@@ -256,6 +249,8 @@ def _measured(key: str, row: dict[str, float]) -> str:
 
 
 def _result(value: Any) -> str:
+    if value is None:
+        return "–"
     spread = value.get("std") if isinstance(value, dict) else None
     digits = 4 if abs(mean(value)) < 10 else 2
     return f"{mean(value):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")

@@ -34,7 +34,6 @@ from hf_distill.training.on_policy import OnPolicyConfig
 from hf_distill.training.trackers import check_trackers
 from hf_distill.training.trainer import DistillationTrainer
 from hf_distill.utils import interrupts
-from hf_distill.utils.processes import has_accelerator
 
 PATIENCE = "early_stopping_patience"
 MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
@@ -62,7 +61,7 @@ def arguments(
         options["restore_callback_states_from_checkpoint"] = True  # the patience that is left
         if not options["load_best_model_at_end"]:
             raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
-    if not has_accelerator():
+    if not torch.accelerator.is_available():
         options.setdefault("use_cpu", True)  # or transformers refuses bf16, which CPUs can do
     with refusing(f"the training arguments of the {role} do not work"):
         args = kind(

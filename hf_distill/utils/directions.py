@@ -1,5 +1,4 @@
-"""The direction in which a metric is better, by its name: the one list, for best
-checkpoints, retention, verdicts and cards."""
+"""The direction in which a metric is better, by its name."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ def higher_is_better(metric: str) -> bool | None:
     neither is (runtimes, lengths, counts, entropy).
 
     ``entropy_gap`` is best at 0; it counts as one of which less is better, since students are less
-    sure than their teachers. Of ``task/metric,filter``, as of `language_eval.lm_eval`, the
-    metric's name counts alone.
+    sure than their teachers. Of ``task/metric,filter`` (`lm_eval`) the metric's name counts alone.
 
     >>> [higher_is_better(name) for name in ("accuracy", "eval_forward_kl_divergence", "gen_len")]
     [True, False, None]

@@ -12,13 +12,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Temporary path in the same folder that replaces ``path`` when the block ends.
+    """Temporary path in the same folder that replaces ``path`` when the block ends without an
+    error.
 
-    After an error ``path`` is unchanged and the temporary file is removed.
-
-    Args:
-        path: The file to write.
-        shared: True if several processes may write it at once: each has another temporary name.
+    ``shared``: several processes may write it at once, so that each has another temporary name.
     """
     own = f".{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{own}.tmp")

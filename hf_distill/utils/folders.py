@@ -1,5 +1,5 @@
-"""Safe output folders: other people's files are not replaced, one process writes at a time, and
-disk errors are readable."""
+"""Safe output folders: nobody else's files are replaced, one process writes at a time, and disk
+errors are readable."""
 
 from __future__ import annotations
 
@@ -41,15 +41,8 @@ class FolderError(ValueError):
     """A place that is somebody else's, in use, or not to be written; the message has the remedy."""
 
 
-# ---- what others made ----------------------------------------------------------------------------
-
-
 def contents(folder: Path, but: Sequence[str] = ()) -> list[str]:
-    """Sorted names in a folder; empty if it does not exist.
-
-    Args:
-        folder: The folder.
-        but: Patterns of names that do not count.
+    """Sorted names in a folder without those that match ``but``; empty if it does not exist.
 
     Raises:
         FolderError: something that is no folder has its name, a dangling link for example; or it
@@ -77,16 +70,7 @@ def contents(folder: Path, but: Sequence[str] = ()) -> list[str]:
 
 
 def refuse_foreign(folder: Path, names: Collection[str], mark: str) -> None:
-    """Refuse a folder that has content and no sign that we made it.
-
-    Args:
-        folder: The folder.
-        names: What lies in it that is not ours; none: nothing is refused.
-        mark: What would be the sign.
-
-    Raises:
-        FolderError: there are names.
-    """
+    """Raise FolderError if ``names`` of foreign content lie in a folder without our ``mark``."""
     if names:
         shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
         raise FolderError(
@@ -102,7 +86,7 @@ def refuse_foreign_files(folder: Path, names: Sequence[str], record: str, keys: 
         folder: Where they would be written.
         names: What is written, patterns included.
         record: The file that identifies their owner: a JSON object.
-        keys: What an object of ours has.
+        keys: Keys of an object of ours.
 
     Raises:
         FolderError: one of them is there, and no such record.
@@ -125,18 +109,13 @@ def json_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-# ---- one at a time -------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Be the one process that works in a folder, which is made if need be.
 
-    The lock is a `flock`, which ends with the process, however it ends; a link to the folder is the
-    folder. Where there is none (Windows, some network disks), a warning is logged.
-
-    Args:
-        folder: The folder; one that was made here and stays empty is removed at the end.
+    The lock is a `flock`, which ends with the process; a link to the folder is the folder. Without
+    `flock` (Windows, some network disks) a warning is logged. A folder that was made here and stays
+    empty is removed at the end.
 
     Raises:
         FolderError: another process works in it, or it cannot be written.
@@ -146,8 +125,10 @@ def held(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(path)
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
         os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(_myself()).encode())
+        os.write(handle, json.dumps(owner).encode())
     except OSError as error:
         raise FolderError(trouble(error) or _not_written(folder, error)) from error
     process = os.getpid()
@@ -170,10 +151,6 @@ def held(folder: Path) -> Iterator[None]:
 def lock(handle: int, wait: bool = True) -> bool:
     """Lock an open file or folder until it is closed; False if locks are not supported.
 
-    Args:
-        handle: Its descriptor.
-        wait: Until another process lets go of it.
-
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
     """
@@ -189,7 +166,6 @@ def lock(handle: int, wait: bool = True) -> bool:
 
 
 def _locked(path: Path) -> int:
-    """An open file with the lock on it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
@@ -203,7 +179,11 @@ def _locked(path: Path) -> int:
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:
-            holder = _holder(handle)
+            try:
+                told = json.loads(os.read(handle, 1000))
+                holder = f"process {told['pid']} on {told['host']}, since {told['since']},"
+            except (OSError, ValueError, KeyError, TypeError):  # it is about to write it
+                holder = "another process"
             os.close(handle)
             raise FolderError(
                 f"{path.parent} is in use: {holder} works in it. Wait until that has ended or stop "
@@ -212,19 +192,6 @@ def _locked(path: Path) -> int:
         except FileNotFoundError:  # whoever held it has just ended and removed it
             pass
         os.close(handle)
-
-
-def _myself() -> dict[str, Any]:
-    now = datetime.now().astimezone().isoformat(" ", "seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-
-
-def _holder(handle: int) -> str:
-    try:
-        told = json.loads(os.read(handle, 1000))
-        return f"process {told['pid']} on {told['host']}, since {told['since']},"
-    except (OSError, ValueError, KeyError, TypeError):  # it is about to write it
-        return "another process"
 
 
 def _let_go() -> None:
@@ -238,11 +205,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
-# ---- what the disk refuses -----------------------------------------------------------------------
-
-
 def trouble(error: BaseException | None) -> str | None:
-    """The sentence for an error that the disk or a path caused; None for all others."""
+    """Sentence for an error that the disk or a path caused; None for all others."""
     told = True  # what is raised from an error is of it; what is raised after it may be another
     while error is not None:
         if told and isinstance(error, OSError) and error.errno in _REFUSED:

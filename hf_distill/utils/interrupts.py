@@ -16,11 +16,7 @@ _asked = False
 
 
 def check() -> None:
-    """Stop here if Ctrl-C was pressed and something on the way has dropped it.
-
-    Raises:
-        KeyboardInterrupt: it was.
-    """
+    """Raise KeyboardInterrupt if Ctrl-C was pressed and something on the way has dropped it."""
     if _asked:
         raise KeyboardInterrupt
 

@@ -1,7 +1,7 @@
 """Processes of a launch, also without an accelerator.
 
-accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only with
-``cpu=True``; otherwise each process runs alone without a warning and would train or write all.
+accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only with ``cpu=True``;
+otherwise each runs alone without a warning and would train or write all.
 """
 
 from __future__ import annotations
@@ -11,14 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-
-
-def has_accelerator() -> bool:
-    """True where torch finds a GPU or its like."""
-    if hasattr(torch, "accelerator"):  # torch 2.6
-        return bool(torch.accelerator.is_available())
-    backends: Any = (torch.cuda, torch.xpu, torch.backends.mps)
-    return any(backend.is_available() for backend in backends)
 
 
 def launched_on_cpus() -> bool:
@@ -36,9 +28,9 @@ def launched_on_cpus() -> bool:
             os.environ.setdefault("WORLD_SIZE", str(size))
             os.environ.setdefault("RANK", str(distributed.get_rank()))
             os.environ.setdefault("MASTER_ADDR", "localhost")  # they have met already
-        return size > 1 and not has_accelerator()
+        return size > 1 and not torch.accelerator.is_available()
     size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size <= 1 or has_accelerator():
+    if size <= 1 or torch.accelerator.is_available():
         return False
     missing = [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]
     if missing:
@@ -71,13 +63,7 @@ def process_state() -> PartialState:
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """An `accelerate.Accelerator` over all processes of the launch.
-
-    Args:
-        **options: Its own.
-
-    Raises:
-        ValueError: as `process_state`.
-    """
+    """An `accelerate.Accelerator` with these options over all processes; errors:
+    `process_state`."""
     process_state()
     return Accelerator(**options)

@@ -25,13 +25,8 @@ def suggestion(name: object, known: Iterable[object]) -> str:
 
 
 def one_of(what: str, value: object, known: Iterable[object]) -> None:
-    """Raise ValueError if a value is not one of the known ones.
-
-    Args:
-        what: The name of the option in the message, with its article.
-        value: The value.
-        known: All possible values.
-    """
+    """Raise ValueError if a value is not one of the known ones; ``what``: the option's name, with
+    its article."""
     names = list(known)
     if value not in names:
         hint = did_you_mean(value, names)

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from hf_distill.data.language.encoding import encode_cut
-from hf_distill.data.streams import first_row
+from hf_distill.data.streams import columns_of
 
 Message = Mapping[str, Any]
 Span = tuple[int, int, float]
@@ -57,15 +57,12 @@ class Chat:
     def read(
         self, messages: Sequence[Message], tools: Any = None, first: int = 0
     ) -> tuple[list[int], list[float]]:
-        """Tokens of a conversation with their label weights.
+        """Tokens of a conversation with their label weights (0: no label).
 
         Args:
             messages: Dicts with ``role``, ``content`` and, if wanted, the answer's ``weight``.
             tools: Tools for the template.
             first: Index of the first message that may get labels.
-
-        Returns:
-            Token ids, and a weight for each; 0: no label.
 
         Raises:
             ValueError: the answers cannot be separated from the rest; an invalid weight.
@@ -135,11 +132,7 @@ class Chat:
         return text, spans
 
     def _marked(
-        self,
-        messages: Sequence[Message],
-        tools: Any,
-        answers: Mapping[int, float],
-        template: str,
+        self, messages: Sequence[Message], tools: Any, answers: Mapping[int, float], template: str
     ) -> tuple[str, list[Span]]:
         options = {**self.tokenizer.special_tokens_map, **self.options, "chat_template": template}
         rendered: Any = render_jinja_template(
@@ -185,9 +178,8 @@ def one_answer_each(
 ) -> Dataset | IterableDataset:
     """One row for each answer of the assistant, with the conversation up to it.
 
-    Only the last answer of a row has labels: the ones before have the weight 0. This is for chat
-    templates that render earlier answers differently, such as those that leave out the reasoning of
-    all answers but the last.
+    Only the last answer of a row has labels. This is for chat templates that render earlier answers
+    differently, such as those that leave out the reasoning of all answers but the last.
 
     Args:
         dataset: Rows with conversations.
@@ -206,8 +198,5 @@ def one_answer_each(
                     rows.append([*before, {**message, "weight": _weight(message)}])
         return {column: rows}
 
-    columns = dataset.column_names
-    if columns is None:  # a stream without known columns
-        row, dataset = first_row(dataset)
-        columns = list(row or ())
+    columns, dataset = columns_of(dataset)
     return dataset.map(split, batched=True, remove_columns=columns)

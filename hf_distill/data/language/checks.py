@@ -13,15 +13,12 @@ TEXTS = (5, 4)
 
 
 def check_context(config: Any, length: int, who: str) -> None:
-    """Raise if texts are longer than a model's context.
+    """Raise a ValueError if texts are longer than a model's context, scaled positions included.
 
     Args:
         config: The model's config; one without ``max_position_embeddings`` has no limit.
         length: Tokens of the longest text; of packed rows, of their longest example.
         who: The model in messages: "the teacher", "the student".
-
-    Raises:
-        ValueError: the texts are longer, and the positions are not scaled enough.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
@@ -37,8 +34,7 @@ def check_context(config: Any, length: int, who: str) -> None:
 
 
 def _scaled(limit: int, rope: dict[str, Any]) -> list[int]:
-    """Context length after scaling of rotary positions; some models have one for each layer
-    type."""
+    """Context length after scaling of rotary positions; some models have one per layer type."""
     if nested := [part for part in rope.values() if isinstance(part, dict)]:
         return [reach for part in nested for reach in _scaled(limit, part)]
     factor = rope.get("factor")
@@ -48,17 +44,14 @@ def _scaled(limit: int, rope: dict[str, Any]) -> list[int]:
 
 
 def check_packing(model: nn.Module, rows: int = 2) -> None:
-    """Raise if a model mixes the examples of a packed row.
+    """Raise a ValueError if the logits of a text depend on the texts before it in a packed row.
 
-    Two short texts are read packed and separately, and once more with the first of them changed: a
-    few tokens, no gradients.
+    Two short texts are read packed and separately, and once more with the first of them changed,
+    without gradients.
 
     Args:
         model: A causal language model of transformers, or a PEFT model around one.
         rows: Packed rows per batch.
-
-    Raises:
-        ValueError: a text's logits depend on the texts before it in its row.
     """
     unwrapped: Any = getattr(model, "get_base_model", None)
     base = model if unwrapped is None else unwrapped()

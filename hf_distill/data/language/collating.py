@@ -21,11 +21,9 @@ OWN = ("input_ids", "attention_mask", "labels", "token_weights", "position_ids")
 class LanguageCollator:
     """Collator that pads rows of tokens on the right.
 
-    The rows of `pack` get no attention mask: their position ids separate the examples. Their
-    padding has position 0 throughout, so that each of its tokens is a separate example.
-
-    Padding is recognised by the mask and the labels, never by its token; so a tokenizer without a
-    padding token pads with its end token.
+    The rows of `pack` get no attention mask: their position ids separate the examples, and each
+    token of their padding has position 0. Padding is recognised by the mask and the labels; a
+    tokenizer without a padding token pads with its end token.
 
     Args:
         tokenizer: Source of the padding token.
@@ -56,19 +54,15 @@ class LanguageCollator:
                 "Expected rows that are all packed or none, got both in one batch. Pack all of the "
                 "data (hf_distill.data.language.pack), or none."
             )
-        fill = {"input_ids": self._padding(), "labels": IGNORE, "token_weights": 0.0}
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        padding = next(token for token in ids if token is not None)
+        fill = {"input_ids": int(padding), "labels": IGNORE, "token_weights": 0.0}
         fill |= {"position_ids": 0} if all(packed) else {"attention_mask": 0}
         full = [_filled(row, "position_ids" in fill) for row in rows]
         names = [name for name in fill if all(name in row for row in full)]
         batch = {name: self._pad([row[name] for row in full], fill[name]) for name in names}
         others = [{k: v for k, v in row.items() if k not in OWN} for row in rows]
         return {**default_data_collator(others), **batch} if any(others) else batch
-
-    def _padding(self) -> int:
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0
 
     def _pad(self, rows: Sequence[Any], value: float) -> Tensor:
         tensors = [torch.as_tensor(row) for row in rows]

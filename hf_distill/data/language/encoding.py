@@ -7,12 +7,9 @@ from typing import Any
 
 
 def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    """The tokens of a text.
+    """Tokens of a text; special tokens that are written out in it are read as such.
 
-    Args:
-        tokenizer: A transformers tokenizer.
-        text: The text; special tokens that are written out in it are read as such.
-        special: With the beginning token, where this tokenizer adds one and the text has none.
+    ``special``: with the beginning token, where this tokenizer adds one and the text has none.
     """
     begin, end = tokenizer.bos_token, tokenizer.eos_token_id
     special = special and not (begin and text.startswith(begin))
@@ -25,16 +22,10 @@ def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
 def encode_cut(
     tokenizer: Any, text: str, cuts: Sequence[int], special: bool = False
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a text, and the number of tokens before each cut.
+    """Tokens of a text, and the number of tokens before each cut (characters, ascending).
 
     The text is read as a whole; where that would give a token on both sides of a cut, it is read in
     two, as a model reads a prompt before it writes the answer.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        text: The text.
-        cuts: Characters before each cut, ascending.
-        special: As in `encode`.
     """
     done: list[int] = []
     counts, start = [], 0

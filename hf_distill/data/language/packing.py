@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from hf_distill.data.language.tokenizing import COLUMNS, IGNORE
-from hf_distill.data.streams import first_row
+from hf_distill.data.streams import columns_of
 
 Part = tuple[int, int, int]
 """An example and a range of its tokens."""
@@ -32,8 +32,8 @@ def pack(
     not a label: the loss equals that of the separate examples.
 
     Args:
-        dataset: Rows of ``input_ids`` and, where they have them, ``labels`` and ``token_weights``,
-            as `tokenize` gives them; other columns are left out.
+        dataset: Rows of `tokenize`: ``input_ids`` and, where they have them, ``labels`` and
+            ``token_weights``; other columns are left out.
         length: Tokens per row.
         strategy: ``first_fit`` keeps examples whole; ``wrapped`` fills every row to the last token
             and cuts examples at the end of the row: the remainder is a separate example.
@@ -50,10 +50,7 @@ def pack(
         raise ValueError(f"Expected the strategy 'first_fit' or 'wrapped', got {strategy!r}.")
     if length < 2:
         raise ValueError(f"Expected rows of 2 tokens or more, got a length of {length}.")
-    columns = dataset.column_names
-    if columns is None:  # a stream without known columns
-        row, dataset = first_row(dataset)
-        columns = list(row or ())
+    columns, dataset = columns_of(dataset)
     if "input_ids" not in columns or "position_ids" in columns:
         state = "packed already" if "position_ids" in columns else "not tokenised"
         raise ValueError(
@@ -98,12 +95,7 @@ class _Packer:
 def first_fit(lengths: Sequence[int], length: int) -> list[list[Part]]:
     """Pack the longest examples first, each into the first row with room for it.
 
-    Args:
-        lengths: Lengths of the examples; those of one token are left out.
-        length: Length of a row.
-
-    Returns:
-        The examples of each row, in order.
+    Examples of one token are left out.
     """
     longest = max(lengths, default=0)
     if longest > length:
@@ -123,15 +115,7 @@ def first_fit(lengths: Sequence[int], length: int) -> list[list[Part]]:
 
 
 def wrapped(lengths: Sequence[int], length: int) -> list[list[Part]]:
-    """Concatenate the examples and cut them where a row is full.
-
-    Args:
-        lengths: Lengths of the examples; pieces of one token are left out.
-        length: Length of a row.
-
-    Returns:
-        The pieces of each row, in order.
-    """
+    """Concatenate the examples and cut them where a row is full, without pieces of one token."""
     rows: list[list[Part]] = [[]]
     room = length
     for example, tokens in enumerate(lengths):
