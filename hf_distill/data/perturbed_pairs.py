@@ -1,7 +1,5 @@
 """Pairs of a clean and a perturbed example: clean for the teacher, perturbed for the student."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 Example = dict[str, Any]
-PREFIX = "noisy_"
-"""Prefix of the columns with the perturbed version."""
+PREFIX = "noisy_"  # prefix of the columns with the perturbed version
 
 
 class PairedPerturbation(Dataset[Example]):

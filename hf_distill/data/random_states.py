@@ -1,7 +1,5 @@
 """Contexts that restore the random states at their end."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 from collections.abc import Iterable, Iterator

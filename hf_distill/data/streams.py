@@ -1,7 +1,5 @@
 """Reading the first example of a stream without consuming it."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator, Mapping

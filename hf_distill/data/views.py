@@ -10,8 +10,6 @@ et al.) Wrap only the training data:
 For a teacher whose outputs are cached, the views are recorded: see `recorded_views`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,8 +26,7 @@ from torch.utils.data import Dataset
 Example = dict[str, Any]
 View = Callable[[Example, "Views"], Example]
 """Function of an example and its data set that returns a view."""
-Parameters = dict[str, Any]
-"""Random values of one view, as plain JSON values."""
+Parameters = dict[str, Any]  # random values of one view, as plain JSON values
 PIXELS = "pixel_values"
 LABELS = frozenset({"label", "labels"})
 

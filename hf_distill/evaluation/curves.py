@@ -21,18 +21,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PICTURE = "curves.png"
-WORTH_DRAWING = 10
-"""Number of logged points from which curves are drawn without being requested."""
+WORTH_DRAWING = 10  # number of logged points from which curves are drawn without being requested
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colour-blind safe colours (Okabe and Ito 2008), without the yellow."""
 MAIN = "#222222"
-_MOST = 8
-"""Largest number of lines of a panel."""
-_MARKED = 30
-"""Largest number of points of a line with markers."""
+_MOST = 8  # largest number of lines of a panel
+_MARKED = 30  # largest number of points of a line with markers
 
-Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""Name -> ``(step, value)`` pairs."""
+Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> ``(step, value)`` pairs
 
 
 class Line(NamedTuple):

@@ -3,8 +3,6 @@
 Nothing here trains, and the models are loaded as a user of the published student would load them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

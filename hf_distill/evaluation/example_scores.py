@@ -1,7 +1,5 @@
 """Scores per example that can be resampled: task metrics and agreement with the teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +21,7 @@ from hf_distill.models.signals import Needs
 
 LEVEL = 0.95
 DRAWS = 2000
-BINS = 15
-"""Bins of confidence for the calibration error of language models."""
+BINS = 15  # bins of confidence for the calibration error of language models
 LIKENESS = ("agreement", "forward_kl_divergence", "reverse_kl_divergence", "acceptance_rate")
 TOKENS = ("tokens", "nll", "hits", "entropy", *LIKENESS)
 """Quantities summed over the tokens of a text."""

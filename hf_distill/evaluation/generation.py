@@ -1,7 +1,5 @@
 """Generated samples of several models, and tasks of the lm-eval harness."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib

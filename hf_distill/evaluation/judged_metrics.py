@@ -1,7 +1,5 @@
 """Judged metrics and default attacks of robustness reports; help texts import nothing else."""
 
-from __future__ import annotations
-
 AXES = {
     "clean": "Clean accuracy",
     "noise": "Accuracy under perturbation (mean)",

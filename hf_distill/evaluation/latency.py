@@ -1,7 +1,5 @@
 """Latency, throughput and size on disk."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

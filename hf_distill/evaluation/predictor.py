@@ -39,8 +39,7 @@ _PROCESSORS = {
     "image": "AutoImageProcessor",
     "audio": "AutoFeatureExtractor",
 }
-_UNLIMITED = 1_000_000
-"""Limits above this number mean that a tokenizer has none."""
+_UNLIMITED = 1_000_000  # limits above this number mean that a tokenizer has none
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Running sums of the trainer's evaluation metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

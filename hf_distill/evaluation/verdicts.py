@@ -29,10 +29,8 @@ from hf_distill.evaluation.statistics import (
 )
 from hf_distill.utils.suggest import did_you_mean
 
-SEEDS = 6
-"""Least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05."""
-COUNTED = 20
-"""Most pairs for exact sign-flip."""
+SEEDS = 6  # least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05
+COUNTED = 20  # most pairs for exact sign-flip
 
 
 @dataclass(frozen=True)

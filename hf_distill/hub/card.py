@@ -1,7 +1,5 @@
 """The student's model card: facts in, a README.md out that the Hub reads and a person believes."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Offline checks of names and model cards."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

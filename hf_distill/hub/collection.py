@@ -1,7 +1,5 @@
 """Collections of related students on the Hub, each with the claim of its card."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import partial

@@ -1,7 +1,5 @@
 """Commits of checked files to the Hub, with retries and error messages that name a remedy."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from hf_distill.hub.leaks import Checked
 
 T = TypeVar("T")
-ATTEMPTS = 4
-"""Attempts at a request before it fails."""
+ATTEMPTS = 4  # attempts at a request before it fails
 # The client itself repeats uploads and reads; the other calls (creating, committing) fail at the
 # first answer with one of these. 412: another push was committed in between.
 _PASSING = (408, 412, 500, 502, 503, 504)

@@ -1,7 +1,5 @@
 """The card's claim and its table of the models, from facts already cleaned."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Metadata of exported files, atomic updates of ``onnx/``, and the table of a student's card."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Publishable files of a folder, and the checks that a folder must pass."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

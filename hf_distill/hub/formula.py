@@ -1,7 +1,5 @@
 """The objective as a formula that the Hub typesets."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

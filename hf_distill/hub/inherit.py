@@ -1,7 +1,5 @@
 """Metadata inherited from the teacher's card, if it is on this machine."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-LONGEST = 600
-"""Characters of a section that are quoted."""
+LONGEST = 600  # characters of a section that are quoted
 _HEADING = re.compile(r"^#+\s*(?P<title>.*\S)\s*$", re.MULTILINE)
 _WANTED = re.compile(r"limitation|bias|risk|out.of.scope|ethical", re.IGNORECASE)
 _FILLER = re.compile(r"more information needed", re.IGNORECASE)

@@ -4,8 +4,6 @@ The card links the text of such a licence. It does not interpret it: whether wei
 adaptation of their training data, for example, is not settled.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

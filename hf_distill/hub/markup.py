@@ -1,7 +1,5 @@
 """Values as Markdown holds them: escaped, one line, no table broken."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

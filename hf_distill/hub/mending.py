@@ -1,7 +1,5 @@
 """Correction of card fields, so that a training does not fail over a model card."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +26,7 @@ FIELDS = {
 """Argument of `Trainer.create_model_card` -> the field of `StudentCard`."""
 CARD_ARGUMENTS = (*FIELDS, "dataset_tags", "dataset", "dataset_args")
 _CLEARED = ("language", "license", "task", "base_model")
-_LONGEST = 80
-"""Characters of a value that a note shows."""
+_LONGEST = 80  # characters of a value that a note shows
 
 
 def mended(

@@ -1,7 +1,5 @@
 """The card's front matter, and the student's results as the Hub reads them."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The body of the card: the templates of ``model_cards``, filled with facts already cleaned."""
 
-from __future__ import annotations
-
 import functools
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Push of a finished student to the Hub: checked before the first request, in one commit."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

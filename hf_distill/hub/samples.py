@@ -1,7 +1,5 @@
 """Generated samples of several models, stored with a model and shown on its card."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -18,10 +16,8 @@ from .comparison import MODELS
 from .markup import code, fenced
 
 FILE = "samples.json"
-SHOWN = 5
-"""Prompts that a card shows."""
-LONGEST = 800
-"""Characters of a prompt or text that a card shows."""
+SHOWN = 5  # prompts that a card shows
+LONGEST = 800  # characters of a prompt or text that a card shows
 CUT, NOTHING = " […]", "(nothing)"
 
 

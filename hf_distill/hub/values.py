@@ -1,7 +1,5 @@
 """Normalisation of card values to those that the Hub accepts."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

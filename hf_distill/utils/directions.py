@@ -1,7 +1,5 @@
 """The direction in which a metric is better, by its name."""
 
-from __future__ import annotations
-
 import re
 
 # Short words count as whole words only: "answer_f1" has nothing to do with the word error rate.

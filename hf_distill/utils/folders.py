@@ -1,8 +1,6 @@
 """Safe output folders: nobody else's files are replaced, one process writes at a time, and disk
 errors are readable."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -22,8 +20,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".hf_distill.lock"
-"""The file on which the process that works in a folder holds its lock."""
+LOCK = ".hf_distill.lock"  # the file on which the process that works in a folder holds its lock
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),

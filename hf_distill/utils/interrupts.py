@@ -1,7 +1,5 @@
 """Reliable Ctrl-C: Python drops exceptions raised inside `__del__`."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import signal
@@ -10,8 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-AGAIN = 0.05
-"""Seconds after which an interrupt that was dropped comes again."""
+AGAIN = 0.05  # seconds after which an interrupt that was dropped comes again
 _asked = False
 
 

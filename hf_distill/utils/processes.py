@@ -4,8 +4,6 @@ accelerate (1.15) joins the processes of `torchrun`, of Ray, … on CPUs only wi
 otherwise each runs alone without a warning and would train or write all.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Conversations: tokens of a chat template, with labels on the assistant's text."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,8 +13,7 @@ from hf_distill.data.language.encoding import encode_cut
 from hf_distill.data.streams import columns_of
 
 Message = Mapping[str, Any]
-Span = tuple[int, int, float]
-"""A range of characters of a text, and its weight."""
+Span = tuple[int, int, float]  # a range of characters of a text, and its weight
 REMEDY = (
     "pass a template that marks the answers with {% generation %} "
     "(chat_template_kwargs={'chat_template': …})."

@@ -1,15 +1,12 @@
 """Checks of a model against the data, before training."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-TEXTS = (5, 4)
-"""Tokens of the two texts that `check_packing` packs."""
+TEXTS = (5, 4)  # tokens of the two texts that `check_packing` packs
 
 
 def check_context(config: Any, length: int, who: str) -> None:

@@ -1,7 +1,5 @@
 """Tokenization with boundaries that no token may span."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

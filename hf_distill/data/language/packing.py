@@ -1,7 +1,5 @@
 """Packing: several short examples in one row, without attention between them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +10,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from hf_distill.data.language.tokenizing import COLUMNS, IGNORE
 from hf_distill.data.streams import columns_of
 
-Part = tuple[int, int, int]
-"""An example and a range of its tokens."""
+Part = tuple[int, int, int]  # an example and a range of its tokens
 FIRST = {"labels": IGNORE, "token_weights": 0.0}
 """Label of the first token of an example in a row: the tokens before it must not predict it."""
 

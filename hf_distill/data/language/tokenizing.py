@@ -1,7 +1,5 @@
 """Tokenization of texts, prompts with completions, and conversations."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

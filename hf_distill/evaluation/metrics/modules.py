@@ -1,7 +1,5 @@
 """The metrics of `load_metric`, as modules of `evaluate`; each is named after its class."""
 
-from __future__ import annotations
-
 import math
 
 import datasets

@@ -1,7 +1,5 @@
 """The one check of all that is published: students, checkpoints, caches."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import shutil

@@ -1,8 +1,6 @@
 """Leaks in the content of a file: values of JSON, metadata of weights and images, readable text in
 binary files."""
 
-from __future__ import annotations
-
 import gzip
 import html
 import io
@@ -30,11 +28,9 @@ PROSE = ("*.md", "*.jinja", "LICENSE*", "NOTICE*", "recipe.yaml")
 """Written by a person, for persons: an address is meant."""
 TEXTS = (*PROSE, "*.json", "*.jsonl", "*.yaml", "*.txt", "*.csv", "*.py", "bpe.codes")
 """Files that must be UTF-8; of others only readable text is searched."""
-_LARGEST = 2**28
-"""Limit of decompressed bytes."""
+_LARGEST = 2**28  # limit of decompressed bytes
 _BLOCK, _OVERLAP, _SHORTEST = 2**24, 2**12, 7
-_LISTED = 1000
-"""A list of more texts is of pieces of words, each without its key."""
+_LISTED = 1000  # a list of more texts is of pieces of words, each without its key
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U000([0-9a-fA-F]{5}))")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"fdAT", b"fcTL", b"acTL"})

@@ -1,7 +1,5 @@
 """Access to files without following links out of a folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Secrets and private places in text: tokens, keys, passwords, local paths, addresses."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import os
@@ -24,8 +22,7 @@ HOME = re.compile(
 )
 """A user's folder, so certain that even a vocabulary is searched for it."""
 _HOMES = ("/home/", "/Users/", "/var/folders/", "/root/", ":\\")
-_SHORTEST = 10
-"""Letters of the shortest secret with its name; most pieces of words are shorter."""
+_SHORTEST = 10  # letters of the shortest secret with its name; most pieces of words are shorter
 
 # What opens the tokens of the services that give them a form of their own -> what follows. The
 # opening is searched first: regular expressions alone take seconds for a large tokenizer.json.
