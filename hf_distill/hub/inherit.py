@@ -67,7 +67,10 @@ def _quote(body: str) -> str:
         end = after[0].start() if after else len(body)
         text = _plain(body[heading.end() : end])
         if _WANTED.search(heading["title"]) and text and not _FILLER.search(text):
-            return text if len(text) <= LONGEST else _cut(text)
+            if len(text) <= LONGEST:
+                return text
+            end = text.rfind(". ", 0, LONGEST) + 1
+            return f"{text[: end if end > LONGEST // 2 else LONGEST]} …"
     return ""
 
 
@@ -76,8 +79,3 @@ def _plain(markdown: str) -> str:
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"^[\s>*+-]+|[*`|]", " ", text, flags=re.MULTILINE)
     return " ".join(text.split())
-
-
-def _cut(text: str) -> str:
-    end = text.rfind(". ", 0, LONGEST) + 1
-    return f"{text[: end if end > LONGEST // 2 else LONGEST]} …"

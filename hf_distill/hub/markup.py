@@ -24,7 +24,7 @@ def sentence(markdown: str) -> str:
 
 
 def _harmless(match: re.Match[str]) -> str:
-    """A part of a paragraph; backticks that open no code span here could open one further on."""
+    """Part of a paragraph; backticks that open no code span here could open one further on."""
     if match["escape"] or match["run"]:
         return match[0]
     return "".join(f"\\{sign}" for sign in match[0])
@@ -57,7 +57,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def linked(source: Mapping[str, Any]) -> str:
-    """A model or data set by name, as a link where it is on the Hub or has an address."""
+    """A model or data set by name, as a link if it is on the Hub or has an address."""
     name, kind = source["name"], source.get("kind", "")
     address = str(source.get("url", ""))
     if source.get("id"):

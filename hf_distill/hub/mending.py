@@ -1,9 +1,10 @@
 """Correction of card fields, so that a training does not fail over a model card."""
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def mended(
         arguments: Those of `Trainer.create_model_card`; None and what is missing: not given.
 
     Returns:
-        The card, and a note for each field that was changed: its name, what came, what was done.
+        The card, and a note for each field that was changed.
     """
     notes: list[str] = []
     cleared: Any = dict.fromkeys(_CLEARED)
@@ -64,13 +65,10 @@ def mended(
 def write_mended(
     card: StudentCard, folder: str | os.PathLike[str], arguments: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """`mended`, then written to ``folder/README.md`` as `write` does it.
+    """`mended`, then written to ``folder/README.md`` as `write` does it; returns the notes.
 
-    A card that stands there and cannot be published, or not be read, is kept beside ours under
-    another name, which is not published.
-
-    Returns:
-        The notes of `mended`, and what was done with a card that stood there.
+    A card there that cannot be published, or not be read, is kept under another name, which is not
+    published.
     """
     path = Path(folder) / "README.md"
     card, notes = mended(card, arguments)
@@ -84,7 +82,9 @@ def write_mended(
     except (OSError, ValueError) as error:
         joined, problems = text, [" ".join(str(error).split())]
     if problems and path.exists():
-        aside = _free(path.with_name("README.old.md"))
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        places = (path.with_name(f"README.old{ending}.md") for ending in endings)
+        aside = next(place for place in places if not place.exists())
         path.rename(aside)
         joined = text
         notes.append(
@@ -96,18 +96,6 @@ def write_mended(
     else:
         write_text(path, joined)
     return notes
-
-
-def _free(path: Path) -> Path:
-    """``path``, or where something has that name the first free one with a number."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
-
-
-# ---- one field -----------------------------------------------------------------------------------
 
 
 def _settled(card: StudentCard, name: str, field: str, value: Any, notes: list[str]) -> StudentCard:
@@ -141,9 +129,9 @@ def _items(value: Any) -> list[Any]:
 
 
 def _note(name: str, value: Any, done: str) -> str:
-    shown = repr(value)
-    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
-    return f"`{name}`: got {shown}: {done}"
+    text = repr(value)
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return f"`{name}`: got {text}: {done}"
 
 
 def _languages(value: Any) -> str | list[str] | None:
@@ -178,7 +166,6 @@ def _is_a_name(text: str) -> bool:
 
 
 def _first_of(name: str, value: Any, notes: list[str]) -> list[str]:
-    """The first text of an argument that a card shows one of."""
     found = values.texts(value)
     if found[1:]:
         notes.append(_note(name, value, f"the first is written, {found[0]!r}"))
@@ -188,7 +175,6 @@ def _first_of(name: str, value: Any, notes: list[str]) -> list[str]:
 
 
 def _numbers(model: str, row: Any, notes: list[str]) -> dict[str, Any]:
-    """The figures of a model that are numbers, or means over seeds."""
     kept = {}
     for metric, value in row.items() if isinstance(row, Mapping) else ():
         spread = isinstance(value, Mapping) and value.keys() == {"mean", "std"}
@@ -210,17 +196,15 @@ def _number(value: Any) -> float | int | None:
     return value if finite else None
 
 
-# ---- the whole card ------------------------------------------------------------------------------
-
-
 def _built_up(card: StudentCard, notes: list[str]) -> StudentCard:
     """The card, or where it cannot be published, with all its fields that can."""
     if not _problem(card):
         return card
     kept = StudentCard(card.model_name)
-    for name, default in _optional():
+    # a licence's name comes before the licence
+    for name in sorted((f.name for f in fields(card)), key=lambda name: name == "license"):
         value = getattr(card, name)
-        if value != default:
+        if value != getattr(kept, name):
             tried = replace(kept, **{name: value})
             if problem := _problem(tried):
                 notes.append(_note(name, value, f"left out ({problem})"))
@@ -229,16 +213,8 @@ def _built_up(card: StudentCard, notes: list[str]) -> StudentCard:
     return kept
 
 
-def _optional() -> Iterator[tuple[str, Any]]:
-    """The fields of a card but its name, with their defaults; a licence's name before it."""
-    for field in sorted(fields(StudentCard), key=lambda field: field.name == "license"):
-        if field.name != "model_name":
-            factory = field.default_factory
-            yield field.name, field.default if factory is MISSING else factory()
-
-
 def _problem(card: StudentCard) -> str:
-    """The first reason why a card cannot be published; empty: there is none."""
+    """The first reason why a card cannot be published; empty without one."""
     try:
         return next(iter(card_problems(render(card))), "")
     except Exception as error:  # of whatever a fact of another type leads to

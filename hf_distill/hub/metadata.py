@@ -8,11 +8,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from .comparison import is_result, main_metric, mean
 
 TAGS = ("distillation", "knowledge-distillation", "hf_distill", "generated_from_trainer")
-KEYS = (
-    *("language", "license", "license_name", "license_link", "library_name", "pipeline_tag"),
-    *("base_model", "base_model_relation", "teacher_model", "datasets", "metrics", "tags"),
-    *("co2_eq_emissions", "model-index"),
-)
+_KEYS = """
+language license license_name license_link library_name pipeline_tag base_model base_model_relation
+teacher_model datasets metrics tags co2_eq_emissions model-index
+"""
+KEYS = tuple(_KEYS.split())
 """The order of the front matter. Other keys, which a person added, are kept by `write`."""
 
 
@@ -24,6 +24,7 @@ def metadata(facts: dict[str, Any]) -> dict[str, Any]:
     student = facts.get("results", {}).get("student", {})
     metrics = [metric for metric in student if is_result(metric)]
     results = _results(facts, metrics)
+    methods = [term["name"] for term in facts.get("objective", [])]
     found = ModelCardData(
         language=facts.get("language"),
         license=facts.get("license"),
@@ -36,7 +37,7 @@ def metadata(facts: dict[str, Any]) -> dict[str, Any]:
         teacher_model=None if "how" in teacher else teacher.get("id"),
         datasets=[data["id"]] if data.get("id") else None,
         metrics=metrics,
-        tags=[*dict.fromkeys((*TAGS, *_methods(facts), *facts.get("tags", [])))],
+        tags=list(dict.fromkeys([*TAGS, *methods, *facts.get("tags", [])])),
         co2_eq_emissions=_emissions(facts),
         model_name=facts["model_name"].split("/")[-1],
         eval_results=results,
@@ -96,10 +97,6 @@ def _results(facts: dict[str, Any], metrics: list[str]) -> list[EvalResult]:
         )
         for row in rows
     ]
-
-
-def _methods(facts: dict[str, Any]) -> list[str]:
-    return [term["name"] for term in facts.get("objective", [])]
 
 
 def _emissions(facts: dict[str, Any]) -> dict[str, Any] | None:

@@ -31,19 +31,15 @@ _TASKS: dict[str, tuple[str, str]] = {
     "automatic-speech-recognition": (AUDIO, "SpeechSeq2Seq"),
 }
 """Pipeline tag -> the template, and the auto class of its quick start."""
-_WITHOUT_PIPELINE = frozenset(
-    {
-        *("question-answering", "multiple-choice", "feature-extraction", "sentence-similarity"),
-        *("text2text-generation", "translation", "summarization"),
-    }
-)
-"""Tasks without a pipeline in transformers 5: the quick start uses the model."""
+_WITHOUT_PIPELINE = """
+question-answering multiple-choice feature-extraction sentence-similarity text2text-generation
+translation summarization
+"""  # in transformers 5: the quick start uses the model
 _ARXIV = re.compile(r"eprint\s*=\s*\{(\d{4}\.\d{4,5})\}")
 
 
 def body(facts: dict[str, Any]) -> str:
     """The card's Markdown after the front matter."""
-    environment = templates()
     task = facts.get("task", "")
     template, auto = _TASKS.get(task, (TEXT, "")) if task else ("model_card.md", "")
     if "CTC" in facts.get("student", {}).get("architecture", ""):
@@ -51,19 +47,23 @@ def body(facts: dict[str, Any]) -> str:
     objective = facts.get("objective", [])
     sources = _sources(facts)
     stated = {name: source.get("license") for name, source in sources.items()}
-    text = environment.get_template(template).render(
-        facts,
-        claim=claim(facts),
-        comparison=comparison(facts),
-        explained=explained(facts),
-        written=samples.section(facts.get("samples", [])),
-        citations=list(dict.fromkeys(t["citation"] for t in objective if "citation" in t)),
-        auto=f"AutoModelFor{auto}" if auto else "AutoModel",
-        piped=task in _TASKS and task not in _WITHOUT_PIPELINE,
-        latex=formula.latex(objective) if objective else "",
-        legend=formula.legend(objective) if objective else "",
-        sources=sources,
-        warnings=licences.warnings(facts.get("license"), stated),
+    text = (
+        templates()
+        .get_template(template)
+        .render(
+            facts,
+            claim=claim(facts),
+            comparison=comparison(facts),
+            explained=explained(facts),
+            written=samples.section(facts.get("samples", [])),
+            citations=list(dict.fromkeys(t["citation"] for t in objective if "citation" in t)),
+            auto=f"AutoModelFor{auto}" if auto else "AutoModel",
+            piped=task in _TASKS and task not in _WITHOUT_PIPELINE.split(),
+            latex=formula.latex(objective) if objective else "",
+            legend=formula.legend(objective) if objective else "",
+            sources=sources,
+            warnings=licences.warnings(facts.get("license"), stated),
+        )
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -74,17 +74,9 @@ def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_folder()), trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "cell": markup.cell,
-        "code": markup.code,
-        "fenced": markup.fenced,
-        "flat": markup.flat,
-        "linked": markup.linked,
-        "show": markup.show,
-        "papers": _papers,
-        "sentence": markup.sentence,
-        "weight": weight,
-    }
+    names = ("cell", "code", "fenced", "flat", "linked", "sentence", "show")
+    environment.filters |= {name: getattr(markup, name) for name in names}
+    environment.filters |= {"papers": _papers, "weight": weight}
     return environment
 
 
@@ -105,8 +97,7 @@ def _papers(term: dict[str, Any]) -> str:
 
 
 def _folder() -> Path:
-    """Folder ``model_cards``: inside the package in a wheel, next to it in a checkout (and
-    ``-e``)."""
+    """Folder ``model_cards``: inside the package in a wheel, next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "model_cards", package.parent / "model_cards"):
         if (folder / "model_card.md").is_file():

@@ -5,7 +5,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def section(samples: Sequence[Mapping[str, Any]]) -> str:
     for number, sample in enumerate(samples[:SHOWN], start=1):
         texts = sample.get("texts", {})
         blocks = [_block(f"**Prompt {number}**", sample.get("prompt", ""))]
-        blocks += [_block(_title(role), texts[role]) for role in _ordered(texts)]
+        for role in sorted(texts, key=_place):
+            title = MODELS.get(role) or code(re.sub(r"\W+", " ", role).strip()[:40])
+            blocks.append(_block(title, texts[role]))
         parts.append("\n\n".join(blocks))
     if not parts:
         return ""
@@ -83,13 +85,10 @@ def section(samples: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(["## Samples", told, *parts])
 
 
-def _ordered(roles: Iterable[str]) -> list[str]:
+def _place(role: str) -> float:
+    """Place of a model: the teacher first, the student last, others before it."""
     known = list(reversed(MODELS))
-    return sorted(roles, key=lambda role: known.index(role) if role in known else len(known) - 1.5)
-
-
-def _title(role: str) -> str:
-    return MODELS.get(role) or code(re.sub(r"\W+", " ", role).strip()[:40])
+    return known.index(role) if role in known else len(known) - 1.5
 
 
 def _block(title: str, text: str) -> str:

@@ -36,7 +36,6 @@ zh Chinese, zh Mandarin, zu Zulu
 """
 _PAIRS = [entry.split(maxsplit=1) for entry in " ".join(_NAMES.split()).split(", ")]
 _BY_NAME = {name.lower(): code for code, name in _PAIRS}
-_TWO_LETTERS = frozenset(_BY_NAME.values())
 _FORMER = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro"}
 """Codes that ISO 639-1 has withdrawn -> those that took their place."""
 _LOCALE = re.compile(r"([a-z]{2,3})(?:[-_][a-z0-9]{2,8})*(?:\.[\w-]+)?(?:@\w+)?")
@@ -62,7 +61,7 @@ universal community agreement terms of use public dedication
 
 
 def _key(licence: str) -> tuple[str, ...]:
-    """Identifying words of a licence in sorted order: equal for ``Apache License, Version 2.0`` and
+    """Identifying words of a licence, sorted: the same of ``Apache License, Version 2.0`` and
     ``apache-2.0``."""
     text = " ".join(re.sub(r"[^a-z0-9.+]+", " ", licence.lower()).split())
     for pattern, short in _IN_FULL:
@@ -95,7 +94,7 @@ def languages(text: str) -> list[str]:
             found.append(part)
         elif part in _BY_NAME:  # three letters may be a name: Twi
             found.append(_BY_NAME[part])
-        elif len(code) == 3 or code in _TWO_LETTERS:
+        elif len(code) == 3 or code in _BY_NAME.values():
             found.append(code)
         else:
             words = _words(part)
@@ -140,5 +139,4 @@ def texts(value: Any) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,6 +9,7 @@ import torch
 
 from hf_distill.evaluation.metrics import functional
 from hf_distill.losses import forward_kl, reverse_kl
+from hf_distill.objectives.distributions import HINTON
 
 NUMBER, CLASS = datasets.Value("float64"), datasets.Value("int64")
 LOGITS = datasets.List(NUMBER)
@@ -18,13 +19,21 @@ def _of(kind: datasets.Value | datasets.List, other: object = None) -> datasets.
     return datasets.Features(predictions=kind, references=other or kind)
 
 
+def _described(
+    metric: evaluate.Metric, inputs: str, citation: str, features: object
+) -> evaluate.MetricInfo:
+    """Metadata of a metric, with its docstring as the description."""
+    told = " ".join(str(metric.__doc__).split())
+    return evaluate.MetricInfo(told, citation, features, inputs_description=inputs)
+
+
 class Agreement(evaluate.Metric):
     """The share of items for which student and teacher choose the same class."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            inputs_description="""
+        return _described(
+            self,
+            """
 Args:
     predictions: the student's logits, (N, C), or its class ids, (N).
     references: the teacher's, in the same form, for the same items.
@@ -35,7 +44,7 @@ Returns:
 Raises:
     ValueError: the shapes differ.
 """,
-            citation="""@inproceedings{stanton2021does,
+            """@inproceedings{stanton2021does,
   title={Does Knowledge Distillation Really Work?},
   author={Stanton, Samuel and Izmailov, Pavel and Kirichenko, Polina and Alemi, Alexander A. and
           Wilson, Andrew Gordon},
@@ -43,7 +52,7 @@ Raises:
   year={2021},
   url={https://arxiv.org/abs/2106.05945}
 }""",
-            features=[_of(LOGITS), _of(CLASS)],
+            [_of(LOGITS), _of(CLASS)],
         )
 
     def _compute(
@@ -62,9 +71,9 @@ class CalibrationError(evaluate.Metric):
     are averaged, weighted by the number of items."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=" ".join(str(self.__doc__).split()),
-            inputs_description="""
+        return _described(
+            self,
+            """
 Args:
     predictions: logits, (N, C).
     references: class ids, (N). Items labelled -100 are left out.
@@ -77,14 +86,14 @@ Returns:
 Raises:
     ValueError: bins below 1.
 """,
-            citation="""@inproceedings{guo2017calibration,
+            """@inproceedings{guo2017calibration,
   title={On Calibration of Modern Neural Networks},
   author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
   booktitle={International Conference on Machine Learning},
   year={2017},
   url={https://arxiv.org/abs/1706.04599}
 }""",
-            features=_of(LOGITS, CLASS),
+            _of(LOGITS, CLASS),
         )
 
     def _compute(
@@ -103,9 +112,9 @@ class KLDivergence(evaluate.Metric):
     student holds possible what the teacher does not."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=" ".join(str(self.__doc__).split()),
-            inputs_description="""
+        return _described(
+            self,
+            """
 Args:
     predictions: the student's logits, (N, C), finite.
     references: the teacher's logits, (N, C), finite, for the same items.
@@ -119,14 +128,8 @@ Returns:
 Raises:
     ValueError: the shapes differ, or temperature is not above 0.
 """,
-            citation="""@article{hinton2015distilling,
-  title={Distilling the Knowledge in a Neural Network},
-  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
-  journal={arXiv preprint arXiv:1503.02531},
-  year={2015},
-  url={https://arxiv.org/abs/1503.02531}
-}""",
-            features=_of(LOGITS),
+            HINTON,
+            _of(LOGITS),
         )
 
     def _compute(
@@ -146,9 +149,9 @@ class Retention(evaluate.Metric):
     the results (accuracies on several tasks, say). For results of which more is better."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=" ".join(str(self.__doc__).split()),
-            inputs_description="""
+        return _described(
+            self,
+            """
 Args:
     predictions: the student's results, (N): one number for each task or data set.
     references: the teacher's results, (N), on the same tasks in the same order.
@@ -159,14 +162,14 @@ Returns:
 Raises:
     ValueError: a result of the teacher is not a positive finite number.
 """,
-            citation="""@article{sanh2019distilbert,
+            """@article{sanh2019distilbert,
   title={DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter},
   author={Sanh, Victor and Debut, Lysandre and Chaumond, Julien and Wolf, Thomas},
   journal={arXiv preprint arXiv:1910.01108},
   year={2019},
   url={https://arxiv.org/abs/1910.01108}
 }""",
-            features=_of(NUMBER),
+            _of(NUMBER),
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The one check of all that is published: students, checkpoints, caches."""
+"""The check of all that is published: students, checkpoints, caches."""
 
 import mmap
 import os
@@ -23,9 +23,8 @@ _IN_PLACE = (".safetensors", ".arrow", ".onnx", ".onnx_data", ".data")
 class Checked:
     """A checked file with its content or hash at the time of the check.
 
-    ``content`` is what is to be published: the very bytes that were checked, or of large files the
-    path, which `verify` compares with what was checked; ``hashed`` is then its upload, hashed while
-    other files are checked.
+    ``content`` is what is to be published: the bytes that were checked, or of large files the path,
+    which `verify` compares with what was checked; ``hashed`` is then its upload, hashed meanwhile.
     """
 
     name: str
@@ -48,15 +47,11 @@ class Checked:
 
 
 def check_files(root: Path, names: Iterable[str]) -> tuple[list[Checked], list[str]]:
-    """Check files of a folder before they are published.
-
-    Args:
-        root: The folder.
-        names: Relative, with slashes.
+    """Check files of a folder, by relative names with slashes, before they are published.
 
     Returns:
-        The files, and a line for each reason not to publish one of them: a link,
-        a special file, a token, a local path, text in another encoding, …
+        The files, and a line for each reason not to publish one of them: a link, a special file, a
+        token, a local path, text in another encoding, …
     """
     files, problems = [], []
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))

@@ -39,9 +39,8 @@ _PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"fdAT", b"fcT
 def file_leaks(name: str, data: bytes | memoryview) -> list[str]:
     """Reasons against publishing a file, one phrase each that follows its name.
 
-    Args:
-        name: Relative path with slashes; determines the kind of file.
-        data: Its content; of weights and shards the first bytes are enough (see `head`).
+    ``name`` is the relative path with slashes, which determines the kind of file; of weights and
+    shards the first bytes of ``data`` are enough (see `head`).
     """
     base = name.rpartition("/")[2]
     if not data:
@@ -69,11 +68,7 @@ def head(name: str, file: BinaryIO) -> bytes:
 
 
 def read_text(name: str, data: bytes) -> str:
-    """The text of a file.
-
-    Raises:
-        ValueError: it is not UTF-8; the message names the encoding, and what to do.
-    """
+    """The text of a file; ValueError if it is not UTF-8, with the encoding and the remedy."""
     encoding = _encoding(data)
     try:
         if encoding is None:

@@ -19,7 +19,6 @@ class OutsideError(ValueError):
 
 
 def lies_inside(root: Path, name: str) -> bool:
-    """Tell whether ``name`` is a regular file of the folder ``root`` itself: see `open_inside`."""
     try:
         _real(root, name)
     except OutsideError:
@@ -28,16 +27,12 @@ def lies_inside(root: Path, name: str) -> bool:
 
 
 def open_inside(root: Path, name: str) -> BinaryIO:
-    """Open a regular file of a folder for reading.
+    """Open a regular file of a folder for reading, by its relative name with slashes.
 
     No symbolic link is followed, be it the file's name or a folder's on the way to it. The one
     exception is the layout of the Hub's own cache, where ``root`` is a snapshot and its files are
     links to the blobs of the same repository. What has other names (hard links) is refused too,
-    weights and shards excepted.
-
-    Args:
-        root: The folder; it may itself be reached by a link.
-        name: Relative, with slashes.
+    weights and shards excepted. ``root`` may itself be reached by a link.
 
     Raises:
         OutsideError: anything else; the message contains the reason and the remedy.
@@ -64,11 +59,8 @@ def open_inside(root: Path, name: str) -> BinaryIO:
 
 
 def _real(root: Path, name: str) -> Path:
-    """The path of the bytes of ``name``: in ``root``, or among the blobs of the Hub's cache.
-
-    Raises:
-        OutsideError: elsewhere, or not a regular file.
-    """
+    """The path of the bytes of ``name``: in ``root``, or among the blobs of the Hub's cache;
+    otherwise OutsideError."""
     base = Path(os.path.realpath(root))
     path = base
     parts = PurePosixPath(name).parts

@@ -123,7 +123,6 @@ def secret_values() -> list[str]:
 
 
 def own_folders() -> list[str]:
-    """Folders that identify this machine: home, working directory and Python's."""
     folders = {str(Path.home()), os.getcwd(), sys.prefix, sys.base_prefix}
     return sorted(folder + os.sep for folder in folders if len(folder) > 1)
 
@@ -175,14 +174,11 @@ def leaks_of_vocabulary(text: str) -> list[str]:
     found = []
     if any(opening in text for opening in _HOMES):  # far faster than the pattern, in which most end
         found = [f"the local folder {match[0]}" for match in HOME.finditer(text)]
-    found += [f"the local folder {name}" for name in own_folders() if name in text and _deep(name)]
+    # a single name may be a piece of a word
+    own = [f for f in own_folders() if len(Path(f).parts) > 2 or Path(f) == Path.home()]
+    found += [f"the local folder {folder}" for folder in own if folder in text]
     lines = (line for line in text.split("\n") if len(line) >= _SHORTEST or "://" in line)
     return list(dict.fromkeys(found)) + secrets_in("\n".join(lines))
-
-
-def _deep(folder: str) -> bool:
-    """True for paths of more than one name (a single one may be a piece of a word)."""
-    return len(Path(folder).parts) > 2 or Path(folder) == Path.home()
 
 
 def secrets_in(text: str) -> list[str]:
