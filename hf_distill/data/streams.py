@@ -48,10 +48,7 @@ def first_of(stream: Any) -> tuple[Any, Any]:
     """The first example of a stream, and the stream to use in its place.
 
     That is the stream itself, if a second reading in the same random state starts anew, and else
-    one with the examples that were taken in front.
-
-    Raises:
-        ValueError: the stream is empty.
+    one with the examples that were taken in front. ValueError if it is empty.
     """
     readings = []
     for _ in range(2):

@@ -196,9 +196,6 @@ class CurvesCallback(TrainerCallback):
     Args:
         folder: Folder of ``curves.png``; default: ``output_dir``.
         at_least: Least number of logged points.
-
-    Raises:
-        ImportError: matplotlib is missing.
     """
 
     def __init__(self, folder: str | Path | None = None, at_least: int = 1):

@@ -118,15 +118,8 @@ def evaluate(
 
 
 def read_texts(dataset: Dataset, column: str | None = None) -> Examples:
-    """The texts of a data set, as examples of one class.
-
-    Args:
-        dataset: One split.
-        column: By default ``text`` or ``sentence``.
-
-    Raises:
-        ValueError: a column that is not there, or holds something else.
-    """
+    """Texts of a split, from a column (default: ``text`` or ``sentence``), as examples of one
+    class."""
     usual = (column,) if column else ("text", "sentence")
     found = next((name for name in usual if name in dataset.column_names), None)
     if found is None:

@@ -196,13 +196,7 @@ def intervals(
     """Figures with their intervals: Wilson's for shares of the examples, else the bootstrap's.
 
     All figures of all models see the same resamples, one at a time: many of them are large.
-
-    Args:
-        figures: Role -> name -> figure.
-        size: The number of examples.
-
-    Returns:
-        Role -> name -> ``value``, ``low``, ``high``; the bounds are None where there are none.
+    ``figures``: role -> name -> figure, as the result, whose bounds are None where there are none.
     """
     drawn: dict[tuple[str, str], list[float]] = {}
     rng = np.random.default_rng(0)

@@ -122,16 +122,10 @@ class Examples:
         label_column: str | None = None,
         groups_column: str | None = None,
     ) -> Examples:
-        """The examples of one split of a data set.
+        """The examples of a split.
 
-        Args:
-            dataset: One split.
-            input_column: By default the first of `INPUTS` that it has.
-            label_column: By default ``label`` or ``labels``: class ids, or names.
-            groups_column: The group of each example.
-
-        Raises:
-            ValueError: a column that is not there, or see the class.
+        By default the inputs are the first of `INPUTS` and the labels (class ids, or names) the
+        first of `LABELS` that it has; a column that is not there raises a ValueError.
         """
         column = _column(dataset, input_column, INPUTS, "the examples (text, image, audio)")
         answer = _column(dataset, label_column, LABELS, "the labels")

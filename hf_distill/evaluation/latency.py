@@ -32,11 +32,8 @@ class Speed:
 
     Attributes:
         latency_ms: Milliseconds for the batch: the median over the repeats.
-        p10_ms: The 10th percentile of the repeats.
-        p90_ms: The 90th.
+        p10_ms: The 10th percentile of the repeats; ``p90_ms``: the 90th.
         throughput: Examples per second: batch size / latency.
-        batch_size: Examples in the batch.
-        repeats: Number of runs.
         threads: CPU threads of torch's operators; None: another device computes.
         hardware: The CPU and its cores, or the name of the GPU.
         dtype: Of most of the weights: float32, bfloat16, int8, ….
@@ -53,7 +50,6 @@ class Speed:
     dtype: str
 
     def describe(self) -> dict[str, Any]:
-        """The attributes as plain values."""
         return dataclasses.asdict(self)
 
     def on_card(self) -> tuple[dict[str, float], dict[str, Any]]:
@@ -76,9 +72,6 @@ def measure_speeds(
         pairs: Name -> the model, on its device, and a batch of inputs without labels.
         repeats: Rounds that count.
         warmup: Rounds before them that do not.
-
-    Raises:
-        ValueError: no repeats, or a batch without tensors.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(
@@ -100,11 +93,7 @@ def measure_speeds(
 
 
 def size_on_disk(folder: str | Path) -> int:
-    """The bytes of the files of weights that lie in a model's folder itself; see `WEIGHTS`.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Bytes of the weights in a model's folder itself (see `WEIGHTS`); ValueError without any."""
     for patterns in WEIGHTS:
         found = {path for pattern in patterns for path in Path(folder).glob(pattern)}
         if found:

@@ -28,9 +28,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def nll(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Negative log likelihood in nats: the mean of -log p_y, with p = softmax(logits).
-
-    Infinite if a label has a logit of -inf.
+    """Negative log likelihood in nats: the mean of -log p_y, p = softmax(logits); it may be
+    infinite.
 
     >>> round(nll([[0.0, 0.0]], [1]), 4)
     0.6931
@@ -59,10 +58,7 @@ def selective_accuracy(
     """Accuracy on the most confident items: coverage -> accuracy on the ⌈coverage · N⌉ of them.
 
     Confidence is the largest probability. Items with equal confidence are averaged over all their
-    orders, so that the order of the data does not matter.
-
-    Raises:
-        ValueError: logits and labels that do not fit, or a coverage outside (0, 1].
+    orders, so that the order of the data does not matter. Coverages are in (0, 1].
 
     Reference: Geifman and El-Yaniv, 2017, "Selective Classification for Deep Neural Networks",
         arXiv:1705.08500.
@@ -149,9 +145,6 @@ def attack_summary(
     Returns:
         ``accuracy`` and ``accuracy_under_attack`` over all N; ``success_rate`` and ``mean_queries``
         over those attacked; ``words_perturbed``, the mean share over the successful; NaN over none.
-
-    Raises:
-        ValueError: the lengths differ, or values that are not as above.
 
     Reference: Morris et al., 2020, "TextAttack", arXiv:2005.05909.
     """

@@ -66,10 +66,9 @@ class RunningMetrics:
     def add_signals(self, student: Signal, teacher: Signal | None, items: BatchItems) -> None:
         """Add the outputs of both models for a batch or a part of its items.
 
-        Args:
-            student: Logits ``(..., C)``; without them nothing is added.
-            teacher: Logits of the same shape, or the probabilities of some classes.
-            items: Masks ``items`` and ``labels``, and labels, of the shape ``(...)``.
+        Logits are ``(..., C)`` (the teacher's may be probabilities of some classes), masks
+        ``items`` and ``labels`` and the labels ``(...)``; without logits of the student nothing is
+        added.
         """
         logits, mask = student.logits, items.masks.get("items")
         if logits is None or student.kind == "regression":

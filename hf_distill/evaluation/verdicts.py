@@ -1,10 +1,8 @@
 """Verdicts on two claims, each with its test.
 
 *Checkpoint*: this file beats that file on this data. The examples are the sample: exact McNemar, or
-the paired bootstrap. Runs of one method differ by as much.
-
-*Method*: distilling helps. The seeds are the sample: paired t and exact sign-flip over same-seed
-pairs, both significant after Holm over the axes.
+the paired bootstrap. *Method*: distilling helps. The seeds are the sample: paired t and exact
+sign-flip over same-seed pairs, both significant after Holm over the axes.
 """
 
 import math
@@ -41,11 +39,11 @@ class Verdict:
         axis: What was measured.
         difference: The mean of ours - theirs, in the unit of the axis.
         low: Lower end of the interval at 1 - level, which leaves 0 out exactly where p is at most
-            ``level``: over the examples (checkpoint), or over the seeds, Student's t, and from 6
-            pairs on the wider one of t and exact sign-flip (method).
+            ``level``: over the examples, or over the seeds (from 6 pairs on the wider one of t and
+            sign-flip).
         high: Upper end. Both are NaN if there is a single value.
-        p: Checkpoint: McNemar for 0/1 scores, else the paired bootstrap. Method: the larger one of
-            paired t and exact sign-flip, from 6 pairs on; NaN with fewer, and for a single value.
+        p: Of McNemar for 0/1 scores, else the paired bootstrap; over seeds the larger one of paired
+            t and sign-flip. NaN with 2 to 5 pairs, and for a single value.
         p_adjusted: p after Holm over the axes.
         seeds: Number of same-seed pairs.
         word: "better", "worse" or "not distinguishable"; "preliminary" with 2 to 5 pairs,
@@ -97,9 +95,7 @@ def judge(
 
     "better" and "worse" need at least 6 same-seed pairs, and both tests significant after Holm.
     Sign-flip cannot go below 2 / 2^S: 6 pairs suffice for one axis only, 8 pairs for up to six.
-
-    Pairs whose scores are the same in all runs, but differ between ours and theirs, count as one:
-    the seed did not reach the runs, or the same file was read many times.
+    Pairs whose scores are the same in all runs, but differ between ours and theirs, count as one.
 
     Args:
         axes: name -> (ours, theirs), ``(S, N)`` each: the score of example n in the run with seed
@@ -108,8 +104,7 @@ def judge(
         higher_is_better: False for axes such as "ece" and "nll"; True if not given.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, an unknown axis in
-            ``higher_is_better``.
+        ValueError: shapes that do not fit, values that are not finite, or an unknown axis.
 
     >>> runs = np.eye(8)
     >>> judge({"clean": (runs, runs)})["clean"].word
@@ -137,10 +132,7 @@ def checkpoint(
 ) -> Verdict:
     """Compare two checkpoints by scores ``(N,)`` of the same examples; no claim about the methods.
 
-    ``axis`` is what was measured; the interval covers 1 - level.
-
-    Raises:
-        ValueError: not the same number of finite scores.
+    ``axis`` is what was measured; the interval covers 1 - level. Scores are finite.
 
     >>> checkpoint([1, 1, 1, 1, 0], [0, 0, 0, 0, 0]).p
     0.125
@@ -225,9 +217,6 @@ def require(expressions: Sequence[str], figures: Mapping[str, float]) -> list[st
             <= < ==, and a number.
         figures: axis -> the difference of the distilled student against the reference, in the unit
             of the axis. NaN meets no requirement.
-
-    Raises:
-        ValueError: an expression that is none, or an axis without a figure.
 
     >>> require(["robustness.noise>=0", "clean > -0.01"], {"noise": -0.02, "clean": 0.0})
     ['required robustness.noise>=0, measured -0.02']

@@ -168,11 +168,7 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
 
 def join(text: str, path: Path) -> str | None:
     """Card with the user's text around an earlier generated card at ``path``; None where a card by
-    hand stands, without our markers.
-
-    Raises:
-        ValueError: what stands there has broken markers or front matter, or is no text.
-    """
+    hand stands, without our markers. ValueError if its markers or front matter are broken."""
     old = read_text(str(path), path.read_bytes()) if path.exists() else ""
     if BEGIN in old or END in old:
         return _merge(text, old, path)

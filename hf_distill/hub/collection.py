@@ -36,9 +36,7 @@ def push_to_collection(
         private: Visibility of a collection that is created.
         token: Default: the token stored by ``hf auth login``, or the variable HF_TOKEN.
 
-    Raises:
-        ValueError: a malformed id, no student, an empty title, a description that is too long.
-        PermissionError, ConnectionError: as of `push_folder`.
+    Errors are those of `push_folder`, and ValueErrors for a malformed id or text.
     """
     ids = list(dict.fromkeys(repo_ids))
     for repo_id in ids:

@@ -53,8 +53,7 @@ class Push:
         """Commit the files that ``files`` returns for the repository's full id.
 
         Raises:
-            PermissionError: not logged in, or the Hub rejects the token (401, 403, gated).
-            ConnectionError: the Hub was not reached, or still fails after `ATTEMPTS` attempts.
+            PermissionError, ConnectionError: see `explained`.
             ValueError: a file was changed since it was checked, or the repository contains
                 something else (see ``sign``).
         """
@@ -130,12 +129,8 @@ def retry(ask: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turn errors of the Hub's client into errors that name a remedy.
-
-    Raises:
-        PermissionError: the Hub rejects the token.
-        ConnectionError: the Hub was not reached, or still fails after `ATTEMPTS` attempts.
-    """
+    """Turn errors of the Hub's client into errors that name a remedy: PermissionError if it rejects
+    the token, ConnectionError if it was not reached, or still fails after `ATTEMPTS` attempts."""
     try:
         yield
     except HfHubHTTPError as error:

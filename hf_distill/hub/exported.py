@@ -99,11 +99,7 @@ def versions() -> dict[str, str]:
 
 def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Metadata of a student's exported files (`Exported.describe`), for its card; none without
-    files.
-
-    Raises:
-        ValueError: the student or a file has changed since, so that the figures are of others.
-    """
+    files. ValueError where the student or a file has changed since."""
     root = Path(folder)
     try:
         facts = json.loads((root / FACTS).read_text(encoding="utf-8"))
@@ -125,11 +121,8 @@ def read_exports(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """Temporary folder next to ``onnx/``; removes those of killed exports.
-
-    Raises:
-        FolderError: another export is at work, or see `check_exports`.
-    """
+    """Temporary folder next to ``onnx/``; removes those of killed exports. FolderError: another
+    export is at work, or see `check_exports`."""
     with held(folder):
         check_exports(folder)
         for old in folder.glob(f"{_STAGING}*"):
@@ -189,15 +182,8 @@ def sha256(*paths: Path) -> str:
 def add_exports(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path | None:
     """Put a table of exported files into the card of a student, in place of the one it has.
 
-    Args:
-        folder: The student's.
-        rows: As `StudentCard.exports` has them.
-
-    Returns:
-        The card's path; None without a generated card.
-
-    Raises:
-        ValueError: the card is not in UTF-8, or would not be valid.
+    ``rows`` are those of `StudentCard.exports`. Returns the card's path, or None without a
+    generated card; ValueError if the card is not in UTF-8, or would not be valid.
     """
     path = Path(folder) / "README.md"
     text = read_text(str(path), path.read_bytes()) if path.is_file() else ""

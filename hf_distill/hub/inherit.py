@@ -16,15 +16,11 @@ _FILLER = re.compile(r"more information needed", re.IGNORECASE)
 
 
 def local_card(name: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Metadata of a model's card in its folder or in the Hub's cache; nothing is fetched.
+    """Metadata of a model's card in its folder or (at a revision) in the Hub's cache, without a
+    request.
 
-    Args:
-        name: A folder or a Hub id.
-        revision: The commit in the cache.
-
-    Returns:
-        Any of ``license`` (the identifier), ``language`` and ``quote`` (the beginning of its
-        section on limitations, biases and risks, as plain text).
+    Any of ``license`` (the identifier), ``language`` and ``quote`` (the beginning of its section on
+    limitations, biases and risks, as plain text).
     """
     path = _path(name, revision)
     try:

@@ -31,9 +31,7 @@ _OPAQUE = ("other", "unknown")
 def warnings(student: str | None, sources: Mapping[str, str | None]) -> list[str]:
     """Licences to check before the student is published or used, one sentence each.
 
-    Args:
-        student: Identifier of the student's licence, as on the Hub; None: not stated.
-        sources: Source (``the teacher``, ``the data``, …) -> its licence.
+    ``student`` is the Hub's identifier of its licence, ``sources``: ``the teacher`` … -> licence.
 
     >>> warnings("mit", {"the data": "cc0-1.0"})
     []

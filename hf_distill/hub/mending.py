@@ -33,17 +33,11 @@ _LONGEST = 80  # characters of a value that a note shows
 def mended(
     card: StudentCard, arguments: Mapping[str, Any] | None = None
 ) -> tuple[StudentCard, list[str]]:
-    """A card that `render` and `validate` take.
+    """A card that `render` and `validate` take, and a note for each field that was changed.
 
     Values that the Hub rejects are normalised (``en_XX`` to ``en``, ``Apache-2.0`` to
-    ``apache-2.0``), replaced by those of the earlier card, or left out.
-
-    Args:
-        card: The facts, of which some may be bad.
-        arguments: Those of `Trainer.create_model_card`; None and what is missing: not given.
-
-    Returns:
-        The card, and a note for each field that was changed.
+    ``apache-2.0``), replaced by those of the earlier card, or left out. ``arguments`` are those of
+    `Trainer.create_model_card`; None: not given.
     """
     notes: list[str] = []
     cleared: Any = dict.fromkeys(_CLEARED)

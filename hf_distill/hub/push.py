@@ -81,12 +81,8 @@ def push_checkpoint(
     revision: str | None = None,
     commit_message: str = "Upload a checkpoint",
 ) -> CommitInfo:
-    """Push ``files`` of a checkpoint to the folder ``path_in_repo``, whose other files are deleted.
-
-    Raises:
-        ValueError: a file is a link, or contains a token, a local path, …: see `check_files`.
-        PermissionError, ConnectionError: as in `push_folder`.
-    """
+    """Push ``files`` of a checkpoint to the folder ``path_in_repo``, whose other files are deleted;
+    errors as in `push_folder`."""
     root = Path(folder)
     checked, problems = check_files(root, files)
     _refuse(root, problems)

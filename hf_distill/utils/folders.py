@@ -39,12 +39,8 @@ class FolderError(ValueError):
 
 
 def contents(folder: Path, but: Sequence[str] = ()) -> list[str]:
-    """Sorted names in a folder without those that match ``but``; empty if it does not exist.
-
-    Raises:
-        FolderError: something that is no folder has its name, a dangling link for example; or it
-            cannot be read.
-    """
+    """Sorted names in a folder without those that match ``but``; empty if it does not exist,
+    FolderError if it is no folder (a dangling link, say) or cannot be read."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -77,17 +73,8 @@ def refuse_foreign(folder: Path, names: Collection[str], mark: str) -> None:
 
 
 def refuse_foreign_files(folder: Path, names: Sequence[str], record: str, keys: set[str]) -> None:
-    """Refuse to replace files of a report that are not of an earlier report of ours.
-
-    Args:
-        folder: Where they would be written.
-        names: What is written, patterns included.
-        record: The file that identifies their owner: a JSON object.
-        keys: Keys of an object of ours.
-
-    Raises:
-        FolderError: one of them is there, and no such record.
-    """
+    """Raise FolderError if files that match ``names`` or ``record`` lie in a folder and its
+    ``record``, a JSON object, lacks ``keys``: they are not of an earlier report of ours."""
     there = [n for n in contents(folder) if any(fnmatchcase(n, one) for one in (*names, record))]
     if there and not keys <= set(json_object(folder / record) or ()):
         raise FolderError(
@@ -146,11 +133,8 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def lock(handle: int, wait: bool = True) -> bool:
-    """Lock an open file or folder until it is closed; False if locks are not supported.
-
-    Raises:
-        BlockingIOError: another process holds it, and ``wait`` is False.
-    """
+    """Lock an open file or folder until it is closed; False if locks are not supported; without
+    ``wait`` BlockingIOError if another process holds it."""
     if fcntl is None:
         return False
     try:

@@ -14,10 +14,8 @@ from accelerate import Accelerator, PartialState
 def launched_on_cpus() -> bool:
     """True for one of several launched processes that have no accelerator.
 
-    A launch is recognised by ``WORLD_SIZE``, or by a process group that exists.
-
-    Raises:
-        ValueError: the processes cannot find each other.
+    A launch is recognised by ``WORLD_SIZE``, or by a process group that exists; ValueError where
+    the processes cannot find each other.
     """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
@@ -41,12 +39,8 @@ def launched_on_cpus() -> bool:
 
 
 def process_state() -> PartialState:
-    """State of accelerate with all processes of the launch.
-
-    Raises:
-        ValueError: the processes cannot find each other, or accelerate was started before without
-            the others.
-    """
+    """State of accelerate with all processes of the launch; ValueError where they cannot find each
+    other, or accelerate was started before without the others."""
     together = launched_on_cpus()
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
     state = PartialState(cpu=True) if together or asked else PartialState()

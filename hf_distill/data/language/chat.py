@@ -56,10 +56,8 @@ class Chat:
     ) -> tuple[list[int], list[float]]:
         """Tokens of a conversation with their label weights (0: no label).
 
-        Args:
-            messages: Dicts with ``role``, ``content`` and, if wanted, the answer's ``weight``.
-            tools: Tools for the template.
-            first: Index of the first message that may get labels.
+        ``messages`` are dicts with ``role``, ``content`` and, if wanted, the answer's ``weight``;
+        only those from index ``first`` on get labels.
 
         Raises:
             ValueError: the answers cannot be separated from the rest; an invalid weight.
@@ -175,12 +173,9 @@ def one_answer_each(
 ) -> Dataset | IterableDataset:
     """One row for each answer of the assistant, with the conversation up to it.
 
-    Only the last answer of a row has labels. This is for chat templates that render earlier answers
-    differently, such as those that leave out the reasoning of all answers but the last.
-
-    Args:
-        dataset: Rows with conversations.
-        column: The column of the messages. Other columns are left out.
+    Only the last answer of a row has labels: for chat templates that render earlier answers
+    differently, such as those without the reasoning of all answers but the last. Columns other than
+    ``column``, that of the messages, are left out.
     """
 
     def split(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

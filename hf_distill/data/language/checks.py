@@ -12,10 +12,8 @@ TEXTS = (5, 4)  # tokens of the two texts that `check_packing` packs
 def check_context(config: Any, length: int, who: str) -> None:
     """Raise a ValueError if texts are longer than a model's context, scaled positions included.
 
-    Args:
-        config: The model's config; one without ``max_position_embeddings`` has no limit.
-        length: Tokens of the longest text; of packed rows, of their longest example.
-        who: The model in messages: "the teacher", "the student".
+    ``length`` is that of the longest text (of packed rows, of their longest example), ``who`` the
+    model in messages.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
@@ -43,12 +41,8 @@ def _scaled(limit: int, rope: dict[str, Any]) -> list[int]:
 def check_packing(model: nn.Module, rows: int = 2) -> None:
     """Raise a ValueError if the logits of a text depend on the texts before it in a packed row.
 
-    Two short texts are read packed and separately, and once more with the first of them changed,
-    without gradients.
-
-    Args:
-        model: A causal language model of transformers, or a PEFT model around one.
-        rows: Packed rows per batch.
+    Two short texts are read packed (``rows`` to a batch) and separately, and once more with the
+    first of them changed, without gradients.
     """
     unwrapped: Any = getattr(model, "get_base_model", None)
     base = model if unwrapped is None else unwrapped()

@@ -1,8 +1,7 @@
 """Agreement with the teacher and calibration, as functions on tensors.
 
-The functions return tensors on the device of their inputs, never look at a value on the host, and
-leave dividing to the end, so that they can be summed over batches and processes. Kullback-Leibler
-divergences are in :mod:`hf_distill.losses`.
+They never look at a value on the host and leave dividing to the end, so that results can be summed
+over batches and processes. Kullback-Leibler divergences are in :mod:`hf_distill.losses`.
 """
 
 import math
@@ -21,15 +20,7 @@ from hf_distill.utils.directions import higher_is_better
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Top-1 agreement: [argmax_c s_c = argmax_c t_c]; among equal logits the first class counts.
 
-    Args:
-        student_logits: ``(..., C)``.
-        teacher_logits: ``(..., C)``.
-
-    Returns:
-        ``(...)``, float32: 1 where they agree, 0 where they do not.
-
-    Raises:
-        ValueError: the shapes differ.
+    Logits ``(..., C)`` of one shape -> ``(...)``, float32: 1 where they agree, 0 where they do not.
 
     Reference: Stanton et al., 2021, "Does Knowledge Distillation Really Work?", arXiv:2106.05945.
 
@@ -43,16 +34,9 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """The chance that the teacher accepts the student's draft of one token: sum_v min(p_v, q_v).
 
-    p and q are the probabilities of teacher and student at the temperature at which both sample. It
-    is 1 minus their total variation distance, whichever of the two drafts.
-
-    Args:
-        student_logits: ``(..., V)``.
-        teacher_logits: ``(..., V)``.
-        temperature: Above 0. For greedy decoding see :func:`agreement`.
-
-    Returns:
-        ``(...)``, at least float32, in [0, 1].
+    p and q are the probabilities of teacher and student at the temperature (above 0) at which both
+    sample; logits ``(..., V)`` -> ``(...)``, at least float32, in [0, 1]. It is 1 minus their total
+    variation distance, whichever of the two drafts. For greedy decoding see :func:`agreement`.
 
     Raises:
         ValueError: the shapes differ, or the temperature is not above 0.
@@ -70,17 +54,8 @@ def acceptance(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 def decision_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The share of independent yes/no decisions on which student and teacher agree.
 
-    1/C sum_c [(s_c > 0) = (t_c > 0)], for multi-label heads: a logit above 0 is a yes.
-
-    Args:
-        student_logits: ``(..., C)``.
-        teacher_logits: ``(..., C)``.
-
-    Returns:
-        ``(...)``, float32 in [0, 1].
-
-    Raises:
-        ValueError: the shapes differ.
+    1/C sum_c [(s_c > 0) = (t_c > 0)], for multi-label heads: a logit above 0 is a yes. Logits
+    ``(..., C)`` of one shape -> ``(...)``, float32 in [0, 1].
 
     >>> decision_agreement(torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 3.0]]))
     tensor([0.5000])
@@ -102,13 +77,11 @@ def calibration_sums(logits: Tensor, labels: Tensor, mask: Tensor, bins: int = 1
         bins: number B of bins of equal width.
 
     Returns:
-        ``(3, B)``: number of items, sum of confidences, number of correct items. float64 (float32
-        would stop counting at 2**24 items), except on MPS, which has only float32.
+        ``(3, B)``: number of items, sum of confidences, number of correct items; float64, on MPS
+        float32 (which stops counting at 2**24 items).
 
     Raises:
         ValueError: shapes that do not fit, or ``bins`` below 1.
-
-    Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 
     >>> logits = torch.tensor([[0.0, 0.0], [0.0, 9.0]])
     >>> calibration_sums(logits, torch.tensor([0, -100]), torch.tensor([1, 0]), bins=2)
@@ -153,16 +126,11 @@ def counting_dtype(device: torch.device) -> torch.dtype:
 
 
 def calibration_error(sums: Tensor) -> Tensor:
-    """Expected calibration error: ECE = sum_b n_b / n |acc_b - conf_b|, in [0, 1].
+    """Expected calibration error: ECE = sum_b n_b / n |acc_b - conf_b|, a scalar in [0, 1].
 
-    The error of a perfectly calibrated model is above 0 when items are few (about 0.03 for 1000
-    binary items in 15 bins): compare models on the same items only.
-
-    Args:
-        sums: ``(3, B)``, of :func:`calibration_sums`, summed over everything evaluated.
-
-    Returns:
-        A scalar tensor; 0 when nothing was counted.
+    ``sums`` ``(3, B)`` are those of :func:`calibration_sums`; without items it is 0. The error of a
+    perfectly calibrated model is above 0 when items are few (about 0.03 for 1000 binary items in 15
+    bins): compare models on the same items only.
 
     Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 
@@ -175,16 +143,10 @@ def calibration_error(sums: Tensor) -> Tensor:
 
 
 def retention(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
-    """The share of the teacher's result that the student keeps, ``student / teacher``.
+    """The share of the teacher's result that the student keeps, ``student / teacher``; 1: as good.
 
-    Args:
-        student: the student's metrics by name.
-        teacher: the teacher's metrics, on the same data.
-
-    Returns:
-        ``{"retention_<name>": share}``, 1: as good as the teacher; only for real numbers that both
-        have, of which more is known to be better (see `directions`), and of which the teacher's is
-        positive and finite.
+    Of metrics by name on the same data, those count that are real numbers of both, of which more is
+    known to be better (see `directions`), and of which the teacher's is positive and finite.
 
     >>> retention({"accuracy": 0.9, "loss": 0.4}, {"accuracy": 1.0, "loss": 0.2})
     {'retention_accuracy': 0.9}
