@@ -160,8 +160,11 @@ def _check(what: str, value: float, high: float) -> None:
         raise ValueError(f"Expected {what} from 0 to {high:g}, got {value}.")
 
 
-def _seed() -> Parameters:
-    return {"seed": int(torch.randint(2**32, ()))}
+class _Seeded(RandomView):
+    """A view that draws a seed only."""
+
+    def draw(self, example: Example, data: Views) -> Parameters:
+        return {"seed": int(torch.randint(2**32, ()))}
 
 
 def _seeded(parameters: Parameters) -> torch.Generator:
@@ -206,16 +209,13 @@ class shift(RandomView):  # noqa: N801
 
 
 @dataclass(frozen=True)
-class noise(RandomView):  # noqa: N801
+class noise(_Seeded):  # noqa: N801
     """Add Gaussian noise, in the units of the processed image."""
 
     deviation: float = 0.1
 
     def __post_init__(self) -> None:
         _check("the deviation of the noise", self.deviation, math.inf)
-
-    def draw(self, example: Example, data: Views) -> Parameters:
-        return _seed()
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
         pixels = _pixels(example)
@@ -263,7 +263,7 @@ class mixup(RandomView):  # noqa: N801
 
 
 @dataclass(frozen=True)
-class drop_tokens(RandomView):  # noqa: N801
+class drop_tokens(_Seeded):  # noqa: N801
     """Replace some tokens of a text by the mask token, except those to keep (special tokens)."""
 
     mask_token: int
@@ -272,9 +272,6 @@ class drop_tokens(RandomView):  # noqa: N801
 
     def __post_init__(self) -> None:
         _check("the chance of a dropped token", self.chance, 1)
-
-    def draw(self, example: Example, data: Views) -> Parameters:
-        return _seed()
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
         ids = torch.as_tensor(example["input_ids"])

@@ -143,8 +143,12 @@ def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
     rate = [Line("learning rate", rates, "#888888", "dashed", right=True)] if rates else []
     components = sorted(training.keys() - {"loss", "learning_rate", *norms, *moving})
     losses = [n for n in evaluation if _LOSS.fullmatch(n)]
-    known = {*losses, *components}
-    shares = [n for n, p in evaluation.items() if n not in known and _is_quality(n, p)]
+    shares = [
+        name
+        for name, points in evaluation.items()
+        if name not in {*losses, *components, "ece"} and not name.startswith("retention_")
+        if all(0 <= value <= 1 for _, value in points)  # such as accuracy: they share an axis
+    ]
     shares.sort(key=lambda name: name != "agreement")
     panels = [
         _panel("Training loss, components unweighted", training, ["loss", *components]),
@@ -154,12 +158,6 @@ def panels_of(training: Curves, evaluation: Curves) -> list[Panel]:
         _panel("Weights and temperatures", training, sorted(moving)),
     ]
     return [panel for panel in panels if panel.lines]
-
-
-def _is_quality(name: str, points: Sequence[tuple[float, float]]) -> bool:
-    """True for metrics between 0 and 1, such as accuracy, which share an axis."""
-    derived = name == "ece" or name.startswith("retention_")
-    return not derived and all(0 <= value <= 1 for _, value in points)
 
 
 def _panel(title: str, curves: Curves, names: Iterable[str], more: Sequence[Line] = ()) -> Panel:

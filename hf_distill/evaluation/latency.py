@@ -106,7 +106,12 @@ def hardware_of(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type.upper()
-    return f"{_cpu()}, {os.cpu_count()} cores"
+    name = platform.processor() or platform.machine() or "CPU"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(names, name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _speed(model: nn.Module, size: int, seconds: Sequence[float]) -> Speed:
@@ -149,11 +154,3 @@ def _dtype(model: nn.Module) -> str:
     for value in model.parameters():
         sizes[value.dtype] += value.numel()
     return str(sizes.most_common(1)[0][0]).removeprefix("torch.") if sizes else "none"
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "CPU"

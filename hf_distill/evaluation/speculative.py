@@ -82,7 +82,13 @@ def measured_acceptance(
         ValueError: no prompts, an empty one, numbers out of range, or vocabularies of different
             sizes.
     """
-    _check(student, teacher, prompts, max_new_tokens, drafted, temperature)
+    if not prompts or max_new_tokens < 2 or drafted < 1 or temperature < 0:
+        raise ValueError(
+            "Expected prompts, at least 2 new tokens, at least 1 drafted token and a temperature "
+            f"of 0 or more, got {len(prompts)} prompts, max_new_tokens={max_new_tokens}, "
+            f"drafted={drafted} and temperature={temperature}."
+        )
+    _check_vocabularies(student, teacher)
     sampling: dict[str, Any] = {"do_sample": True, "top_k": 0} if temperature > 0 else {}
     settings = GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=0, **sampling)
     # as a setting, transformers 5.24 would apply the temperature to the drafts twice
@@ -160,20 +166,7 @@ def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[
         owner.generation_config = before
 
 
-def _check(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    drafted: int,
-    temperature: float,
-) -> None:
-    if not prompts or max_new_tokens < 2 or drafted < 1 or temperature < 0:
-        raise ValueError(
-            "Expected prompts, at least 2 new tokens, at least 1 drafted token and a temperature "
-            f"of 0 or more, got {len(prompts)} prompts, max_new_tokens={max_new_tokens}, "
-            f"drafted={drafted} and temperature={temperature}."
-        )
+def _check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     ours, theirs = (vocabulary_size(model.config) for model in (student, teacher))
     if ours != theirs:
         raise ValueError(

@@ -34,7 +34,6 @@ STALE = (
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "adapter_*"),
     *("onnx/*", "quantized/*"),
 )
-_CARD = "README.md holds "
 _LIBRARY = re.compile(r"\A---\n(?:(?!---\n).*\n)*?library_name: pytorch\n")
 """Front matter of a plain PyTorch module's card."""
 _FENCED = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1", re.MULTILINE | re.DOTALL)
@@ -79,7 +78,7 @@ def examine(folder: str | os.PathLike[str]) -> tuple[list[Checked], list[str]]:
     files, problems = check_files(root, listed_files(root))
     held = {file.name: file.content for file in files}
     card = list(_card_problems(held))  # with line numbers, unlike the check of all texts
-    told = {f"{_CARD}{problem.partition(': ')[2].partition(': ')[2]}" for problem in card}
+    told = {f"README.md holds {problem.partition(': ')[2].partition(': ')[2]}" for problem in card}
     problems = [problem for problem in problems if problem not in told] + card
     if {"model.safetensors", "model.safetensors.index.json"} <= set(held):
         problems.append(
@@ -119,13 +118,10 @@ def _model_files(root: Path) -> list[str]:
             shards = set()  # the check of the file's content reports it
         return ["config.json", *sorted(shards)]
     weights = os.path.lexists(root / "model.safetensors")
-    module = weights and _LIBRARY.search(_card(root)) is not None
+    card = root / "README.md"
+    text = card.read_bytes().decode("utf-8", "replace") if card.is_file() else ""
+    module = weights and _LIBRARY.search(text) is not None
     return ["model.safetensors"] if module else ["config.json", "model.safetensors"]
-
-
-def _card(root: Path) -> str:
-    path = root / "README.md"
-    return path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
 
 
 def _card_problems(held: Mapping[str, bytes | str]) -> Iterator[str]:

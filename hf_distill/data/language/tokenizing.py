@@ -65,7 +65,9 @@ def tokenize(
         chat = Chat(tokenizer, assistant_only, dict(chat_template_kwargs or {}))
     weighted = chat is not None and _weighted(dataset, first)
     read = _Reader(kind, tokenizer, chat, max_length, text_column, completion_only, weighted)
-    features = _features(weighted)
+    names = [name for name in COLUMNS if weighted or name != "token_weights"]
+    types = {name: List(Value(COLUMNS[name])) for name in names}
+    features = Features({**types, "state": Value("int8")})
     columns = list(first)
     if isinstance(dataset, IterableDataset):
         stream = dataset.map(_Warning(read), remove_columns=columns, features=features)
@@ -108,12 +110,6 @@ def _weighted(dataset: Dataset | IterableDataset, first: Mapping[str, Any]) -> b
     if known is not None:
         return any("weight" in str(known[name]) for name in names)
     return any("weight" in message for name in names for message in first[name])
-
-
-def _features(weighted: bool) -> Features:
-    names = [name for name in COLUMNS if weighted or name != "token_weights"]
-    columns = {name: List(Value(COLUMNS[name])) for name in names}
-    return Features({**columns, "state": Value("int8")})
 
 
 @dataclass

@@ -26,38 +26,26 @@ _SHORTEST = 10  # letters of the shortest secret with its name; most pieces of w
 
 # What opens the tokens of the services that give them a form of their own -> what follows. The
 # opening is searched first: regular expressions alone take seconds for a large tokenizer.json.
-_TOKENS: dict[str, str] = {
-    "hf_": r"[A-Za-z0-9]{20,}",
-    "api_org_": r"[A-Za-z0-9]{20,}",
-    **dict.fromkeys(("ghp_", "gho_", "ghs_", "ghu_", "ghr_"), r"[A-Za-z0-9_]{20,}"),
-    "github_pat_": r"[A-Za-z0-9_]{20,}",
-    **dict.fromkeys(("glpat-", "gldt-", "glrt-", "gloas-", "glsa_"), r"[\w-]{20,}"),
-    **dict.fromkeys(("AKIA", "ASIA"), r"[A-Z0-9]{16}"),
-    "AIza": r"[\w-]{30,}",
-    "GOCSPX-": r"[\w-]{20,}",
-    "ya29.": r"[\w-]{20,}",
-    "sk-": r"[\w-]{20,}",
-    **dict.fromkeys(("xoxa-", "xoxb-", "xoxe-", "xoxp-", "xoxr-", "xoxs-", "xapp-"), r"[\w-]{10,}"),
-    "hooks.slack.com/services/": r"[\w/-]{20,}",
-    "discord.com/api/webhooks/": r"[\w/-]{20,}",
-    "pypi-": r"(?![a-z]+(?:-[a-z]+){2})[\w-]{30,}",
-    "npm_": r"[A-Za-z0-9]{20,}",
-    **dict.fromkeys(("sk_live_", "rk_live_", "sk_test_", "whsec_"), r"[A-Za-z0-9]{16,}"),
-    "SG.": r"[\w-]{16,}\.[\w-]{16,}",
-    "dop_v1_": r"[0-9a-f]{40,}",
-    "dapi": r"[0-9a-f]{32}",
-    "dckr_pat_": r"[\w-]{20,}",
-    "shpat_": r"[0-9a-f]{32}",
-    "hvs.": r"[\w-]{20,}",
-    "wandb_v1_": r"\w{20,}",
-    "nvapi-": r"[\w-]{20,}",
-    **dict.fromkeys(("gsk_", "r8_", "tgp_v1_", "pcsk_"), r"[\w-]{30,}"),
-    **dict.fromkeys(("lsv2_pt_", "lsv2_sk_"), r"\w{20,}"),
-    "AGE-SECRET-KEY-1": r"[A-Z0-9]{20,}",
-    "eyJ": r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",  # a JSON Web Token
-    "PuTTY-User-Key-File-": r"\d",
-    "-----BEGIN ": r"[A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
+_FORMS = {
+    r"[A-Za-z0-9]{20,}": "hf_ api_org_ npm_",
+    r"[A-Za-z0-9_]{20,}": "ghp_ gho_ ghs_ ghu_ ghr_ github_pat_",
+    r"[\w-]{10,}": "xoxa- xoxb- xoxe- xoxp- xoxr- xoxs- xapp-",
+    r"[\w-]{20,}": "glpat- gldt- glrt- gloas- glsa_ GOCSPX- ya29. sk- dckr_pat_ hvs. nvapi-",
+    r"[\w-]{30,}": "AIza gsk_ r8_ tgp_v1_ pcsk_",
+    r"[\w/-]{20,}": "hooks.slack.com/services/ discord.com/api/webhooks/",
+    r"\w{20,}": "wandb_v1_ lsv2_pt_ lsv2_sk_",
+    r"[A-Za-z0-9]{16,}": "sk_live_ rk_live_ sk_test_ whsec_",
+    r"[A-Z0-9]{16}": "AKIA ASIA",
+    r"[A-Z0-9]{20,}": "AGE-SECRET-KEY-1",
+    r"[0-9a-f]{32}": "dapi shpat_",
+    r"[0-9a-f]{40,}": "dop_v1_",
+    r"(?![a-z]+(?:-[a-z]+){2})[\w-]{30,}": "pypi-",
+    r"[\w-]{16,}\.[\w-]{16,}": "SG.",
+    r"[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}": "eyJ",  # a JSON Web Token
+    r"\d": "PuTTY-User-Key-File-",
 }
+_TOKENS = {opening: rest for rest, openings in _FORMS.items() for opening in openings.split()}
+_TOKENS["-----BEGIN "] = r"[A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
 _ENDS_WORDS = frozenset({"dapi", "SG.", "r8_", "sk-"})  # as in task-
 _BY_OPENING = {
     opening: re.compile((r"(?<!\w)" if opening in _ENDS_WORDS else "") + re.escape(opening) + rest)
