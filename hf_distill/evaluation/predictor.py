@@ -215,21 +215,19 @@ class Predictor:
         if self.modality == "image":
             mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
             pictures = [picture(value).convert(mode) for value in values]
-            images: Mapping[str, Any] = self.processor(pictures, return_tensors="pt")
-            return images
+            return self.processor(pictures, return_tensors="pt")
         rates = {int(value["sampling_rate"]) for value in values}
         if len(rates) > 1:
             raise ValueError(f"Expected one sampling rate for all sounds, got {sorted(rates)}.")
         arrays = [np.asarray(value["array"], np.float32) for value in values]
         usual = inspect.signature(self.processor.__call__).parameters.get("padding")
-        fixed = usual is not None and isinstance(usual.default, str)  # Whisper's: always 30 s
-        sounds: Mapping[str, Any] = self.processor(
+        default = None if usual is None else usual.default
+        return self.processor(
             arrays,
             sampling_rate=rates.pop(),
-            padding=usual.default if usual is not None and fixed else True,
+            padding=default if isinstance(default, str) else True,  # Whisper's: always 30 s
             return_tensors="pt",
         )
-        return sounds
 
     @property
     def _config(self) -> Any:

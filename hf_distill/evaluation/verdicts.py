@@ -15,16 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_distill.evaluation.statistics import (
-    Estimate,
-    holm,
-    mcnemar,
-    mcnemar_interval,
-    paired_bootstrap,
-    paired_t,
-    sign_flip,
-    sign_flip_interval,
-)
+from hf_distill.evaluation import statistics
+from hf_distill.evaluation.statistics import Estimate, holm, mcnemar, paired_bootstrap, paired_t
 from hf_distill.utils.suggest import did_you_mean
 
 SEEDS = 6  # least number of same-seed pairs for a verdict: with 5, sign-flip cannot reach 0.05
@@ -140,7 +132,7 @@ def checkpoint(
     a, b = (np.asarray(scores, dtype=float) for scores in (ours, theirs))
     estimate = paired_bootstrap(a, b, 1 - level)
     if all(np.isin(scores, (0, 1)).all() for scores in (a, b)):
-        low, high = mcnemar_interval(a, b, 1 - level)
+        low, high = statistics.mcnemar_interval(a, b, 1 - level)
         estimate = Estimate(estimate.mean, low, high, mcnemar(a, b))
     return _verdict(axis, estimate, 1)
 
@@ -160,8 +152,8 @@ def _tested(axis: str, ours: NDArray, theirs: NDArray, level: float) -> Verdict:
     if seeds < SEEDS:
         p = math.nan
     elif seeds <= COUNTED:
-        ends = sign_flip_interval(per_seed, 1 - level)
-        p = max(p, sign_flip(per_seed))
+        ends = statistics.sign_flip_interval(per_seed, 1 - level)
+        p = max(p, statistics.sign_flip(per_seed))
         low, high = min(low, ends[0]), max(high, ends[1])
     if math.isinf(low):
         low = high = math.nan  # so few pairs have no interval at this level

@@ -17,10 +17,8 @@ from hf_distill.hub.leaks import read_text, scrub
 from hf_distill.utils.files import write_text
 
 from .check import hub_id, is_local, validate
-from .metadata import KEYS, TAGS, eval_entries, metadata
+from .metadata import KEYS, eval_entries, metadata
 from .prose import body
-
-__all__ = ["BEGIN", "END", "TAGS", "StudentCard", "render", "with_repo_id", "write"]
 
 BEGIN, END = "<!-- hf_distill:begin -->", "<!-- hf_distill:end -->"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -39,40 +37,34 @@ class StudentCard:
     """The facts of a student. Plain values, so that they can be kept as JSON; none is required
     but the name, and a section without facts is left out of the card.
 
-    A model (``teacher``, ``student``) is a dict with any of ``name`` (Hub id or path),
-    ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``, ``architecture``, and for a
-    classifier ``num_labels``. Of a teacher also ``how`` (what was done to the model of that name:
-    "fine-tuned on …"), ``license``, ``quote`` (limitations in its own card), and
-    ``cache`` (a dict) or ``outputs`` (a few words): where its outputs came from; of a student
-    ``initialised`` (how it began, as the end of a sentence) and ``labels`` (names of classes). A
-    local path is never written: only its last name, in prose.
+    A model (``teacher``, ``student``) is a dict with any of ``name`` (Hub id or path; only the last
+    name of a path is written), ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``,
+    ``architecture``, ``num_labels``. Of a teacher also ``how`` ("fine-tuned on …"), ``license``,
+    ``quote`` (limitations in its own card), and ``cache`` (a dict) or ``outputs`` (a few words):
+    the origin of its outputs; of a student ``initialised`` (the end of a sentence) and ``labels``.
 
     - ``results``: model ('student', 'baseline', 'control', 'teacher') -> metric -> a number, or
       ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.
     - ``claim``: the evidence of the first sentence: ``metric``; ``interval`` of the student's
       result; ``gain`` over the baseline: dicts of ``value``, ``low``, ``high``, ``level``,
       ``method``, and for the gain ``p`` of the same test (``p_adjusted``: after Holm) and ``word``
-      (better, worse, not distinguishable, …; ``why`` there is none yet). A gain without ``word`` is
-      called not tested. ``arguments``: those of the baseline's training, against the student's.
+      (better, worse, not distinguishable, …; ``why`` there is none yet; without it: not tested).
+      ``arguments``: those of the baseline's training, against the student's.
     - ``measured``: model -> ``size_bytes``, ``latency_ms`` a batch (the median; ``p10_ms`` and
       ``p90_ms``: its spread), ``throughput`` in examples a second; ``measured_on``: ``hardware``,
       ``threads``, ``batch_size``, ``dtype``, ``input``, ``repeats``.
     - ``objective``: dicts of ``name``, ``weight``, ``settings`` (dict) and ``citation`` (BibTeX).
     - ``components``: term -> the last value of the loss; ``history``: rows of the training log,
-      dicts with the same keys. ``training``: name -> value, or one more
-      dict of them; ``environment`` as well.
+      dicts with the same keys. ``training``, ``environment``: name -> value, or a dict of them.
     - ``data``: ``name``, ``revision``, ``config``, ``url``, ``license``, ``splits`` (name ->
       size), ``labels_used`` (bool), ``test_split``, and ``task_id`` for ``.eval_results``.
     - ``preprocessing``: ``max_length`` (tokens), ``image_size`` (height, width),
       ``sampling_rate`` (Hz), ``max_seconds``, and others.
-    - ``samples``: dicts of ``prompt`` and ``texts`` (model -> what it wrote after it), see
-      `hub.samples`.
-    - ``exports``: dicts of ``format``, ``file``, ``size_bytes``, ``max_difference``,
-      ``same_argmax``, ``examples``, ``metric``, ``value``, ``float_value``.
+    - ``samples``: dicts of ``prompt`` and ``texts`` (model -> continuation), see `hub.samples`.
+    - ``exports``: see `Exported`.
     - ``carbon``, only if measured: ``kg`` (of CO2-equivalents), ``tool``, ``kwh``, ``country``,
       ``hardware``.
-    - ``reproduce``: ``command`` and ``recipe`` (YAML). ``plots``: paths relative to the
-      published folder.
+    - ``reproduce``: ``command`` and ``recipe`` (YAML). ``plots``: paths relative to the folder.
     - ``robustness``: Markdown (``verdicts``, ``sentences``, ``figures``, ``attacks``),
       ``notes``, ``plots``; ``metrics``: rows of ``type``, a unique ``name``, ``value`` and
       ``args`` for the model-index; ``rows``: label -> model -> number, for the table.

@@ -190,15 +190,13 @@ def comparison(facts: dict[str, Any]) -> list[list[str]]:
         bytes_of = {k: v for k, v in measured.get("student", {}).items() if k == "size_bytes"}
         if alone in models and bytes_of:
             measured = {**measured, alone: {**bytes_of, **measured.get(alone, {})}}
-    rows: list[list[str]] = []
+    rows = []
     for key, label in _SIZES.items():
-        values = [sizes[model].get(key) for model in models]
-        if any(value is not None for value in values):
-            rows.append([label, *(_told(key, value) for value in values)])
+        if any(sizes[model].get(key) is not None for model in models):
+            rows.append([label, *(_told(key, sizes[model].get(key)) for model in models)])
     for key, label in _MEASURED.items():
-        found = [measured.get(model, {}) for model in models]
-        if any(key in row for row in found):
-            rows.append([label, *(_measured(key, row) for row in found)])
+        if any(key in measured.get(model, {}) for model in models):
+            rows.append([label, *(_measured(key, measured.get(model, {})) for model in models)])
     rows += _metric_rows(results, models)
     for label, values in facts.get("robustness", {}).get("rows", {}).items():
         rows.append([cell(label), *(_result(values.get(model)) for model in models)])
@@ -220,7 +218,7 @@ def _metric_rows(results: dict[str, Any], models: list[str]) -> list[list[str]]:
 
 
 def explained(facts: dict[str, Any]) -> str:
-    """Explanation of a language model's figures in the table; empty without any."""
+    """Explanation of a language model's figures in the table; empty for other models."""
     rows = facts.get("results", {}).values()
     if not any("perplexity" in metrics for metrics in rows):
         return ""

@@ -47,19 +47,15 @@ class Exported:
 
     Attributes:
         format: ``ONNX`` or ``ONNX int8``.
-        file: Relative to the student's folder.
-        size_bytes: Size of the file, with external weights.
+        file: Relative to the student's folder; ``size_bytes`` includes external weights.
         sha256: Hash of the file, followed by that of external weights.
         opset: Of the standard operators.
-        inputs: Name -> dimensions: a number, or the name of one that varies.
-        outputs: The names of the outputs.
+        inputs: Name -> dimensions: a number, or the name of one that varies; ``outputs``: names.
         max_difference: The largest absolute difference of an output, padding left out.
         same_argmax: The share of equal decisions (class, token, position); None: no classes.
-        examples: Number of examples that were compared.
-        generated: True if they were random, and not given.
-        metric: ``accuracy``, where labels were given.
-        value: The metric of this file.
-        float_value: The metric of the student in PyTorch.
+        examples: Number of examples that were compared; ``generated``: they were random.
+        metric: ``accuracy``, where labels were given; ``value`` of this file, ``float_value`` of
+            the student in PyTorch.
         versions: Package -> version.
     """
 

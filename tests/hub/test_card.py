@@ -14,7 +14,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers.modelcard import TrainingSummary
 
 from hf_distill.hub import StudentCard, hub_id, render, validate, write
-from hf_distill.hub.card import BEGIN, END, TAGS, with_repo_id
+from hf_distill.hub.card import BEGIN, END, with_repo_id
+from hf_distill.hub.metadata import TAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS: dict[str, Any] = {

@@ -93,10 +93,9 @@ class Chat:
         return ids, learned
 
     def _render(self, messages: Sequence[Message], tools: Any, prompt: bool = False) -> str:
-        text: str = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **self.options
         )
-        return text
 
     def _by_prefix(
         self, messages: Sequence[Message], tools: Any, answers: Mapping[int, float]

@@ -9,7 +9,6 @@ import torch
 
 from hf_distill.evaluation.metrics import functional
 from hf_distill.losses import forward_kl, reverse_kl
-from hf_distill.objectives.distributions import HINTON
 
 NUMBER, CLASS = datasets.Value("float64"), datasets.Value("int64")
 LOGITS = datasets.List(NUMBER)
@@ -128,7 +127,13 @@ Returns:
 Raises:
     ValueError: the shapes differ, or temperature is not above 0.
 """,
-            HINTON,
+            """@article{hinton2015distilling,
+  title={Distilling the Knowledge in a Neural Network},
+  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal={arXiv preprint arXiv:1503.02531},
+  year={2015},
+  url={https://arxiv.org/abs/1503.02531}
+}""",
             _of(LOGITS),
         )
 
