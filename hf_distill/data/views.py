@@ -1,20 +1,15 @@
 """Augmented views shared by teacher and student: "patient and consistent" (arXiv 2106.05237).
 
-The view is made when the example is read, before collation, so that both models see the same one
-and no label is needed. (Targets of the original image, or of another crop, fail according to Beyer
-et al.) Wrap only the training data:
-
-    trainer = DistillationTrainer(..., train_dataset=Views(train, flip(), shift(4), mixup()),
-                                  objective=ForwardKL())
-
-For a teacher whose outputs are cached, the views are recorded: see `recorded_views`.
+A view is made when an example of the training data is read, before collation, so that both models
+see the same one and no label is needed. (Targets of the original image, or of another crop, fail
+according to Beyer et al.) For a teacher whose outputs are cached, see `recorded_views`.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -133,6 +128,13 @@ class RandomView:
     A custom one is a frozen dataclass (its repr shows its settings) with these two methods.
     """
 
+    limits: ClassVar[dict[str, tuple[str, float]]] = {}  # setting -> its name, largest value
+
+    def __post_init__(self) -> None:
+        for name, (what, high) in self.limits.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"Expected {what} from 0 to {high:g}, got {getattr(self, name)}.")
+
     def draw(self, example: Example, data: Views) -> Parameters:
         """Draw values from torch's global generator, as plain JSON."""
         raise NotImplementedError
@@ -155,11 +157,6 @@ def _pixels(example: Mapping[str, Any]) -> Tensor:
     return torch.as_tensor(pixels)
 
 
-def _check(what: str, value: float, high: float) -> None:
-    if not 0 <= value <= high:
-        raise ValueError(f"Expected {what} from 0 to {high:g}, got {value}.")
-
-
 class _Seeded(RandomView):
     """A view that draws a seed only."""
 
@@ -175,10 +172,8 @@ def _seeded(parameters: Parameters) -> torch.Generator:
 class flip(RandomView):  # noqa: N801 (a verb, as the other views)
     """Mirror an image, left to right."""
 
+    limits: ClassVar = {"chance": ("the chance of a flip", 1)}
     chance: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check("the chance of a flip", self.chance, 1)
 
     def draw(self, example: Example, data: Views) -> Parameters:
         return {"flip": bool(torch.rand(()) < self.chance)}
@@ -192,10 +187,8 @@ class flip(RandomView):  # noqa: N801 (a verb, as the other views)
 class shift(RandomView):  # noqa: N801
     """Shift an image by up to this number of pixels each way, repeating the border."""
 
+    limits: ClassVar = {"pixels": ("pixels to shift by", math.inf)}
     pixels: int = 4
-
-    def __post_init__(self) -> None:
-        _check("pixels to shift by", self.pixels, math.inf)
 
     def draw(self, example: Example, data: Views) -> Parameters:
         top, left = torch.randint(2 * self.pixels + 1, (2,)).tolist()
@@ -212,10 +205,8 @@ class shift(RandomView):  # noqa: N801
 class noise(_Seeded):  # noqa: N801
     """Add Gaussian noise, in the units of the processed image."""
 
+    limits: ClassVar = {"deviation": ("the deviation of the noise", math.inf)}
     deviation: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check("the deviation of the noise", self.deviation, math.inf)
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
         pixels = _pixels(example)
@@ -266,12 +257,10 @@ class mixup(RandomView):  # noqa: N801
 class drop_tokens(_Seeded):  # noqa: N801
     """Replace some tokens of a text by the mask token, except those to keep (special tokens)."""
 
+    limits: ClassVar = {"chance": ("the chance of a dropped token", 1)}
     mask_token: int
     chance: float = 0.1
     keep: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check("the chance of a dropped token", self.chance, 1)
 
     def apply(self, example: Example, parameters: Parameters, data: Views) -> Example:
         ids = torch.as_tensor(example["input_ids"])

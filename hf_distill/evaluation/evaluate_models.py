@@ -110,7 +110,10 @@ def evaluate(
                 "parameters": subject.parameters,
                 "size_bytes": size_on_disk(_folder(subject)),
                 "figures": measured[role],
-                "speed": {"single": single[role].describe(), "batch": batch[role].describe()},
+                "speed": {
+                    "single": dataclasses.asdict(single[role]),
+                    "batch": dataclasses.asdict(batch[role]),
+                },
             }
             for role, subject in subjects.items()
         },

@@ -54,9 +54,6 @@ class Scored:
     deciding: Floats
 
 
-# ---- classifiers ---------------------------------------------------------------------------------
-
-
 def score_classifiers(
     subjects: Mapping[str, Predictor], data: Examples, batch_size: int
 ) -> dict[str, Scored]:
@@ -97,18 +94,14 @@ def f1_macro(predicted: np.ndarray, true: np.ndarray, times: Floats) -> float:
     return float(np.mean(2 * hits[there] / occurrences[there]))
 
 
-# ---- language models -----------------------------------------------------------------------------
-
-
 def score_language_models(
     subjects: Mapping[str, Predictor], texts: Sequence[str], batch_size: int
 ) -> dict[str, Scored]:
     """Perplexity, next-token accuracy, entropy and calibration error of each model, and its
     likeness to ``teacher``.
 
-    Every token but the first of each text counts. Probabilities of vocabulary entries that one of
-    the models lacks (padding of the vocabulary) are left out for all. Texts are cut at the models'
-    length.
+    Every token but the first of each text counts; texts are cut at the models' length. Vocabulary
+    entries that one of the models lacks (padding of the vocabulary) are left out for all.
 
     Raises:
         ValueError: models with different tokenizers, or texts too short to predict anything.
@@ -185,9 +178,6 @@ def _on_tokens(subjects: Mapping[str, Predictor], batch: Mapping[str, Any]) -> d
         counted = [np.bincount(texts, column.double().numpy(), len(mask)) for column in columns]
         found[role] = np.stack(counted).astype(float)
     return found
-
-
-# ---- intervals -----------------------------------------------------------------------------------
 
 
 def intervals(

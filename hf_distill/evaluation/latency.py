@@ -49,12 +49,9 @@ class Speed:
     hardware: str
     dtype: str
 
-    def describe(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     def on_card(self) -> tuple[dict[str, float], dict[str, Any]]:
         """A row of ``measured``, and ``measured_on``, as `StudentCard` has them."""
-        told = self.describe()
+        told = dataclasses.asdict(self)
         row = ("latency_ms", "p10_ms", "p90_ms", "throughput")
         on = ("hardware", "threads", "batch_size", "dtype", "repeats")
         return {key: told[key] for key in row}, {key: told[key] for key in on}

@@ -53,7 +53,7 @@ class Predictor:
         task: Its row of `hf_distill.models.tasks.TASKS`; default: found by the class name.
         role: ``student``, ``baseline``, ``control`` or ``teacher``.
         max_length: Tokens after which texts are cut; default: the tokenizer's or the model's.
-        order: Class of the data -> class of the model; None: the same numbers. See `aligned`.
+        order: Class of the data -> class of the model; None: the same. See `aligned`.
     """
 
     name: str
@@ -66,11 +66,8 @@ class Predictor:
 
     @classmethod
     def load(cls, source: str | Path, role: str = "student") -> Predictor:
-        """Load a saved model with its processor from a folder or Hub id.
-
-        Raises:
-            ValueError: it cannot be loaded, or its architecture is not in transformers.
-        """
+        """Load a saved model with its processor from a folder or Hub id; ValueError if that cannot
+        be."""
         name = str(source)
         try:
             config = transformers.AutoConfig.from_pretrained(name)
@@ -128,12 +125,9 @@ class Predictor:
         return digest.hexdigest()
 
     def aligned(self, names: Sequence[str]) -> Predictor:
-        """Same model with classes in the order of the data's, matched by name.
-
-        Where the names do not match (``LABEL_0``, other words), the class numbers are used.
-
-        Raises:
-            ValueError: another number of classes.
+        """Same model with classes in the order of the data's, matched by name; where the names do
+        not match (``LABEL_0``, other words), by number. ValueError for another number of
+        classes.
         """
         config = self._config
         if config is not None and names and config.num_labels != len(names):
@@ -149,16 +143,12 @@ class Predictor:
         return self if order == tuple(range(len(order))) else dataclasses.replace(self, order=order)
 
     def logits(self, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
-        """Logits of raw examples.
+        """Logits ``(N, C)`` of raw examples, float64, in the order of the examples and the data's
+        classes.
 
-        Args:
-            values: Texts; pictures (PIL, or arrays: uint8, or floats in [0, 1], which are rounded
-                to 256 grey levels); sounds as dicts of ``array`` and ``sampling_rate``; or rows of
-                numbers.
-            batch_size: Examples at a time, batched by length.
-
-        Returns:
-            ``(N, C)``, float64, in the order of the examples and of the data's classes.
+        ``values`` are texts; pictures (PIL, or arrays: uint8, or floats in [0, 1], which are
+        rounded to 256 grey levels); sounds as dicts of ``array`` and ``sampling_rate``; or rows of
+        numbers.
 
         Raises:
             ValueError: no examples, values of another kind, or a model that is not a classifier.
@@ -176,12 +166,8 @@ class Predictor:
     def batches(
         self, values: Sequence[Any], labels: Sequence[int] | np.ndarray, batch_size: int = 64
     ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-        """Batches for attacks by gradient.
-
-        Yields:
-            The places of the examples in ``values``, the model's inputs on its device, and ``(B,)``
-            labels in the model's own order of classes.
-        """
+        """Batches for attacks by gradient: the places of the examples in ``values``, the model's
+        inputs on its device, and labels ``(B,)`` in the model's own order of classes."""
         own = np.asarray(labels)
         own = own if self.order is None else np.asarray(self.order)[own]
         for rows in self._rows(values, batch_size):

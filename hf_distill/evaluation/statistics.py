@@ -4,6 +4,7 @@ Which claim needs which test is in :mod:`hf_distill.evaluation.verdicts`. Tests 
 ``recipes``).
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from statistics import NormalDist
@@ -265,10 +266,9 @@ def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
     bad = {name: p for name, p in pvalues.items() if not 0 <= p <= 1}
     if bad:
         raise ValueError(f"Expected p-values in [0, 1], got {bad}.")
-    adjusted, largest = {}, 0.0
-    for rank, name in enumerate(sorted(pvalues, key=pvalues.__getitem__)):
-        largest = max(largest, min(1.0, pvalues[name] * (len(pvalues) - rank)))
-        adjusted[name] = largest
+    order = sorted(pvalues, key=pvalues.__getitem__)
+    scaled = [min(1.0, pvalues[name] * (len(order) - rank)) for rank, name in enumerate(order)]
+    adjusted = dict(zip(order, itertools.accumulate(scaled, max), strict=True))
     return {name: adjusted[name] for name in pvalues}
 
 

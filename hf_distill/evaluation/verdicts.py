@@ -188,8 +188,6 @@ def _runs(axis: str, ours: ArrayLike, theirs: ArrayLike) -> tuple[NDArray, NDArr
     return a, b
 
 
-# ---- requirements --------------------------------------------------------------------------------
-
 _OPERATORS = {
     ">=": operator.ge,
     "<=": operator.le,

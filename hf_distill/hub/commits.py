@@ -24,19 +24,19 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 @dataclass
 class Push:
-    """One push in one commit; its requests are repeated where that is safe.
+    """One push in one commit to ``repo_id``, which is created; requests are repeated where that is
+    safe.
 
     Args:
         api: The client, with the token.
-        repo_id: ``namespace/name``, or ``name``; created if it does not exist.
+        repo_id: ``namespace/name``, or ``name``.
         message: First line of the commit message.
         stale: Patterns of files in the repository that are deleted unless they are replaced.
         private: Visibility of a new repository; default: that of the account.
         revision: Branch to push to, created if it does not exist; default: main.
         create_pr: Open a pull request against main instead.
         repo_type: "model" or "dataset".
-        sign: A file of every earlier push of this kind. A repository that has other files of
-            ``stale`` but not this one is left unchanged.
+        sign: A file without which a repository with other files of ``stale`` is left unchanged.
     """
 
     api: HfApi

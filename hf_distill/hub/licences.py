@@ -1,7 +1,6 @@
 """Licences of teacher, base model and data whose terms may apply to the student.
 
-The card links the text of such a licence. It does not interpret it: whether weights are an
-adaptation of their training data, for example, is not settled.
+The card links the text of such a licence, without an interpretation.
 """
 
 import re

@@ -27,8 +27,8 @@ class Sample:
 
     Attributes:
         prompt: The prompt of all models.
-        texts: Role (``teacher``, ``baseline``, ``student``, …) -> that model's text without the
-            prompt; ``[…]`` at its end: it was cut; ``(nothing)``: it ended at once.
+        texts: Role (``teacher``, ``baseline``, ``student``, …) -> text without the prompt; ``[…]``
+            at its end: it was cut; ``(nothing)``: it ended at once.
     """
 
     prompt: str

@@ -459,6 +459,7 @@ def test_modules_say_what_is_wrong(offline: dict[str, Any]) -> None:
 def test_load_knows_exactly_the_modules_there_are() -> None:
     """A module left out of load's list could not be reached; its name would be refused."""
     classes = {value for value in vars(modules).values() if isinstance(value, type)}
+    classes -= {modules._Module}
     with pytest.raises(ValueError, match="no metric named 'acuracy'") as caught:
         metrics.load_metric("acuracy")
     listed = str(caught.value).split("Known: ")[1].split(".")[0]

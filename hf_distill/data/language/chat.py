@@ -23,7 +23,7 @@ MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Chat:
-    """Reader of conversations with a tokenizer's chat template.
+    """Reader of conversations with a tokenizer's chat template; ValueError without one.
 
     Templates that mark the assistant's text (``{% generation %}``) are used directly. For all
     others, an answer is the difference between the rendered conversation up to its end and the one
@@ -33,9 +33,6 @@ class Chat:
         tokenizer: A transformers tokenizer.
         assistant_only: Learn the answers only, each with its end-of-turn token.
         options: Further arguments of the template, or another ``chat_template``.
-
-    Raises:
-        ValueError: there is no chat template.
     """
 
     tokenizer: Any

@@ -1,6 +1,8 @@
 """The metrics of `load_metric`, as modules of `evaluate`; each is named after its class."""
 
+import inspect
 import math
+from typing import ClassVar
 
 import datasets
 import evaluate
@@ -18,41 +20,42 @@ def _of(kind: datasets.Value | datasets.List, other: object = None) -> datasets.
     return datasets.Features(predictions=kind, references=other or kind)
 
 
-def _described(
-    metric: evaluate.Metric, inputs: str, citation: str, features: object
-) -> evaluate.MetricInfo:
-    """Metadata of a metric, with its docstring as the description."""
-    told = " ".join(str(metric.__doc__).split())
-    return evaluate.MetricInfo(told, citation, features, inputs_description=inputs)
+class _Module(evaluate.Metric):
+    """A metric with its docstring as description, BibTeX, and the form(s) of its inputs."""
 
-
-class Agreement(evaluate.Metric):
-    """The share of items for which student and teacher choose the same class."""
+    bibtex: ClassVar[str]
+    forms: ClassVar[datasets.Features | list[datasets.Features]]
 
     def _info(self) -> evaluate.MetricInfo:
-        return _described(
-            self,
-            """
-Args:
-    predictions: the student's logits, (N, C), or its class ids, (N).
-    references: the teacher's, in the same form, for the same items.
+        about, _, inputs = inspect.cleandoc(str(self.__doc__)).partition("\n\n")
+        return evaluate.MetricInfo(
+            " ".join(about.split()), self.bibtex, self.forms, inputs_description=f"\n{inputs}\n"
+        )
 
-Returns:
-    agreement: the mean over the items, in [0, 1].
 
-Raises:
-    ValueError: the shapes differ.
-""",
-            """@inproceedings{stanton2021does,
+class Agreement(_Module):
+    """The share of items for which student and teacher choose the same class.
+
+    Args:
+        predictions: the student's logits, (N, C), or its class ids, (N).
+        references: the teacher's, in the same form, for the same items.
+
+    Returns:
+        agreement: the mean over the items, in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+
+    bibtex = """@inproceedings{stanton2021does,
   title={Does Knowledge Distillation Really Work?},
   author={Stanton, Samuel and Izmailov, Pavel and Kirichenko, Polina and Alemi, Alexander A. and
           Wilson, Andrew Gordon},
   booktitle={Advances in Neural Information Processing Systems},
   year={2021},
   url={https://arxiv.org/abs/2106.05945}
-}""",
-            [_of(LOGITS), _of(CLASS)],
-        )
+}"""
+    forms: ClassVar[list[datasets.Features]] = [_of(LOGITS), _of(CLASS)]
 
     def _compute(
         self, predictions: list[list[float]] | list[int], references: list[list[float]] | list[int]
@@ -64,36 +67,32 @@ Raises:
         return {"agreement": (student == teacher).float().mean().item()}
 
 
-class CalibrationError(evaluate.Metric):
+class CalibrationError(_Module):
     """Expected calibration error (ECE): the items are sorted into bins of equal width by the
     confidence of the prediction, and the distances between accuracy and mean confidence of the bins
-    are averaged, weighted by the number of items."""
+    are averaged, weighted by the number of items.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _described(
-            self,
-            """
-Args:
-    predictions: logits, (N, C).
-    references: class ids, (N). Items labelled -100 are left out.
-    bins (int): number of bins of equal width. Default 15.
+    Args:
+        predictions: logits, (N, C).
+        references: class ids, (N). Items labelled -100 are left out.
+        bins (int): number of bins of equal width. Default 15.
 
-Returns:
-    calibration_error: in [0, 1], 0 is best; 0 when no item is left. Its expectation is above 0
-        for a perfectly calibrated model too, the more so the fewer items.
+    Returns:
+        calibration_error: in [0, 1], 0 is best; 0 when no item is left. Its expectation is above 0
+            for a perfectly calibrated model too, the more so the fewer items.
 
-Raises:
-    ValueError: bins below 1.
-""",
-            """@inproceedings{guo2017calibration,
+    Raises:
+        ValueError: bins below 1.
+    """
+
+    bibtex = """@inproceedings{guo2017calibration,
   title={On Calibration of Modern Neural Networks},
   author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
   booktitle={International Conference on Machine Learning},
   year={2017},
   url={https://arxiv.org/abs/1706.04599}
-}""",
-            _of(LOGITS, CLASS),
-        )
+}"""
+    forms = _of(LOGITS, CLASS)
 
     def _compute(
         self, predictions: list[list[float]], references: list[int], bins: int = 15
@@ -104,38 +103,34 @@ Raises:
         return {"calibration_error": functional.calibration_error(sums).item()}
 
 
-class KLDivergence(evaluate.Metric):
+class KLDivergence(_Module):
     """Kullback-Leibler divergence between the classes' probabilities under teacher (t) and student
     (s), in nats, averaged over the items: forward KL(p_t || p_s), which is large where the student
     misses what the teacher holds possible, and reverse KL(p_s || p_t), which is large where the
-    student holds possible what the teacher does not."""
+    student holds possible what the teacher does not.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _described(
-            self,
-            """
-Args:
-    predictions: the student's logits, (N, C), finite.
-    references: the teacher's logits, (N, C), finite, for the same items.
-    temperature (float): the probabilities are softmax(logits / temperature). Default 1. The value
-        is the divergence itself, without the factor temperature**2 that the training loss has.
+    Args:
+        predictions: the student's logits, (N, C), finite.
+        references: the teacher's logits, (N, C), finite, for the same items.
+        temperature (float): the probabilities are softmax(logits / temperature). Default 1. The
+            value is the divergence itself, without the training loss's factor temperature**2.
 
-Returns:
-    forward_kl: >= 0, 0 is best.
-    reverse_kl: >= 0, 0 is best.
+    Returns:
+        forward_kl: >= 0, 0 is best.
+        reverse_kl: >= 0, 0 is best.
 
-Raises:
-    ValueError: the shapes differ, or temperature is not above 0.
-""",
-            """@article{hinton2015distilling,
+    Raises:
+        ValueError: the shapes differ, or temperature is not above 0.
+    """
+
+    bibtex = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
   journal={arXiv preprint arXiv:1503.02531},
   year={2015},
   url={https://arxiv.org/abs/1503.02531}
-}""",
-            _of(LOGITS),
-        )
+}"""
+    forms = _of(LOGITS)
 
     def _compute(
         self,
@@ -149,33 +144,29 @@ Raises:
         return {"forward_kl": forward.item(), "reverse_kl": reverse.item()}
 
 
-class Retention(evaluate.Metric):
+class Retention(_Module):
     """The share of the teacher's result that the student keeps: student / teacher, averaged over
-    the results (accuracies on several tasks, say). For results of which more is better."""
+    the results (accuracies on several tasks, say). For results of which more is better.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _described(
-            self,
-            """
-Args:
-    predictions: the student's results, (N): one number for each task or data set.
-    references: the teacher's results, (N), on the same tasks in the same order.
+    Args:
+        predictions: the student's results, (N): one number for each task or data set.
+        references: the teacher's results, (N), on the same tasks in the same order.
 
-Returns:
-    retention: the mean of student / teacher; 1: as good as the teacher.
+    Returns:
+        retention: the mean of student / teacher; 1: as good as the teacher.
 
-Raises:
-    ValueError: a result of the teacher is not a positive finite number.
-""",
-            """@article{sanh2019distilbert,
+    Raises:
+        ValueError: a result of the teacher is not a positive finite number.
+    """
+
+    bibtex = """@article{sanh2019distilbert,
   title={DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter},
   author={Sanh, Victor and Debut, Lysandre and Chaumond, Julien and Wolf, Thomas},
   journal={arXiv preprint arXiv:1910.01108},
   year={2019},
   url={https://arxiv.org/abs/1910.01108}
-}""",
-            _of(NUMBER),
-        )
+}"""
+    forms = _of(NUMBER)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         if not references or not all(0 < value < math.inf for value in references):

@@ -24,8 +24,8 @@ HOME = re.compile(
 _HOMES = ("/home/", "/Users/", "/var/folders/", "/root/", ":\\")
 _SHORTEST = 10  # letters of the shortest secret with its name; most pieces of words are shorter
 
-# What opens the tokens of the services that give them a form of their own -> what follows. The
-# opening is searched first: regular expressions alone take seconds for a large tokenizer.json.
+# Forms of the tokens of services -> their openings. The opening is searched first: regular
+# expressions alone take seconds for a large tokenizer.json.
 _FORMS = {
     r"[A-Za-z0-9]{20,}": "hf_ api_org_ npm_",
     r"[A-Za-z0-9_]{20,}": "ghp_ gho_ ghs_ ghu_ ghr_ github_pat_",
