@@ -54,7 +54,7 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> float:
 
 def selective_accuracy(
     logits: ArrayLike, labels: ArrayLike, coverages: Sequence[float] = (0.5, 0.8, 0.9, 1.0)
-) -> dict[str, float]:
+) -> dict[float, float]:
     """Accuracy on the most confident items: coverage -> accuracy on the ⌈coverage · N⌉ of them.
 
     Confidence is the largest probability. Items with equal confidence are averaged over all their

@@ -138,9 +138,10 @@ class KLDivergence(_Module):
         references: list[list[float]],
         temperature: float = 1.0,
     ) -> dict[str, float]:
-        pair = [torch.tensor(x, dtype=torch.float64) for x in (predictions, references)]
-        forward = forward_kl(*pair, temperature).mean() / temperature**2
-        reverse = reverse_kl(*pair, temperature).mean() / temperature**2
+        student = torch.tensor(predictions, dtype=torch.float64)
+        teacher = torch.tensor(references, dtype=torch.float64)
+        forward = forward_kl(student, teacher, temperature).mean() / temperature**2
+        reverse = reverse_kl(student, teacher, temperature).mean() / temperature**2
         return {"forward_kl": forward.item(), "reverse_kl": reverse.item()}
 
 
