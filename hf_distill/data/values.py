@@ -1,7 +1,5 @@
 """Raw examples: texts, images, sounds, rows of numbers, and their modality."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
