@@ -19,16 +19,13 @@ class PairedPerturbation(Dataset[Example]):
     that ``encode`` returns. The text itself is left out.
 
     Args:
-        data: Examples by index.
+        data: Examples by index, with a length.
         encode: Function of a value that returns model inputs, such as a tokenizer.
         perturb: Function of a value and a generator that returns another value.
         column: The column that is perturbed and encoded.
         prefix: Prefix of the columns of the perturbed version.
         seed: Each example has one perturbed version, independent of the order of reading; None: a
             new one at each reading, drawn from torch's global generator (like `Views`).
-
-    Raises:
-        ValueError: data without a length or without the column.
     """
 
     def __init__(

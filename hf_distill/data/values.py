@@ -19,11 +19,7 @@ def picture(value: Any) -> Image.Image:
 
 
 def modality_of(value: Any) -> str:
-    """Modality of one example: ``text``, ``image``, ``audio`` or ``tabular``.
-
-    Raises:
-        ValueError: none of them.
-    """
+    """Modality of one example: ``text``, ``image``, ``audio`` or ``tabular``; else a ValueError."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value):

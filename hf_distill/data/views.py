@@ -30,12 +30,10 @@ class Views(Dataset[Example]):
     """A data set that returns a new random view of an example at each reading.
 
     Args:
-        data: Examples by index, with tensors ``pixel_values`` ``(C, h, w)`` or ``input_ids``.
+        data: Examples by index, with a length and tensors ``pixel_values`` ``(C, h, w)`` or
+            ``input_ids``.
         *views: Applied to an example in turn: `flip`, `shift`, `noise`, `mixup`, `drop_tokens`, a
             `RandomView` or a function.
-
-    Raises:
-        ValueError: no views, or data without a length.
     """
 
     def __init__(self, data: Any, *views: View):

@@ -74,11 +74,7 @@ def evaluate(
     Returns:
         Plain values: ``task``, ``examples``, ``notes``, ``comparison`` (with the baseline, or None)
         and ``models``: role -> ``name``, ``architecture``, ``parameters``, ``size_bytes``,
-        ``figures`` (name -> ``value``, ``low``, ``high``) and ``speed`` (``single`` and ``batch``,
-        see `Speed`).
-
-    Raises:
-        ValueError: a head that is not supported, or models and data that do not fit.
+        ``figures`` (name -> ``value``, ``low``, ``high``) and ``speed`` (``single`` and ``batch``).
     """
     task, notes = task_of_all(subjects), list[str]()
     if task == LANGUAGE_MODEL:

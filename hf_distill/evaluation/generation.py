@@ -30,11 +30,8 @@ def side_by_side_samples(
     Args:
         models: Role (``teacher``, ``baseline``, ``student``) -> causal or encoder-decoder model.
         tokenizer: Of all models, or role -> tokenizer.
-        prompts: Of messages the last one's content is kept as the prompt.
+        prompts: With at least one token; of messages the last one's content is kept as the prompt.
         max_new_tokens: Length of a continuation; a text that it cuts ends with ``[…]``.
-
-    Raises:
-        ValueError: a prompt without tokens, or too long for a model.
 
     >>> side_by_side_samples({"teacher": big, "student": small}, tokenizer, ["It was"])
     ... # doctest: +SKIP

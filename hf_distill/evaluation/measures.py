@@ -100,8 +100,7 @@ def _hits_by_confidence(logits: ArrayLike, labels: ArrayLike) -> Floats:
 def label_loyalty(student_logits: ArrayLike, teacher_logits: ArrayLike) -> float:
     """The share of items on which the student chooses the teacher's class; logits ``(N, C)``.
 
-    Reference: Xu et al., 2021, "Beyond Preserved Accuracy: Evaluating Loyalty and Robustness of
-        BERT Compression", arXiv:2109.03228.
+    Reference: Xu et al., 2021, "Beyond Preserved Accuracy", arXiv:2109.03228.
 
     >>> label_loyalty([[1.0, 0.0], [1.0, 0.0]], [[3.0, 0.0], [0.0, 3.0]])
     0.5

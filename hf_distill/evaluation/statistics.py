@@ -63,11 +63,8 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     Of ``correct_a`` and ``correct_b`` ``(N,)``, 0 or 1 for the same examples, those b + c count on
     which only one model is right: p = 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1.
 
-    It is about these two files. Two runs of one method are "different" by it in 12 to 28 % of
-    cases: for methods see :func:`paired_t`.
-
-    Raises:
-        ValueError: other values, or not the same number of examples.
+    It is about these two files: two runs of one method are "different" by it in 12 to 28 % of
+    cases. For methods see :func:`paired_t`.
 
     Reference: McNemar, 1947, "Note on the Sampling Error of the Difference Between Correlated
         Proportions or Percentages".
@@ -88,9 +85,6 @@ def mcnemar_interval(
 
     Clopper and Pearson's interval of the share θ of examples on which a is right, of the m = b + c
     on which only one of them is, as a difference of accuracies: m (2θ - 1) / N.
-
-    Raises:
-        ValueError: see :func:`mcnemar`, or a level outside (0, 1).
 
     Reference: Clopper and Pearson, 1934, "The Use of Confidence or Fiducial Limits Illustrated in
         the Case of the Binomial".

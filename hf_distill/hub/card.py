@@ -129,13 +129,8 @@ def write(card: StudentCard, folder: str | os.PathLike[str], *, eval_results: bo
 
     Of an earlier card of ours, text outside the markers and the front matter's other keys are kept.
     A card that Trainer or PEFT generated is replaced. A card by hand without our markers is left
-    alone, with a warning that names the remedy.
-
-    Args:
-        card: The facts.
-        folder: The student's.
-        eval_results: Write ``.eval_results/<data set>.yaml`` as well: the student's main result,
-            with which the Hub ranks it where the data set is registered as a benchmark.
+    alone, with a warning. ``eval_results``: write ``.eval_results/<data set>.yaml`` as well, the
+    student's main result, with which the Hub ranks it on a registered benchmark.
 
     Raises:
         ValueError: the card would not be valid, an existing README.md has broken markers, or there

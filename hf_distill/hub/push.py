@@ -34,8 +34,8 @@ def push_folder(
     requests (5xx, timeouts) are repeated; large files that were uploaded are not sent again.
 
     Args:
-        folder: Output folder of ``save_model``, with its README.md. The quick start of a card
-            written by this package is changed to name ``repo_id``.
+        folder: Output folder of ``save_model``, with its README.md, whose quick start is changed to
+            name ``repo_id``.
         repo_id: ``namespace/name``, or ``name`` for the account of the token.
         token: Default: the token stored by ``hf auth login``, or the variable HF_TOKEN.
         private: Visibility of a new repository; default: that of the account.
@@ -45,8 +45,7 @@ def push_folder(
 
     Raises:
         FileNotFoundError: no finished student or no README.md in the folder.
-        ValueError: malformed ``repo_id``, ``create_pr`` with a ``revision``, or any other of
-            `folder_problems`.
+        ValueError: malformed arguments, or any other of `folder_problems`.
         PermissionError: not logged in, or the Hub rejects the token (401, 403, gated).
         ConnectionError: the Hub was not reached, or still fails after `commits.ATTEMPTS` attempts.
     """

@@ -32,11 +32,8 @@ class LanguageCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Collate a batch.
-
-        Args:
-            rows: ``input_ids`` and, if present, ``labels`` (default: the tokens),
-                ``attention_mask``, ``token_weights``, ``position_ids``, and numbers.
+        """Collate rows of ``input_ids`` and, if present, ``labels`` (default: the tokens),
+        ``attention_mask``, ``token_weights``, ``position_ids``, and numbers.
 
         Returns:
             ``input_ids``, ``labels``, ``token_weights`` and ``attention_mask`` or ``position_ids``,

@@ -29,15 +29,11 @@ def pack(
     not a label: the loss equals that of the separate examples.
 
     Args:
-        dataset: Rows of `tokenize`: ``input_ids`` and, where they have them, ``labels`` and
-            ``token_weights``; other columns are left out.
+        dataset: Rows of `tokenize`; other columns are left out.
         length: Tokens per row.
         strategy: ``first_fit`` keeps examples whole; ``wrapped`` fills every row to the last token
             and cuts examples at the end of the row: the remainder is a separate example.
         buffer_size: Number of examples among which those that fit together are chosen.
-
-    Returns:
-        ``input_ids``, ``labels``, ``position_ids`` and ``token_weights`` if there.
 
     Raises:
         ValueError: rows that are not tokenized, or packed already; with ``first_fit`` an example

@@ -33,11 +33,9 @@ def tokenize(
     A row is a conversation (``messages``), a ``prompt`` with its ``completion`` (both text, or both
     lists of messages), or a text; the columns decide, in this order. Texts and completions end with
     the tokenizer's end token, answers with the end of their turn: an empty completion trains the
-    student to end at once. Rows without labels are dropped, and counted in a warning: empty texts,
-    conversations without an answer, answers that lie beyond ``max_length``.
-
-    A message of the assistant may have a ``weight`` (0: no labels); then the rows have
-    ``token_weights``. A column ``tools`` is passed to the chat template.
+    student to end at once. Rows without labels (empty, or an answer beyond ``max_length``) are
+    dropped, with a warning. A message of the assistant may have a ``weight`` (0: no labels). A
+    column ``tools`` is passed to the chat template.
 
     Args:
         dataset: One split, streamed or not.
@@ -55,8 +53,7 @@ def tokenize(
 
     Raises:
         TypeError: not a data set.
-        ValueError: unknown columns; messages without a chat template; a template without the
-            answers; no labels at all.
+        ValueError: unknown columns; no chat template, or one without the answers; no labels at all.
     """
     first, dataset = _first_row(dataset)
     kind = _kind(list(first), text_column)
