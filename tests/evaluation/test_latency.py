@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_speed_of_one_model() -> None:
     assert found.threads == torch.get_num_threads()
     assert "cores" in found.hardware
     assert model.training, "the model is left as it was"
-    assert json.loads(json.dumps(found.describe())) == found.describe()
+    assert json.loads(json.dumps(asdict(found))) == asdict(found)
 
 
 def test_models_take_turns() -> None:
