@@ -261,7 +261,7 @@ def ask_teacher(pair: ModelsInStep, batch: Batch, needs: Needs, who: str) -> Sig
         raise ValueError(
             f"{who} would show the teacher the student's token embeddings, which mean nothing to "
             "it. Let it answer about the plain text (teacher='clean', maximise='labels' or "
-            "'teacher'), or perturb the tokens (TokenNoise, Columns)."
+            "'teacher'), or perturb the tokens (TokenNoise, PerturbedColumns)."
         )
     try:
         return pair.ask_teacher(batch, needs)

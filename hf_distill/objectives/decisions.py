@@ -73,7 +73,7 @@ class ProbabilityMSE(Divergence):
 
     Squared differences of the probabilities, summed over the classes; for regression those of the
     outputs. The article's whole objective is
-    ``alpha * Reconstruction() + (1 - alpha) * WeightDecay(gamma)``.
+    ``alpha * ProbabilityMSE() + (1 - alpha) * WeightDecay(gamma)``.
     """
 
     name: ClassVar[str] = "probability_mse"

@@ -145,8 +145,8 @@ class AuxiliaryHead(Nested):
 class FromTeacher(Nested):
     """An objective between the student and one member of an `Ensemble`, with its own projections.
 
-    ``0.5 * From("large", HiddenStates()) + 0.5 * From("small", HiddenStates("last"))`` gives the
-    student one head (projection) per teacher. It is logged as ``hidden_states_large``.
+    ``FromTeacher("large", HiddenStates()) + FromTeacher("small", HiddenStates("last"))`` gives the
+    student one projection per teacher. It is logged as ``hidden_states_large``.
 
     Args:
         teacher: The member's name in the ensemble.
@@ -169,18 +169,18 @@ class FromTeacher(Nested):
         if not isinstance(self.objective, Objective):
             raise ValueError(
                 f"Expected one objective for {self.teacher!r}, got {self.objective}. Weights and "
-                f"sums go outside: 0.5 * From({self.teacher!r}, …) + From(…)."
+                f"sums go outside: 0.5 * FromTeacher({self.teacher!r}, …) + FromTeacher(…)."
             )
         if not self.objective.needs:
             raise ValueError(
                 f"{type(self.objective).__name__} asks nothing of a teacher. Use it as it is, "
-                f"without From({self.teacher!r}, …)."
+                f"without FromTeacher({self.teacher!r}, …)."
             )
         if getattr(self.objective, "teacher", "clean") == "perturbed":
             raise ValueError(
                 "Expected an objective whose teacher sees the batch itself, got one that asks it "
                 "about a perturbed one, which would ask the whole ensemble. Put the member inside: "
-                f"OnPerturbed(From({self.teacher!r}, …), …, teacher='perturbed')."
+                f"OnPerturbed(FromTeacher({self.teacher!r}, …), …, teacher='perturbed')."
             )
         self.adopt(self.teacher, needs=of_member(self.teacher, self.objective.needs))
 
@@ -200,7 +200,7 @@ class FromTeacher(Nested):
         return {**self.objective.describe(), "name": self.name, "teacher": self.teacher}
 
     def __str__(self) -> str:
-        return f"From({self.teacher!r}, {self.objective})"
+        return f"FromTeacher({self.teacher!r}, {self.objective})"
 
     def _member(self, teacher: Signal | None) -> Signal:
         members = {} if teacher is None else teacher.members

@@ -40,11 +40,11 @@ class OnPerturbed(Nested):
     """An objective with the student on a perturbed batch.
 
     ``OnPerturbed(HardLabels(), PGD(8 / 255))`` is adversarial training; with ``ForwardKL()`` it is
-    ARD; with ``Gaussian`` or ``PerturbedColumns`` the
-    student has to match the teacher's output for the plain input in spite of the noise.
-    Parts of a sum with the same ``by`` share one perturbed batch, and one
-    answer of the student to it. In training the answer is one in training mode: dropout is on, and
-    a batch normalisation takes the statistics of the perturbed batch into its means too.
+    ARD; with ``Gaussian`` or ``PerturbedColumns`` the student has to match the teacher's output for
+    the plain input in spite of the noise. Parts of a sum with the same ``by`` share one perturbed
+    batch, and one answer of the student to it. In training the answer is one in training mode:
+    dropout is on, and a batch normalisation takes the statistics of the perturbed batch into its
+    means too.
 
     Args:
         objective: Any one objective (weights and sums go outside).
@@ -112,11 +112,10 @@ class OnPerturbed(Nested):
 class Smoothness(Objective):
     """KL(S(x) || S(x')) between the student's outputs on the batch and on a perturbed one.
 
-    With ``PGD(…, maximise="itself")`` it is the regulariser of TRADES (Zhang et al. 2019,
-    arXiv 1901.08573), with `Virtual` and ``detach`` that of VAT (Miyato et al. 2018, 1704.03976),
-    with ``PGD(…, steps=1, start="gaussian", maximise="itself")`` and ``symmetric`` half of SMART's
-    (Jiang et al. 2020, 1911.03437), with ``Again()`` and ``symmetric`` R-Drop's (Liang et al.
-    2021, 2106.14448). Needs neither teacher nor labels.
+    With ``PGD(…, maximise="itself")`` it is the regulariser of TRADES (arXiv 1901.08573), with
+    `VirtualAdversary` and ``detach`` that of VAT (1704.03976), with ``PGD(…, steps=1,
+    start="gaussian", maximise="itself")`` and ``symmetric`` half of SMART's (1911.03437), with
+    ``SecondDropout()`` and ``symmetric`` R-Drop's (2106.14448). Needs neither teacher nor labels.
 
     Args:
         by: The perturbation; or its form in a recipe.

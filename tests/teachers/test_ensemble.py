@@ -885,7 +885,7 @@ def test_from_is_an_objective_of_its_own() -> None:
     assert [part.get("teacher") for part in told] == [None, "large", "small", "small"]
     assert told[3]["settings"]["temperature"] == 2.0
     assert json.loads(json.dumps(told)) == json.loads(json.dumps(told))
-    assert str(FromTeacher("a", ForwardKL(2.0))) == "From('a', ForwardKL(temperature=2.0))"
+    assert str(FromTeacher("a", ForwardKL(2.0))) == "FromTeacher('a', ForwardKL(temperature=2.0))"
     assert FromTeacher("a", ForwardKL()).citation == ForwardKL.citation
     with pytest.raises(ValueError, match="asks nothing"):
         FromTeacher("a", HardLabels())
