@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from hf_distill.losses.fused import LazyLogits
+from hf_distill.models.modules import text_config
 from hf_distill.models.signals import Signal, SparseProbs
+from hf_distill.models.special_tokens import END, PADDING, special_tokens
 from hf_distill.models.task_model import TaskModel, vocabulary_size
 
 ClassOrder = int | Tensor | None
 """Mapping of logits to the common order of classes: None (unchanged), n (the first n classes: the
-rest is padding of the vocabulary), or an index per class."""
+rest is padding of the vocabulary), or an index per class: of a teacher with more classes those of
+the student, over which the softmax is then taken."""
 
 
 def reorder(logits: Tensor, order: ClassOrder) -> Tensor:
@@ -43,6 +47,12 @@ def reorder_sparse(sparse: SparseProbs, order: ClassOrder) -> SparseProbs:
             log_probs=sparse.log_probs.masked_fill(cut, -torch.inf),
             log_rest=torch.logaddexp(sparse.log_rest, lost),
             classes=order,
+        )
+    if len(order) != sparse.classes:
+        raise ValueError(
+            f"Expected all logits of a teacher with {sparse.classes} classes, of which the student "
+            f"has {len(order)}, got its likeliest ones. Keep all logits in the cache "
+            "(format={'kind': 'full'}), or use the live teacher."
         )
     return replace(sparse, ids=order.to(sparse.ids.device).argsort()[sparse.ids])
 
@@ -107,6 +117,29 @@ def match_heads(
     if classes == "labels":
         return None, _label_order(student.config, teacher)
     return None, None
+
+
+def warn_of_conventions(student: TaskModel, teacher: Any) -> None:
+    """Warn if two language models of one tokenizer end or pad texts by different tokens.
+
+    Args:
+        student: The student.
+        teacher: The teacher's config.
+    """
+    if student.task.name not in ("causal_lm", "seq2seq_lm"):
+        return
+    ours = special_tokens(text_config(student.config))
+    theirs = special_tokens(text_config(teacher))
+    for name, what in ((END, "end a text"), (PADDING, "pad texts")):
+        pair = ours.get(name), theirs.get(name)
+        if None not in pair and pair[0] != pair[1]:
+            warnings.warn(
+                f"Student and teacher {what} by different tokens: {name} is {pair[0]} for "
+                f"{student.who} and {pair[1]} for the teacher. A student that learns from the "
+                "teacher's probabilities learns the teacher's; set both configs (and the "
+                "generation configs) alike if that is not meant.",
+                stacklevel=4,
+            )
 
 
 def _same_problem(student: Any, teacher: Any) -> None:
@@ -175,14 +208,19 @@ def _same_tokens(
 def _label_order(student: Any, teacher: Any) -> Tensor | None:
     if None in (student.num_labels, teacher.num_labels):
         return None  # a module without a config that has not run yet
+    ours, theirs = _names(student), _names(teacher)
+    unique = all(len(set(names)) == len(names) for names in (ours, theirs))
+    part = len(ours) < len(theirs) and set(ours) <= set(theirs)
+    if part and unique and not _unnamed(ours):
+        return torch.tensor([theirs.index(name) for name in ours])
     if student.num_labels != teacher.num_labels:
         raise ValueError(
             f"Expected the teacher to have the student's {student.num_labels} labels "
-            f"{_some(_names(student))}, got {teacher.num_labels}: {_some(_names(teacher))}. "
-            "Fine-tune the teacher on the student's labels, or create the student with the "
-            "teacher's `id2label` (a module without a config: with as many outputs)."
+            f"{_some(ours)}, got {teacher.num_labels}: {_some(theirs)}. A teacher with more labels "
+            "is read at those that the student's config names in id2label. Name them as the "
+            "teacher does, fine-tune the teacher on the student's labels, or create the student "
+            "with the teacher's `id2label` (a module without a config: with as many outputs)."
         )
-    ours, theirs = _names(student), _names(teacher)
     if ours == theirs or _unnamed(ours) or _unnamed(theirs):
         return None
     if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):

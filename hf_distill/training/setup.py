@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_distill.data.random_states import same_randomness
 from hf_distill.models.batches import by_row, rows_of, without_places
-from hf_distill.models.class_order import align_classes, match_heads
+from hf_distill.models.class_order import align_classes, match_heads, warn_of_conventions
 from hf_distill.models.lm_head import same_logits
 from hf_distill.models.modes import evaluating
 from hf_distill.models.modules import ANY, text_config
@@ -93,6 +93,8 @@ class StepSetup:
             teacher.tokens(),
             same_inputs=not read or bool({"input_ids", ANY} & read),
         )
+        if not teacher.provides.cross_tokenizer:
+            warn_of_conventions(step.task_model, teacher.config)
         by_labels = getattr(teacher, "weights", None) == "labels"
         if by_labels and isinstance(step.teacher_order, Tensor):
             raise ValueError(

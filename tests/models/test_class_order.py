@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+import two_tokenizers
 from tiny_models import CASES, Example, collate, quiet_arguments
 from tokenizers import Tokenizer, models
 
-from hf_distill import DistillationTrainer, ForwardKL, HardLabels, LogitMSE, ModelTeacher, ReverseKL
+from hf_distill import (
+    CachedTeacher,
+    DistillationTrainer,
+    ForwardKL,
+    HardLabels,
+    LogitMSE,
+    ModelTeacher,
+    ReverseKL,
+    write_cache,
+)
 
 NAMES = ["negative", "neutral", "positive"]
 ORDER = [2, 0, 1]
@@ -163,6 +173,7 @@ def parts(ours: Any, head: str) -> tuple[dict[str, float], list[Any]]:
     return ours.component_log.figures(0), [named[n].grad for n in PHANTOM[head]]
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("head", PHANTOM)
 def test_phantom_entries_carry_no_weight(head: str, tmp_path: Path) -> None:
     """A teacher's padding takes probability from real tokens; a student's learns to shrink."""
@@ -195,6 +206,7 @@ def test_phantom_entries_carry_no_weight(head: str, tmp_path: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("head", PHANTOM)
 def test_predictions_of_padded_vocabularies(head: str, tmp_path: Path) -> None:
     """A compute_metrics sees both models at one width, and no phantom entry can be the best."""
@@ -222,6 +234,7 @@ def test_classifiers_of_one_family(tmp_path: Path) -> None:
     assert ours.evaluate()["eval_forward_kl"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("head", ["causal_lm", "masked_lm", "sequence_classification"])
 def test_another_tokenizer_is_refused(head: str, tmp_path: Path) -> None:
     """With two tokens swapped everything runs, and every sentence with them is another one."""
@@ -249,3 +262,47 @@ def test_padding_cannot_be_told_from_tokens_without_both_tokenizers(
     ours = tokenizer() if known == "student" else None
     with pytest.raises(ValueError, match=r"40 entries for the student and 48 for the teacher"):
         trainer(tmp_path, "causal_lm", student, source, processing_class=ours)
+
+
+def test_a_teacher_with_more_classes_is_read_at_the_students(tmp_path: Path) -> None:
+    """A teacher of a larger task was of no use, though it names all the student's classes."""
+    few, many = ("bad", "good", "mixed"), ("Mixed", "other", "good", "none", "bad")
+    student = two_tokenizers.bert(
+        "ForSequenceClassification", 1, id2label=dict(enumerate(few)), label2id={}
+    )
+    teacher = two_tokenizers.bert(
+        "ForSequenceClassification", 2, id2label=dict(enumerate(many)), label2id={}
+    )
+    pieces, data = two_tokenizers.PIECES, two_tokenizers.tokenized(columns=())
+    options: dict[str, Any] = {"objective": 1.0 * ForwardKL(2.0), "processing_class": pieces}
+    live = ModelTeacher(teacher)
+    found = two_tokenizers.made(tmp_path, student, live, data, **options).evaluate()
+    expected = [
+        two_tokenizers.kl(
+            two_tokenizers.logits(student, pieces, text),
+            two_tokenizers.logits(teacher, pieces, text)[[4, 2, 0]],
+        )
+        for text in two_tokenizers.TEXTS
+    ]
+    assert found["eval_forward_kl"] == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+    collate = tf.DataCollatorWithPadding(pieces)
+    kept: dict[str, Any] = {"kind": "top_k", "k": 2, "temperature": 2.0}
+    few_of_them = write_cache(tmp_path / "some", live, data, collate, format=kept, say=len)
+    with pytest.raises(ValueError, match=r"all logits of a teacher with 5 classes.*'full'"):
+        two_tokenizers.made(tmp_path, student, CachedTeacher(few_of_them), data, **options)
+    everything = write_cache(tmp_path / "all", live, data, collate, say=len)  # the remedy
+    cached = two_tokenizers.made(tmp_path, student, CachedTeacher(everything), data, **options)
+    assert cached.evaluate()["eval_forward_kl"] == pytest.approx(found["eval_forward_kl"], rel=1e-5)
+    teacher.config.id2label[2] = "fine"
+    with pytest.raises(ValueError, match=r"read at those that the student's config names"):
+        two_tokenizers.made(tmp_path, student, ModelTeacher(teacher), data, **options)
+
+
+def test_other_ends_of_texts_are_reported(tmp_path: Path) -> None:
+    """A student that has learned the teacher's end of a text never stops at its own."""
+    student, teacher = CASES["causal_lm"].models()
+    teacher.config.eos_token_id, student.config.eos_token_id = 5, 0
+    for config in (student.config, teacher.config):
+        config.pad_token_id = 1
+    with pytest.warns(UserWarning, match=r"end a text by different tokens: .* is 0 for .*5"):
+        trainer(tmp_path, "causal_lm", student, teacher, processing_class=None)

@@ -190,7 +190,7 @@ CONSTRUCTION: dict[str, Row] = {
         ValueError,
         "the student's 3 labels",
         "got 5: .*'label_4'",
-        "Fine-tune the teacher on the student's labels",
+        "fine-tune the teacher on the student's labels",
     ),
     "another kind of problem": (
         lambda p: build(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_distill.data.random_states import same_randomness
 from hf_distill.models.class_order import align_classes, match_heads
@@ -67,6 +67,13 @@ class JointSetup(StepSetup):
             name: match_heads(step.task_model, task_model.config, tokens, peers.tokens_of(name))
             for name, task_model in peers.task_models.items()
         }
+        for name, (_, order) in found.items():
+            labels = peers.task_models[name].config.num_labels
+            if isinstance(order, Tensor) and len(order) < labels:
+                raise ValueError(
+                    f"Expected the peer {name!r} to have the student's {len(order)} labels, which "
+                    f"it is trained on too, got {labels}. Create it with the student's id2label."
+                )
         sizes = [ours for ours, _ in found.values() if isinstance(ours, int)]
         step.student_order = min(sizes) if sizes else None  # the rest pads somebody's vocabulary
         step.orders = {n: min(sizes) if sizes else theirs for n, (_, theirs) in found.items()}

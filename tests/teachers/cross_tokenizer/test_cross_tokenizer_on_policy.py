@@ -189,6 +189,7 @@ def test_prompts_do_not_depend_on_the_alignment(
 # ---- the same tokenizer --------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("objective", [ForwardKL(), PrefixKL()], ids=str)
 @pytest.mark.parametrize("name", ["byte_level", "fallback"])
 def test_the_same_tokenizer_is_plain_training(name: str, objective: Any, tmp_path: Path) -> None:

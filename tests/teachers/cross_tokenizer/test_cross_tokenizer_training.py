@@ -613,6 +613,7 @@ def test_objectives_for_two_tokenizers_refuse_one(tmp_path: Path) -> None:
 # ---- one tokenizer, two paddings --------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("theirs", ["same", "other"])
 @pytest.mark.parametrize("objective", [ForwardKL(), ForwardKL() + HardLabels() + ReverseKL()])
 def test_phantom_entries_get_no_mass(theirs: str, objective: Objective, tmp_path: Path) -> None:
