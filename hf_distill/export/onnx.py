@@ -1,4 +1,4 @@
-"""ONNX through PyTorch's exporter, kept only where it answers as the student does."""
+"""ONNX through PyTorch's exporter and dynamic int8, each compared with the student."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +19,7 @@ from hf_distill.export.parity import Parity, compare
 from hf_distill.export.student import Student, read_student, sample
 from hf_distill.hub.exported import (
     FILES,
+    INT8,
     ONNX,
     SINGLE_FILE,
     Exported,
@@ -26,6 +28,7 @@ from hf_distill.hub.exported import (
     check_packages,
     keep,
     parts,
+    read_exports,
     sha256,
     staging,
     versions,
@@ -46,19 +49,18 @@ def export_onnx(
     """Write ``onnx/model.onnx`` of a finished student, in float32.
 
     The number of examples varies, and so does the length of texts and sounds where the processor
-    does not fix it. Of a language model the graph is one forward pass without a cache. File and
-    student are run on the same examples, in batches of several sizes and lengths; above ``atol``
-    nothing is kept. The metadata are in ``onnx/export.json``, see `read_exports`.
+    does not fix it. Of a language model the graph is one forward pass without a cache. The metadata
+    are in ``onnx/export.json``, see `read_exports`.
 
     Args:
         folder: The finished student with its tokenizer or processor.
-        opset: Of the standard operators, 18 or more.
-        atol: The largest difference of an output that is accepted.
+        opset: Version of the standard operators, 18 or more.
+        atol: Largest accepted difference of an output, on batches of several sizes and lengths.
         examples: Labelled ones, which add the accuracy of both; or raw texts, pictures
             (PIL, arrays) or sounds ({'array', 'sampling_rate'}); by default random ones.
 
     Raises:
-        ExportError: PyTorch cannot export the model, or the file answers otherwise.
+        ExportError: PyTorch cannot export the model, or the outputs differ; nothing is kept.
         ImportError: the extra ``export`` is not installed.
         ValueError: no student that can be exported, or examples of another kind.
     """
@@ -79,6 +81,51 @@ def export_onnx(
                 "is kept. Where the outputs are large numbers, a larger atol may be right."
             )
         row = facts_of(student, path, parity, ONNX)
+        keep(root, staged, row)
+    return row
+
+
+def quantize_int8(
+    folder: str | os.PathLike[str],
+    *,
+    examples: Examples | Sequence[Any] | None = None,
+    embeddings: bool = False,
+    reduce_range: bool = False,
+) -> Exported:
+    """Write ``onnx/model_int8.onnx`` of a student that `export_onnx` has exported.
+
+    The weights of linear layers become int8, with one scale per output channel; activations are
+    quantised batch by batch, without calibration.
+
+    Args:
+        folder: The finished student.
+        examples: See `export_onnx`; random ones are not informative about the loss of accuracy.
+        embeddings: True: the tables of embeddings, most of a small model of text, get 8 bits too.
+        reduce_range: True: use 7 bits, for CPUs without VNNI, on which sums of 8-bit products
+            can overflow.
+
+    Raises:
+        ExportError: the model has no linear layers, or the file gives no numbers.
+        FileNotFoundError: nothing is exported yet.
+        ImportError: the extra ``export`` is not installed.
+        ValueError: the student or its export has changed since; or see `export_onnx`.
+    """
+    check_packages()
+    root = Path(folder)
+    source = root / FILES[ONNX]
+    if not any(row["format"] == ONNX for row in read_exports(root)):
+        raise FileNotFoundError(
+            f"Expected an exported student, got none in {source}. Export it first: "
+            "export_onnx(folder), or hf-distill export DIR."
+        )
+    student = read_student(root, examples)
+    with staging(root) as staged:
+        path = staged / Path(FILES[INT8]).name
+        _quantise(source, path, embeddings, reduce_range)
+        parity = compare(student, path)
+        if not np.isfinite(parity.max_difference):
+            raise ExportError(f"Expected numbers from the int8 file, got {parity.max_difference}.")
+        row = facts_of(student, path, parity, INT8)
         keep(root, staged, row)
     return row
 
@@ -115,6 +162,29 @@ def write_graph(student: Student, path: Path, opset: int) -> None:
         raise ExportError(f"PyTorch {torch.__version__} cannot export opset {opset} here.")
 
 
+def _quantise(source: Path, path: Path, embeddings: bool, reduce_range: bool) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    size = sum(file.stat().st_size for file in parts(source))
+    with quiet():
+        quantize_dynamic(
+            source,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if embeddings else [])],
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=size > SINGLE_FILE,
+        )
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    if not any(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in nodes):
+        raise ExportError(
+            "Expected a model with linear layers, got none that can be quantised. Use the float "
+            "ONNX file."
+        )
+
+
 def facts_of(student: Student, path: Path, parity: Parity, kind: str) -> Exported:
     """Metadata of a compared file."""
     import onnx
@@ -145,7 +215,7 @@ def facts_of(student: Student, path: Path, parity: Parity, kind: str) -> Exporte
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause, without the exporter's advice on its own code around it."""
+    """The first cause of an error of the exporter."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
@@ -153,7 +223,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own code and on packages that are not needed."""
+    """Suppress the log and the warnings of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ from hf_distill.hub.exported import ExportError
 
 PER_TOKEN = ("token_classification", "causal_lm", "masked_lm", "encoder")
 _LOW = float(np.finfo(np.float32).min)
-logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Parity:
-    """Sums over batches of two answers to the same questions.
+    """Differences between the outputs of a file and of its student, summed over batches.
 
     Attributes:
-        max_difference: The largest absolute difference so far; NaN once one answer has NaN.
-        same: Equal decisions, and ``decisions`` all of them.
-        examples: All examples, with the right answers of both.
+        max_difference: The largest absolute difference so far; NaN once an output has NaN.
+        same: Equal decisions, of ``decisions`` in all.
+        right: Right decisions of the file on ``examples``, and ``float_right`` of the student.
     """
 
     max_difference: float = 0.0
@@ -42,11 +40,7 @@ class Parity:
 
 
 def compare(student: Student, path: Path) -> Parity:
-    """Ask both all examples of the student.
-
-    Args:
-        student: In PyTorch, float32.
-        path: The ONNX file.
+    """Run the student and its ONNX file on all examples.
 
     Raises:
         ExportError: onnxruntime cannot load the file, or cannot run it on a batch.

@@ -1,4 +1,4 @@
-"""A finished student as a graph: which tensors go in, which come out, on which examples."""
+"""A finished student as a graph with inputs, outputs and examples."""
 
 from __future__ import annotations
 
@@ -39,13 +39,7 @@ Batch = dict[str, Tensor]
 
 
 class Graph(nn.Module):
-    """Exported graph: the student's inputs in order -> its outputs, without a cache.
-
-    Args:
-        task_model: The student.
-        inputs: The names of its inputs.
-        outputs: The names of its outputs.
-    """
+    """Exported graph: the student's inputs in order -> its outputs, without a cache."""
 
     def __init__(self, task_model: TaskModel, inputs: Sequence[str], outputs: Sequence[str]):
         super().__init__()
@@ -87,8 +81,7 @@ class Student:
         return {name: batch[name] for name in self.graph.inputs}
 
     def batches(self) -> Iterator[tuple[Batch, Tensor]]:
-        """The inputs of the graph and the labels (0 where there are none), in batches of several
-        sizes and lengths."""
+        """Inputs of the graph and labels (0 if unknown), in batches of several sizes."""
         labels = np.zeros(len(self.values), np.int64) if self.labels is None else self.labels
         start = 0
         for size in (*_SIZES, len(self.values)):
@@ -102,11 +95,7 @@ class Student:
 def read_student(
     folder: str | os.PathLike[str], examples: Examples | Sequence[Any] | None = None
 ) -> Student:
-    """Load a student that can be exported.
-
-    Args:
-        folder: The finished student with its tokenizer or processor.
-        examples: Labelled for the accuracy, or raw texts, pictures or sounds; None: random ones.
+    """Load a student that can be exported, for `export_onnx`.
 
     Raises:
         ValueError: no such student, or none that can be exported, or examples of another kind.

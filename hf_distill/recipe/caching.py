@@ -13,7 +13,7 @@ from hf_distill.models.signals import Needs
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives import HardLabels
 from hf_distill.objectives.base.objective import WeightedSum
-from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.sections import CacheSection, path_of
 from hf_distill.recipe.stages import Stage
 from hf_distill.teachers import CachedTeacher, Teacher
@@ -31,11 +31,7 @@ STATES = "float16"
 
 @dataclass(frozen=True)
 class CacheStage(Stage):
-    """The stage that writes a cache.
-
-    Args:
-        section: Section of the recipe. Its ``path`` is not an input of the stage.
-    """
+    """The stage that writes a cache; the ``path`` of its section is not an input."""
 
     made: ClassVar[tuple[str, ...]] = (
         *Stage.made,
@@ -51,11 +47,8 @@ class CacheStage(Stage):
         return self.folder if own is None else path_of(own)
 
     def check(self) -> None:
-        """Check that the folder may be written; another path must be a cache or empty.
-
-        Raises:
-            ValueError: it is not so; nothing was touched.
-        """
+        """Raise ValueError if the folder may not be written; another path must be a cache or
+        empty."""
         super().check()
         if self.section.path is None:
             return
@@ -67,23 +60,17 @@ class CacheStage(Stage):
             read_manifest(self.path)  # of a cache, and whole
 
     def results(self) -> dict[str, Any] | None:
-        """The results, if the cache is finished and still there: the one that this stage wrote,
-        and not another teacher's that took its place in a folder that recipes share."""
+        """The results, if the cache that this stage wrote is still there: in a folder that recipes
+        share, another teacher's may have replaced it."""
         found = super().results()
         if found is None or found["path"] != self.section.path:
             return None
         return found if found.get("of") == _held(self.path) else None
 
     def teacher(self, processor: Any) -> CachedTeacher:
-        """Teacher that reads the cache, without a model.
-
-        Raises:
-            RecipeError: it is not whole, or of something else.
-        """
-        try:
+        """Teacher that reads the cache; a `RecipeError` if that is damaged, or of another run."""
+        with refusing("`teacher.cache`", ValueError):
             return CachedTeacher(self.path, processing_class=processor)
-        except ValueError as error:
-            raise RecipeError(f"`teacher.cache`: {error}") from error
 
 
 def _held(path: Path) -> str | None:
@@ -109,9 +96,9 @@ def write(
     Args:
         stage: The stage.
         teacher: The teacher that runs.
-        model: The teacher's model, or one of them: how batches are read.
+        model: The teacher's model, or one of them.
         data: The splits.
-        collator: Makes batches, as the training does.
+        collator: The collator of the training.
         processor: The tokenizer or image processor.
         args: The learner's, for batch size and device; new ones, which reset accelerate's state.
         say: Function that prints a line.
@@ -121,24 +108,18 @@ def write(
     """
     # The state that write_cache finds: what an earlier trainer left there would decide otherwise.
     make_accelerator(mixed_precision=stage.inputs["precision"], cpu=args.use_cpu)
-    kept = stage.inputs["kept"]
-    try:
+    with refusing("`teacher.cache`", ValueError):
         write_cache(
             stage.path,
             teacher,
             data,
             collator,
-            format=kept["format"],
-            hidden_states=kept["hidden_states"],
-            attentions=kept["attentions"],
-            dtype=kept["dtype"],
+            **stage.inputs["kept"],
             batch_size=args.per_device_eval_batch_size,
             task_model=TaskModel(model),
             processing_class=processor,
             say=say,
         )
-    except ValueError as error:
-        raise RecipeError(f"`teacher.cache`: {error}") from error
     sizes = [path.stat().st_size for path in stage.path.rglob("*.arrow")]
     examples = sum(len(part) for part in data)
     own = _held(stage.path)
@@ -152,14 +133,16 @@ def cache_format(
 
     Args:
         section: Section of the recipe.
-        learners: Who learns from it, and their objectives.
+        learners: The keys of the trainings that read it, and their objectives.
 
     Raises:
-        RecipeError: settings that go together with no format, or an objective that needs more than
-            is kept.
+        RecipeError: settings of another format, or an objective that needs more than is kept.
     """
     goals = [(key, goal) for key, goal in learners if isinstance(goal, WeightedSum)]
-    section = _resolved(section, goals)
+    for key in ("hidden_states", "attentions"):
+        if getattr(section, key) is None:
+            change: dict[str, Any] = {key: any(getattr(goal.needs, key) for _, goal in goals)}
+            section = replace(section, **change)
     states = section.hidden_states or section.attentions
     for key, kind in (("k", "top_k"), ("draws", "sampled")):
         if getattr(section, key) is not None and section.format != kind:
@@ -175,18 +158,16 @@ def cache_format(
     for learner, objective in goals:
         _check_kept(section, learner, objective)
     settings: dict[str, Any] = {"kind": section.format}
-    if section.format != "sampled" and section.dtype is not None:
+    if section.format == "sampled":
+        settings["draws"] = 12 if section.draws is None else section.draws
+    elif section.dtype is not None:
         settings["dtype"] = section.dtype
     if section.format == "top_k":
         settings["k"] = 32 if section.k is None else section.k
-    if section.format == "sampled":
-        settings["draws"] = 12 if section.draws is None else section.draws
     if section.format != "full":
         settings["temperature"] = _temperature(section.format, goals)
-    try:
+    with refusing("`teacher.cache`", ValueError, TypeError):
         settings = formats.to_json(formats.from_json(settings))
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"`teacher.cache`: {error}") from error
     return {
         "format": settings,
         "hidden_states": section.hidden_states,
@@ -195,23 +176,8 @@ def cache_format(
     }
 
 
-def _resolved(section: CacheSection, goals: Iterable[tuple[str, WeightedSum]]) -> CacheSection:
-    """Add the states that the objectives need, unless the recipe sets them."""
-    needs = [goal.needs for _, goal in goals]
-    hidden, attentions = section.hidden_states, section.attentions
-    return replace(
-        section,
-        hidden_states=any(n.hidden_states for n in needs) if hidden is None else hidden,
-        attentions=any(n.attentions for n in needs) if attentions is None else attentions,
-    )
-
-
 def check_given(stage: CacheStage, provides: Needs) -> None:
-    """Check before training that the teacher provides the cached outputs.
-
-    Raises:
-        RecipeError: it does not.
-    """
+    """Raise RecipeError if the teacher does not provide the cached outputs."""
     kept = stage.inputs["kept"]
     wanted = Needs(hidden_states=bool(kept["hidden_states"]), attentions=kept["attentions"])
     if missing := wanted.missing_from(provides):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from hf_distill.evaluation.generation import side_by_side_samples
 from hf_distill.evaluation.latency import measure_speeds, size_on_disk
 from hf_distill.evaluation.verdicts import SEEDS, judge, no_word_yet, tests_of
 from hf_distill.hub.comparison import mean
-from hf_distill.recipe.report import unlike
+from hf_distill.recipe.report import NAMES, unlike
 from hf_distill.recipe.robustness import ROBUSTNESS
-from hf_distill.recipe.stages import RECORD, Stage, versions
+from hf_distill.recipe.stages import Stage, read_record, versions
 from hf_distill.training.run_facts import accuracy_interval, last_components, log_rows
 from hf_distill.utils.directions import lower_is_better
 
@@ -29,14 +28,12 @@ BATCH = 8
 
 
 def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The evidence for the card's first sentence, as `StudentCard.claim` has it.
-
-    Args:
-        facts: The report.
-    """
+    """The evidence for the card's first sentence, as `StudentCard.claim` has it, of a report."""
     metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
-    ours = [runs[f"student/seed-{seed}"]["test"][metric] for seed in seeds]
-    alone = [runs[f"baseline/seed-{seed}"]["test"][metric] for seed in seeds]
+    ours, alone = (
+        [runs[f"{role}/seed-{seed}"]["test"][metric] for seed in seeds]
+        for role in ("student", "baseline")
+    )
     better = not lower_is_better(metric)
     evidence = {"metric": metric, "gain": gain(metric, ours, alone, higher_is_better=better)}
     evidence["arguments"] = unlike(facts["models"]["baseline"]) or EQUAL
@@ -73,46 +70,34 @@ def gain(
 
 def training_log(facts: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The published student's ``components`` and ``history``, as `StudentCard` has them, and the
-    number of ``processes`` that trained it.
-
-    Args:
-        facts: The report.
-        root: The output folder.
-    """
-    folder = root / f"student/seed-{facts['published_seed']}"
-    results = json.loads((folder / RECORD).read_text(encoding="utf-8"))["results"]
-    history = results["history"]
+    number of ``processes`` that trained it; from the record of its stage."""
+    results = read_record(root / f"student/seed-{facts['published_seed']}")["results"]
     names = [row["name"] for row in facts["objective"]]
     return {
-        "components": last_components(history, names),
-        "history": log_rows(history),
+        "components": last_components(results["history"], names),
+        "history": log_rows(results["history"]),
         "processes": results["processes"],
     }
 
 
 def robustness_rows(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """A few figures of a report on robustness for the table of the models.
-
-    Args:
-        facts: The report on robustness.
-    """
+    """Rows of the table of the models, of a report on robustness: label -> role -> value."""
     labels = {
         "noise": "accuracy under noise, mean",
         "worst_case": "accuracy under noise, worst",
         "attacked": "accuracy under all attacks",
         "shifted": "accuracy on shifted data",
     }
-    models = ("student", "baseline", "control", "teacher")
     rows: dict[str, dict[str, float]] = {}
     for role, figures in facts["roles"].items():
         for figure, label in labels.items():
-            if role in models and figure in figures:
+            if role in NAMES and figure in figures:
                 rows.setdefault(label, {})[role] = figures[figure]["mean"]
     return rows
 
 
 def measured(
-    stage: Stage,
+    evaluation: Stage,
     models: Mapping[str, Callable[[], nn.Module]],
     folders: Mapping[str, Path],
     batch: Mapping[str, Any],
@@ -120,7 +105,7 @@ def measured(
     """Sizes on disk, and the time of a forward pass of each model in turn; measured once.
 
     Args:
-        stage: Keeps what was found; on the main process only.
+        evaluation: The stage that depends on the same models.
         models: Role -> loads its model.
         folders: Role -> the folder of its weights.
         batch: The inputs, without labels.
@@ -128,71 +113,51 @@ def measured(
     Returns:
         ``measured`` and ``measured_on``, as `StudentCard` has them.
     """
-    known = stage.results()
-    if known is not None:
-        return known
-    stage.begin()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, dict[str, float]] = {
-        role: {"size_bytes": size_on_disk(folder)} for role, folder in folders.items()
-    }
-    speeds = measure_speeds({role: (load().to(device), batch) for role, load in models.items()})
-    for role, speed in speeds.items():
-        found[role] = {**found.get(role, {}), **speed.on_card()[0]}
-    _, on = speeds["student"].on_card()
-    results = {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
-    stage.finish(results)
-    return results
+
+    def work() -> dict[str, Any]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        speeds = measure_speeds({role: (load().to(device), batch) for role, load in models.items()})
+        found = {
+            role: {"size_bytes": size_on_disk(folders[role]), **speed.on_card()[0]}
+            for role, speed in speeds.items()
+        }
+        _, on = speeds["student"].on_card()
+        return {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
+
+    return _once(evaluation, SPEED, work, batch=BATCH)
 
 
 def written(
-    stage: Stage,
+    evaluation: Stage,
     models: Mapping[str, Callable[[], PreTrainedModel]],
     tokenizer: Any,
     prompts: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Generated samples of all models; done once.
+    """Generated samples of all models, as `StudentCard.samples` has them; done once.
 
     Args:
-        stage: Keeps what was found; on the main process only.
+        evaluation: The stage that depends on the same models.
         models: Role -> loads its model.
         tokenizer: Of all of them.
         prompts: Texts, or lists of messages.
-
-    Returns:
-        ``samples``, as `StudentCard` has them.
     """
-    known = stage.results()
-    if known is None:
-        stage.begin()
-        device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def work() -> dict[str, Any]:
+        device: Any = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = {role: load().to(device) for role, load in models.items()}
         found = side_by_side_samples(loaded, tokenizer, prompts)
-        known = {"samples": [dataclasses.asdict(sample) for sample in found]}
-        stage.finish(known)
-    samples: list[dict[str, Any]] = known["samples"]
-    return samples
+        return {"samples": [dataclasses.asdict(sample) for sample in found]}
+
+    found = _once(evaluation, SAMPLES, work, prompts=list(prompts))
+    return list(found["samples"])
 
 
-def samples_stage(models: Stage, prompts: Sequence[Any]) -> Stage:
-    """The stage under which the samples are kept.
-
-    Args:
-        models: The stage of the evaluation, which depends on the same models.
-        prompts: What they are given.
-    """
-    inputs = {"models": models.inputs["models"], "prompts": list(prompts), "versions": versions()}
-    return Stage(SAMPLES, models.folder.parent / SAMPLES, inputs)
-
-
-def speed_stage(models: Stage) -> Stage:
-    """The stage under which sizes and times are kept.
-
-    Args:
-        models: The stage of the evaluation, which depends on the same models.
-    """
-    inputs = {"models": models.inputs["models"], "batch": BATCH, "versions": versions()}
-    return Stage(SPEED, models.folder.parent / SPEED, inputs)
+def _once(
+    evaluation: Stage, name: str, work: Callable[[], dict[str, Any]], **inputs: Any
+) -> dict[str, Any]:
+    """The results of a stage beside the evaluation, with its models and these inputs."""
+    inputs |= {"models": evaluation.inputs["models"], "versions": versions()}
+    return Stage(name, evaluation.folder.parent / name, inputs).once(work)
 
 
 def _shape(batch: Mapping[str, Any]) -> str:

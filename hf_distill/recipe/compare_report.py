@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_distill.evaluation.judged_metrics import AXES
 from hf_distill.evaluation.verdicts import no_word_yet
-from hf_distill.recipe.report import FIGURES, NAMES, name_of, show
+from hf_distill.recipe.report import COLOURS, FIGURES, MORE_COLOURS, NAMES, name_of, show
 from hf_distill.utils.files import save_figure, write_json, write_text
 from hf_distill.utils.folders import refuse_foreign_files
 from hf_distill.utils.markdown import table
@@ -33,22 +33,17 @@ CAPTION = (
     "Points: means over the seeds, with a standard deviation to either side. Differences of the "
     "student and baseline have their interval instead."
 )
-_COLOURS = {
-    "teacher": "#555555",
-    "baseline": "#e08214",
-    "control": "#8073ac",
-    "student": "#2166ac",
-}
-_MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
 _MARKERS = {"teacher": "D", "baseline": "s", "control": "^", "student": "o"}
+_VERDICTS = {
+    "better": "better over {seeds} same-seed pairs.",
+    "worse": "worse over {seeds} same-seed pairs.",
+    "not distinguishable": "not distinguishable over {seeds} same-seed pairs.",
+    "preliminary": "preliminary, no claim ({why}).",
+}
 
 
 def check(folder: str | Path) -> None:
-    """Refuse a folder with files of a comparison's names that are of none of ours.
-
-    Raises:
-        FolderError: there are some; nothing was touched.
-    """
+    """Raise FolderError for a folder with files of these names that are no comparison's."""
     files = ["compare.md", "compare.png"]
     refuse_foreign_files(Path(folder), files, "compare.json", {"runs", "against"})
 
@@ -64,9 +59,8 @@ def write(facts: Mapping[str, Any], folder: str | Path) -> None:
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / "compare.json", facts)
-    write_text(
-        root / "compare.md", f"{markdown(facts)}\n\n![the figures](compare.png)\n\n{CAPTION}\n"
-    )
+    text = f"{markdown(facts)}\n\n![the figures](compare.png)\n\n{CAPTION}\n"
+    write_text(root / "compare.md", text)
     plot(facts, root / "compare.png")
 
 
@@ -136,32 +130,25 @@ def _robustness_table(facts: Mapping[str, Any]) -> str:
     axes = dict.fromkeys(axis for run in runs.values() for axis in run["robustness"])
     rows = []
     for label, run in runs.items():
-        cells = []
-        for axis in axes:
-            row = run["robustness"].get(axis)
-            text = "–" if row is None else f"{row['student']:.4f} ({row['difference']:+.4f}, "
-            cells.append(text if row is None else f"{text}{row['word']})")
+        judged = [run["robustness"].get(axis) for axis in axes]
+        cells = [
+            f"{row['student']:.4f} ({row['difference']:+.4f}, {row['word']})" if row else "–"
+            for row in judged
+        ]
         rows.append([_cell(label), *cells])
     return table(["Run", *(AXES.get(axis, axis) for axis in axes)], rows)
 
 
 def _difference_table(facts: Mapping[str, Any]) -> str:
-    header = [
-        "Run",
-        "Figure",
-        "Difference",
-        f"{1 - facts['level']:.0%} interval",
-        "p",
-        "p (Holm)",
-        "Seeds",
-    ]
+    level = f"{1 - facts['level']:.0%} interval"
+    header = ["Run", "Figure", "Difference", level, "p", "p (Holm)", "Seeds", "Verdict"]
     rows = []
     for row in facts["differences"]:
         interval = "–" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         p = ("–" if row[key] is None else f"{row[key]:.3g}" for key in ("p", "p_adjusted"))
         first = [_cell(row["run"]), row["figure"], f"{row['difference']:+.4f}", interval]
         rows.append([*first, *p, str(row["seeds"]), f"**{row['word']}**"])
-    return table([*header, "Verdict"], rows, left=(0, 1, 7)) if rows else ""
+    return table(header, rows, left=(0, 1, 7)) if rows else ""
 
 
 def sentences(facts: Mapping[str, Any]) -> str:
@@ -174,14 +161,8 @@ def sentences(facts: Mapping[str, Any]) -> str:
             said.append(f"{label} is not compared with {against}: {why}.")
     for row in facts["differences"]:
         what, seeds = f"{row['run']} against {against} in {row['figure']}", row["seeds"]
-        said.append(
-            {
-                "better": f"{what}: better over {seeds} same-seed pairs.",
-                "worse": f"{what}: worse over {seeds} same-seed pairs.",
-                "not distinguishable": f"{what}: not distinguishable over {seeds} same-seed pairs.",
-                "preliminary": f"{what}: preliminary, no claim ({no_word_yet(seeds)}).",
-            }.get(row["word"], f"{what}: one pair of files, no claim about the methods.")
-        )
+        verdict = _VERDICTS.get(row["word"], "one pair of files, no claim about the methods.")
+        said.append(f"{what}: {verdict.format(seeds=seeds, why=no_word_yet(seeds))}")
     return " ".join(said)
 
 
@@ -194,9 +175,6 @@ def _cell(text: str) -> str:
 
 def plot(facts: Mapping[str, Any], path: Path) -> None:
     """Plot of metric, agreement, retention and judged robustness metrics; one row per run.
-
-    A point is the mean over the seeds, its bar a standard deviation to either side; of differences
-    the bar is their interval.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -301,5 +279,5 @@ def _colours(facts: Mapping[str, Any]) -> dict[str, str]:
     """The roles of all runs, the teacher first and the student last, with their colours."""
     roles = dict.fromkeys(role for run in facts["runs"].values() for role in run["models"])
     ordered = sorted(roles, key=lambda role: (role == "student", role != "teacher"))
-    more = iter(itertools.cycle(_MORE))
-    return {role: _COLOURS.get(role) or next(more) for role in ordered}
+    more = itertools.cycle(MORE_COLOURS)
+    return {role: COLOURS.get(role) or next(more) for role in ordered}

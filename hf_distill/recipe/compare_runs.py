@@ -27,13 +27,7 @@ _JUDGED = ("agreement",)
 
 @dataclass(frozen=True)
 class Recorded:
-    """One finished run.
-
-    Attributes:
-        label: Name in tables and plots.
-        facts: Its report.
-        data: The hash of its test examples; None: not known.
-    """
+    """A finished run: its name in tables, its report, the hash of its test examples if known."""
 
     label: str
     facts: Mapping[str, Any]
@@ -102,28 +96,25 @@ def compare(runs: Sequence[Recorded]) -> dict[str, Any]:
     """All runs as plain values, and the students of each against those of the first.
 
     Returns:
-        ``against``: the first run's label; ``runs``: label -> its facts, what it has of
-        `robustness`, and ``warnings``; ``differences``: a verdict for each comparable run and
-        figure, see `robustness.verdicts.Verdict`, with its ``run`` and ``figure``.
+        ``against``: the first run's label; ``runs``: label -> its facts, its verdicts of
+        ``robustness``, and ``warnings``; ``differences``: a `Verdict` for each comparable run and
+        figure, with its ``run`` and ``figure``.
     """
     first = runs[0]
-    warnings = {run.label: _warnings(run, first) for run in runs}
     return {
         "against": first.label,
         "metric": first.metric,
         "level": LEVEL,
-        "runs": {run.label: {**_kept(run), "warnings": warnings[run.label]} for run in runs},
+        "runs": {run.label: {**_kept(run), "warnings": _warnings(run, first)} for run in runs},
         "differences": _differences(runs),
     }
 
 
 def _kept(run: Recorded) -> dict[str, Any]:
-    facts = run.facts
-    found = {key: facts[key] for key in NEEDED if key != "runs"}
-    verdicts = facts.get("robustness", {}).get("verdicts", {}).get("baseline", {})
+    verdicts = run.facts.get("robustness", {}).get("verdicts", {}).get("baseline", {})
     keys = ("student", "baseline", "difference", "low", "high", "word")
-    found["robustness"] = {axis: {k: row[k] for k in keys} for axis, row in verdicts.items()}
-    return found
+    judged = {axis: {key: row[key] for key in keys} for axis, row in verdicts.items()}
+    return {**{key: run.facts[key] for key in NEEDED if key != "runs"}, "robustness": judged}
 
 
 def _warnings(run: Recorded, first: Recorded) -> list[str]:
@@ -131,11 +122,11 @@ def _warnings(run: Recorded, first: Recorded) -> list[str]:
     found, ours, theirs = _other_ground(run, first), run.facts, first.facts
     if not found and run is not first and None in (run.data, first.data):
         found.append("the test examples are as many, whether they are the same is not recorded")
-    sizes = [facts["examples"]["train"] for facts in (ours, theirs)]
-    if sizes[0] != sizes[1]:
-        found.append(f"{sizes[0]:,} training examples, not {sizes[1]:,}")
-    teachers = [facts["models"]["teacher"] for facts in (ours, theirs)]
-    if any(teachers[0][key] != teachers[1][key] for key in ("parameters", "test")):
+    one, other = (facts["examples"]["train"] for facts in (ours, theirs))
+    if one != other:
+        found.append(f"{one:,} training examples, not {other:,}")
+    one, other = (facts["models"]["teacher"] for facts in (ours, theirs))
+    if any(one[key] != other[key] for key in ("parameters", "test")):
         found.append("another teacher: agreement and retention refer to it")
     if told := unlike(ours["models"].get("baseline", {})):
         found.append(f"its baseline was trained with {told} for the student")
@@ -149,11 +140,10 @@ def _other_ground(run: Recorded, first: Recorded) -> list[str]:
         for key in ("task", "metric")
         if run.facts[key] != first.facts[key]
     ]
-    sizes = [one.facts["examples"]["test"] for one in (run, first)]
-    known = None not in (run.data, first.data)
-    if sizes[0] != sizes[1]:
-        found.append(f"other test examples: {sizes[0]:,}, not {sizes[1]:,}")
-    elif known and run.data != first.data:
+    ours, theirs = (one.facts["examples"]["test"] for one in (run, first))
+    if ours != theirs:
+        found.append(f"other test examples: {ours:,}, not {theirs:,}")
+    elif run.data != first.data and None not in (run.data, first.data):
         found.append("other test examples, though as many")
     return found
 
@@ -168,8 +158,7 @@ def _differences(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
             ours, theirs = run.of_students(figure), first.of_students(figure)
             seeds = [seed for seed in ours if seed in theirs]
             if seeds:
-                pair = ([one[seed] for seed in seeds] for one in (ours, theirs))
-                one, other = (np.array(values) for values in pair)
+                one, other = (np.array([of[seed] for seed in seeds]) for of in (ours, theirs))
                 axes[run.label, figure] = (one, other)
     named = {f"{label}\n{figure}": pair for (label, figure), pair in axes.items()}
     upwards = {f"{label}\n{figure}": not lower_is_better(figure) for label, figure in axes}

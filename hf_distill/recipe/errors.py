@@ -35,19 +35,29 @@ def unknown(key: Any, known: Iterable[str], prefix: str = "") -> RecipeError:
     return RecipeError(f"unknown key `{prefix}{key[:LONGEST]}`; {hint}")
 
 
+def check_keys(given: Iterable[Any], known: Iterable[str], prefix: str, *more: str) -> None:
+    """Raise `unknown` for the first key that is not known; ``more`` names are suggested too."""
+    names = set(known)
+    for key in given:
+        if key not in names:
+            raise unknown(key, names.union(more), prefix)
+
+
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Convert errors of other libraries about a value of a recipe to `RecipeError`.
+def refusing(what: str, *kinds: type[BaseException]) -> Iterator[None]:
+    """Convert errors of other code about a value to `RecipeError`.
 
     Args:
-        what: The key, and perhaps what could not be done with it: the message begins with it.
+        what: The beginning of the message, such as a key.
+        kinds: The kinds of errors, whose message is kept as it is; default: all, on one line.
     """
+    caught = kinds or (Exception, SystemExit)
     try:
         yield
     except RecipeError:
         raise
-    except (Exception, SystemExit) as error:
-        raise RecipeError(f"{what}: {told(error)}") from error
+    except caught as error:
+        raise RecipeError(f"{what}: {error if kinds else told(error)}") from error
 
 
 def told(error: BaseException) -> str:

@@ -7,22 +7,17 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from hf_distill.hub.comparison import weight
-from hf_distill.recipe.stages import Stage
+from hf_distill.recipe.stages import Stage, read_record
 
-STATES = {
-    "adamw_torch": 2,
-    "adamw_torch_fused": 2,
-    "adagrad": 1,
-    "rmsprop": 1,
-    "sgd": 0,
-}
-"""Optimizer -> tensors of the size of a weight that it keeps; besides these a step count of 4
-bytes for each weight tensor."""
+STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
+"""Optimizer -> tensors of the size of a weight that it keeps, beside a step count of 4 bytes."""
+_UNKNOWN = "time unknown until the first run"
 ESTIMATED = (
     "Memory is an estimate, of one process: weights, gradients and optimizer states are counted. "
     "Activations, the objective and the libraries themselves come on top."
@@ -31,28 +26,17 @@ ESTIMATED = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a model holds, and its training.
-
-    Attributes:
-        weights: The learner's.
-        gradients: Of the weights that are trained.
-        optimizer: Its states; None: unknown for this optimizer.
-        teacher: The teacher's weights; 0: there is none in memory.
-    """
+    """Bytes of a training: weights, gradients, states of the optimizer (None: unknown), and the
+    weights of a teacher in memory."""
 
     weights: int
     gradients: int = 0
     optimizer: int | None = 0
     teacher: int = 0
 
-    @classmethod
-    def untrained(cls, model: nn.Module) -> Memory:
-        """Its weights alone."""
-        return cls(weight_bytes(model.parameters()))
-
     @property
     def total(self) -> int:
-        """All that is known."""
+        """The sum of all known parts."""
         return self.weights + self.gradients + self.teacher + (self.optimizer or 0)
 
     def __str__(self) -> str:
@@ -64,26 +48,22 @@ class Memory:
         )
 
 
-def memory(model: nn.Module, args: TrainingArguments, teacher: int) -> Memory:
-    """Memory for training this model, next to ``teacher`` bytes of the teacher's weights."""
+def memory(model: nn.Module, args: TrainingArguments | None = None, teacher: int = 0) -> Memory:
+    """Memory of a training next to ``teacher`` bytes of the teacher's weights; without arguments
+    that of the model's weights alone."""
+    weights = weight_bytes(model.parameters())
+    if args is None:
+        return Memory(weights)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = weight_bytes(trained)
     states = STATES.get(str(getattr(args.optim, "value", args.optim)))
-    return Memory(
-        weights=weight_bytes(model.parameters()),
-        gradients=weight_bytes(p for p in model.parameters() if p.requires_grad),
-        optimizer=None if states is None else state_bytes(model, states),
-        teacher=teacher,
-    )
+    optimizer = None if states is None else states * gradients + 4 * len(trained) * bool(states)
+    return Memory(weights, gradients, optimizer, teacher)
 
 
 def weight_bytes(weights: Iterable[Tensor]) -> int:
     """The bytes of some weights; their gradients take as many."""
     return sum(weight.numel() * weight.element_size() for weight in weights)
-
-
-def state_bytes(model: nn.Module, states: int) -> int:
-    """Bytes of an optimizer's states."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return states * weight_bytes(trained) + 4 * len(trained) * bool(states)
 
 
 def steps(examples: int, args: TrainingArguments, processes: int = 1) -> int:
@@ -94,16 +74,13 @@ def steps(examples: int, args: TrainingArguments, processes: int = 1) -> int:
 
 
 def _steps_of_epoch(examples: int, args: TrainingArguments, processes: int) -> int:
-    batch = args.train_batch_size * processes
-    batches = examples // batch if args.dataloader_drop_last else -(-examples // batch)
-    return max(1, -(-batches // args.gradient_accumulation_steps))
+    batches = examples / (args.train_batch_size * processes)
+    whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return max(1, math.ceil(whole / args.gradient_accumulation_steps))
 
 
 def disk(needs: Memory, examples: int, args: TrainingArguments) -> int:
-    """The most bytes on disk during a training: its checkpoints, of weights and optimizer states.
-
-    A new checkpoint is written before an old one is deleted.
-    """
+    """The most bytes of checkpoints on disk; a new one is written before an old one is deleted."""
     limit, saves = args.save_total_limit, _saves(examples, args)
     if limit is not None:
         best = args.load_best_model_at_end and limit == 1  # the best and the last
@@ -121,36 +98,24 @@ def _saves(examples: int, args: TrainingArguments) -> int:
     return -(-total // _steps_of_epoch(examples, args, 1))
 
 
-# ---- time ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Seconds for a step, evaluations included, and which run they were measured in."""
+class Rate(NamedTuple):
+    """Seconds of a step, evaluations included, and the run in which they were measured."""
 
     seconds: float
     source: str
 
 
 def rate_of(stages: Sequence[Stage], role: str, root: Path) -> Rate | None:
-    """Measured speed of the first finished stage among these, with any settings.
-
-    Args:
-        stages: The stage itself, then others of its role.
-        role: The role, for an earlier report.
-        root: The recipe's output folder.
-    """
+    """Measured speed of the first finished stage among these, with any settings, or that of the
+    role in an earlier report."""
     for stage in stages:
-        found = stage.record().get("results")
+        found = read_record(stage.folder).get("results")
         if found and found.get("steps"):
             same = "" if stage.results() is not None else " with other settings"
             return Rate(found["seconds"] / found["steps"], f"{stage.name}{same}")
-    return _reported(role, root / "report.json")
-
-
-def _reported(role: str, path: Path) -> Rate | None:
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["models"][role]
+        report = json.loads((root / "report.json").read_text(encoding="utf-8"))
+        model = report["models"][role]
         seconds, count = model["train_seconds"], model["train_steps"]
     except (OSError, ValueError, KeyError):
         return None
@@ -160,14 +125,7 @@ def _reported(role: str, path: Path) -> Rate | None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Estimate of a remaining training.
-
-    Attributes:
-        steps: Optimizer steps; early stopping may end it before.
-        memory: See `Memory`.
-        disk: The most bytes on disk while it lasts.
-        rate: How long a step takes; None: not known.
-    """
+    """Estimate of a training: optimizer steps, memory, bytes on disk, and time if it is known."""
 
     steps: int
     memory: Memory
@@ -179,12 +137,10 @@ class Outlook:
         return None if self.rate is None else self.steps * self.rate.seconds
 
     def __str__(self) -> str:
-        time = "time unknown until the first run"
-        if self.rate is not None:
-            time = (
-                f"about {duration(self.steps * self.rate.seconds)} ({self.rate.seconds:.3g} s a "
-                f"step in {self.rate.source})"
-            )
+        time = _UNKNOWN
+        if self.seconds is not None and self.rate is not None:
+            of_step = f"{self.rate.seconds:.3g} s a step in {self.rate.source}"
+            time = f"about {duration(self.seconds)} ({of_step})"
         return (
             f"{self.steps:,} steps, about {weight(self.memory.total)} of memory, up to "
             f"{weight(self.disk)} on disk, {time}"
@@ -193,20 +149,16 @@ class Outlook:
 
 def together_of(outlooks: Collection[Outlook]) -> str:
     """A line on all trainings that are left to do, one after another."""
-    known = [outlook.seconds for outlook in outlooks if outlook.seconds is not None]
-    unknown = len(outlooks) - len(known)
-    time = f"about {duration(sum(known))}" if known else "time unknown until the first run"
-    if known and unknown:
-        time += f", without {unknown} of which no step was measured"
+    known = [one.seconds for one in outlooks if one.seconds is not None]
+    time = f"about {duration(sum(known))}" if known else _UNKNOWN
+    if known and len(known) < len(outlooks):
+        time += f", without {len(outlooks) - len(known)} of which no step was measured"
     room = sum(one.memory.weights for one in outlooks) + max(one.disk for one in outlooks)
     return (
         f"to do: {len(outlooks)} trainings, {sum(one.steps for one in outlooks):,} steps, about "
         f"{weight(max(one.memory.total for one in outlooks))} of memory at most, {weight(room)} on "
         f"disk, {time}"
     )
-
-
-# ---- in words ------------------------------------------------------------------------------------
 
 
 def duration(seconds: float) -> str:

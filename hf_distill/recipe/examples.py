@@ -30,7 +30,7 @@ class RecipeExamples:
 
     Attributes:
         raw: Loaded splits; labelled ones have a column ``labels``.
-        labels: The names of the classes; of examples without labels none.
+        labels: The names of the classes, if there are any.
         facts: Metadata of the source: hub_id, license, description.
     """
 
@@ -69,33 +69,30 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
         found[name] = _shortened(found[name], limit)
     if labels:
         for name in found:
-            split = "train" if name == OF_TEACHER else name
-            found[name] = _labelled(found[name], split, data)
-    facts = facts or {"hub_id": data.source}
-    return RecipeExamples(found, labels, facts)
+            found[name] = _labelled(found[name], name.partition(" ")[0], data)
+    return RecipeExamples(found, labels, facts or {"hub_id": data.source})
 
 
 def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
     """The columns that the task reads, and the label."""
-    data, selected = recipe.data, DatasetDict()
-    columns = [getattr(data, key) for key in recipe_task(recipe).columns]
-    columns = [name for name in columns if name is not None]
+    data, keys, selected = recipe.data, recipe_task(recipe).columns, DatasetDict()
+    columns = [name for key in keys if (name := getattr(data, key)) is not None]
+    columns.append(data.label_column)
     groups = None if recipe.robustness is None else recipe.robustness.groups
     for name, dataset in found.items():
-        for column in (*columns, data.label_column):
-            if column not in dataset.column_names:
+        known, kept = dataset.column_names, list(columns)
+        for column in columns:
+            if column not in known:
                 raise RecipeError(
                     f"`data`: split {name!r} of {data.source} has no column {column!r}, but "
-                    f"{dataset.column_names}. Name the columns with "
-                    f"{', '.join(f'`data.{key}`' for key in recipe_task(recipe).columns)} and "
-                    "`data.label_column`."
+                    f"{known}. Name the columns with "
+                    f"{', '.join(f'`data.{key}`' for key in keys)} and `data.label_column`."
                 )
-        kept = [*columns, data.label_column]
-        if name == "test" and groups is not None and groups not in kept:
-            if groups not in dataset.column_names:
+        if name == "test" and groups is not None and groups not in columns:
+            if groups not in known:
                 raise RecipeError(
                     f"`robustness.groups`: split {name!r} of {data.source} has no column "
-                    f"{groups!r}, but {dataset.column_names}."
+                    f"{groups!r}, but {known}."
                 )
             kept.append(groups)
         selected[name] = dataset.select_columns(kept)
@@ -103,22 +100,18 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
 
 
 def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
-    """Splits of a source, and its metadata.
-
-    Args:
-        data: The source.
-        folder: From which the path of a source ``file.py:function`` is read.
+    """Splits of a source, and its metadata; ``folder`` is that of the recipe.
 
     Raises:
         RecipeError: it cannot be loaded.
     """
     if resolve.is_function(data.source):
-        for key in ("config", "revision"):
-            if getattr(data, key) is not None:
-                raise RecipeError(
-                    f"`data.{key}` is for data sets of the Hub; {data.source} is a function, which "
-                    "takes `data.arguments`."
-                )
+        if data.config is not None or data.revision is not None:
+            key = "revision" if data.config is None else "config"
+            raise RecipeError(
+                f"`data.{key}` is for data sets of the Hub; {data.source} is a function, which "
+                "takes `data.arguments`."
+            )
         loaded = resolve.call(data.source, folder, data.arguments, "data.source")
         facts = resolve.facts(data.source, folder, "data.source")
     else:
@@ -138,7 +131,7 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
 def split_of(
     source: str, split: str, config: str | None = None, revision: str | None = None
 ) -> Dataset:
-    """One split of a source outside of a recipe; relative paths are read from where one is.
+    """One split of a source outside of a recipe; paths are relative to the working directory.
 
     Raises:
         RecipeError: no such source or split.
@@ -179,16 +172,16 @@ def _classes(found: DatasetDict, data: Data) -> tuple[DatasetDict, list[str]]:
     feature = found["train"].features[column]
     if isinstance(feature, ClassLabel):
         return found, list(feature.names)
-    if not isinstance(feature, Value) or not (
-        feature.dtype.startswith(("int", "uint")) or feature.dtype in ("string", "bool")
-    ):
+    dtype = feature.dtype if isinstance(feature, Value) else ""
+    numbers = dtype.startswith(("int", "uint"))
+    if not numbers and dtype not in ("string", "bool"):
         raise RecipeError(
             f"`data.label_column`: expected one class per example in {column!r} (a ClassLabel, a "
             f"whole number or a name), got {feature}. Recipes for regression and for several "
             "labels per example do not exist yet; use DistillationTrainer in a script."
         )
     values = sorted({value for dataset in found.values() for value in dataset.unique(column)})
-    if feature.dtype.startswith(("int", "uint")) and values != list(range(len(values))):
+    if numbers and values != list(range(len(values))):
         if values[0] < 0:
             raise RecipeError(_unlabelled(column, data))
         raise RecipeError(
@@ -237,12 +230,10 @@ def prepared(examples: RecipeExamples, recipe: Recipe, processor: Any) -> dict[s
     if noise is not None:
         if task.noisy is None or recipe.data.text_pair_column is not None:
             raise RecipeError("`data.noisy` is for single texts. For pictures use `by: gaussian`.")
-        try:
+        with refusing("`data.noisy`", ValueError):
             for name in found.keys() - {"test"}:
                 count = 1 if name == "validation" else noise.versions
                 found[name] = task.noisy(found[name], raw[name], recipe.data, processor, count)
-        except ValueError as error:
-            raise RecipeError(f"`data.noisy`: {error}") from error
     return found
 
 
@@ -251,8 +242,7 @@ def fingerprints(splits: Mapping[str, Dataset], processor: Any) -> dict[str, str
     found = {}
     for name, dataset in splits.items():
         digest = hashlib.sha256()
-        rows = dataset.with_format("arrow")
-        for table in rows.iter(batch_size=1000):
+        for table in dataset.with_format("arrow").iter(batch_size=1000):
             digest.update(repr(table.to_pydict()).encode())
         if dataset.format["type"] == "custom":  # made on the fly: the processor is part of it
             digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())

@@ -52,39 +52,24 @@ def on_main(do: Callable[[], object]) -> None:
         raise RecipeError(refusal[0])
 
 
-def check_stages(stages: Iterable[Stage]) -> None:
-    """Check that the folders of stages may be written (`Stage.check` of each)."""
-    for stage in stages:
-        stage.check()
-
-
 def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) -> None:
-    """Check that the run would not replace other people's files in the output folder.
+    """Raise FolderError if the run would replace other people's files in the output folder.
 
     Args:
         recipe: The recipe.
         stages: Its stages.
-        more: The names of folders of stages that come later.
-
-    Raises:
-        FolderError: something would be; nothing was touched.
+        more: The names of folders of later stages.
     """
     check_places(recipe.root, recipe.file)
-    check_stages(stages)
+    for stage in stages:
+        stage.check()
     for name in more:
         check_folder(recipe.root / name)
 
 
 def check_places(root: Path, recipe: Path) -> None:
-    """Check that `publish` and the report replace only their own files.
-
-    Args:
-        root: The output folder.
-        recipe: The recipe's file, which is never replaced.
-
-    Raises:
-        FolderError: it is not; nothing was touched.
-    """
+    """Raise FolderError if `publish` or the report would replace files of others in ``root``; the
+    file ``recipe`` itself is never replaced."""
     given = is_file_of(root / RECIPE, recipe)
     written = [name for name in REPORTS if not (given and name == RECIPE)]
     refuse_foreign_files(root, written, REPORT, {"published_seed", "models", "runs"})
@@ -112,24 +97,19 @@ def _text(path: Path) -> str:
 
 
 def is_file_of(path: Path, other: Path) -> bool:
-    """Tell whether two paths are one file."""
+    """True if two paths are one file."""
     return path.exists() and other.exists() and path.samefile(other)
 
 
 def keep_additions(final: Path, staging: Path) -> None:
-    """Copy files that neither a run nor an export has written: a licence, an image.
-
-    Args:
-        final: The folder that is replaced.
-        staging: What takes its place.
-    """
+    """Copy files that neither a run nor an export has written (a licence, an image) to the folder
+    that replaces ``final``."""
     exported = (final / FACTS).is_file()
     kept = []
     for path in sorted(final.rglob("*")):
         name = path.relative_to(final).as_posix()
-        added = name not in _MADE and any(fnmatchcase(name, one) for one in _BY_OTHERS)
-        if exported and name.startswith(f"{EXPORTS}/"):
-            added = False
+        made = name in _MADE or (exported and name.startswith(f"{EXPORTS}/"))
+        added = not made and any(fnmatchcase(name, one) for one in _BY_OTHERS)
         ours = not added and any(fnmatchcase(name, one) for one in PUBLISHED)
         if (path.is_symlink() or path.is_file()) and not ours and not (staging / name).exists():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)

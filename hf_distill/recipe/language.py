@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType
 from transformers import PreTrainedModel
 
 from hf_distill.data.language import check_context, pack, tokenize
-from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.sections import Data, LoraSection
 
 COLUMNS = ("messages", "prompt", "completion", "tools")
@@ -21,11 +21,7 @@ SAMPLES, WORDS = 3, 12
 
 
 def length_of(data: Data, tokenizer: Any) -> int:
-    """Maximum length of texts in tokens.
-
-    Raises:
-        RecipeError: neither the recipe nor the tokenizer sets it.
-    """
+    """Maximum length of texts in tokens; a `RecipeError` if nothing sets it."""
     length: int = data.max_length or tokenizer.model_max_length
     if length > 1_000_000:
         raise RecipeError(
@@ -36,11 +32,7 @@ def length_of(data: Data, tokenizer: Any) -> int:
 
 
 def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
-    """The columns that are read.
-
-    Raises:
-        RecipeError: none of them is there.
-    """
+    """The columns that are read; a `RecipeError` if there are none."""
     known = dataset.column_names
     if "messages" in known or {"prompt", "completion"} <= set(known):
         return [name for name in COLUMNS if name in known]
@@ -53,14 +45,14 @@ def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
     )
 
 
-def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
+def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Any:
     """Tokens and labels, packed if the recipe sets `packing`.
 
     Raises:
         RecipeError: rows that cannot be read, or a length that is missing.
     """
     length = length_of(data, tokenizer)
-    try:
+    with refusing("`data`", TypeError, ValueError):
         rows: Any = tokenize(
             dataset,
             tokenizer,
@@ -70,23 +62,13 @@ def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
             completion_only=data.completion_only,
             chat_template_kwargs=data.chat_template_kwargs,
         )
-        packed: Any = rows if data.packing is None else pack(rows, length, strategy=data.packing)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"`data`: {error}") from error
-    found: Dataset = packed
-    return found
+        return rows if data.packing is None else pack(rows, length, strategy=data.packing)
 
 
 def check_fit(model: PreTrainedModel, who: str, data: Data, tokenizer: Any) -> None:
-    """Refuse a model whose context is shorter than the texts may be.
-
-    Raises:
-        RecipeError: it is. (Packed rows that a model would mix are refused by the trainer.)
-    """
-    try:
+    """Raise RecipeError for a model whose context is shorter than the texts may be."""
+    with refusing("`data`", ValueError):
         check_context(model.config, length_of(data, tokenizer), who)
-    except ValueError as error:
-        raise RecipeError(f"`data`: {error}") from error
 
 
 def adapter(section: LoraSection | None) -> LoraConfig | None:
@@ -97,12 +79,7 @@ def adapter(section: LoraSection | None) -> LoraConfig | None:
 
 
 def merge(base: PreTrainedModel, folder: Path) -> None:
-    """Replace the adapter in a folder by the whole model: the base with the adapter merged into it.
-
-    Args:
-        base: The model that the adapter was put on, before training.
-        folder: Where the adapter lies.
-    """
+    """Replace the adapter in a folder by the untrained ``base`` with the adapter merged into it."""
     merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     merged.save_pretrained(folder)
     for path in folder.glob("adapter_*"):
@@ -110,8 +87,7 @@ def merge(base: PreTrainedModel, folder: Path) -> None:
 
 
 def prompt_of(row: Mapping[str, Any], data: Data) -> Any:
-    """Prompt of an example: its prompt, the messages before the last answer, or the first words of
-    a text."""
+    """Prompt of an example: its own, the messages before the last answer, or its first words."""
     if row.get("messages"):
         messages = list(row["messages"])
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages

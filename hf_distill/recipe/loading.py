@@ -17,7 +17,7 @@ from hf_distill.objectives import (
     settings_of,
 )
 from hf_distill.objectives.base.objective import Objective
-from hf_distill.recipe.errors import RecipeError, shown, unknown
+from hf_distill.recipe.errors import RecipeError, check_keys, refusing, shown, unknown
 from hf_distill.recipe.schema import CONTROL, ROLES, Recipe
 from hf_distill.recipe.yaml12 import DEEPEST, parse_yaml
 from hf_distill.recipe.yaml_types import cast, cast_fields
@@ -41,7 +41,7 @@ MANAGED = {
 }
 """Training arguments that a recipe must not set -> the alternative."""
 LARGEST = 1_000_000
-"""The bytes that a recipe may have; the longest shipped one has 3,000."""
+"""Largest size of a recipe in bytes."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
@@ -73,7 +73,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> 
 
 
 def _text_of(path: Path) -> str:
-    """The text of a recipe's file, which may not be larger than `LARGEST`."""
+    """The text of a recipe's file of at most `LARGEST` bytes."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -122,10 +122,9 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _recipe(values: dict[str, Any], path: Path) -> Recipe:
-    values = {
-        key: ({} if item is None and key in (*ROLES, "data", "training", "card") else item)
-        for key, item in values.items()
-    }
+    for key in (*ROLES, "data", "training", "card"):
+        if key in values and values[key] is None:
+            values[key] = {}
     if values.get("assistants", ()) is None:  # an override takes them away
         del values["assistants"]
     fields = cast_fields(Recipe, values)
@@ -138,26 +137,18 @@ def _recipe(values: dict[str, Any], path: Path) -> Recipe:
         if fields.get(role) is not None:
             fields[role] = _trained(fields[role], role)
     for index, section in enumerate(fields.get("assistants", ())):
-        key = f"assistants[{index}]"
-        own = _trained(section, key)
-        if own.objective is not None:
-            rows = _rows(own.objective, f"{key}.objective")
-            own = dataclasses.replace(own, objective=rows)
-        fields["assistants"][index] = own
-    for role in ("teacher", CONTROL):
-        given = getattr(fields.get(role), "objective", None)
-        if given is not None:
-            rows = _rows(given, f"{role}.objective")
-            fields[role] = dataclasses.replace(fields[role], objective=rows)
+        fields["assistants"][index] = _trained(section, f"assistants[{index}]")
     recipe = Recipe(**fields)
     object.__setattr__(recipe, "file", path)
     return recipe
 
 
 def _trained(section: Any, key: str) -> Any:
-    """A section with its training arguments checked and cast."""
-    training = _training(section.training, f"{key}.training.")
-    return dataclasses.replace(section, training=training)
+    """A section with its training arguments and objective checked and cast."""
+    changes: dict[str, Any] = {"training": _training(section.training, f"{key}.training.")}
+    if getattr(section, "objective", None) is not None:
+        changes["objective"] = _rows(section.objective, f"{key}.objective")
+    return dataclasses.replace(section, **changes)
 
 
 def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -182,9 +173,7 @@ def _on_policy(values: Mapping[str, Any], task: str) -> dict[str, Any]:
     hints = typing.get_type_hints(OnPolicyConfig)
     inherited = {f.name for f in dataclasses.fields(DistillationConfig)}
     known = {f.name for f in dataclasses.fields(OnPolicyConfig) if f.init} - inherited
-    for key in values:
-        if key not in known:
-            raise unknown(key, known, "on_policy.")
+    check_keys(values, known, "on_policy.")
     return {key: cast(value, hints[key], f"on_policy.{key}") for key, value in values.items()}
 
 
@@ -205,27 +194,21 @@ def _row(row: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(name, str) or name not in names:
         raise RecipeError(f"`{where}name`: {unknown(name, names)}")
     settings = {key: value for key, value in row.items() if key not in ("name", "weight")}
-    fields = set(settings_of(name))
-    for key_of_row in settings:
-        if key_of_row not in fields:
-            raise unknown(key_of_row, fields | {"weight"}, where)
+    check_keys(settings, settings_of(name), where, "weight")
     hints = typing.get_type_hints(OBJECTIVES.get(name) or METHODS[name])
     plans = {
         k: _nested(v, hints[k], where + k) for k, v in settings.items() if _is_plan(v, hints[k])
     }
     plain = {k: v for k, v in settings.items() if k not in plans}
-    if plans or name in METHODS:  # what is missing then, `objective_from` says
-        cast_plain = {k: cast(v, hints[k], where + k) for k, v in plain.items()}
+    if plans or name in METHODS:  # missing settings are an error of `objective_from` then
+        plain = {k: cast(v, hints[k], where + k) for k, v in plain.items()}
     else:
-        cast_plain = cast_fields(OBJECTIVES[name], plain, where)
-    checked = {"name": name, **cast_plain, **plans}
+        plain = cast_fields(OBJECTIVES[name], plain, where)
+    checked = {"name": name, **plain, **plans}
     if "weight" in row:
-        weight = row["weight"]
-        checked["weight"] = cast(weight, float | dict[str, Any], f"{where}weight")
-    try:
+        checked["weight"] = cast(row["weight"], float | dict[str, Any], f"{where}weight")
+    with refusing(f"`{key}` ({name})", ArithmeticError, LookupError, TypeError, ValueError):
         objective_from([checked])
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise RecipeError(f"`{key}` ({name}): {error}") from error
     return checked
 
 
@@ -236,7 +219,7 @@ def _classes(hint: Any) -> list[type]:
 
 
 def _is_plan(value: Any, hint: Any) -> bool:
-    """Tell whether `objective_from` reads a setting: a schedule, an objective within this one, …"""
+    """True for settings that `objective_from` reads: schedules, objectives within this one, …"""
     structured = any(dataclasses.is_dataclass(option) for option in _classes(hint))
     return structured and isinstance(value, (Mapping, list, tuple))
 

@@ -23,10 +23,13 @@ from transformers.utils import logging as transformers_logging
 from hf_distill.models.batches import Batch
 from hf_distill.models.initialise import Importance, importance, student_from_teacher, with_dropout
 from hf_distill.models.sharding import loaded_unsharded
+from hf_distill.models.task_model import describe_model
 from hf_distill.recipe import resolve
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
+from hf_distill.recipe.schedule import AVERAGE
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.teachers import Ensemble, ModelTeacher, Teacher
 from hf_distill.utils.processes import process_state
 
 MOST_LAYERS = 10_000
@@ -34,11 +37,7 @@ MOST_LAYERS = 10_000
 
 
 class Models:
-    """Makes the models of one recipe, always the same ones for the same seed.
-
-    Args:
-        recipe: The recipe.
-        labels: The names of the classes.
+    """The models of a recipe, the same ones for the same seed, with these classes.
 
     Raises:
         RecipeError: a model that the recipe names is not there.
@@ -52,33 +51,27 @@ class Models:
     def __init__(self, recipe: Recipe, labels: Sequence[str]):
         self.recipe = recipe
         self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
-        self._head_settings: dict[str, Any] = (
-            {}
-            if not labels
-            else {
+        self._head_settings: dict[str, Any] = {}
+        if labels:
+            self._head_settings = {
                 "num_labels": len(labels),
                 "id2label": dict(enumerate(labels)),
                 "label2id": {name: index for index, name in enumerate(labels)},
                 "problem_type": "single_label_classification",
             }
-        )
         self.paths: dict[str, str] = {}
         self.commits: dict[str, str] = {}
         for role in ("teacher", *recipe.assistant_roles, "student"):
             section, key = recipe.section(role), key_of(role)
             if section.model is not None:
-                self.paths[role] = resolve.locate(section.model, recipe.file.parent, f"{key}.model")
-                commit = resolve.commit(self.paths[role], section.revision, key)
-                if commit is not None:
+                path = resolve.locate(section.model, recipe.file.parent, f"{key}.model")
+                self.paths[role] = path
+                if commit := resolve.commit(path, section.revision, key):
                     self.commits[role] = commit
 
     def teacher(self, seed: int) -> PreTrainedModel:
         """Teacher before fine-tuning, with a new head."""
         return self._new("teacher", self.recipe.teacher.config, seed)
-
-    def student(self, seed: int) -> PreTrainedModel:
-        """The student before training; the baseline starts from the same weights."""
-        return self.learner("student", seed)
 
     def learner(self, role: str, seed: int) -> PreTrainedModel:
         """The model of a role before training: teacher, student or an assistant."""
@@ -110,7 +103,7 @@ class Models:
         return measured
 
     def trained(self, folder: str) -> PreTrainedModel:
-        """A model that is ready: a finished stage's, or the teacher that the recipe brings."""
+        """A trained model: a finished stage's, or the teacher that the recipe names."""
         given = folder == self.paths.get("teacher")
         dtype = self.recipe.teacher.dtype if given else None
         with _quietly(), resolve.unread_weights(f"the model {folder} cannot be loaded"):
@@ -123,14 +116,9 @@ class Models:
             config = AutoConfig.from_pretrained(path, revision=commit or "main", **head)
             return self._drawn(config)
         kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+        options = {"revision": commit or "main", "ignore_mismatched_sizes": bool(head)}
         with loaded_unsharded():
-            loaded: PreTrainedModel = self._auto.from_pretrained(
-                path,
-                revision=commit or "main",
-                ignore_mismatched_sizes=bool(head),
-                **kind,
-                **head,
-            )
+            loaded: PreTrainedModel = self._auto.from_pretrained(path, **options, **kind, **head)
         return loaded
 
     def _drawn(self, config: Any) -> PreTrainedModel:
@@ -141,28 +129,24 @@ class Models:
 
     def identities(self) -> dict[str, Any]:
         """Sources of the models by role, for fingerprints."""
-        found = {"teacher": self._identity("teacher", self.recipe.teacher.config)}
-        if self.recipe.teacher.dtype is not None:
-            found["teacher"]["dtype"] = self.recipe.teacher.dtype
+        teacher = {**self._identity("teacher"), **_given(self.recipe.teacher, "dtype")}
+        found = {"teacher": teacher}
         for role in (*self.recipe.assistant_roles, "student"):
-            section = self.recipe.section(role)
-            found[role] = self._identity(role, section.config)
+            section, own = self.recipe.section(role), self._identity(role)
             if section.from_teacher_layers is not None:
-                found[role] = {"layers": section.from_teacher_layers, "of": found["teacher"]}
-                for key in ("hidden_size", "importance"):
-                    if getattr(section, key) is not None:
-                        found[role][key] = getattr(section, key)
-            if section.dropout is not None:
-                found[role]["dropout"] = section.dropout
+                own = {"layers": section.from_teacher_layers, "of": teacher}
+                own |= _given(section, "hidden_size", "importance")
+            own |= _given(section, "dropout")
             if section.dtype != "float32":
-                found[role]["dtype"] = section.dtype
+                own["dtype"] = section.dtype
             if section.lora is not None:
-                found[role]["lora"] = vars(section.lora)
+                own["lora"] = vars(section.lora)
+            found[role] = own
         return found
 
-    def _identity(self, role: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _identity(self, role: str) -> dict[str, Any]:
         return {
-            "config": config,
+            "config": self.recipe.section(role).config,
             **(resolve.identity(self.paths[role]) if role in self.paths else {}),
             **({"commit": self.commits[role]} if role in self.commits else {}),
         }
@@ -197,6 +181,27 @@ class Models:
                 f"`{role}.config`: expected at most {MOST_LAYERS:,} layers, got {layers:,}."
             )
         return config
+
+
+def teacher_of(models: Mapping[str, PreTrainedModel]) -> Teacher:
+    """A single teacher unchanged, several as the mean of their probabilities."""
+    if len(models) == 1:
+        return ModelTeacher(next(iter(models.values())))
+    named = {key.split("/")[-1]: model for key, model in models.items()}
+    ensemble: Any = Ensemble(named, average=AVERAGE)
+    return ensemble
+
+
+def describe_ensemble(models: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
+    """`describe_model` of several models used as an ensemble: their parameters add up."""
+    facts = [describe_model(model) for model in models.values()]
+    total = sum(fact["parameters"] for fact in facts)
+    return {**facts[0], "parameters": total, "members": len(facts)}
+
+
+def _given(section: Any, *keys: str) -> dict[str, Any]:
+    """The values of these keys that are not None."""
+    return {key: value for key in keys if (value := getattr(section, key)) is not None}
 
 
 def on_this_machine(path: str, commit: str | None = None) -> bool:

@@ -15,36 +15,20 @@ from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 from hf_distill.models.batches import Batch
 from hf_distill.objectives import HardLabels
 from hf_distill.objectives.base.objective import WeightedSum
+from hf_distill.recipe import estimate
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.claims import SAMPLES, SPEED
 from hf_distill.recipe.errors import RecipeError, refusing
-from hf_distill.recipe.estimate import (
-    ESTIMATED,
-    Memory,
-    Outlook,
-    disk,
-    memory,
-    rate_of,
-    steps,
-    together_of,
-)
-from hf_distill.recipe.evaluate import Compute, with_compute
-from hf_distill.recipe.examples import (
-    OF_TEACHER,
-    RecipeExamples,
-    fingerprints,
-    load_examples,
-    prepared,
-)
+from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
+from hf_distill.recipe.examples import OF_TEACHER, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.language import adapter
-from hf_distill.recipe.models import Models
-from hf_distill.recipe.noise import RandomVersionCollator
+from hf_distill.recipe.models import Models, teacher_of
 from hf_distill.recipe.robustness import Robustness, stage_of
 from hf_distill.recipe.schedule import TEACHER, TrainingJob, make_stages, objectives, training_jobs
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
-from hf_distill.recipe.tasks import compute_metrics, load_processor, recipe_task
+from hf_distill.recipe.tasks import Compute, compute_metrics, load_processor, recipe_task
 from hf_distill.recipe.training import Heard, arguments
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.config import DistillationConfig
@@ -53,7 +37,7 @@ from hf_distill.training.trainer import DistillationTrainer
 from hf_distill.utils.processes import process_state
 
 MEASURED_TOGETHER = 8
-"""The examples of a batch on which a teacher's parts are measured."""
+"""Examples of a batch on which the importance of a teacher's parts is measured."""
 
 
 class PreparedRecipe:
@@ -82,7 +66,7 @@ class PreparedRecipe:
         self.state = process_state()
         self.say = say if self.state.is_main_process else lambda line: None
         with self.state.main_process_first(), refusing("the recipe cannot be prepared"):
-            self.examples: RecipeExamples = load_examples(recipe)
+            self.examples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
             self.processor = load_processor(
                 recipe, self.models.paths.get(TEACHER), self.models.commits.get(TEACHER)
@@ -113,16 +97,11 @@ class PreparedRecipe:
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """Training examples spread over the data."""
-        data, collate = (
-            self.data["train"],
-            RandomVersionCollator(self.task.collator(self.processor)),
-        )
+        data, collate = self.data["train"], self.task.collator(self.processor)
         number = min(count, len(data))
-        picked = [i * len(data) // number for i in range(number)]
-        for start in range(0, len(picked), MEASURED_TOGETHER):
-            yield collate([data[i] for i in picked[start : start + MEASURED_TOGETHER]])
-
-    # ---- the teacher ---------------------------------------------------------------------------
+        for start in range(0, number, MEASURED_TOGETHER):
+            part = range(start, min(start + MEASURED_TOGETHER, number))
+            yield collate([data[i * len(data) // number] for i in part])
 
     @property
     def teacher_keys(self) -> list[str]:
@@ -167,7 +146,7 @@ class PreparedRecipe:
                 train_dataset=self.trained_on(role),
                 eval_dataset=self.data["validation"],
                 processing_class=self.processor,
-                data_collator=RandomVersionCollator(self.task.collator(self.processor)),
+                data_collator=self.task.collator(self.processor),
                 compute_metrics=compute or compute_metrics(self.task),
                 callbacks=[Heard(), *callbacks],
                 peft_config=peft,
@@ -178,14 +157,12 @@ class PreparedRecipe:
             trainer.add_callback(self.progress)
         return trainer
 
-    # ---- before doing it -----------------------------------------------------------------------
-
     def check(self) -> None:
-        """Put the trainer of every kind of learner together once, before a teacher takes its hours.
+        """Put the trainer of every kind of learner together once.
 
         Raises:
-            RecipeError: an objective, layer map or model that does not fit, or a place in the
-                output folder that is somebody else's.
+            RecipeError: an objective, layer map or model that does not fit, or files of others in
+                the output folder.
         """
         more = [SPEED] if self.task.prompt is None else [SPEED, SAMPLES]
         on_main(lambda: check_folders(self.recipe, self.stages.values(), more))
@@ -233,17 +210,16 @@ class PreparedRecipe:
             learners = [self.lessons[key] for key in self.teacher_keys]
             models = {lesson.key: self.models.teacher(lesson.seed) for lesson in learners}
         self._fits(next(iter(models.values())), "`teacher`")
-        return with_compute(models)
+        return teacher_of(models)
 
     def check_cache(self, stage: CacheStage) -> None:
-        """Check that the teacher provides the cached outputs."""
+        """See `check_given`."""
         check_given(stage, self._untrained().provides)
 
     def plan(self) -> str:
         """Plan of a run: models, memory, steps, time, and finished stages.
 
-        Nothing is downloaded but what the recipe's functions and data are: of models that are not
-        on this machine, the configs.
+        Of models that are not on this machine, the configs alone are downloaded.
         """
         self.models.light = True
         self.check()
@@ -275,7 +251,7 @@ class PreparedRecipe:
         self, model_of: str, model: PreTrainedModel, before: Mapping[str, Memory]
     ) -> dict[str, Memory]:
         """Memory of each role that starts from this model."""
-        found = {model_of: Memory.untrained(model)}
+        found = {model_of: estimate.memory(model)}
         own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
         for role in dict.fromkeys(lesson.role for lesson in own):
             args = arguments(self.recipe, role, self.recipe.seed, self.root)
@@ -283,7 +259,7 @@ class PreparedRecipe:
             peft: Any = self.adapter(alike[0])
             model = model if peft is None else get_peft_model(model, peft)
             teacher = max(self._teacher_bytes(lesson, known) for lesson in alike)
-            found[role] = memory(model, args, teacher)
+            found[role] = estimate.memory(model, args, teacher)
         return found
 
     def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
@@ -300,8 +276,8 @@ class PreparedRecipe:
         alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]
         own = self.stages[lesson.key]
         return Outlook(
-            steps=steps(examples, args, self.state.num_processes),
+            steps=estimate.steps(examples, args, self.state.num_processes),
             memory=needs[lesson.role],
-            disk=disk(needs[lesson.role], examples, args),
-            rate=rate_of([own, *alike], lesson.role, self.root),
+            disk=estimate.disk(needs[lesson.role], examples, args),
+            rate=estimate.rate_of([own, *alike], lesson.role, self.root),
         )

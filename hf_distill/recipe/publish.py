@@ -46,19 +46,16 @@ def publish(
     root: Path,
     more: Mapping[str, Any],
 ) -> Path:
-    """Put the published student together, all of it or nothing.
+    """Put the published student together, all of it or nothing, in the folder ``final``.
 
     Args:
         recipe: The recipe.
         task: Its row of the table.
         examples: Its data.
-        facts: The report, as `report.summary` gives it.
+        facts: The report, see `report.summary`.
         root: The output folder.
-        more: What only the run knows, as `StudentCard` has it: ``measured``, ``measured_on``,
-            ``samples``, ``processor`` and ``teacher`` (where its weights lie).
-
-    Returns:
-        The folder ``final``.
+        more: ``measured``, ``measured_on`` and ``samples`` of `StudentCard`, ``processor``, and
+            ``teacher``, the folder or Hub id of its weights.
     """
     final, staging, old = root / FINAL, root / STAGED, root / REPLACED
     check_places(root, recipe.file)
@@ -85,7 +82,9 @@ def publish(
     card.training["effective batch size"] *= log["processes"]
     card.measured, card.measured_on = dict(more["measured"]), dict(more["measured_on"])
     card.samples = list(more["samples"])
-    card.preprocessing = _preprocessing(recipe, more["processor"])
+    card.preprocessing = describe_processor(more["processor"])
+    if recipe.data.max_length is not None:
+        card.preprocessing["max_length"] = recipe.data.max_length
     card.exports = _exports(final, staging)
     quote = local_card(more["teacher"]).get("quote")
     card.teacher |= {"quote": quote} if quote else {}
@@ -116,9 +115,9 @@ def student_card(
     how = []
     if not recipe.teacher.fine_tuned:
         how.append(f"{'fine-tuned' if recipe.teacher.model else 'trained'} on {data['name']}")
-    if "members" in facts["models"]["teacher"]:
-        how.append(f"with {facts['models']['teacher']['members']} seeds, their mean")
-    models = facts["models"]
+    models, robust = facts["models"], facts.get(ROBUSTNESS)
+    if "members" in models["teacher"]:
+        how.append(f"with {models['teacher']['members']} seeds, their mean")
     derived = recipe.student.from_teacher_layers is not None
     return StudentCard(
         model_name=recipe.hub_model_id or recipe.name,
@@ -142,7 +141,11 @@ def student_card(
         objective=list(facts["objective"]),
         formula=facts["formula"],
         data=data,
-        results={role: _results(models[role]["test"]) for role in NAMES if role in models},
+        results={
+            role: {k: v for k, v in models[role]["test"].items() if not k.startswith("retention_")}
+            for role in NAMES
+            if role in models
+        },
         claim=claims.claim(facts),
         test_examples=facts["examples"]["test"],
         seeds=len(facts["student_seeds"]),
@@ -151,7 +154,7 @@ def student_card(
         reproduce={"command": _command(recipe), "recipe": resolved},
         limitations=_limitations(recipe, examples, facts),
         plots=["curves.png"],
-        robustness=_robustness(facts),
+        robustness={**on_card(robust), "rows": claims.robustness_rows(robust)} if robust else {},
     )
 
 
@@ -182,11 +185,10 @@ def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
 
 def _outputs(recipe: Recipe) -> dict[str, Any]:
     """Source of the teacher's outputs."""
-    cache = recipe.teacher.cache
-    if cache is None:
+    if recipe.teacher.cache is None:
         return {"outputs": "computed in every step"}
-    told = {key: value for key, value in vars(cache).items() if value is not None}
-    return {"cache": {key: value for key, value in told.items() if key != "path"}}
+    settings = vars(recipe.teacher.cache).items()
+    return {"cache": {k: v for k, v in settings if v is not None and k != "path"}}
 
 
 def _beginning(recipe: Recipe) -> str | None:
@@ -207,19 +209,6 @@ def _beginning(recipe: Recipe) -> str | None:
     return f"{which} of the teacher{trained}{width}{adapter}"
 
 
-def _preprocessing(recipe: Recipe, processor: Any) -> dict[str, Any]:
-    found = describe_processor(processor)
-    return (
-        found if recipe.data.max_length is None else found | {"max_length": recipe.data.max_length}
-    )
-
-
-def _robustness(facts: Mapping[str, Any]) -> dict[str, Any]:
-    if ROBUSTNESS not in facts:
-        return {}
-    return {**on_card(facts[ROBUSTNESS]), "rows": claims.robustness_rows(facts[ROBUSTNESS])}
-
-
 def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> dict[str, Any]:
     known, data = examples.facts, recipe.data
     function = data.source.rpartition(":")[2]
@@ -236,10 +225,6 @@ def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) ->
 
 def _size(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: model[key] for key in SIZES}
-
-
-def _results(test: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in test.items() if not key.startswith("retention_")}
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,18 +248,13 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
             f"its own test {metric} is {value:.4f}"
         )
     for role in between(facts):
-        rows[name_of(role, facts["models"][role])] = _in_words(facts, role)
+        model, metric = facts["models"][role], facts["metric"]
+        rows[name_of(role, model)] = (
+            f"{model['parameters']:,} parameters, test {metric} {show(model['test'][metric])}, "
+            f"agreement with the teacher {show(model['test'].get('agreement'))}, trained for "
+            f"{show(model['train_seconds'], 0)} s"
+        )
     return rows
-
-
-def _in_words(facts: Mapping[str, Any], role: str) -> str:
-    """A model between teacher and student in one line."""
-    model, metric = facts["models"][role], facts["metric"]
-    return (
-        f"{model['parameters']:,} parameters, test {metric} {show(model['test'][metric])}, "
-        f"agreement with the teacher {show(model['test'].get('agreement'))}, trained for "
-        f"{show(model['train_seconds'], 0)} s"
-    )
 
 
 def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> list[str]:
@@ -289,16 +269,11 @@ def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, A
 
 
 def _command(recipe: Recipe) -> str:
-    """Command of this run."""
+    """Command of this run, without a path of this machine."""
+    file, here = recipe.file.resolve(), Path.cwd()
+    known = file.is_relative_to(here)
+    shown = file.relative_to(here).as_posix() if known else recipe.file.name
     given = [
         f"--{key} {shlex.quote(value)}" for key, value in recipe.overrides if key != "output_dir"
     ]
-    return " \\\n  ".join([f"hf-distill train {_shown(recipe.file)}", *given])
-
-
-def _shown(file: Path) -> str:
-    """The recipe's path as a user would type it, never one of this machine."""
-    try:
-        return file.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return file.name
+    return " \\\n  ".join([f"hf-distill train {shown}", *given])

@@ -31,27 +31,15 @@ NAMES = {
     **{role: MODELS[role] for role in ("teacher", "baseline", "control")},
     "student": "Distilled student",
 }
-_COLOURS = {
-    "teacher": "#555555",
-    "baseline": "#e08214",
-    "control": "#8073ac",
-    "student": "#2166ac",
-}
-_MORE = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
+COLOURS = {"teacher": "#555555", "baseline": "#e08214", "control": "#8073ac", "student": "#2166ac"}
+MORE_COLOURS = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d")
 """Colours of assistants and earlier generations, in turn."""
 
 
 @dataclass(frozen=True)
 class RecipeResults:
-    """Everything that the stages of a recipe found out.
-
-    Attributes:
-        recipe: The recipe.
-        results: Stage -> its results.
-        objective: The student's objective.
-        examples: Split -> number of examples.
-        metric: The metric that decides.
-    """
+    """Results of a recipe: by stage, with the student's objective, the number of examples of each
+    split, and the metric that decides."""
 
     recipe: Recipe
     results: Mapping[str, Mapping[str, Any]]
@@ -95,7 +83,7 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
     recipe, models, found = outcome.recipe, {}, outcome.results
     for role in outcome.roles:
         keys = outcome.keys(role)
-        first = outcome.results["evaluation"][keys[0]]
+        first = found["evaluation"][keys[0]]
         figures = [*FIGURES, f"retention_{outcome.metric}"]
         test = {f: spread(values) for f in figures if (values := outcome.tested(role, f))}
         models[role] = {**{key: first[key] for key in SIZES}, "test": test}
@@ -103,7 +91,7 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
             models[role]["members"] = first["members"]
         if seconds := outcome.seconds(role):
             models[role]["train_seconds"] = spread(seconds)
-        runs = [outcome.results[key] for key in keys if key in outcome.results]
+        runs = [found[key] for key in keys if key in found]
         if runs:
             models[role]["train_steps"] = runs[0]["steps"]
         if role in ("baseline", CONTROL):
@@ -122,11 +110,13 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
         "runs": {
             key: {
                 "test": {f: row[f] for f in FIGURES if f in row},
-                "validation": outcome.results.get(key, {}).get("validation", {}),
+                "validation": found.get(key, {}).get("validation", {}),
             }
-            for key, row in outcome.results["evaluation"].items()
+            for key, row in found["evaluation"].items()
         },
-        "curves": {key: curves(outcome.results[key], outcome.metric) for key in _trained(outcome)},
+        "curves": {
+            key: curves(found[key], outcome.metric) for key in found["evaluation"] if key in found
+        },
         "environment": environment(),
         **({ROBUSTNESS: found[ROBUSTNESS]} if ROBUSTNESS in found else {}),
     }
@@ -135,8 +125,8 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
 def unlike_student(recipe: Recipe, role: str) -> dict[str, list[Any]]:
     """The training arguments in which a role differs from the student: its own, the student's."""
     own, ours = recipe.training_of(role), recipe.training_of("student")
-    names = [name for name in {**ours, **own} if own.get(name) != ours.get(name)]
-    return {name: [own.get(name), ours.get(name)] for name in names}
+    pairs = {name: [own.get(name), ours.get(name)] for name in {**ours, **own}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def unlike(model: Mapping[str, Any]) -> str:
@@ -149,10 +139,6 @@ def unlike(model: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {own} in place of {ours}" for name, (own, ours) in rows)
 
 
-def _trained(outcome: RecipeResults) -> list[str]:
-    return [key for key in outcome.results["evaluation"] if key in outcome.results]
-
-
 def spread(values: Sequence[float]) -> float | dict[str, float]:
     """Single value unchanged; of several, mean and sample standard deviation."""
     if len(values) == 1:
@@ -162,31 +148,24 @@ def spread(values: Sequence[float]) -> float | dict[str, float]:
 
 def curves(results: Mapping[str, Any], metric: str) -> dict[str, list[list[float]]]:
     """``[step, value]`` pairs of the training loss and of the validation metric."""
-    found: dict[str, list[list[float]]] = {"loss": [], metric: []}
-    for entry in results["history"]:
-        for name, key in (("loss", "loss"), (metric, f"eval_{metric}")):
-            if key in entry:
-                found[name].append([entry["step"], entry[key]])
-    return found
+    keys, history = {"loss": "loss", metric: f"eval_{metric}"}, results["history"]
+    return {name: [[e["step"], e[k]] for e in history if k in e] for name, k in keys.items()}
 
 
 # ---- the table -----------------------------------------------------------------------------------
 
 
-def show(value: float | dict[str, float] | None, digits: int = 4) -> str:
-    """A figure with its spread, if it has one."""
+def show(value: float | dict[str, float] | None, digits: int = 4, unit: str = "") -> str:
+    """A figure with its spread, if it has one, and its unit; of ``" %"`` the value is a share."""
     if value is None:
         return "–"
-    if isinstance(value, dict):
-        return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
-    return f"{value:.{digits}f}"
+    scale = 100 if unit == " %" else 1
+    parts = (value["mean"], value["std"]) if isinstance(value, dict) else (value,)
+    return " ± ".join(f"{part * scale:.{digits}f}" for part in parts) + unit
 
 
 def name_of(role: str, model: Mapping[str, Any]) -> str:
-    """Label of a role: ``Assistant 1``, ``Student, generation 1``, ``Teacher (mean of 2)``.
-
-    The last generation is the student.
-    """
+    """Label of a role: ``Assistant 1``, ``Student, generation 1``, ``Teacher (mean of 2)``."""
     if role.startswith("generation-"):
         return f"Student, {role.replace('-', ' ')}"
     name = NAMES.get(role, role.replace("-", " ").capitalize())
@@ -205,9 +184,8 @@ def table(facts: Mapping[str, Any]) -> str:
     header = ["", "Parameters", metric.title(), *columns, "Training"]
     rows = []
     for role, model in facts["models"].items():
-        test, seconds = model["test"], model.get("train_seconds")
-        kept = test.get(f"retention_{metric}")
-        share = "–" if kept is None else f"{show(_times(kept, 100), 1)} %"
+        test = model["test"]
+        share = show(test.get(f"retention_{metric}"), 1, " %")
         rows.append(
             [
                 name_of(role, model),
@@ -216,16 +194,10 @@ def table(facts: Mapping[str, Any]) -> str:
                 show(test.get("agreement")),
                 show(test.get("forward_kl_divergence")) if lower_is_better(metric) else share,
                 show(test.get("ece")),
-                "–" if seconds is None else f"{show(seconds, 0)} s",
+                show(model.get("train_seconds"), 0, " s"),
             ]
         )
     return markdown_table(header, rows)
-
-
-def _times(value: float | dict[str, float], factor: float) -> float | dict[str, float]:
-    if isinstance(value, dict):
-        return {key: item * factor for key, item in value.items()}
-    return value * factor
 
 
 def verdict(facts: Mapping[str, Any]) -> str:
@@ -253,8 +225,7 @@ def verdict(facts: Mapping[str, Any]) -> str:
 
 
 def write(facts: Mapping[str, Any], root: Path) -> None:
-    """Write report.json, report.md and curves.png into the output folder, and of a report on
-    robustness its own files."""
+    """Write report.json, report.md, curves.png, and the files of a report on robustness."""
     write_json(root / "report.json", facts)
     seeds = len(facts["student_seeds"])
     note = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
@@ -290,8 +261,8 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    more = dict(zip(between(facts), itertools.cycle(_MORE), strict=False))
-    colours = {**_COLOURS, **more}
+    more = dict(zip(between(facts), itertools.cycle(MORE_COLOURS), strict=False))
+    colours = {**COLOURS, **more}
 
     def lines(curve: str) -> list[Line]:
         runs = [(key.split("/")[0], run[curve]) for key, run in facts["curves"].items()]

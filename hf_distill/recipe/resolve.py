@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from transformers.utils import CONFIG_NAME
 
-from hf_distill.recipe.errors import RecipeError, refusing, shown, told, unknown
+from hf_distill.recipe.errors import RecipeError, check_keys, refusing, shown, told, unknown
 from hf_distill.recipe.yaml_types import cast
 
 _LOADED = (
@@ -40,8 +40,8 @@ def call(source: str, folder: Path, arguments: Mapping[str, Any], key: str) -> A
     """Call the function that a source names.
 
     Args:
-        source: ``file.py:function``; a relative path is read from ``folder``.
-        folder: Where the recipe lies.
+        source: ``file.py:function``.
+        folder: The recipe's folder, from which a relative path is read.
         arguments: Keyword arguments, checked against the function's signature.
         key: The recipe's key, for messages.
 
@@ -107,9 +107,8 @@ def locate(source: str, folder: Path, key: str) -> str:
 def identity(model: str) -> dict[str, str]:
     """The identity of a model, for fingerprints: the content of a folder's files, or the Hub id.
 
-    Counted is what `from_pretrained` of any library may load: weights and their indexes in each
-    format, adapters, tokenizers, code, also in folders below. What a training leaves beside it
-    (checkpoints, optimizer, logs) does not count.
+    All files that `from_pretrained` of any library may load are read, also in folders below, but
+    not what a training leaves there (checkpoints, optimizer, logs).
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -130,17 +129,12 @@ def identity(model: str) -> dict[str, str]:
 
 
 def commit(model: str, revision: str | None, key: str) -> str | None:
-    """Current commit of a model's revision on the Hub; None for a folder.
+    """Commit of a model's revision on the Hub; None for a folder.
 
-    Without network, and offline, it is the one that was downloaded last.
-
-    Args:
-        model: The folder or Hub id.
-        revision: A branch, tag or commit; None: the main branch.
-        key: The recipe's section, for messages.
+    Without network it is the one that was downloaded last.
 
     Raises:
-        RecipeError: there is none, or a revision of a folder is asked for.
+        RecipeError: there is none, or the revision is of a folder.
     """
     if Path(model).is_dir():
         if revision is not None:
@@ -155,11 +149,7 @@ def commit(model: str, revision: str | None, key: str) -> str | None:
 
 @contextmanager
 def unread_weights(what: str) -> Iterator[None]:
-    """Convert errors of transformers and torch about unreadable weights to `RecipeError`.
-
-    Args:
-        what: What cannot be done; the message begins with it.
-    """
+    """Convert errors of transformers and torch about unreadable weights, as `refusing`."""
     try:
         with refusing(what):
             yield
@@ -182,8 +172,7 @@ def unread_weights(what: str) -> Iterator[None]:
 
 
 def _loaded(folder: Path, root: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """The files of a model's folder that count, by their names; links are followed, as in
-    loading."""
+    """The loaded files of a model's folder by their names; links are followed."""
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
@@ -241,13 +230,9 @@ def _checked(
 ) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters
     hints = typing.get_type_hints(function)
-    for name in arguments:
-        if name not in parameters:
-            raise unknown(name, parameters, prefix)
+    check_keys(arguments, parameters, prefix)
     for name, parameter in parameters.items():
         starred = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not starred and name not in arguments:
             raise RecipeError(f"`{prefix}{name}` is missing: {function.__name__} needs it.")
-    return {
-        name: cast(value, hints.get(name, Any), prefix + name) for name, value in arguments.items()
-    }
+    return {n: cast(value, hints.get(n, Any), prefix + n) for n, value in arguments.items()}

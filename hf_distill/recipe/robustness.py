@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_distill.evaluation import examples as raw
 from hf_distill.evaluation.predictor import Predictor
 from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
-from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.examples import RecipeExamples, load_source
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, objectives
 from hf_distill.recipe.schema import CONTROL, Recipe
@@ -35,12 +35,7 @@ _ROBUST = (FreeLB, IAD, OnPerturbed, Smoothness)
 
 
 class Robustness:
-    """The stage of a recipe that measures robustness.
-
-    Args:
-        recipe: A recipe with a section ``robustness``.
-        data: Its examples.
-        say: Function that prints a line.
+    """The stage that measures robustness, of a recipe with a section ``robustness``.
 
     Raises:
         RecipeError: perturbations, attacks or requirements that do not exist or are not for the
@@ -51,17 +46,12 @@ class Robustness:
         assert recipe.robustness is not None
         self.recipe, self.say = recipe, say
         self.section: RobustnessSection = recipe.robustness
-        try:
+        with refusing("`robustness`", ValueError):
             self._check()
             self.test = self._read(data, "test", self.section.groups)
             self.validation = self._read(data, "validation", None)
-            self.shifted = {
-                name: self._shifted(name, source) for name, source in self.section.shifted.items()
-            }
-        except ValueError as error:
-            if isinstance(error, RecipeError):
-                raise
-            raise RecipeError(f"`robustness`: {error}") from error
+            shifted = self.section.shifted.items()
+            self.shifted = {name: self._shifted(name, source) for name, source in shifted}
 
     def _check(self) -> None:
         if self.recipe.task not in _MODALITIES:
@@ -86,21 +76,16 @@ class Robustness:
         return replace(found, names=tuple(data.labels))
 
     def _shifted(self, name: str, source: str) -> raw.Examples:
-        data, key = self.recipe.data, f"robustness.shifted.{name}"
+        data = self.recipe.data
         loaded, _ = load_source(Data(source), self.recipe.file.parent)
         split = data.test_split if data.test_split in loaded else next(iter(loaded))
-        try:
+        with refusing(f"`robustness.shifted.{name}`", ValueError):
             found = raw.Examples.read(loaded[split], self._input, data.label_column)
             return found.renamed(self.test.names)
-        except ValueError as error:
-            raise RecipeError(f"`{key}`: {error}") from error
 
     def stage(self, models: Stage) -> Stage:
-        """The stage, with all that it depends on.
-
-        Args:
-            models: The stage of the evaluation, which depends on the same models.
-        """
+        """The stage, with all its inputs; ``models`` is that of the evaluation."""
+        plan = dataclasses.asdict(self.section).items()
         inputs = {
             "models": models.inputs["models"],
             "data": {
@@ -109,25 +94,20 @@ class Robustness:
                 "validation": self.validation.fingerprint,
                 "shifted": {name: one.fingerprint for name, one in self.shifted.items()},
             },
-            "plan": {
-                k: v for k, v in dataclasses.asdict(self.section).items() if k not in _NEUTRAL
-            },
+            "plan": {key: value for key, value in plan if key not in _NEUTRAL},
             "versions": versions(),
         }
         return Stage(ROBUSTNESS, self.recipe.root / ROBUSTNESS, inputs)
 
     def measure(
-        self,
-        models: Mapping[str, Callable[[], PreTrainedModel]],
-        processor: Any,
-        folder: Path,
+        self, models: Mapping[str, Callable[[], PreTrainedModel]], processor: Any, folder: Path
     ) -> dict[str, Any]:
         """The report's facts.
 
         Args:
             models: Stage -> loads its model: ``teacher``, ``baseline/seed-0``, ….
-            processor: Of all of them.
-            folder: Where parts are kept, so that an interrupted report goes on.
+            processor: The processor of all models.
+            folder: The folder of the parts, from which an interrupted report goes on.
         """
         limit = self.recipe.data.max_length
         roles: dict[str, dict[int, Predictor]] = {}
@@ -152,11 +132,10 @@ class Robustness:
         """Settings of the section; a robust objective of the student is detected."""
         section = self.section
         fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(RobustnessConfig)}
-        parts = [part for _, part in objectives(self.recipe)["student"].parts]
-        robust = any(isinstance(part, _ROBUST) for part in parts)
-        return RobustnessConfig(
-            **{**fields, "robust_objective": section.robust_objective or robust}
-        )
+        parts = objectives(self.recipe)["student"].parts
+        if any(isinstance(part, _ROBUST) for _, part in parts):
+            fields["robust_objective"] = True
+        return RobustnessConfig(**fields)
 
     def failures(self, facts: Mapping[str, Any]) -> list[str]:
         """The requirements that are not met."""
@@ -213,11 +192,9 @@ def _metrics(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             if verdict["low"] is not None:
                 arguments["ci95"] = [verdict["low"], verdict["high"]]
             arguments["verdict"] = verdict["word"]
-        kind = figure if figure in _TYPES else "accuracy"
+        kind, value = figure if figure in _TYPES else "accuracy", student[figure]["mean"]
         name = tables.name_of(figure)
-        rows.append(
-            {"type": kind, "name": name, "value": student[figure]["mean"], "args": arguments}
-        )
+        rows.append({"type": kind, "name": name, "value": value, "args": arguments})
     return rows
 
 

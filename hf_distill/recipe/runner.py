@@ -15,37 +15,20 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_distill.hub.push import push_folder
 from hf_distill.models.task_model import describe_model
 from hf_distill.objectives import HardLabels
-from hf_distill.recipe import report
+from hf_distill.recipe import report, training
 from hf_distill.recipe.caching import CACHE, CacheStage, write
-from hf_distill.recipe.claims import BATCH, measured, samples_stage, speed_stage, written
+from hf_distill.recipe.claims import BATCH, measured, written
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.evaluate import (
-    Compute,
-    as_teacher_metrics,
-    describe_ensemble,
-    with_compute,
-    with_nll_and_ece,
-)
-from hf_distill.recipe.kept import FINAL, check_stages, on_main
+from hf_distill.recipe.kept import FINAL, on_main
 from hf_distill.recipe.language import SAMPLES, merge
-from hf_distill.recipe.noise import RandomVersionCollator
+from hf_distill.recipe.models import describe_ensemble, teacher_of
 from hf_distill.recipe.planning import PreparedRecipe
 from hf_distill.recipe.publish import publish
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
-from hf_distill.recipe.tasks import compute_metrics
-from hf_distill.recipe.training import (
-    Resumed,
-    arguments,
-    callbacks,
-    check_learned,
-    evaluation_arguments,
-    figures,
-    validated,
-    weights_of,
-)
+from hf_distill.recipe.tasks import Compute, compute_metrics
 from hf_distill.robustness.report import RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.checkpoint_files import CheckpointError
@@ -53,24 +36,10 @@ from hf_distill.utils.folders import held
 
 
 class Run(PreparedRecipe):
-    """A recipe that is carried out. Every process of a launch makes one.
-
-    Args:
-        recipe: The recipe.
-        say: Function that prints a line.
-        progress: The callback that shows the progress of each training.
-
-    Raises:
-        RecipeError: anything in the recipe that cannot work, before anything is trained.
-    """
-
-    # ---- doing it ------------------------------------------------------------------------------
+    """A `PreparedRecipe` that is carried out. Every process of a launch makes one."""
 
     def __call__(self) -> Path:
-        """Do all that is not done yet.
-
-        Returns:
-            The folder of the finished student, ready to be pushed.
+        """Do all that is not done yet; gives the folder of the finished student.
 
         Raises:
             RecipeError: another run works in the output folder, or as `check`.
@@ -93,8 +62,10 @@ class Run(PreparedRecipe):
                 results[key] = run_stage(stage, self._evaluate, self.say)
             elif key == ROBUSTNESS:
                 results[key] = run_stage(stage, self._attack, self.say)
-            elif isinstance(stage, CacheStage):
-                self._cache(stage)
+            elif isinstance(stage, CacheStage):  # unless all that learn from it are done
+                taught = [o.key for o in self.lessons.values() if o.teacher == TEACHER]
+                if any(self.stages[one].results() is None for one in taught):
+                    run_stage(stage, self._caching(stage), self.say)
             else:
                 results[key] = run_stage(stage, self._training(self.lessons[key]), self.say)
         final = self.root / FINAL
@@ -115,41 +86,34 @@ class Run(PreparedRecipe):
         self.say(f"pushed: {commit.commit_url}")
 
     def write_cache(self) -> Path:
-        """Train the teacher if that is left to do, write its outputs to disk, and stop there.
+        """Train the teacher if need be, and write its outputs to disk; gives the folder.
 
-        What the recipe says in ``teacher.cache`` is written, by default all logits. Interrupted, it
-        goes on where it was; of a finished cache, damaged shards are made again.
-
-        Returns:
-            The folder of the cache.
+        The cache is that of ``teacher.cache``, by default of all logits. Interrupted, it goes on
+        where it was; of a finished cache, damaged shards are made again.
         """
         with self._alone():
-            return self._write_cache()
-
-    def _write_cache(self) -> Path:
-        stage = self.stages.get(CACHE)
-        if not isinstance(stage, CacheStage):
-            section = dataclasses.replace(self.recipe.teacher, cache=CacheSection())
-            stage = self.stages_of(dataclasses.replace(self.recipe, teacher=section))[CACHE]
-        assert isinstance(stage, CacheStage)
-        before = [*(self.stages[key] for key in self.teacher_keys), stage]
-        on_main(lambda: check_stages(before))
-        self.check_cache(stage)
-        for key in self.teacher_keys:
-            run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
-        run_stage(stage, self._caching(stage), self.say, again=True)
-        return stage.path
+            recipe = self.recipe
+            if recipe.teacher.cache is None:
+                section = dataclasses.replace(recipe.teacher, cache=CacheSection())
+                recipe = dataclasses.replace(recipe, teacher=section)
+            stage: Any = self.stages_of(recipe)[CACHE]
+            before = [*(self.stages[key] for key in self.teacher_keys), stage]
+            on_main(lambda: [one.check() for one in before])
+            self.check_cache(stage)
+            for key in self.teacher_keys:
+                run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
+            run_stage(stage, self._caching(stage), self.say, again=True)
+        return Path(stage.path)
 
     def _report(self, results: dict[str, dict[str, Any]]) -> None:
-        """Cheap, so done every time: a change of how things are shown repeats no training."""
+        """Write report and card; cheap, so done every time."""
         outcome = report.RecipeResults(
             self.recipe, results, self.objective, self.examples.sizes, self.task.metric
         )
         facts = report.summary(outcome)
         report.write(facts, self.root)
-        final = publish(
-            self.recipe, self.task, self.examples, facts, self.root, self._measured(facts)
-        )
+        more = self._measured(facts)
+        final = publish(self.recipe, self.task, self.examples, facts, self.root, more)
         self.say(f"\n{report.table(facts)}\n\n{report.verdict(facts)}")
         self.say(f"report: {self.root / 'report.md'}; student with its card: {final}")
 
@@ -164,12 +128,12 @@ class Run(PreparedRecipe):
             folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
         size = BATCH if self.task.labelled else 1  # of tokens there are many in an example
         rows = self.data["test"].select(range(min(size, len(self.data["test"]))))
-        batch = self.task.collator(self.processor)(list(rows))
+        batch = self.task.collate(self.processor)(list(rows))
         batch.pop("labels", None)
         models = {
             role: partial(self.models.trained, str(folder)) for role, folder in folders.items()
         }
-        found = measured(speed_stage(self.stages[EVALUATION]), models, folders, batch)
+        found = measured(self.stages[EVALUATION], models, folders, batch)
         given = self.models.paths.get(TEACHER)
         samples = self._written(models)
         return {**found, "samples": samples, "processor": self.processor, "teacher": given}
@@ -183,8 +147,7 @@ class Run(PreparedRecipe):
             self.task.prompt(raw[i], self.recipe.data) for i in range(min(SAMPLES, len(raw)))
         ]
         try:
-            stage = samples_stage(self.stages[EVALUATION], prompts)
-            return written(stage, models, self.processor, prompts)
+            return written(self.stages[EVALUATION], models, self.processor, prompts)
         except ValueError as error:  # a long prompt is no reason to lose the run
             self.say(f"no samples on the card: {error}")
             return []
@@ -198,30 +161,22 @@ class Run(PreparedRecipe):
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage):
             return stage.teacher(self.processor)
-        return with_compute(self.teachers())
+        return teacher_of(self.teachers())
 
     def _caching(self, stage: CacheStage) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
             models = self.teachers()
-            first, teacher = next(iter(models.values())), with_compute(models)
+            first, teacher = next(iter(models.values())), teacher_of(models)
             learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
-            args = arguments(self.recipe, learner.role, learner.seed, stage.folder)
+            args = training.arguments(self.recipe, learner.role, learner.seed, stage.folder)
             data = [self.data["train"], self.data["validation"]]
-            collator = RandomVersionCollator(self.task.collator(self.processor))
+            collator = self.task.collator(self.processor)
             with contextlib.ExitStack() as lock:
                 if stage.path != stage.folder:  # where other runs may write as well
                     on_main(lambda: lock.enter_context(held(stage.path)))
                 return write(stage, teacher, first, data, collator, self.processor, args, self.say)
 
         return work
-
-    def _cache(self, stage: CacheStage) -> None:
-        """Write the cache, unless all that learn from it are done."""
-        learners = [key for key, lesson in self.lessons.items() if lesson.teacher == TEACHER]
-        if any(self.stages[key].results() is None for key in learners):
-            run_stage(stage, self._caching(stage), self.say)
-
-    # ---- training and evaluation ---------------------------------------------------------------
 
     def _training(self, lesson: TrainingJob) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
@@ -234,23 +189,23 @@ class Run(PreparedRecipe):
         self, lesson: TrainingJob, model: PreTrainedModel, teacher: Teacher | None
     ) -> dict[str, Any]:
         stage, role = self.stages[lesson.key], lesson.role
-        args = arguments(self.recipe, role, lesson.seed, stage.checkpoints)
+        args = training.arguments(self.recipe, role, lesson.seed, stage.checkpoints)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
-        called = callbacks(self.recipe, role, stage.folder)
+        called = training.callbacks(self.recipe, role, stage.folder)
         peft = self.adapter(lesson)
         trainer = self.make_trainer(
             model, args, lesson.objective, teacher, called, role=role, peft=peft
         )
         began: Any = trainer.model
-        before = weights_of(began)  # also of a run that is resumed: they are drawn anew
+        before = training.weights_of(began)  # also of a run that is resumed: they are drawn anew
         if last is not None:
-            trainer.add_callback(Resumed(last))
+            trainer.add_callback(training.Resumed(last))
             self.say(f"{stage.name}: resumes from {Path(last).name}")
         try:
             trainer.train(resume_from_checkpoint=last)
         except CheckpointError as error:
             raise RecipeError(f"{stage.name}: {error}") from error
-        check_learned(before, began, stage.name)
+        training.check_learned(before, began, stage.name)
         seconds = trainer.state.log_history[-1]["seconds"]
         trainer.save_model(str(stage.model))
         if self.state.is_main_process:  # a pickle of paths and settings; the report has them
@@ -261,20 +216,23 @@ class Run(PreparedRecipe):
             "seconds": seconds,
             "steps": trainer.state.global_step,
             "processes": self.state.num_processes,
-            "validation": validated(trainer, self.task.metric),
+            "validation": training.validated(trainer, self.task.metric),
             "history": trainer.state.log_history,
         }
 
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
         teachers = self.teachers()
-        teacher = with_compute(teachers)
+        teacher = teacher_of(teachers)
         measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, teacher)}
         for key in self.lessons:
             if key != TEACHER:
                 known = teachers.get(key)
                 model = known or self.models.trained(str(self.stages[key].model))
-                measured[key] = {**figures(self._judged(model, teacher)), **describe_model(model)}
+                measured[key] = {
+                    **training.figures(self._judged(model, teacher)),
+                    **describe_model(model),
+                }
         return measured
 
     def _attack(self) -> dict[str, Any]:
@@ -299,20 +257,22 @@ class Run(PreparedRecipe):
     def _judged_teacher(
         self, teachers: dict[str, PreTrainedModel], teacher: Teacher
     ) -> dict[str, Any]:
+        """The figures of the teacher; those of several are measured beside one of them."""
         first = next(iter(teachers.values()))
         if len(teachers) == 1:
-            return {**figures(self._judged(first, None)), **describe_model(first)}
-        compute = compute_metrics(self.task)
-        beside = self._judged(first, teacher, compute and with_nll_and_ece(compute))
-        return {**as_teacher_metrics(figures(beside)), **describe_ensemble(teachers)}
+            return {**training.figures(self._judged(first, None)), **describe_model(first)}
+        beside = self._judged(first, teacher, compute_metrics(self.task, of_teacher=True))
+        found = {
+            name.removeprefix("teacher_"): value
+            for name, value in training.figures(beside).items()
+            if name.startswith("teacher_")
+        }
+        return {**found, **describe_ensemble(teachers)}
 
     def _judged(
-        self,
-        model: PreTrainedModel,
-        teacher: Teacher | None,
-        compute: Compute | None = None,
+        self, model: PreTrainedModel, teacher: Teacher | None, compute: Compute | None = None
     ) -> dict[str, float]:
-        args = evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
+        args = training.evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
         trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute)
         found: dict[str, float] = trainer.evaluate(self.data["test"])
         return found

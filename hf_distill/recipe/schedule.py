@@ -11,7 +11,7 @@ from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.caching import CACHE, CacheStage, cache_format
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.schema import CONTROL, Recipe
-from hf_distill.recipe.sections import CacheSection, ControlSection
+from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.training import arguments
 
@@ -35,9 +35,9 @@ class TrainingJob:
         key: The name of its stage: ``teacher``, ``assistant-1``, ``student/seed-0``, ….
         role: The section of the recipe with its training arguments.
         seed: Its seed.
-        objective: What it minimises.
-        teacher: The lesson of the model that teaches it; `TEACHER`: the teacher of the recipe,
-            however it was made; None: it learns from the labels alone.
+        objective: Its objective.
+        teacher: The training of its teacher; `TEACHER`: the teacher of the recipe, also one that
+            is not trained; None: it learns from the labels alone.
     """
 
     key: str
@@ -48,21 +48,21 @@ class TrainingJob:
 
     @property
     def model(self) -> str:
-        """Whose model it begins with."""
+        """The role of the model that it begins with."""
         return "student" if self.role in ("baseline", CONTROL) else self.role
 
 
 def objectives(recipe: Recipe) -> dict[str, WeightedSum]:
     """Objectives of assistants, student, and, if set, teacher and control.
 
-    Rows of their own, else those of the recipe, else what the scalars of the training say.
+    Rows of their own, else those of the recipe, else the scalars of the training arguments.
 
     Raises:
         RecipeError: an objective that needs a teacher, of a model that has none.
     """
     found = {}
-    for role, rows in ((TEACHER, recipe.teacher.objective), (CONTROL, recipe.control)):
-        rows = rows.objective if isinstance(rows, ControlSection) else rows
+    for role in (TEACHER, CONTROL):
+        rows = getattr(recipe.section(role), "objective", None)
         if rows is not None:
             found[role] = objective_from(rows)
             if found[role].needs:
@@ -88,11 +88,9 @@ def training_jobs(recipe: Recipe, goals: Mapping[str, WeightedSum]) -> list[Trai
 
     A student of the last generation is called ``student``, whatever the number of generations.
     """
-    found, own = [], goals.get(TEACHER, HardLabels())
-    if recipe.teacher.seeds is not None:
-        for seed in recipe.teacher.seeds:
-            found.append(TrainingJob(f"{TEACHER}/seed-{seed}", TEACHER, seed, own))
-    elif not recipe.teacher.fine_tuned:
+    own, seeds = goals.get(TEACHER, HardLabels()), recipe.teacher.seeds or ()
+    found = [TrainingJob(f"{TEACHER}/seed-{seed}", TEACHER, seed, own) for seed in seeds]
+    if not seeds and not recipe.teacher.fine_tuned:
         found.append(TrainingJob(TEACHER, TEACHER, recipe.seed, own))
     last = TEACHER
     for role in recipe.assistant_roles:
@@ -128,16 +126,16 @@ def make_stages(
 
     Args:
         recipe: The recipe.
-        plan: Its lessons.
-        common: What every training depends on.
-        models: What the models of the roles are made of.
+        plan: Its trainings.
+        common: The inputs of every training.
+        models: Role -> the identity of its model before training.
         test: The hash of the test split.
-        of_teacher: The hash of what the teacher trains on.
+        of_teacher: The hash of the teacher's training split.
     """
     root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
+    own = {**common, "data": {**common["data"], "train": of_teacher}}
     for lesson in first:
-        own = {**common, "data": {**common["data"], "train": of_teacher}}
         stages[lesson.key] = _stage(recipe, lesson, {**own, "model": models[TEACHER]})
     teacher = _teacher(recipe, stages, models)
     taught = {TEACHER: teacher}

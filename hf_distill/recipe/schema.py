@@ -260,11 +260,7 @@ def _check_seeds(recipe: Recipe) -> None:
 
 
 def check_folder(path: str, key: str) -> None:
-    """Refuse addresses and invalid names as folders.
-
-    Raises:
-        RecipeError: it is one.
-    """
+    """Raise RecipeError for an address, or an invalid name, in place of a folder."""
     if address := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
         raise RecipeError(
             f"`{key}`: expected a folder on this machine, got the address {path}: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_distill.hub.check import card_problems
-from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import RobustnessConfig
@@ -43,11 +43,9 @@ class NoiseSection:
                 "`data.noisy`: expected at least one of `perturbations`, of `severities` and of "
                 f"`versions`, got {self.perturbations}, {self.severities}, {self.versions}."
             )
-        for name in self.perturbations:
-            try:
+        with refusing("`data.noisy.perturbations`", ValueError):
+            for name in self.perturbations:
                 perturbation(name, "text")
-            except ValueError as error:
-                raise RecipeError(f"`data.noisy.perturbations`: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -274,10 +272,8 @@ class RobustnessSection(RobustnessConfig):
     require: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        try:
+        with refusing("`robustness`", ValueError):
             super().__post_init__()
-        except ValueError as error:
-            raise RecipeError(f"`robustness`: {error}") from error
         for name, source in self.shifted.items():
             if not isinstance(source, str):
                 raise RecipeError(

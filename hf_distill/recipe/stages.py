@@ -1,5 +1,4 @@
-"""Stages: work that is done once, resumed when it was interrupted, and done again when its
-inputs have changed."""
+"""Stages: work that is done once, resumed, and done again when its inputs have changed."""
 
 from __future__ import annotations
 
@@ -50,12 +49,11 @@ class Stage:
     """One step of a recipe with its folder.
 
     ``stage.json`` in the folder holds the inputs and, once it is finished, the results; it is
-    written last, so what it says is there is there. Of a folder without it, or of other files than
-    `made`, nothing is ever removed.
+    written last. Of a folder without it, and of files other than `made`, nothing is removed.
 
     Args:
-        name: What is printed.
-        folder: Where its files lie.
+        name: Its name in the output.
+        folder: The folder of its files.
         inputs: Plain values: everything the results depend on, and nothing else.
     """
 
@@ -81,24 +79,16 @@ class Stage:
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
 
-    def record(self) -> dict[str, Any]:
-        """The content of ``stage.json``; empty where there is none.
-
-        Raises:
-            FolderError: the file is damaged.
-        """
-        return read_record(self.folder)
-
     def results(self) -> dict[str, Any] | None:
         """The results, if the stage is finished with these very inputs."""
-        record = self.record()
+        record = read_record(self.folder)
         if record.get("finished") and record["fingerprint"] == self.fingerprint:
             return dict(record["results"])
         return None
 
     def changes(self) -> list[str]:
         """Inputs that differ from those of the record: ``training.learning_rate 1e-4 -> 2e-4``."""
-        record = self.record()
+        record = read_record(self.folder)
         if not record:
             return []
         before, now = _flat(record["inputs"]), _flat(_json(self.inputs))
@@ -109,11 +99,7 @@ class Stage:
         ]
 
     def check(self) -> None:
-        """Check that the folder may be written: absent, empty, or made by a stage.
-
-        Raises:
-            FolderError: it is not; nothing was touched.
-        """
+        """Raise FolderError unless the folder is absent, empty, or made by a stage."""
         check_folder(self.folder)
         if self.folder.is_symlink() and self.changes():
             raise FolderError(
@@ -123,13 +109,9 @@ class Stage:
             )
 
     def begin(self) -> None:
-        """Prepare the folder: results of other inputs are removed, a matching checkpoint is kept.
-
-        Raises:
-            FolderError: see `check`.
-        """
+        """Check the folder and remove results of other inputs; a matching checkpoint is kept."""
         self.check()
-        record = self.record()
+        record = read_record(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if record and record["fingerprint"] != self.fingerprint:
             # first, so that what a kill leaves is taken neither for these inputs nor for the old
@@ -143,6 +125,15 @@ class Stage:
         """Record the results."""
         self._write(finished=True, results=dict(results))
         self.remove_checkpoints()
+
+    def once(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The results; of work that is not done yet, after doing it. For the main process."""
+        results = self.results()
+        if results is None:
+            self.begin()
+            results = work()
+            self.finish(results)
+        return results
 
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints; files of trackers are kept."""
@@ -179,11 +170,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with content in which no stage has left its record.
-
-    Raises:
-        FolderError: it is one; a file or a dangling link is there; or the record is damaged.
-    """
+    """Raise FolderError for a folder with content but no record of a stage, or a damaged one; and
+    for a file or a dangling link of this name."""
     names = contents(folder, (f".{RECORD}.tmp",))
     if names and not read_record(folder):  # `teacher/seed-0` of a run with other seeds may be there
         others = [name for name in names if not read_record(folder / name)]
@@ -209,7 +197,7 @@ def run_stage(
     Args:
         stage: The stage.
         work: Does it, on every process, and gives the results on the main one.
-        say: Function that prints a line, on the main process only.
+        say: Function that prints a line.
         again: Run even if it is done; the work itself resumes.
     """
     interrupts.check()
@@ -250,10 +238,8 @@ def _canonical(value: Any) -> str:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flat(item, f"{prefix}.{key}" if prefix else key))
-    return flat
+    parts = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
+    return {key: item for part in parts for key, item in part.items()}
 
 
 def _short(value: Any) -> str:

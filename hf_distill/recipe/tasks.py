@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,33 @@ from transformers import (
 )
 
 from hf_distill.data.language import LanguageCollator
+from hf_distill.data.perturbed_pairs import PREFIX, PairedCollator
+from hf_distill.evaluation.metrics.functional import calibration_error, calibration_sums
 from hf_distill.models.tasks import TASKS, Task
 from hf_distill.recipe import language, resolve
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
-from hf_distill.recipe.noise import with_noise
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.sections import Data
-from hf_distill.utils.directions import lower_is_better
+from hf_distill.recipe.sections import Data, NoiseSection
+from hf_distill.robustness.perturbations import perturb
+
+IDS = f"{PREFIX}input_ids"
+"""Column with the tokens of the perturbed versions of a text."""
+Encode = Callable[[list[str]], Sequence[list[int]]]
+Compute = Callable[[EvalPrediction], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RandomVersionCollator:
+    """A collator that takes one version of each example, drawn as dropout is, for ``collate``."""
+
+    collate: Callable[[list[Any]], Mapping[str, Any]]
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rows = [dict(example) for example in examples]
+        for row in rows:
+            if versions := row.get(IDS):
+                row[IDS] = versions[int(torch.randint(len(versions), ()))]
+        return PairedCollator(self.collate)(rows)
 
 
 @dataclass(frozen=True)
@@ -38,31 +58,30 @@ class RecipeTask:
     Attributes:
         task: The row of `hf_distill.models.tasks.TASKS`.
         processor: The auto class of the tokenizer or image processor.
-        columns: The input columns, by the recipe's keys for them.
+        columns: The recipe's keys of the input columns.
         prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
-        collator: Makes the collator of a processor.
-        metric: The figure that decides; of labelled examples their accuracy.
+        collate: ``processor -> collator`` of examples without perturbed versions.
+        metric: The figure that decides.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
-        labelled: Whether examples have one class each.
-        check: ``(model, who, settings, processor)``: refuses a model that the data do not fit.
-        prompt: ``(raw example, settings)``: what a model that writes text is to go on from.
+        labelled: True if examples have one class each.
+        check: ``(model, who, settings, processor)``: refuses a model that does not fit the data.
+        prompt: ``(raw example, settings)``: the prompt of an example, for models that write text.
     """
 
     task: Task
     processor: str
     columns: tuple[str, ...]
     prepare: Callable[[Dataset, Data, Any], Dataset]
-    collator: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
+    collate: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
     metric: str = "accuracy"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
     labelled: bool = True
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
     prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
 
-    @property
-    def lower_is_better(self) -> bool:
-        """True if a lower value of the metric is better."""
-        return lower_is_better(self.metric)
+    def collator(self, processor: Any) -> RandomVersionCollator:
+        """The collator of all batches, with one version of each example."""
+        return RandomVersionCollator(self.collate(processor))
 
 
 def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
@@ -79,13 +98,40 @@ def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
     return dataset.map(tokenize, batched=True, remove_columns=others, desc="Tokenizing")
 
 
+def with_noise(
+    dataset: Dataset, texts: Sequence[str], encode: Encode, noise: NoiseSection, versions: int
+) -> Dataset:
+    """Add a column with the tokens of several perturbed versions of each text.
+
+    Args:
+        dataset: The tokenised examples.
+        texts: Their texts.
+        encode: Makes token ids of texts.
+        noise: The perturbations: each version of a text is under one of them, at one severity.
+        versions: The number of versions.
+    """
+    made = [encode(_version(texts, noise, number)) for number in range(versions)]
+    return dataset.add_column(IDS, [list(each) for each in zip(*made, strict=True)])
+
+
+def _version(texts: Sequence[str], noise: NoiseSection, number: int) -> list[str]:
+    kinds = [(name, severity) for name in noise.perturbations for severity in noise.severities]
+    drawn = np.random.default_rng([noise.seed, number]).integers(len(kinds), size=len(texts))
+    found = list(texts)
+    for kind, (name, severity) in enumerate(kinds):
+        own = np.flatnonzero(drawn == kind).tolist()
+        changed = perturb([texts[i] for i in own], name, severity, seed=noise.seed + number)
+        for index, text in zip(own, changed, strict=True):
+            found[index] = text
+    return found
+
+
 def _misspelt(dataset: Dataset, raw: Dataset, data: Data, tokenizer: Any, versions: int) -> Dataset:
     """Tokenised examples with perturbed versions of their texts."""
     length = language.length_of(data, tokenizer)
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
-        return found
+    def encode(texts: list[str]) -> Any:
+        return tokenizer(texts, truncation=True, max_length=length)["input_ids"]
 
     assert data.noisy is not None
     return with_noise(dataset, raw[data.text_column][:], encode, data.noisy, versions)
@@ -133,29 +179,19 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
 
 
 def recipe_task(recipe: Recipe) -> RecipeTask:
-    """The row of the table.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """The row of the table, or a `RecipeError`."""
     if recipe.task not in RECIPE_TASKS:
         raise RecipeError(f"`task`: {unknown(recipe.task, RECIPE_TASKS)}")
     return RECIPE_TASKS[recipe.task]
 
 
 def load_processor(recipe: Recipe, model: str | None, commit: str | None = None) -> Any:
-    """The tokenizer or image processor that the recipe names; by default the teacher's.
-
-    Args:
-        recipe: The recipe.
-        model: The teacher's folder or Hub id.
-        commit: Of a teacher of the Hub.
+    """The tokenizer or image processor that the recipe names, or that of the teacher ``model``.
 
     Raises:
         RecipeError: there is none.
     """
     wanted, kind = recipe.data.processor, recipe_task(recipe).processor
-    auto: Any = getattr(transformers, kind)
     if isinstance(wanted, dict):
         return _configured(wanted, kind)
     if wanted is None and model is None:
@@ -169,7 +205,7 @@ def load_processor(recipe: Recipe, model: str | None, commit: str | None = None)
     else:
         name, revision = resolve.locate(wanted, recipe.file.parent, "data.processor"), "main"
     with resolve.unread_weights(f"`data.processor`: {kind} cannot be loaded from {name}"):
-        return auto.from_pretrained(name, revision=revision)
+        return getattr(transformers, kind).from_pretrained(name, revision=revision)
 
 
 def _configured(settings: Mapping[str, Any], kind: str) -> Any:
@@ -191,14 +227,27 @@ def _configured(settings: Mapping[str, Any], kind: str) -> Any:
     return processor
 
 
-def compute_metrics(task: RecipeTask) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """The accuracy over labelled examples; None where the trainer measures the task's metric."""
+def compute_metrics(task: RecipeTask, of_teacher: bool = False) -> Compute | None:
+    """The accuracy over labelled examples; None where the trainer measures the task's metric.
+
+    Args:
+        task: The row of the table.
+        of_teacher: Add mean negative log-likelihood and calibration error, which the trainer
+            measures of the student alone.
+    """
     if not task.labelled:
         return None
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        classes = np.argmax(torch.as_tensor(prediction.predictions).numpy(), axis=-1)
+        logits = torch.as_tensor(prediction.predictions)
         labels = np.asarray(prediction.label_ids)
-        return {"accuracy": float((classes == labels)[labels != -100].mean())}
+        right = np.argmax(logits.numpy(), axis=-1) == labels
+        found = {"accuracy": float(right[labels != -100].mean())}
+        if of_teacher:
+            logits, classes = logits.double(), torch.as_tensor(labels)
+            sums = calibration_sums(logits, classes, torch.ones_like(classes, dtype=torch.bool))
+            found["nll"] = float(torch.nn.functional.cross_entropy(logits, classes))
+            found["ece"] = float(calibration_error(sums))
+        return found
 
     return compute

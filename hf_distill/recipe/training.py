@@ -16,8 +16,6 @@ from transformers import (
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     get_scheduler,
 )
@@ -43,7 +41,7 @@ MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
 def arguments(
     recipe: Recipe, role: str, seed: int, folder: Path, **changes: Any
 ) -> DistillationConfig:
-    """The training arguments of a stage; an `OnPolicyConfig` of one that is taught on its own text.
+    """The training arguments of a stage; an `OnPolicyConfig` if it trains on its own text.
 
     Raises:
         RecipeError: they do not go together.
@@ -81,12 +79,7 @@ def arguments(
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Construct everything that a training derives from its arguments, so that errors appear at
-    once.
-
-    Raises:
-        Exception: any error of transformers and torch about them.
-    """
+    """Construct what a training derives from its arguments, so that errors appear at once."""
     args.get_process_log_level()
     if args.parallelism_config is not None:
         raise RecipeError(
@@ -94,23 +87,17 @@ def _try_out(args: TrainingArguments) -> None:
             f"{shown(args.parallelism_config)}. Make it in a script with a DistillationTrainer."
         )
     parameter = torch.nn.Parameter(torch.zeros(1))
-    scheduling: Any = args.lr_scheduler_kwargs
     if not args.optim.startswith(MODEL_OPTIMIZERS):
         made, options = Trainer.get_optimizer_cls_and_kwargs(args)
         if made.__module__.startswith("torch.optim"):  # others may want a device that comes later
             made([parameter], **options)
-    get_scheduler(
-        args.lr_scheduler_type,
-        torch.optim.SGD([parameter]),
-        args.get_warmup_steps(10),
-        10,
-        scheduling,
-    )
+    more: Any = args.lr_scheduler_kwargs
+    optimizer = torch.optim.SGD([parameter])
+    get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(10), 10, more)
 
 
 def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
-    """The arguments of an evaluation: as plain transformers will run the student, and on every
-    example."""
+    """The arguments of an evaluation: in full precision, on every example."""
     whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
     plain = dataclasses.replace(recipe, on_policy=None)
     return arguments(plain, "student", recipe.seed, folder, **whole)
@@ -131,15 +118,11 @@ def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
 class WallTimeCallback(TrainerCallback):
     """Writes into every log entry how long training has taken, over all its interruptions."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         before = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
         self._start = time.perf_counter() - (before[-1] if before else 0.0)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.log_history and hasattr(self, "_start"):
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self._start, 3)
 
@@ -147,27 +130,19 @@ class WallTimeCallback(TrainerCallback):
 class Heard(TrainerCallback):
     """Stops at the next step, or the next batch of an evaluation, where Ctrl-C was dropped."""
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         interrupts.check()
 
     on_substep_end = on_prediction_step = on_step_begin
 
 
 class Resumed(TrainerCallback):
-    """Sees that a training goes on at the step of its checkpoint.
-
-    Args:
-        checkpoint: The folder that is resumed from.
-    """
+    """Stops a training that does not go on at the step of its checkpoint, a folder."""
 
     def __init__(self, checkpoint: str):
         self._checkpoint = checkpoint
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = int(self._checkpoint.rpartition("-")[2])
         if state.global_step != step:  # trained weights would be trained once more
             raise RecipeError(
@@ -188,15 +163,12 @@ def weights_of(model: nn.Module) -> str:
 
 
 def check_learned(before: str, model: nn.Module, name: str) -> None:
-    """Refuse a model with the weights that it began with; every process calls this.
+    """Raise RecipeError if no weight has changed on any process; every process calls this.
 
     Args:
-        before: Their `weights_of` before the training, or before the first of several.
+        before: `weights_of` the model before the training.
         model: The trained model. One in shards has other parts than before, and passes.
         name: The stage.
-
-    Raises:
-        RecipeError: on no process a weight has changed.
     """
     if not any(gather_object([weights_of(model) != before])):
         raise RecipeError(

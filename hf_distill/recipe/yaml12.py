@@ -25,10 +25,10 @@ _FLOAT = re.compile(
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text is by the core schema (``010`` is 10, ``0o10`` 8); None: it is none.
+    """The number of a text by the core schema (``010`` is 10, ``0o10`` 8), or None.
 
     Raises:
-        RecipeError: it is one that no computer number holds.
+        RecipeError: it has too many digits, or is too large.
     """
     if _INT.fullmatch(text):
         try:
@@ -48,10 +48,7 @@ def number(text: str) -> int | float | None:
 
 _CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile(r"~|null|Null|NULL|"), lambda text: None),
-    "bool": (
-        re.compile(r"true|True|TRUE|false|False|FALSE"),
-        lambda text: text.lower() == "true",
-    ),
+    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
     "int": (_INT, number),
     "float": (_FLOAT, number),
 }
@@ -63,10 +60,7 @@ def _whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's reader, which follows version 1.1, with the scalars of 1.2 and no others.
-
-    As in most readers of 1.2, ``<<`` still merges mappings.
-    """
+    """PyYAML's reader, of version 1.1, with the scalars of 1.2 alone; ``<<`` merges mappings."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (as in the base class)
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
@@ -119,10 +113,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge ``<<`` into a mapping: its own keys take precedence, then earlier sources.
-
-        PyYAML's own way differs from version to version (in 6.0.4 later sources win).
-        """
+        """Merge ``<<`` into a mapping: its own keys take precedence, then earlier sources (later
+        ones in PyYAML 6.0.4)."""
         own = [pair for pair in node.value if pair[0].tag != f"{_TAG}merge"]
         names, merged = {self.construct_object(key) for key, _ in own}, []
         for key, value in node.value:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_distill.recipe import yaml12
-from hf_distill.recipe.errors import RecipeError, shown, unknown
+from hf_distill.recipe.errors import RecipeError, check_keys, shown
 
 WIDEST = 2**63
 """Upper bound of integers, exclusive, as in the libraries that receive them."""
@@ -19,13 +19,9 @@ WIDEST = 2**63
 def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
     """Check and cast a mapping against the fields of a dataclass; nested ones are built.
 
-    Args:
-        cls: The dataclass. Fields with ``init=False`` are not settable.
-        values: Values in the recipe.
-        prefix: Prefix of the keys in messages, ``"data."``.
-
     Raises:
-        RecipeError: not a mapping, an unknown or missing key, a value of another type.
+        RecipeError: not a mapping, an unknown or missing key, a value of another type; the keys in
+            the message begin with ``prefix`` (``"data."``).
     """
     if not isinstance(values, Mapping):
         name = prefix.rstrip(".") or "the recipe"
@@ -34,9 +30,7 @@ def cast_fields(cls: type, values: Any, prefix: str = "") -> dict[str, Any]:
         )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    for key in values:
-        if key not in fields:
-            raise unknown(key, fields, prefix)
+    check_keys(values, fields, prefix)
     for name, field in fields.items():
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and name not in values:
@@ -56,7 +50,12 @@ def cast(value: Any, hint: Any, key: str) -> Any:
     options = _options(hint)
     if value is None and type(None) in options:
         return None
-    for option in sorted(options, key=lambda option: _rank(option, value)):
+
+    def rank(option: Any) -> int:  # the type that the value has comes first, text last
+        kind = typing.get_origin(option) or option
+        return 0 if kind is type(value) else 2 if option is str else 1
+
+    for option in sorted(options, key=rank):
         try:
             return _as(value, option, key)
         except _MismatchError:
@@ -87,14 +86,6 @@ def _options(hint: Any) -> list[Any]:
     return options
 
 
-def _rank(option: Any, value: Any) -> int:
-    """The type that a value has already comes first, text last."""
-    origin = typing.get_origin(option) or option
-    if origin is type(value):
-        return 0
-    return 2 if option is str else 1
-
-
 def _as(value: Any, option: Any, key: str) -> Any:
     origin = typing.get_origin(option) or option
     if option is Any:
@@ -103,7 +94,10 @@ def _as(value: Any, option: Any, key: str) -> Any:
         if value in typing.get_args(option):
             return value
     elif origin is bool:
-        return _as_bool(value)
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if isinstance(value, bool):
+            return value
     elif origin in (int, float):
         return _as_number(value, origin)
     elif origin in (list, tuple):
@@ -112,21 +106,12 @@ def _as(value: Any, option: Any, key: str) -> Any:
         if value in [member.value for member in origin]:
             return value
     elif dataclasses.is_dataclass(origin) and isinstance(origin, type):
-        if not isinstance(value, Mapping):
-            raise _MismatchError
-        return origin(**cast_fields(origin, value, f"{key}."))
+        if isinstance(value, Mapping):
+            return origin(**cast_fields(origin, value, f"{key}."))
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         if isinstance(value, Mapping):
             return dict(value)
     elif origin is str and isinstance(value, str):
-        return value
-    raise _MismatchError
-
-
-def _as_bool(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, bool):
         return value
     raise _MismatchError
 

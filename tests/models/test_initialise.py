@@ -749,7 +749,7 @@ def test_a_recipe(tmp_path: Path, layers: Any) -> None:
     """The key that was forgotten would leave the student as wide as its teacher."""
     student = {"from_teacher_layers": layers, "hidden_size": 8}
     models = Models(load_recipe(recipe(tmp_path, student=student)), ["bad", "good"])
-    made, teacher = models.student(0), models.teacher(0)
+    made, teacher = models.learner("student", 0), models.teacher(0)
     assert (made.config.num_hidden_layers, made.config.hidden_size) == (2, 8)
     layer, old = (
         made.bert.encoder.layer[1],
@@ -773,7 +773,7 @@ def test_a_recipe_measures_what_matters(tmp_path: Path, monkeypatch: pytest.Monk
     rows = [data[i * (len(data) // 4)] for i in range(4)]
     expected = importance(teacher, [collate(rows)]).layers["bert.encoder.layer"]
     assert int(expected.argmax()) > 0
-    made = plan.models.student(0)
+    made = plan.models.learner("student", 0)
     kept = teacher.bert.encoder.layer[int(expected.argmax())]
     assert torch.equal(made.bert.encoder.layer[0].output.dense.weight, kept.output.dense.weight)
     (measured,) = list(plan.models.batches(4))

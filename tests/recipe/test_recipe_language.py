@@ -215,11 +215,11 @@ def test_student_of_half_a_teacher_is_trained_in_float32(tmp_path: Path) -> None
     expert = AutoModelForCausalLM.from_pretrained(tmp_path / "expert").to(torch.bfloat16)
     expert.save_pretrained(tmp_path / "expert")
     models = Run(load_recipe(path), silent).models
-    assert models.student(0).dtype == torch.float32
+    assert models.learner("student", 0).dtype == torch.float32
     assert models.trained(models.paths["teacher"]).dtype == torch.bfloat16
     given = load_recipe(path, [("teacher.dtype", "float32"), ("student.dtype", "bfloat16")])
     models = Run(given, silent).models
-    assert models.student(0).dtype == torch.bfloat16
+    assert models.learner("student", 0).dtype == torch.bfloat16
     assert models.trained(models.paths["teacher"]).dtype == torch.float32
 
 

@@ -83,7 +83,7 @@ def test_the_revision_is_what_is_loaded(tmp_path: Path, hub: Path) -> None:
         overrides = [(f"{role}.revision", revision) for role in ("teacher", "student")]
         run = Run(load_recipe(path, overrides), silent)
         stock = AutoModelForSequenceClassification.from_pretrained("me/teacher", revision=commit)
-        for found in (run.models.trained("me/teacher"), run.models.student(0)):
+        for found in (run.models.trained("me/teacher"), run.models.learner("student", 0)):
             theirs = stock.bert.encoder.state_dict()
             ours = found.bert.encoder.state_dict()
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

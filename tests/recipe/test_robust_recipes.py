@@ -12,7 +12,7 @@ from tiny_recipes import recipe, record
 from torch import nn
 
 from hf_distill.recipe import RecipeError, Run, load_recipe
-from hf_distill.recipe.noise import IDS, RandomVersionCollator
+from hf_distill.recipe.tasks import IDS
 from hf_distill.robustness.perturbations import perturb
 
 pytestmark = pytest.mark.xdist_group("recipes")
@@ -105,7 +105,7 @@ def test_versions_are_of_the_text_and_one_is_drawn(tmp_path: Path) -> None:
         assert {tuple(version) for version in versions} <= possible
     assert len(made.data["validation"][0][IDS]) == 1
     assert IDS not in made.data["test"].column_names
-    collate = RandomVersionCollator(made.task.collator(tokenizer))
+    collate = made.task.collator(tokenizer)
     state = torch.get_rng_state()
     batch = collate([data[i] for i in range(4)])
     assert batch["noisy_input_ids"].shape == batch["noisy_attention_mask"].shape
@@ -136,7 +136,7 @@ def test_what_cannot_work_is_refused_before_training(
 
     def start() -> None:
         made = Run(load_recipe(robust(tmp_path, **changes)), lambda line: None)
-        made.models.student(0)
+        made.models.learner("student", 0)
 
     with pytest.raises(RecipeError) as caught:
         start()
