@@ -106,11 +106,7 @@ def _facts(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _read(file: str) -> Any:
-    """A data set of the lines of a file: texts, or JSON objects; empty lines are left out.
-
-    Raises:
-        ValueError: a file of another kind, that is not there, or that holds something else.
-    """
+    """A data set of the lines of a file, texts or JSON objects, without empty ones."""
     from datasets import Dataset
 
     path = Path(file)
@@ -126,8 +122,7 @@ def _read(file: str) -> Any:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"--data: expected {file} to be UTF-8: {error}") from None
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    rows = [_row(path, number, line) for number, line in filled]
+    rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"--data: {file} is empty.")
     return Dataset.from_list(rows)

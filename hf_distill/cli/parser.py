@@ -23,22 +23,11 @@ from hf_distill.cli.base import (
 from hf_distill.utils import interrupts
 from hf_distill.utils.folders import FolderError, trouble
 
-COMMANDS = {
-    "train": "train",
-    "eval": "evaluate",
-    "cache": "cache",
-    "robustness": "robustness",
-    "compare": "compare",
-    "card": "card",
-    "push": "push",
-    "export": "export",
-    "recipes": "recipes",
-    "init-student": "init_student",
-    "serve-teacher": "serve_teacher",
-    "doctor": "doctor",
-    "completion": "completion",
-}
-"""Command -> its module in this package, in the order of the help."""
+COMMANDS = (
+    *("train", "eval", "cache", "robustness", "compare", "card", "push", "export", "recipes"),
+    *("init-student", "serve-teacher", "doctor", "completion"),
+)
+"""In the order of the help."""
 EXAMPLES = """examples:
   hf-distill recipes copy text_classification/movie_reviews.yaml my_recipes
   hf-distill train my_recipes/text_classification/movie_reviews.yaml --dry-run
@@ -56,7 +45,8 @@ FLAGS = {"help", "version", "dry-run", "push"}
 
 def module_of(command: str) -> ModuleType:
     """The module that carries out a command; its import is light."""
-    return importlib.import_module(f"hf_distill.cli.{COMMANDS[command]}")
+    name = "evaluate" if command == "eval" else command.replace("-", "_")
+    return importlib.import_module(f"hf_distill.cli.{name}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -158,14 +158,11 @@ def _models(args: argparse.Namespace) -> dict[str, Any]:
             )
     found: dict[str, Any] = {}
     for role, sources in {**roles, "teacher": args.teacher}.items():
-        loaded = [
-            dataclasses.replace(Predictor.load(source), max_length=args.max_length)
-            for source in sources
-        ]
-        if len(loaded) > 1:
-            found[role] = loaded if role == "teacher" else dict(enumerate(loaded))
-        elif loaded:
-            found[role] = loaded[0]
+        loaded = [Predictor.load(source) for source in sources]
+        loaded = [dataclasses.replace(one, max_length=args.max_length) for one in loaded]
+        if loaded:
+            several = loaded if role == "teacher" else dict(enumerate(loaded))
+            found[role] = several if len(loaded) > 1 else loaded[0]
     return found
 
 

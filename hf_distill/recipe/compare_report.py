@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +228,11 @@ def _panels(facts: Mapping[str, Any]) -> dict[str, Points]:
     runs = list(facts["runs"].values())
     found = dict[str, Points]()
     for metric in dict.fromkeys(run["metric"] for run in runs):
-        found[WORDS.get(metric, metric.capitalize())] = _points(
-            [run if run["metric"] == metric else None for run in runs], lambda run: run["metric"]
-        )
-    found["Agreement with the teacher"] = _points(runs, lambda run: "agreement")
-    found["Share of the teacher kept"] = _points(runs, lambda run: f"retention_{run['metric']}")
+        own = [metric if run["metric"] == metric else "" for run in runs]
+        found[WORDS.get(metric, metric.capitalize())] = _points(runs, own)
+    found["Agreement with the teacher"] = _points(runs, ["agreement"] * len(runs))
+    kept = [f"retention_{run['metric']}" for run in runs]
+    found["Share of the teacher kept"] = _points(runs, kept)
     for axis in dict.fromkeys(axis for run in runs for axis in run["robustness"]):
         title = f"{AXES.get(axis, axis)}:\n{DIFFERENCE}"
         points = {}
@@ -245,11 +245,12 @@ def _panels(facts: Mapping[str, Any]) -> dict[str, Points]:
     return {title: points for title, points in found.items() if points}
 
 
-def _points(runs: list[Any], figure_of: Callable[[Mapping[str, Any]], str]) -> Points:
+def _points(runs: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> Points:
+    """A figure of each run, by role."""
     points = {}
-    for place, run in enumerate(runs):
-        for role, model in ({} if run is None else run["models"]).items():
-            value = model["test"].get(figure_of(run))
+    for place, (run, figure) in enumerate(zip(runs, figures, strict=True)):
+        for role, model in run["models"].items():
+            value = model["test"].get(figure)
             if isinstance(value, dict):
                 points[role, place] = (value["mean"], value["std"], value["std"])
             elif value is not None:

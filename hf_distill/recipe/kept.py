@@ -45,7 +45,7 @@ def on_main(do: Callable[[], object]) -> None:
         try:
             do()
         except ValueError as error:
-            refusal[0] = str(error)
+            refusal = [str(error)]
     if state.num_processes > 1:
         broadcast_object_list(refusal)
     if refusal[0] is not None:

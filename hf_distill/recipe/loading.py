@@ -156,18 +156,15 @@ def _training(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     hints = typing.get_type_hints(DistillationConfig)
     known = {f.name: hints[f.name] for f in dataclasses.fields(DistillationConfig) if f.init}
     known["early_stopping_patience"] = int | None
-    checked = {}
-    for key, value in values.items():
+    for key in values:
         if key in MANAGED:
             raise RecipeError(f"`{prefix}{key}` cannot be set: {MANAGED[key]}.")
-        if key not in known:
-            raise unknown(key, known.keys() - MANAGED.keys(), prefix)
-        checked[key] = cast(value, known[key], prefix + key)
-    return checked
+    check_keys(values, known.keys() - MANAGED.keys(), prefix)
+    return {key: cast(value, known[key], prefix + key) for key, value in values.items()}
 
 
 def _on_policy(values: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Check and convert the fields of `OnPolicyConfig` that are not training arguments."""
+    """Check and cast the fields of `OnPolicyConfig` that are not training arguments."""
     if task != "causal_lm":
         raise RecipeError(f"`on_policy` is for `task: causal_lm`; {task} writes no text.")
     hints = typing.get_type_hints(OnPolicyConfig)

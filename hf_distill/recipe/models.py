@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,27 +70,26 @@ class Models:
 
     def teacher(self, seed: int) -> PreTrainedModel:
         """Teacher before fine-tuning, with a new head."""
-        return self._new("teacher", self.recipe.teacher.config, seed)
+        return self._new("teacher", seed)
 
     def learner(self, role: str, seed: int) -> PreTrainedModel:
         """The model of a role before training: teacher, student or an assistant."""
         if role == "teacher":
             return self.teacher(seed)
-        section = self.recipe.section(role)
-        model: Any = self._learner(role, section, seed).to(getattr(torch, section.dtype))
-        if section.dropout is None:
-            return typing.cast(PreTrainedModel, model)
-        with refusing(f"`{key_of(role)}.dropout`"):
-            return with_dropout(model, section.dropout)
-
-    def _learner(self, role: str, section: Any, seed: int) -> PreTrainedModel:
+        section, key = self.recipe.section(role), key_of(role)
         if section.from_teacher_layers is None:
-            return self._new(role, section.config, seed)
-        layers, width = section.from_teacher_layers, section.hidden_size
-        teacher = self.teacher(seed)
-        with refusing(f"`{key_of(role)}.from_teacher_layers`"):
-            measured = self._importance(teacher, section.importance)
-            return student_from_teacher(teacher, layers, hidden_size=width, importance=measured)
+            model: Any = self._new(role, seed)
+        else:
+            layers, width = section.from_teacher_layers, section.hidden_size
+            teacher = self.teacher(seed)
+            with refusing(f"`{key}.from_teacher_layers`"):
+                measured = self._importance(teacher, section.importance)
+                model = student_from_teacher(
+                    teacher, layers, hidden_size=width, importance=measured
+                )
+        model = model.to(getattr(torch, section.dtype))
+        with refusing(f"`{key}.dropout`"):
+            return model if section.dropout is None else with_dropout(model, section.dropout)
 
     def _importance(self, teacher: Any, count: int | None) -> Importance | None:
         """Importance of the teacher's parts on training examples."""
@@ -151,8 +149,9 @@ class Models:
             **({"commit": self.commits[role]} if role in self.commits else {}),
         }
 
-    def _new(self, role: str, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
+    def _new(self, role: str, seed: int) -> PreTrainedModel:
         set_seed(seed)  # the weights of the head, and of a new model
+        config = self.recipe.section(role).config
         if config is not None:
             with refusing(f"`{key_of(role)}.config` makes no model"):
                 return self._drawn(self._config(role, config))

@@ -41,7 +41,7 @@ MEASURED_TOGETHER = 8
 
 
 class PreparedRecipe:
-    """A recipe with its data and models at hand, and the stages it consists of.
+    """A recipe with its data, models and stages.
 
     Args:
         recipe: The recipe.

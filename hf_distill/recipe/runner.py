@@ -65,9 +65,9 @@ class Run(PreparedRecipe):
             elif isinstance(stage, CacheStage):  # unless all that learn from it are done
                 taught = [o.key for o in self.lessons.values() if o.teacher == TEACHER]
                 if any(self.stages[one].results() is None for one in taught):
-                    run_stage(stage, self._caching(stage), self.say)
+                    run_stage(stage, partial(self._cache, stage), self.say)
             else:
-                results[key] = run_stage(stage, self._training(self.lessons[key]), self.say)
+                results[key] = run_stage(stage, partial(self._train, self.lessons[key]), self.say)
         final = self.root / FINAL
         if self.state.is_main_process:
             self._report(results)
@@ -81,7 +81,7 @@ class Run(PreparedRecipe):
         recipe = self.recipe
         try:
             commit = push_folder(final, str(recipe.hub_model_id), private=recipe.hub_private_repo)
-        except ValueError as error:  # something speaks against publishing it
+        except ValueError as error:
             raise RecipeError(f"{final} is not pushed: {error}") from error
         self.say(f"pushed: {commit.commit_url}")
 
@@ -101,8 +101,8 @@ class Run(PreparedRecipe):
             on_main(lambda: [one.check() for one in before])
             self.check_cache(stage)
             for key in self.teacher_keys:
-                run_stage(self.stages[key], self._training(self.lessons[key]), self.say)
-            run_stage(stage, self._caching(stage), self.say, again=True)
+                run_stage(self.stages[key], partial(self._train, self.lessons[key]), self.say)
+            run_stage(stage, partial(self._cache, stage), self.say, again=True)
         return Path(stage.path)
 
     def _report(self, results: dict[str, dict[str, Any]]) -> None:
@@ -163,32 +163,22 @@ class Run(PreparedRecipe):
             return stage.teacher(self.processor)
         return teacher_of(self.teachers())
 
-    def _caching(self, stage: CacheStage) -> Callable[[], dict[str, Any]]:
-        def work() -> dict[str, Any]:
-            models = self.teachers()
-            first, teacher = next(iter(models.values())), teacher_of(models)
-            learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
-            args = training.arguments(self.recipe, learner.role, learner.seed, stage.folder)
-            data = [self.data["train"], self.data["validation"]]
-            collator = self.task.collator(self.processor)
-            with contextlib.ExitStack() as lock:
-                if stage.path != stage.folder:  # where other runs may write as well
-                    on_main(lambda: lock.enter_context(held(stage.path)))
-                return write(stage, teacher, first, data, collator, self.processor, args, self.say)
+    def _cache(self, stage: CacheStage) -> dict[str, Any]:
+        models = self.teachers()
+        first, teacher = next(iter(models.values())), teacher_of(models)
+        learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
+        args = training.arguments(self.recipe, learner.role, learner.seed, stage.folder)
+        data = [self.data["train"], self.data["validation"]]
+        collator = self.task.collator(self.processor)
+        with contextlib.ExitStack() as lock:
+            if stage.path != stage.folder:  # where other runs may write as well
+                on_main(lambda: lock.enter_context(held(stage.path)))
+            return write(stage, teacher, first, data, collator, self.processor, args, self.say)
 
-        return work
-
-    def _training(self, lesson: TrainingJob) -> Callable[[], dict[str, Any]]:
-        def work() -> dict[str, Any]:
-            model = self.models.learner(lesson.model, lesson.seed)
-            return self._train(lesson, model, self._teacher_of(lesson))
-
-        return work
-
-    def _train(
-        self, lesson: TrainingJob, model: PreTrainedModel, teacher: Teacher | None
-    ) -> dict[str, Any]:
+    def _train(self, lesson: TrainingJob) -> dict[str, Any]:
         stage, role = self.stages[lesson.key], lesson.role
+        model = self.models.learner(lesson.model, lesson.seed)
+        teacher = self._teacher_of(lesson)
         args = training.arguments(self.recipe, role, lesson.seed, stage.checkpoints)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         called = training.callbacks(self.recipe, role, stage.folder)
@@ -229,10 +219,8 @@ class Run(PreparedRecipe):
             if key != TEACHER:
                 known = teachers.get(key)
                 model = known or self.models.trained(str(self.stages[key].model))
-                measured[key] = {
-                    **training.figures(self._judged(model, teacher)),
-                    **describe_model(model),
-                }
+                found = training.figures(self._judged(model, teacher))
+                measured[key] = {**found, **describe_model(model)}
         return measured
 
     def _attack(self) -> dict[str, Any]:
@@ -249,10 +237,9 @@ class Run(PreparedRecipe):
 
     def _require(self, results: dict[str, dict[str, Any]]) -> None:
         """Raise if requirements of the recipe are not met, so that nothing is published."""
-        if self.robustness is not None:
-            failures = self.robustness.failures(results[ROBUSTNESS])
-            if failures:
-                raise RequirementError("; ".join(failures))
+        failures = self.robustness.failures(results[ROBUSTNESS]) if self.robustness else []
+        if failures:
+            raise RequirementError("; ".join(failures))
 
     def _judged_teacher(
         self, teachers: dict[str, PreTrainedModel], teacher: Teacher
@@ -274,5 +261,4 @@ class Run(PreparedRecipe):
     ) -> dict[str, float]:
         args = training.evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
         trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute)
-        found: dict[str, float] = trainer.evaluate(self.data["test"])
-        return found
+        return dict(trainer.evaluate(self.data["test"]))

@@ -300,6 +300,5 @@ class CardSection:
 
     def __post_init__(self) -> None:
         stated = {key: value for key in ("license", "language") if (value := getattr(self, key))}
-        problems = card_problems(f"---\n{to_yaml(stated)}---\n")
-        if problems:  # else the card is refused after the last training
+        if problems := card_problems(f"---\n{to_yaml(stated)}---\n"):
             raise RecipeError(f"`card`: {'; '.join(problems)}")

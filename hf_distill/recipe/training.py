@@ -116,7 +116,7 @@ def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
 
 
 class WallTimeCallback(TrainerCallback):
-    """Writes into every log entry how long training has taken, over all its interruptions."""
+    """Adds the time of training, over all interruptions, to every log entry."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         before = [entry["seconds"] for entry in state.log_history if "seconds" in entry]

@@ -55,10 +55,6 @@ _CORE: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
 """Scalars other than text: pattern and type (YAML 1.2.2, section 10.3)."""
 
 
-def _whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
-    return re.compile(rf"(?:{pattern.pattern})\Z")
-
-
 class _Loader(yaml.SafeLoader):
     """PyYAML's reader, of version 1.1, with the scalars of 1.2 alone; ``<<`` merges mappings."""
 
@@ -153,9 +149,6 @@ class _Loader(yaml.SafeLoader):
         raise RecipeError(f"line {at.start_mark.line + 1}: {why}.")
 
 
-for _name, (_pattern, _) in _CORE.items():
-    _Loader.add_implicit_resolver(_TAG + _name, _whole(_pattern), None)
-    _Loader.add_constructor(_TAG + _name, _Loader._core)
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), None)
 _Loader.add_constructor(f"{_TAG}str", _Loader._text)
 for _other in (f"{_TAG}seq", f"{_TAG}map", None):
@@ -167,7 +160,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _name, (_pattern, _) in _CORE.items():
-    _Dumper.add_implicit_resolver(_TAG + _name, _whole(_pattern), None)
+    _whole = re.compile(rf"(?:{_pattern.pattern})\Z")
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_TAG + _name, _whole, None)
+    _Loader.add_constructor(_TAG + _name, _Loader._core)
 
 
 def parse_yaml(text: str, where: str) -> Any:
