@@ -45,7 +45,7 @@ class Recorded:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Recorded]:
-    """The runs in these folders: a recipe's output folder, or its ``final``.
+    """The runs in at least two output folders of recipes, or their ``final``.
 
     Raises:
         ValueError: fewer than two, or a folder without a report.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, TaskType
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_distill.data.language import check_context, pack, tokenize
 from hf_distill.recipe.errors import RecipeError, refusing
-from hf_distill.recipe.sections import Data, LoraSection
+from hf_distill.recipe.sections import Data
 
 COLUMNS = ("messages", "prompt", "completion", "tools")
 """Columns that may take the place of a plain text."""
@@ -69,13 +69,6 @@ def check_fit(model: PreTrainedModel, who: str, data: Data, tokenizer: Any) -> N
     """Raise RecipeError for a model whose context is shorter than the texts may be."""
     with refusing("`data`", ValueError):
         check_context(model.config, length_of(data, tokenizer), who)
-
-
-def adapter(section: LoraSection | None) -> LoraConfig | None:
-    """The configuration of a student's adapter."""
-    if section is None:
-        return None
-    return LoraConfig(task_type=TaskType.CAUSAL_LM, **vars(section))
 
 
 def merge(base: PreTrainedModel, folder: Path) -> None:

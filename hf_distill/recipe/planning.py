@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
 from hf_distill.models.batches import Batch
@@ -22,10 +22,16 @@ from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
 from hf_distill.recipe.examples import OF_TEACHER, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
-from hf_distill.recipe.language import adapter
 from hf_distill.recipe.models import Models, teacher_of
-from hf_distill.recipe.robustness import Robustness, stage_of
-from hf_distill.recipe.schedule import TEACHER, TrainingJob, make_stages, objectives, training_jobs
+from hf_distill.recipe.robustness import ROBUSTNESS, Robustness
+from hf_distill.recipe.schedule import (
+    EVALUATION,
+    TEACHER,
+    TrainingJob,
+    make_stages,
+    objectives,
+    training_jobs,
+)
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import Compute, compute_metrics, load_processor, recipe_task
@@ -93,7 +99,9 @@ class PreparedRecipe:
         plan, test = list(self.lessons.values()), self._data["test"]
         own = self._data.get(OF_TEACHER, self._data["train"])
         stages = make_stages(recipe, plan, self._common, self.models.identities(), test, own)
-        return stages | stage_of(self.robustness, stages)
+        if self.robustness is not None:
+            stages[ROBUSTNESS] = self.robustness.stage(stages[EVALUATION])
+        return stages
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """Training examples spread over the data."""
@@ -116,7 +124,8 @@ class PreparedRecipe:
 
     def adapter(self, lesson: TrainingJob) -> PeftConfig | None:
         """The adapter that a lesson trains in place of its whole model."""
-        return adapter(getattr(self.recipe.section(lesson.model), "lora", None))
+        section = getattr(self.recipe.section(lesson.model), "lora", None)
+        return section and LoraConfig(task_type=TaskType.CAUSAL_LM, **vars(section))
 
     def trained_on(self, role: str) -> Dataset:
         """The training examples of a role."""
@@ -175,15 +184,13 @@ class PreparedRecipe:
                 above = self.lessons.get(lesson.teacher)
                 kinds.setdefault((lesson.role, TEACHER if above is None else above.role), lesson)
         for (role, by), lesson in kinds.items():
+            told = f"`{key_of(role)}`, taught by {lesson.teacher}: "
             try:
                 with refusing("the training cannot begin"):
                     self._check(lesson, by)
             except RecipeError as error:
-                if role == "student" and by == TEACHER:
-                    raise
-                raise RecipeError(
-                    f"`{key_of(role)}`, taught by {lesson.teacher}: {error}"
-                ) from error
+                plain = role == "student" and by == TEACHER
+                raise RecipeError(f"{'' if plain else told}{error}") from error
 
     def _check(self, lesson: TrainingJob, by: str) -> None:
         seed = self.recipe.seed

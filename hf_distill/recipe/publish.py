@@ -258,14 +258,13 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> list[str]:
-    lines = list(recipe.card.limitations)
-    if "description" in examples.facts:
-        lines.append(f"All figures are for one data set: {examples.facts['description']}")
-    lines.append(
-        "The student learned from its teacher's outputs, mistakes and biases included. "
-        + verdict(facts)
-    )
-    return lines
+    about = examples.facts.get("description")
+    biases = "The student learned from its teacher's outputs, mistakes and biases included."
+    return [
+        *recipe.card.limitations,
+        *([] if about is None else [f"All figures are for one data set: {about}"]),
+        f"{biases} {verdict(facts)}",
+    ]
 
 
 def _command(recipe: Recipe) -> str:

@@ -15,14 +15,14 @@ from hf_distill.evaluation.predictor import Predictor
 from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.examples import RecipeExamples, load_source
-from hf_distill.recipe.schedule import EVALUATION, TEACHER, objectives
+from hf_distill.recipe.schedule import TEACHER, objectives
 from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.recipe.sections import Data, RobustnessSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.robustness import tables
 from hf_distill.robustness.comparing import check_requirements
 from hf_distill.robustness.plan import RobustnessConfig
-from hf_distill.robustness.report import Report, evaluate_robustness
+from hf_distill.robustness.report import evaluate_robustness
 
 ROBUSTNESS = "robustness"
 FILES = ("severity.png", "reliability.png")
@@ -136,18 +136,6 @@ class Robustness:
         if any(isinstance(part, _ROBUST) for _, part in parts):
             fields["robust_objective"] = True
         return RobustnessConfig(**fields)
-
-    def failures(self, facts: Mapping[str, Any]) -> list[str]:
-        """The requirements that are not met."""
-        return Report(dict(facts)).require(self.section.require)
-
-
-def stage_of(section: Robustness | None, stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The stage under its name; nothing where the recipe has no such section."""
-    return {} if section is None else {ROBUSTNESS: section.stage(stages[EVALUATION])}
-
-
-# ---- in report and card --------------------------------------------------------------------------
 
 
 def in_report(facts: Mapping[str, Any]) -> str:

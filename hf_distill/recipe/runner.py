@@ -29,7 +29,7 @@ from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import run_stage
 from hf_distill.recipe.tasks import Compute, compute_metrics
-from hf_distill.robustness.report import RequirementError
+from hf_distill.robustness.report import Report, RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.checkpoint_files import CheckpointError
 from hf_distill.utils.folders import held
@@ -237,7 +237,8 @@ class Run(PreparedRecipe):
 
     def _require(self, results: dict[str, dict[str, Any]]) -> None:
         """Raise if requirements of the recipe are not met, so that nothing is published."""
-        failures = self.robustness.failures(results[ROBUSTNESS]) if self.robustness else []
+        section = self.recipe.robustness
+        failures = section and Report(dict(results[ROBUSTNESS])).require(section.require)
         if failures:
             raise RequirementError("; ".join(failures))
 

@@ -77,12 +77,6 @@ def objectives(recipe: Recipe) -> dict[str, WeightedSum]:
     return found
 
 
-def hard_labels(objective: WeightedSum) -> HardLabels:
-    """The labels' part of an objective (label smoothing, class weights), for the baseline."""
-    own = [part for _, part in objective.parts if isinstance(part, HardLabels)]
-    return own[0] if own else HardLabels()
-
-
 def training_jobs(recipe: Recipe, goals: Mapping[str, WeightedSum]) -> list[TrainingJob]:
     """All trainings: teachers, assistants, and for each seed baseline, control and students.
 
@@ -97,8 +91,10 @@ def training_jobs(recipe: Recipe, goals: Mapping[str, WeightedSum]) -> list[Trai
         found.append(TrainingJob(role, role, recipe.seed, goals[role], last))
         last = role
     goal = goals["student"]
+    labels = [part for _, part in goal.parts if isinstance(part, HardLabels)]  # with its settings
+    alone = labels[0] if labels else HardLabels()
     for seed in recipe.student_seeds:
-        found.append(TrainingJob(f"baseline/seed-{seed}", "baseline", seed, hard_labels(goal)))
+        found.append(TrainingJob(f"baseline/seed-{seed}", "baseline", seed, alone))
         if CONTROL in goals:
             found.append(TrainingJob(f"{CONTROL}/seed-{seed}", CONTROL, seed, goals[CONTROL]))
         before = last
@@ -140,7 +136,8 @@ def make_stages(
     teacher = _teacher(recipe, stages, models)
     taught = {TEACHER: teacher}
     if recipe.teacher.cache is not None:
-        stages[CACHE] = cache_stage(recipe, plan, {**common, "teacher": teacher})
+        inputs = {**common, "teacher": teacher}
+        stages[CACHE] = _cache_stage(recipe, plan, recipe.teacher.cache, inputs)
         taught[TEACHER] = {"cached": stages[CACHE].fingerprint}
     for lesson in plan[len(first) :]:
         inputs = {**common, "model": models[lesson.model], "objective": _described(lesson)}
@@ -154,14 +151,10 @@ def make_stages(
     return stages
 
 
-def cache_stage(
-    recipe: Recipe, plan: Sequence[TrainingJob], inputs: Mapping[str, Any]
+def _cache_stage(
+    recipe: Recipe, plan: Sequence[TrainingJob], section: CacheSection, inputs: Mapping[str, Any]
 ) -> CacheStage:
-    """Stage that writes the cache, with its inputs.
-
-    The teacher computes in the precision of the first training that reads it.
-    """
-    section = recipe.teacher.cache or CacheSection()
+    """Stage of the cache; the teacher computes in the precision of the first training."""
     learners = [lesson for lesson in plan if lesson.teacher == TEACHER]
     kept = cache_format(section, [(lesson.key, lesson.objective) for lesson in learners])
     training = recipe.training_of(learners[0].role)

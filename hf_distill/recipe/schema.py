@@ -207,7 +207,8 @@ def _check_models(recipe: Recipe) -> None:
             )
         if section.revision is not None and section.model is None:
             raise RecipeError(f"`{name}.revision` is for `{name}.model` of the Hub, got none.")
-        _check_importance(section, name)
+        if parts:
+            _check_importance(section, name)
     if recipe.teacher.cache is not None and recipe.teacher.cache.path is not None:
         check_folder(recipe.teacher.cache.path, "teacher.cache.path")
     if recipe.teacher.fine_tuned and recipe.teacher.model is None:
@@ -222,14 +223,13 @@ def _check_models(recipe: Recipe) -> None:
 
 def _check_importance(section: Any, name: str) -> None:
     """Check that `importance` has an effect."""
-    count = getattr(section, "importance", None)
+    count, layers = section.importance, section.from_teacher_layers
     if count is None:
         return
     if count < 1:
         raise RecipeError(
             f"`{name}.importance` is a number of training examples, 32 say, got {count}."
         )
-    layers = section.from_teacher_layers
     if section.hidden_size is None and not isinstance(layers, int):
         raise RecipeError(
             f"`{name}.importance` decides which layers stay where `{name}.from_teacher_layers` is "

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+import transformers
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+import hf_distill
 from hf_distill.training.checkpoint_files import SAVING
 from hf_distill.utils import interrupts
 from hf_distill.utils.files import write_json
@@ -28,20 +30,9 @@ MODEL = "model"
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose major version is an input of every stage."""
-    names = ("hf_distill", "torch", "transformers")
-    return {name: _version(name).split(".")[0] for name in names}
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(name)
-    except PackageNotFoundError:  # a checkout that is not installed
-        import hf_distill
-
-        return hf_distill.__version__
+    """Major versions of libraries, which are inputs of every stage."""
+    libraries = (hf_distill, torch, transformers)
+    return {one.__name__: one.__version__.split(".")[0] for one in libraries}
 
 
 @dataclass(frozen=True)

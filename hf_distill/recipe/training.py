@@ -51,7 +51,7 @@ def arguments(
     if patience is not None and patience < 1:
         raise RecipeError(f"`{PATIENCE}`: expected at least 1, or null, got {patience}.")
     kind: type[DistillationConfig] = DistillationConfig
-    if recipe.on_policy is not None and writes(recipe, role):
+    if recipe.on_policy is not None and role in ("student", *recipe.assistant_roles):
         kind, options = OnPolicyConfig, options | recipe.on_policy
     if options.pop(PATIENCE, None) is not None:
         options.setdefault("load_best_model_at_end", True)
@@ -101,11 +101,6 @@ def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
     whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
     plain = dataclasses.replace(recipe, on_policy=None)
     return arguments(plain, "student", recipe.seed, folder, **whole)
-
-
-def writes(recipe: Recipe, role: str) -> bool:
-    """True for roles that may train on their own text: those with a teacher."""
-    return role == "student" or role in recipe.assistant_roles
 
 
 def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:
