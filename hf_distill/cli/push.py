@@ -81,5 +81,5 @@ def _show(folder: Path, say: Say) -> int:
     problems = folder_problems(folder)
     for problem in problems:
         complain(problem)
-    say(f"{len(problems)} problems" if problems else "no problems")
+    say(f"{len(problems) or 'no'} problems")
     return 2 if problems else 0

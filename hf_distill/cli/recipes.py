@@ -87,10 +87,8 @@ def copy(path: Path, root: Path, folder: Path) -> Iterator[Path]:
         UsageError: a file is there with other content.
     """
     beside = {(path.parent / name).resolve() for name in _BESIDE.findall(path.read_text("utf-8"))}
-    pairs = [
-        (file, folder / file.relative_to(root.resolve()))
-        for file in [path.resolve(), *sorted(beside)]
-    ]
+    files = [path.resolve(), *sorted(beside)]
+    pairs = [(file, folder / file.relative_to(root.resolve())) for file in files]
     for file, target in pairs:
         if target.exists() and target.read_bytes() != file.read_bytes():
             raise UsageError(f"{target} is there with other content; move it, or name another DIR")

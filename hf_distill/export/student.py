@@ -32,7 +32,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 """Task that can be exported -> the outputs of its graph."""
 LABELLED = ("sequence_classification", "image_classification", "audio_classification")
 """Tasks with one class per example, whose accuracy can be measured."""
-GENERATED = 8
+_GENERATED = 8
 _SIZES = (1, 2, 5)  # of the first batches; the others have `_LARGEST`
 _LARGEST = 32
 Batch = dict[str, Tensor]
@@ -58,10 +58,10 @@ class Student:
 
     Attributes:
         subject: The model in float32, with its tokenizer or processor.
-        graph: What is exported.
+        graph: The exported graph.
         values: Raw examples.
         labels: ``(N,)`` classes in the model's numbers; None: unknown.
-        generated: Whether the examples are random.
+        generated: True if the examples are random.
         axes: Input -> its dimensions but the first that vary between examples.
     """
 
@@ -187,7 +187,7 @@ def _generated(subject: Predictor) -> list[Any]:
     if modality == "image":
         size = getattr(subject.model.config, "image_size", None)
         side = size if isinstance(size, int) else 64
-        return [draw.integers(0, 256, (side, side, 3), "uint8") for _ in range(GENERATED)]
+        return [draw.integers(0, 256, (side, side, 3), "uint8") for _ in range(_GENERATED)]
     rate = int(subject.processor.sampling_rate)
     seconds = (0.5, 0.9, 0.4, 1.0, 0.7, 0.6, 0.8, 0.45)
     sounds = [draw.normal(0, 0.1, int(rate * length)) for length in seconds]

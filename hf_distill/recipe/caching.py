@@ -93,15 +93,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the cache of a stage; gives its path, size and bindings. Every process calls this.
 
-    Args:
-        stage: The stage.
-        teacher: The teacher that runs.
-        model: The teacher's model, or one of them.
-        data: The splits.
-        collator: The collator of the training.
-        processor: The tokenizer or image processor.
-        args: The learner's, for batch size and device; new ones, which reset accelerate's state.
-        say: Function that prints a line.
+    ``model`` is the teacher's model, or one of them; ``args`` are the learner's, for batch size and
+    device, and new ones, which reset accelerate's state.
 
     Raises:
         RecipeError: a cache of something else is there, or the outputs cannot be cached.
@@ -129,11 +122,8 @@ def write(
 def cache_format(
     section: CacheSection, learners: Iterable[tuple[str, WeightedSum | HardLabels]]
 ) -> dict[str, Any]:
-    """Format of a cache: ``format``, ``hidden_states``, ``attentions``, ``dtype`` (of the states).
-
-    Args:
-        section: Section of the recipe.
-        learners: The keys of the trainings that read it, and their objectives.
+    """Format of a cache, for the trainings that read it and their objectives: ``format``,
+    ``hidden_states``, ``attentions``, ``dtype`` (of the states).
 
     Raises:
         RecipeError: settings of another format, or an objective that needs more than is kept.

@@ -50,14 +50,7 @@ def claim(facts: Mapping[str, Any]) -> dict[str, Any]:
 def gain(
     metric: str, ours: Sequence[float], alone: Sequence[float], higher_is_better: bool = True
 ) -> dict[str, Any]:
-    """Difference from the baseline with its test.
-
-    Args:
-        metric: What was measured.
-        ours: One value per seed.
-        alone: The same of the student without a teacher.
-        higher_is_better: False for perplexity and the like.
-    """
+    """Difference of a metric from the baseline with its test; one value per seed of each."""
     found = judge({metric: (ours, alone)}, higher_is_better={metric: higher_is_better})[metric]
     facts: dict[str, Any] = {"value": found.difference}
     if found.seeds > 1:
@@ -104,11 +97,8 @@ def measured(
 ) -> dict[str, Any]:
     """Sizes on disk, and the time of a forward pass of each model in turn; measured once.
 
-    Args:
-        evaluation: The stage that depends on the same models.
-        models: Role -> loads its model.
-        folders: Role -> the folder of its weights.
-        batch: The inputs, without labels.
+    The stage of the evaluation depends on the same models. Of each role, ``models`` loads the
+    model, and the weights lie in its folder; ``batch`` has no labels.
 
     Returns:
         ``measured`` and ``measured_on``, as `StudentCard` has them.
@@ -133,14 +123,8 @@ def written(
     tokenizer: Any,
     prompts: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Generated samples of all models, as `StudentCard.samples` has them; done once.
-
-    Args:
-        evaluation: The stage that depends on the same models.
-        models: Role -> loads its model.
-        tokenizer: Of all of them.
-        prompts: Texts, or lists of messages.
-    """
+    """Generated samples of all models, as `StudentCard.samples` has them; done once. Prompts are
+    texts, or lists of messages."""
 
     def work() -> dict[str, Any]:
         device: Any = "cuda" if torch.cuda.is_available() else "cpu"

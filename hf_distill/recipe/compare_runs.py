@@ -53,8 +53,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Recorded]:
     if len(folders) < 2:
         raise ValueError(f"Expected at least two runs to compare, got {len(folders)}.")
     found = [_read(Path(folder)) for folder in folders]
-    names = [str(run.facts["name"]) for run in found]
-    labels = list[str]()
+    names, labels = [str(run.facts["name"]) for run in found], list[str]()
     for name, folder in zip(names, folders, strict=True):
         label = name if names.count(name) == 1 else f"{name} ({Path(folder).resolve().name})"
         again = sum(other == label or other.startswith(f"{label} #") for other in labels)

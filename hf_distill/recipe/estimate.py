@@ -125,7 +125,7 @@ def rate_of(stages: Sequence[Stage], role: str, root: Path) -> Rate | None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Estimate of a training: optimizer steps, memory, bytes on disk, and time if it is known."""
+    """Estimate of a training: steps, memory, most bytes on disk, and the rate if it is known."""
 
     steps: int
     memory: Memory

@@ -219,11 +219,7 @@ def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def prepared(examples: RecipeExamples, recipe: Recipe, processor: Any) -> dict[str, Dataset]:
-    """The splits as the trainers take them.
-
-    Raises:
-        RecipeError: noise for what is no single text, or noise that there is none of.
-    """
+    """The splits as the trainers take them; a `RecipeError` for noise of other than texts."""
     task, noise = recipe_task(recipe), recipe.data.noisy
     raw = examples.raw
     found = {name: task.prepare(raw[name], recipe.data, processor) for name in raw}

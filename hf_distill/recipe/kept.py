@@ -53,13 +53,8 @@ def on_main(do: Callable[[], object]) -> None:
 
 
 def check_folders(recipe: Recipe, stages: Iterable[Stage], more: Iterable[str]) -> None:
-    """Raise FolderError if the run would replace other people's files in the output folder.
-
-    Args:
-        recipe: The recipe.
-        stages: Its stages.
-        more: The names of folders of later stages.
-    """
+    """Raise FolderError if the run would replace other people's files in the output folder: with
+    its stages, later ones of the names ``more``, or its report."""
     check_places(recipe.root, recipe.file)
     for stage in stages:
         stage.check()

@@ -46,11 +46,7 @@ def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
 
 
 def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Any:
-    """Tokens and labels, packed if the recipe sets `packing`.
-
-    Raises:
-        RecipeError: rows that cannot be read, or a length that is missing.
-    """
+    """Tokens and labels, packed if the recipe sets `packing`."""
     length = length_of(data, tokenizer)
     with refusing("`data`", TypeError, ValueError):
         rows: Any = tokenize(

@@ -36,11 +36,8 @@ MOST_LAYERS = 10_000
 
 
 class Models:
-    """The models of a recipe, the same ones for the same seed, with these classes.
-
-    Raises:
-        RecipeError: a model that the recipe names is not there.
-    """
+    """The models of a recipe, the same ones for the same seed, with these classes; a `RecipeError`
+    if one is not there."""
 
     light = False
     """Initialise weights that would have to be downloaded randomly, for a dry run."""

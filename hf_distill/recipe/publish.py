@@ -48,14 +48,8 @@ def publish(
 ) -> Path:
     """Put the published student together, all of it or nothing, in the folder ``final``.
 
-    Args:
-        recipe: The recipe.
-        task: Its row of the table.
-        examples: Its data.
-        facts: The report, see `report.summary`.
-        root: The output folder.
-        more: ``measured``, ``measured_on`` and ``samples`` of `StudentCard`, ``processor``, and
-            ``teacher``, the folder or Hub id of its weights.
+    ``facts`` is the report; ``more`` holds ``measured``, ``measured_on`` and ``samples`` of
+    `StudentCard`, ``processor``, and ``teacher``, the folder or Hub id of its weights.
     """
     final, staging, old = root / FINAL, root / STAGED, root / REPLACED
     check_places(root, recipe.file)

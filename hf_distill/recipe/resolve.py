@@ -37,13 +37,8 @@ def is_function(source: str) -> bool:
 
 
 def call(source: str, folder: Path, arguments: Mapping[str, Any], key: str) -> Any:
-    """Call the function that a source names.
-
-    Args:
-        source: ``file.py:function``.
-        folder: The recipe's folder, from which a relative path is read.
-        arguments: Keyword arguments, checked against the function's signature.
-        key: The recipe's key, for messages.
+    """Call the function ``file.py:function`` with keyword arguments, checked against its
+    signature; a relative path is read from the recipe's folder. Messages name the recipe's key.
 
     Raises:
         RecipeError: no such file, function or argument, or the function failed.

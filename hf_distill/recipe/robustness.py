@@ -104,10 +104,8 @@ class Robustness:
     ) -> dict[str, Any]:
         """The report's facts.
 
-        Args:
-            models: Stage -> loads its model: ``teacher``, ``baseline/seed-0``, ….
-            processor: The processor of all models.
-            folder: The folder of the parts, from which an interrupted report goes on.
+        Of each stage (``teacher``, ``baseline/seed-0``, …) ``models`` loads the model. Parts are
+        kept in the folder, from which an interrupted report goes on.
         """
         limit = self.recipe.data.max_length
         roles: dict[str, dict[int, Predictor]] = {}

@@ -120,13 +120,9 @@ def make_stages(
 ) -> dict[str, Stage]:
     """Stages by name, each with its exact inputs.
 
-    Args:
-        recipe: The recipe.
-        plan: Its trainings.
-        common: The inputs of every training.
-        models: Role -> the identity of its model before training.
-        test: The hash of the test split.
-        of_teacher: The hash of the teacher's training split.
+    Those of every training are in ``common``; ``models`` holds the identity of each role's model
+    before training, ``test`` and ``of_teacher`` the hashes of the test split and of the teacher's
+    training split.
     """
     root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]

@@ -185,11 +185,8 @@ def run_stage(
 ) -> dict[str, Any]:
     """Do a stage unless it is done. Every process calls this; the main one writes.
 
-    Args:
-        stage: The stage.
-        work: Does it, on every process, and gives the results on the main one.
-        say: Function that prints a line.
-        again: Run even if it is done; the work itself resumes.
+    ``work`` runs on every process and gives the results on the main one; with ``again`` it runs
+    even if it is done, and resumes by itself.
     """
     interrupts.check()
     state = process_state()

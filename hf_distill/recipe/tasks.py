@@ -101,15 +101,8 @@ def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
 def with_noise(
     dataset: Dataset, texts: Sequence[str], encode: Encode, noise: NoiseSection, versions: int
 ) -> Dataset:
-    """Add a column with the tokens of several perturbed versions of each text.
-
-    Args:
-        dataset: The tokenised examples.
-        texts: Their texts.
-        encode: Makes token ids of texts.
-        noise: The perturbations: each version of a text is under one of them, at one severity.
-        versions: The number of versions.
-    """
+    """Add a column with the tokens of several perturbed versions of each text: each version is
+    under one of the perturbations, at one severity."""
     made = [encode(_version(texts, noise, number)) for number in range(versions)]
     return dataset.add_column(IDS, [list(each) for each in zip(*made, strict=True)])
 
@@ -228,13 +221,8 @@ def _configured(settings: Mapping[str, Any], kind: str) -> Any:
 
 
 def compute_metrics(task: RecipeTask, of_teacher: bool = False) -> Compute | None:
-    """The accuracy over labelled examples; None where the trainer measures the task's metric.
-
-    Args:
-        task: The row of the table.
-        of_teacher: Add mean negative log-likelihood and calibration error, which the trainer
-            measures of the student alone.
-    """
+    """The accuracy over labelled examples; of a teacher also mean negative log-likelihood and
+    calibration error, which the trainer measures of students. None: the trainer measures all."""
     if not task.labelled:
         return None
 

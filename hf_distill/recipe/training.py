@@ -158,12 +158,9 @@ def weights_of(model: nn.Module) -> str:
 
 
 def check_learned(before: str, model: nn.Module, name: str) -> None:
-    """Raise RecipeError if no weight has changed on any process; every process calls this.
+    """Raise RecipeError if a training has changed no weight on any process; each calls this.
 
-    Args:
-        before: `weights_of` the model before the training.
-        model: The trained model. One in shards has other parts than before, and passes.
-        name: The stage.
+    ``before`` is `weights_of` the model before. A model in shards has other parts now, and passes.
     """
     if not any(gather_object([weights_of(model) != before])):
         raise RecipeError(
