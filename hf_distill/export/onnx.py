@@ -17,22 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_distill.evaluation.examples import Examples
 from hf_distill.export.parity import Parity, compare
 from hf_distill.export.student import Student, read_student, sample
-from hf_distill.hub.exported import (
-    FILES,
-    INT8,
-    ONNX,
-    SINGLE_FILE,
-    Exported,
-    ExportError,
-    check_exports,
-    check_packages,
-    keep,
-    parts,
-    read_exports,
-    sha256,
-    staging,
-    versions,
-)
+from hf_distill.hub import exported
+from hf_distill.hub.exported import Exported, ExportError
 
 OPSET = 20
 _LEAST_OPSET = 18
@@ -64,14 +50,14 @@ def export_onnx(
         ImportError: the extra ``export`` is not installed.
         ValueError: no student that can be exported, or examples of another kind.
     """
-    check_packages()
+    exported.check_packages()
     if opset < _LEAST_OPSET:
         raise ValueError(f"Expected an opset of at least {_LEAST_OPSET}, got {opset}.")
     root = Path(folder)
-    check_exports(root)
+    exported.check_exports(root)
     student = read_student(root, examples)
-    with staging(root) as staged:
-        path = staged / Path(FILES[ONNX]).name
+    with exported.staging(root) as staged:
+        path = staged / Path(exported.FILES[exported.ONNX]).name
         write_graph(student, path, opset)
         parity = compare(student, path)
         if not parity.max_difference <= atol:
@@ -80,8 +66,8 @@ def export_onnx(
                 f"a difference of {parity.max_difference:g} on {parity.examples} examples; nothing "
                 "is kept. Where the outputs are large numbers, a larger atol may be right."
             )
-        row = facts_of(student, path, parity, ONNX)
-        keep(root, staged, row)
+        row = facts_of(student, path, parity, exported.ONNX)
+        exported.keep(root, staged, row)
     return row
 
 
@@ -110,23 +96,23 @@ def quantize_int8(
         ImportError: the extra ``export`` is not installed.
         ValueError: the student or its export has changed since; or see `export_onnx`.
     """
-    check_packages()
+    exported.check_packages()
     root = Path(folder)
-    source = root / FILES[ONNX]
-    if not any(row["format"] == ONNX for row in read_exports(root)):
+    source = root / exported.FILES[exported.ONNX]
+    if not any(row["format"] == exported.ONNX for row in exported.read_exports(root)):
         raise FileNotFoundError(
             f"Expected an exported student, got none in {source}. Export it first: "
             "export_onnx(folder), or hf-distill export DIR."
         )
     student = read_student(root, examples)
-    with staging(root) as staged:
-        path = staged / Path(FILES[INT8]).name
+    with exported.staging(root) as staged:
+        path = staged / Path(exported.FILES[exported.INT8]).name
         _quantise(source, path, embeddings, reduce_range)
         parity = compare(student, path)
         if not np.isfinite(parity.max_difference):
             raise ExportError(f"Expected numbers from the int8 file, got {parity.max_difference}.")
-        row = facts_of(student, path, parity, INT8)
-        keep(root, staged, row)
+        row = facts_of(student, path, parity, exported.INT8)
+        exported.keep(root, staged, row)
     return row
 
 
@@ -157,7 +143,7 @@ def write_graph(student: Student, path: Path, opset: int) -> None:
         assert program is not None  # it is with dynamo=True
         ClearMetadataAndDocStringPass()(program.model)
         size = sum(p.numel() * p.element_size() for p in student.graph.parameters())
-        program.save(path, external_data=size > SINGLE_FILE)
+        program.save(path, external_data=size > exported.SINGLE_FILE)
     if program.model.opset_imports.get("") != opset:
         raise ExportError(f"PyTorch {torch.__version__} cannot export opset {opset} here.")
 
@@ -166,7 +152,7 @@ def _quantise(source: Path, path: Path, embeddings: bool, reduce_range: bool) ->
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    size = sum(file.stat().st_size for file in parts(source))
+    size = sum(file.stat().st_size for file in exported.parts(source))
     with quiet():
         quantize_dynamic(
             source,
@@ -175,7 +161,7 @@ def _quantise(source: Path, path: Path, embeddings: bool, reduce_range: bool) ->
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            use_external_data_format=size > SINGLE_FILE,
+            use_external_data_format=size > exported.SINGLE_FILE,
         )
     nodes = onnx.load(path, load_external_data=False).graph.node
     if not any(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in nodes):
@@ -197,9 +183,9 @@ def facts_of(student: Student, path: Path, parity: Parity, kind: str) -> Exporte
     labelled = student.labels is not None
     return Exported(
         format=kind,
-        file=FILES[kind],
-        size_bytes=sum(file.stat().st_size for file in parts(path)),
-        sha256=sha256(*parts(path)),
+        file=exported.FILES[kind],
+        size_bytes=sum(file.stat().st_size for file in exported.parts(path)),
+        sha256=exported.sha256(*exported.parts(path)),
         opset=next(o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")),
         inputs=inputs,
         outputs=[value.name for value in graph.graph.output],
@@ -210,7 +196,7 @@ def facts_of(student: Student, path: Path, parity: Parity, kind: str) -> Exporte
         metric="accuracy" if labelled else None,
         value=parity.right / parity.examples if labelled else None,
         float_value=parity.float_right / parity.examples if labelled else None,
-        versions=versions(),
+        versions=exported.versions(),
     )
 
 

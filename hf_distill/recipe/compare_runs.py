@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_distill.evaluation.verdicts import judge
-from hf_distill.recipe.publish import FINAL
+from hf_distill.recipe.kept import FINAL
 from hf_distill.recipe.report import unlike
 from hf_distill.recipe.schedule import EVALUATION
 from hf_distill.recipe.stages import RECORD

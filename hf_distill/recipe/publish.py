@@ -14,19 +14,8 @@ from hf_distill.hub.card import write as write_card
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.leaks import scrub
 from hf_distill.hub.values import inherited
-from hf_distill.recipe import claims, resolve
+from hf_distill.recipe import claims, kept, resolve
 from hf_distill.recipe.examples import RecipeExamples
-from hf_distill.recipe.kept import (
-    EXPORTS,
-    FINAL,
-    RECIPE,
-    REPLACED,
-    REPORT,
-    STAGED,
-    check_places,
-    is_file_of,
-    keep_additions,
-)
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
@@ -51,8 +40,8 @@ def publish(
     ``facts`` is the report; ``more`` holds ``measured``, ``measured_on`` and ``samples`` of
     `StudentCard`, ``processor``, and ``teacher``, the folder or Hub id of its weights.
     """
-    final, staging, old = root / FINAL, root / STAGED, root / REPLACED
-    check_places(root, recipe.file)
+    final, staging, old = root / kept.FINAL, root / kept.STAGED, root / kept.REPLACED
+    kept.check_places(root, recipe.file)
     if old.exists() and not final.exists():  # a kill came between the renames below
         old.replace(final)
     if staging.exists():
@@ -64,12 +53,12 @@ def publish(
     if (final / "README.md").is_file():  # what a person wrote into the card is kept
         shutil.copy2(final / "README.md", staging / "README.md")
     pictures = on_card(facts[ROBUSTNESS])["plots"] if ROBUSTNESS in facts else []
-    for name in (REPORT, "curves.png", *pictures):
+    for name in (kept.REPORT, "curves.png", *pictures):
         shutil.copy2(root / name, staging / name)
     resolved = scrub(recipe.to_yaml())
-    write_text(staging / RECIPE, resolved)
-    if not is_file_of(root / RECIPE, recipe.file):
-        write_text(root / RECIPE, recipe.to_yaml())
+    write_text(staging / kept.RECIPE, resolved)
+    if not kept.is_file_of(root / kept.RECIPE, recipe.file):
+        write_text(root / kept.RECIPE, recipe.to_yaml())
     card = student_card(recipe, task, examples, facts, resolved)
     log = claims.training_log(facts, root)
     card.components, card.history = log["components"], log["history"]
@@ -84,7 +73,7 @@ def publish(
     card.teacher |= {"quote": quote} if quote else {}
     write_json(root / "card.json", vars(card))
     write_card(card, staging, eval_results=recipe.card.eval_results)
-    keep_additions(final, staging)
+    kept.keep_additions(final, staging)
     (staging / RECORD).unlink()
     if old.exists():
         remove(old)
@@ -169,11 +158,11 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
 
 def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
     """Keep earlier exports of the same weights."""
-    if (final / EXPORTS).is_dir():
-        shutil.copytree(final / EXPORTS, staging / EXPORTS, symlinks=True)
+    if (final / kept.EXPORTS).is_dir():
+        shutil.copytree(final / kept.EXPORTS, staging / kept.EXPORTS, symlinks=True)
         if rows := exports_of(staging):
             return rows
-        shutil.rmtree(staging / EXPORTS)
+        shutil.rmtree(staging / kept.EXPORTS)
     return []
 
 

@@ -236,7 +236,7 @@ def test_facts_of_another_student_are_refused(student: Path) -> None:
 
 def test_large_weights_lie_beside_the_graph(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A protobuf holds 2 GiB: a larger student would have no file, or one without weights."""
-    monkeypatch.setattr(exporting, "SINGLE_FILE", 0)
+    monkeypatch.setattr(exporting.exported, "SINGLE_FILE", 0)
     rows = [export_onnx(student), quantize_int8(student)]
     for row in rows:
         parts = sorted((student / "onnx").glob(f"{Path(row.file).name}*"))
