@@ -113,14 +113,12 @@ class Models:
         kind = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         options = {"revision": commit or "main", "ignore_mismatched_sizes": bool(head)}
         with loaded_unsharded():
-            loaded: PreTrainedModel = self._auto.from_pretrained(path, **options, **kind, **head)
-        return loaded
+            return self._auto.from_pretrained(path, **options, **kind, **head)
 
     def _drawn(self, config: Any) -> PreTrainedModel:
         """A model with random weights."""
         with loaded_unsharded():
-            drawn: PreTrainedModel = self._auto.from_config(config)
-        return drawn
+            return self._auto.from_config(config)
 
     def identities(self) -> dict[str, Any]:
         """Sources of the models by role, for fingerprints."""

@@ -183,5 +183,4 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def to_yaml(values: Any) -> str:
     """Values as a YAML text, which both versions read as these values."""
-    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
