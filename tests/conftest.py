@@ -19,9 +19,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 gc.disable()  # until the tests are collected: what is imported stays
 
-import pytest
-import torch
-import transformers
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

@@ -161,7 +161,7 @@ def _become(variables: dict[str, str], output: str) -> None:
 
 
 def _wait(children: list[int]) -> str:
-    """Wait for processes, and end all when one fails or is too slow; what went wrong, or nothing."""
+    """Wait for all, and end them if one fails or is too slow; what went wrong, or nothing."""
     late, ended = time.monotonic() + TIMEOUT, ""
     while children:
         child, status = os.waitpid(-1, os.WNOHANG)
