@@ -117,7 +117,7 @@ def test_the_same_model_drafts_perfectly() -> None:
     assert student.training
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.6])
 def test_sampled_acceptance_is_the_expected_one(temperature: float) -> None:
     """A rate at another temperature (as a setting, transformers applies it to drafts twice), or of
     cut distributions (top-k 50 is a default), says nothing about the training's own figure."""

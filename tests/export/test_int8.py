@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from exported_students import accuracy, labelled, onnx, onnxruntime, reloaded, saved
+from exported_students import accuracy, labelled, onnx, onnxruntime, reloaded
 from torch import nn
 
 from hf_distill.cli import main
 from hf_distill.evaluation.examples import Examples
-from hf_distill.export import export_onnx, quantize_int8, read_exports
+from hf_distill.export import quantize_int8, read_exports
 from hf_distill.hub import StudentCard, write
 
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier with its ONNX file."""
-    folder = saved(tmp_path_factory.mktemp("exported") / "student", "sequence_classification")
-    export_onnx(folder)
-    return folder
-
-
-@pytest.fixture
-def student(exported: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(exported, tmp_path / "student"))
+pytestmark = pytest.mark.xdist_group("export")  # the student is exported once
 
 
 def test_int8_is_int8_and_measured(student: Path) -> None:

@@ -169,30 +169,44 @@ def test_stages_depend_on_adapter_and_own_text(tmp_path: Path) -> None:
     assert changed(("data.packing", "wrapped")) == everyone
 
 
+AT_REST = {"training": {"learning_rate": 1e-8, "max_steps": 1}}
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a row for each text, which learns next to nothing."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    run(language(folder, data={"max_length": 40}, **AT_REST))
+    return folder
+
+
 @pytest.mark.parametrize("strategy", ["first_fit", "wrapped"])
-def test_packing_changes_no_figure(tmp_path: Path, strategy: str) -> None:
+def test_packing_changes_no_figure(tmp_path: Path, unpacked: Path, strategy: str) -> None:
     """Packed texts that see one another, or lose tokens, would shift every figure a little."""
-    at_rest = {"training": {"learning_rate": 1e-8, "max_steps": 1}}
-    run(language(tmp_path / "alone", data={"max_length": 40}, **at_rest))
-    packed = language(tmp_path / "packed", data={"max_length": 40, "packing": strategy}, **at_rest)
+    packed = language(tmp_path, data={"max_length": 40, "packing": strategy}, **AT_REST)
     run(packed)
     rows = Run(load_recipe(packed), silent).data["test"]
     assert len(rows) < 8
     figures = [
-        json.loads((tmp_path / name / "out/report.json").read_text())["runs"]["student/seed-0"]
-        for name in ("alone", "packed")
+        json.loads((folder / "out/report.json").read_text())["runs"]["student/seed-0"]
+        for folder in (unpacked, tmp_path)
     ]
     if strategy == "first_fit":  # the other one cuts texts, whose pieces know less
         for name in ("perplexity", "forward_kl_divergence", "agreement"):
             assert figures[1]["test"][name] == pytest.approx(figures[0]["test"][name], rel=1e-5)
     else:
         whole = sum(len(ids) for ids in rows["input_ids"])
-        texts = Run(load_recipe(tmp_path / "alone/recipe.yaml"), silent).data["test"]["input_ids"]
+        texts = Run(load_recipe(unpacked / "recipe.yaml"), silent).data["test"]["input_ids"]
         assert whole >= sum(map(len, texts)) - 1  # a piece of one token teaches nothing
 
 
 @pytest.mark.parametrize(
-    "cache", [{}, {"format": "top_k", "k": 8}, {"format": "sampled", "draws": 12}]
+    "cache",
+    [  # tests/teachers/cache compares what the formats hold
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"format": "top_k", "k": 8}, marks=pytest.mark.slow),
+        {"format": "sampled", "draws": 12},
+    ],
 )
 def test_cached_teacher(tmp_path: Path, cache: dict[str, Any]) -> None:
     """The teacher's outputs would not be found, or the student would learn nothing from them."""
