@@ -80,7 +80,7 @@ def add_teacher_columns(
         say=say,
     )
     cached = CachedTeacher(path)
-    runner = TeacherRunner(teacher, task_model, data_collator, batch_size)
+    runner = TeacherRunner(teacher, task_model, dataset, data_collator, batch_size)
     needs = Needs(hidden_states=True) if embedding else cached.provides
     found: dict[str, list[Any]] = {name: [] for name in names}
     for start in tqdm(range(0, len(dataset), batch_size), desc="columns"):

@@ -84,11 +84,8 @@ class ModelTeacher(Teacher):
 
     @classmethod
     def load(cls, name: str | Path, task: Task, init_kwargs: Mapping[str, Any]) -> ModelTeacher:
-        """Load a teacher by Hub id or folder with the auto class of a task.
-
-        Raises:
-            OSError: there is no such model; the message lists the forms of `teacher_model`.
-        """
+        """Load a teacher by Hub id or folder with the auto class of a task; OSError if there is no
+        such model."""
         try:
             model = _loaded(str(name), task, init_kwargs)
         except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distill.teachers.cache.checked_json import read_sealed, sealed
-from hf_distill.teachers.cache.shards import checksum
+from hf_distill.teachers.cache.records import checksum
 from hf_distill.training.safe_state import STATES, packed
 from hf_distill.utils.files import write_bytes
 

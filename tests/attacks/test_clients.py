@@ -28,8 +28,8 @@ from hf_distill.teachers.cache.manifest import tokenizer_fingerprint
 from hf_distill.teachers.remote.http import Client
 from hf_distill.teachers.remote.http_teacher import HTTPTeacher
 from hf_distill.teachers.remote.wire import from_bytes, signal_to_tree, to_bytes
-from hf_distill.teachers.serving.answers import RequestHandler
 from hf_distill.teachers.serving.limits import Limits
+from hf_distill.teachers.serving.server import RequestHandler
 from tests.teachers.remote.test_vllm_teacher import FakeVLLM, ask, batch_of, teacher_at, tokenizer
 
 TOLD = (ValueError, ConnectionError)

@@ -27,7 +27,8 @@ from transformers import TrainerCallback
 
 from hf_distill import CachedTeacher, ModelTeacher, write_cache
 from hf_distill.teachers.cache.checked_json import ABANDONED, partial_name
-from hf_distill.teachers.cache.shards import damaged, remove_stale
+from hf_distill.teachers.cache.records import ShardRecords
+from hf_distill.teachers.cache.shards import remove_stale
 from hf_distill.training.on_policy import Sampling, generate_dataset
 from hf_distill.utils.processes import process_state
 
@@ -108,7 +109,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def complete(folder: Path) -> None:
     CachedTeacher(folder)
-    assert not damaged(folder)
+    assert not ShardRecords(folder).damaged()
     assert not list(folder.rglob(".*"))
 
 

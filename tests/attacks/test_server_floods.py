@@ -113,7 +113,7 @@ def test_bodies_share_a_budget(teacher: Counted) -> None:
             crowd(server.url, 12, half) as sockets,
         ):
             time.sleep(0.3)
-            assert 0 < server.bodies.held <= 1 << 20
+            assert 0 < server.http.bodies.held <= 1 << 20
             assert post(server.url, "/signal", signal_body({"input_ids": IDS}))[0] == 200
             told = 0
             for sock in sockets:
@@ -123,13 +123,13 @@ def test_bodies_share_a_budget(teacher: Counted) -> None:
             assert told >= 10
         with attacks.attack("and all is given back"):
             began = time.monotonic()
-            while server.bodies.held and time.monotonic() - began < 5:
+            while server.http.bodies.held and time.monotonic() - began < 5:
                 time.sleep(0.02)
-            assert server.bodies.held == 0
+            assert server.http.bodies.held == 0
         announced = posted(f"Content-Length: {1 << 20}\r\n", "")
         with attacks.attack("bodies that are only announced"), crowd(server.url, 12, announced):
             assert post(server.url, "/signal", signal_body({"input_ids": IDS}))[0] == 200
-            assert server.bodies.held == 0
+            assert server.http.bodies.held == 0
 
 
 CHILD = """

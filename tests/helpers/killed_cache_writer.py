@@ -28,7 +28,8 @@ if __name__ == "__main__":  # the storage alone, without models and trainers
 import datasets
 
 from hf_distill.teachers.cache.checked_json import write_manifest
-from hf_distill.teachers.cache.shards import finished, remove_stale, write_shard
+from hf_distill.teachers.cache.records import ShardRecords
+from hf_distill.teachers.cache.shards import remove_stale, write_shard
 
 FEATURES = datasets.Features({"ids": datasets.List(datasets.Value("uint16"))})
 
@@ -44,7 +45,7 @@ def write(folder: Path, shards: int) -> None:
     """What every start of a writer does."""
     write_manifest(folder, {"shards": shards})
     remove_stale(folder)
-    done = finished(folder)
+    done = ShardRecords(folder).finished()
     for index in range(shards):
         if index not in done:
             write_shard(folder, index, rows(index), FEATURES)

@@ -31,8 +31,7 @@ from hf_distill.models.signals import Needs
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Context
 from hf_distill.objectives.exits import EarlyExits
-from hf_distill.teachers.adapters import BaseModelTeacher
-from hf_distill.teachers.ema import EMATeacher
+from hf_distill.teachers.self_teachers import BaseModelTeacher, EMATeacher
 from hf_distill.training.checkpoints import EXTRAS
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed

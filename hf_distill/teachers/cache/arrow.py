@@ -1,8 +1,7 @@
 """Untrusted Arrow files: their structure is checked before the memory map is used.
 
-Reading a file of Arrow over a memory map takes lengths and offsets as they are written, and
-unpacks compressed columns at once, however large. A shard comes from a disk or from the Hub, and
-its checksum can be made anew by anybody.
+pyarrow takes lengths and offsets over a memory map as they are written, and unpacks compressed
+columns at once, however large; the checksum of a shard can be made anew by anybody.
 """
 
 from __future__ import annotations
@@ -27,14 +26,9 @@ NUMBERS = (
 def read_batches(path: Path, wanted: pa.Schema | None = None) -> list[pa.RecordBatch]:
     """Record batches of a shard, memory-mapped, with each buffer within its file.
 
-    Args:
-        path: The shard.
-        wanted: The columns that it must have; None: keys, and any that `NUMBERS` allow.
-
-    Raises:
-        ValueError: it is not such a file: other columns or types, compressed columns, missing
-            values, lengths or offsets beyond its buffers, keys of another width.
-        OSError: it cannot be read.
+    ``wanted`` are the columns that it must have; None: keys, and any that `NUMBERS` allow.
+    ValueError for other columns or types, compressed columns, missing values, lengths or offsets
+    beyond its buffers, keys of another width; OSError if it cannot be read.
     """
     messages = pa.ipc.MessageReader.open_stream(pa.memory_map(str(path)))
     schema = pa.ipc.read_schema(_next(messages, "schema"))
@@ -59,11 +53,11 @@ def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.ipc.Message:
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Return whether a ``RecordBatch`` has the field ``compression``.
+    """True if a ``RecordBatch`` has the field ``compression``, which pyarrow does not expose.
 
-    pyarrow does not expose it. ``metadata`` is a FlatBuffer that pyarrow has verified: a table
-    begins with the distance to its vtable, two bytes of whose size, two of the table's, and then
-    for each field where it is in the table, 0 if it is not (Arrow's Message.fbs).
+    ``metadata`` is a FlatBuffer that pyarrow has verified: a table begins with the distance to its
+    vtable, two bytes of whose size, two of the table's, and then for each field where it is in the
+    table, 0 if it is not (Arrow's Message.fbs).
     """
     data = memoryview(metadata)
 

@@ -27,6 +27,7 @@ MANIFEST = "cache.json"
 SEAL = "checksum"
 """The field with the hash of all the others."""
 PARTIAL = "partial"
+StrPath = str | os.PathLike[str]
 ABANDONED = 24 * 3600.0
 """Seconds without a change after which another machine's unfinished file is stale."""
 LARGEST = 2**26
@@ -51,13 +52,8 @@ class DiskFullError(OSError):
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name when it is complete and on the disk.
 
-    Args:
-        path: Its path.
-
-    Raises:
-        DiskFullError: there is no space, or no quota. The unfinished file is removed, as after any
-            error.
-        ValueError: the path is a folder, or its folder is a file.
+    After any error it is removed. Raises DiskFullError without space or quota, ValueError if the
+    path is a folder, or its folder is a file.
     """
     unfinished = partial_name(path)
     refuse_no_file(path)
@@ -139,27 +135,27 @@ def _claimed(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock of a folder, released when its process ends.
-
-    On file systems without locks nobody waits.
-    """
-    make_folder(folder)
-    handle = os.open(folder, os.O_RDONLY)
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        lock(handle)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lock of a folder, released when its process ends; on file systems without locks nobody
+    waits."""
+    make_folder(folder)
+    with _opened(folder) as handle:
+        lock(handle)
+        yield
+
+
 def remove_partial(folders: Iterable[Path]) -> list[str]:
     """Remove unfinished files of dead writers: those of this machine without a lock, and those of
-    other machines unchanged for `ABANDONED` seconds.
-
-    Returns:
-        The names of the files that were removed.
-    """
+    other machines unchanged for `ABANDONED` seconds. Returns their names."""
     removed = []
     for path in (path for folder in folders for path in folder.glob(f".*.{PARTIAL}")):
         with contextlib.suppress(FileNotFoundError):
@@ -172,33 +168,23 @@ def remove_partial(folders: Iterable[Path]) -> list[str]:
 def _is_dead(path: Path) -> bool:
     match = re.search(rf"\.([A-Za-z0-9_]+)-[0-9-]+\.{PARTIAL}$", path.name)
     if match is None or match[1] == _host():
-        handle = os.open(path, os.O_RDONLY)
         try:
-            if lock(handle, wait=False):
-                return True
+            with _opened(path) as handle:
+                if lock(handle, wait=False):
+                    return True
         except BlockingIOError:
             return False
-        finally:
-            os.close(handle)
     return time.time() - path.stat().st_mtime > ABANDONED
 
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names of the files in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values atomically as JSON with a checksum.
-
-    Raises:
-        DiskFullError: see `replacing`.
-        TypeError, ValueError: values that JSON cannot represent.
-    """
+    """Write values atomically as JSON with a checksum; the errors are those of `replacing`."""
     content = sealed(values)
     with replacing(path) as file:
         file.write(content)
@@ -213,12 +199,7 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read the values of `write_sealed`.
-
-    Raises:
-        ValueError: any byte differs, or it is not a file.
-        OSError: the file cannot be read.
-    """
+    """Read the values of `write_sealed`; ValueError if any byte differs, or it is not a file."""
     refuse_no_file(path)
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)
@@ -247,17 +228,11 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(_rendered(values))
 
 
-def write_manifest(directory: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+def write_manifest(directory: StrPath, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a cache, `cache.json`, atomically.
 
-    Args:
-        directory: The cache.
-        manifest: Plain JSON; `format_version` is added. ``shards``, where the number of shards is
-            known, lets `ExampleStore` recognise an unfinished cache. The shards are bound to its
-            `PARTS`.
-
-    Raises:
-        DiskFullError: see `replacing`.
+    ``format_version`` is added. With ``shards``, their number, `ExampleStore` recognises an
+    unfinished cache. The shards are bound to its `PARTS`.
     """
     values = {**manifest, "format_version": FORMAT_VERSION}
     values.pop(SEAL, None)
@@ -271,12 +246,9 @@ def bindings(manifest: Mapping[str, Any]) -> str:
     return " ".join(map(":".join, hashed))
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the manifest of `write_manifest`, with `format_version`.
-
-    Raises:
-        ValueError: there is none, a byte of it differs, or the layout has another version.
-    """
+def read_manifest(directory: StrPath) -> dict[str, Any]:
+    """Read the manifest of `write_manifest`; ValueError if there is none, a byte of it differs, or
+    the layout has another version."""
     path = Path(directory) / MANIFEST
     refuse_no_file(path)
     if not path.is_file():

@@ -13,20 +13,10 @@ from datasets import Features
 from torch import Tensor
 
 from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
-from hf_distill.teachers.cache import formats
-from hf_distill.teachers.cache.formats import Full, Sampled, TopK
+from hf_distill.teachers.cache import formats, placing
+from hf_distill.teachers.cache.formats import PREFIXES, Full, Sampled, States, TopK
 from hf_distill.teachers.cache.keys import ExampleSlice
 from hf_distill.teachers.cache.packing import Row
-from hf_distill.teachers.cache.placing import (
-    Layers,
-    cut,
-    named_states,
-    nothing_of,
-    padded,
-    part_of,
-    ranged,
-)
-from hf_distill.teachers.cache.states import PREFIXES, States
 
 LogitFormat = Full | TopK | Sampled
 KINDS = ("softmax", "sigmoid", "regression", "ctc", "none")
@@ -42,7 +32,7 @@ class Content:
     """Stored outputs of every example.
 
     Attributes:
-        kind: How the logits are read, see `Signal`.
+        kind: Form of the logits, see `Signal`.
         logits: Format of logits; None: not stored.
         states: Format of hidden states and attention maps; None: not stored.
         layers: Number of layers of each group of the teacher, ``hidden.<group>`` and
@@ -81,25 +71,15 @@ class Content:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON, see `from_json`."""
-        return {
-            **dataclasses.asdict(self),
-            "logits": None if self.logits is None else formats.to_json(self.logits),
-            "states": None if self.states is None else formats.to_json(self.states),
-        }
+        parts = {"logits": self.logits, "states": self.states}
+        plain = {name: part and formats.to_json(part) for name, part in parts.items()}
+        return dataclasses.asdict(self) | plain
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Content:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: missing or additional fields, or fields of other types.
-        """
-        _check_values(values)
-        parts: dict[str, Any] = {
-            name: None if values[name] is None else formats.from_json(values[name])
-            for name in ("logits", "states")
-        }
-        return cls(**{**values, **parts})
+        """Inverse of `to_json`; ValueError for missing or additional fields, or fields of other
+        types."""
+        return cls(**{**values, **_checked_parts(values)})
 
     # ---- writing -----------------------------------------------------------------------------
 
@@ -111,18 +91,18 @@ class Content:
         if self.logits is not None and signal.logits is not None:
             logits = signal.logits.movedim(self.axis, 0)
             mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
-        tensors = dict(named_states(signal))
+        tensors = dict(placing.named_states(signal))
         for piece in found:
             row: dict[str, Any] = {"key": piece.key}
             if self.logits is not None and logits is not None and mask is not None:
                 own = logits[piece.row]
                 if self.trimmed:
                     own = own[..., slice(*piece.ranges["hidden"])]
-                chosen = cut(mask[piece.row], piece)
+                chosen = placing.cut(mask[piece.row], piece)
                 own = own[torch.from_numpy(np.asarray(chosen)).to(own.device)]
                 row |= self.logits.encode(own.reshape(-1, own.shape[-1]), piece.key)
             if self.states is not None:
-                kept = {n: part_of(n, tensors[n], piece) for n in self.states.shapes}
+                kept = {n: placing.part_of(n, tensors[n], piece) for n in self.states.shapes}
                 row |= self.states.encode(kept, piece.key)
             yield row
 
@@ -132,50 +112,33 @@ class Content:
         self, rows: Sequence[Row], found: Sequence[ExampleSlice], items: BatchItems, needs: Needs
     ) -> Signal:
         """The signal of a batch, float32, padded like the batch; 0 where nothing is counted.
-
-        Args:
-            rows: Rows of `encode` for the examples, in the order of ``found``.
-            found: The examples of the batch.
-            items: Its items.
-            needs: Requested outputs.
-
-        Raises:
-            ValueError: rows that are not from `encode`, or from other examples.
+        ``rows`` are from `encode`, in the order of ``found``, the examples; ValueError for others.
         """
         device = items.masks["samples"].device
-        whole, sparse = None, None
-        if needs.logits and self.logits is not None:
-            whole, sparse = (
-                self._classes(rows, found, items, device) if found else self._no_classes(items)
-            )
+        whole = sparse = None
+        if needs.logits and self.logits is not None and found:
+            whole, sparse = self._classes(rows, found, items, device)
+        elif needs.logits and self.logits is not None:
+            whole, sparse = self._no_classes(items)
         groups: dict[str, dict[str, tuple[Tensor, ...]]] = {"hidden": {}, "attention": {}}
         if self.states is not None and (needs.hidden_states or needs.attentions):
             prefixes = [p for p, on in zip(groups, (needs.hidden_states, needs.attentions)) if on]  # noqa: B905
             names = [n for n in self.states.shapes if n.split(".")[0] in prefixes]
             if found:
                 decoded = self.states.decode_batch(rows, names)
-                full = {n: padded(n, decoded[n], found, items).to(device) for n in names}
+                full = {n: placing.padded(n, decoded[n], found, items).to(device) for n in names}
             else:
-                full = {n: nothing_of(n, self.states.shapes[n], items) for n in names}
+                full = {n: placing.nothing_of(n, self.states.shapes[n], items) for n in names}
             for name, count in self.layers.items():
                 prefix, _, group = name.partition(".")
                 layers = [full.get(f"{name}.{index}") for index in range(count)]
                 if any(layer is not None for layer in layers):
-                    groups[prefix][group] = Layers(layers, name)
-        return Signal(
-            whole,
-            self.kind,
-            hidden_states=groups["hidden"],
-            attentions=groups["attention"],
-            sparse=sparse,
-        )
+                    groups[prefix][group] = placing.Layers(layers, name)
+        hidden, maps = groups["hidden"], groups["attention"]
+        return Signal(whole, self.kind, hidden_states=hidden, attentions=maps, sparse=sparse)
 
     def _classes(
-        self,
-        rows: Sequence[Row],
-        found: Sequence[ExampleSlice],
-        items: BatchItems,
-        device: torch.device,
+        self, rows: Sequence[Row], found: Sequence[ExampleSlice], items: BatchItems, device: Any
     ) -> tuple[Tensor | None, SparseProbs | None]:
         mask = items.masks["items"].movedim(self.axis, 0).cpu().numpy()
         places = torch.from_numpy(mask)
@@ -197,9 +160,9 @@ class Content:
         log_probs = read.log_probs.new_full(ids.shape, -torch.inf)
         rest = read.log_rest.new_zeros(places.shape)
         ids[places], log_probs[places], rest[places] = read.ids, read.log_probs, read.log_rest
-        parts = [part.movedim(0, self.axis).to(device) for part in (ids, log_probs, rest)]
+        parts = (ids, log_probs, rest)
+        ids, log_probs, rest = (part.movedim(0, self.axis).to(device) for part in parts)
         exact = not isinstance(spec, Sampled)
-        ids, log_probs, rest = parts
         return None, SparseProbs(ids, log_probs, rest, spec.width, spec.temperature, exact)
 
     def _no_classes(self, items: BatchItems) -> tuple[Tensor | None, SparseProbs | None]:
@@ -238,20 +201,9 @@ def content_of(
     axis: int,
     rows: int,
 ) -> Content:
-    """Determine the stored outputs from the teacher's signal on a first batch.
-
-    Args:
-        signal: Its signal.
-        found: The examples of the batch.
-        logits: Format of its logits.
-        hidden_states: Selection of hidden states.
-        dtype: Dtype of hidden states and attention maps.
-        axis: The dimension of the items that is the batch.
-        rows: Number of examples of the batch.
-
-    Raises:
-        ValueError: probabilities of single classes for a head that has none; no such layer; states
-            that are not one per example.
+    """Determine the stored outputs from the teacher's signal on a first batch of ``rows`` examples.
+    ValueError for probabilities of single classes for a head that has none, a layer that is not
+    there, and states that are not one per example.
     """
     odd = signal.kind not in ("softmax", "ctc") or axis == 1
     if logits is not None and not isinstance(logits, Full) and odd:
@@ -267,7 +219,7 @@ def content_of(
     for prefix, groups in (("hidden", signal.hidden_states), ("attention", signal.attentions)):
         layers.update({f"{prefix}.{group}": len(own) for group, own in groups.items()})
     shapes: dict[str, tuple[int | None, ...]] = {}
-    for name, tensor in named_states(signal):
+    for name, tensor in placing.named_states(signal):
         prefix, group, index = name.split(".")
         if prefix == "hidden" and not _is_wanted(hidden_states, group, int(index), layers):
             continue
@@ -276,8 +228,8 @@ def content_of(
                 f"Expected {name} of {rows} examples, got {len(tensor)} rows: several choices to "
                 "an example cannot be kept. Keep the logits alone."
             )
-        shape: list[int | None] = list(part_of(name, tensor, found[0]).shape)
-        if ranged(name, tensor, found[0]):
+        shape: list[int | None] = list(placing.part_of(name, tensor, found[0]).shape)
+        if placing.ranged(name, tensor, found[0]):
             where = slice(1, 3) if prefix == "attention" else slice(0, 1)
             shape[where] = [None] * len(shape[where])
         shapes[name] = tuple(shape)
@@ -285,7 +237,8 @@ def content_of(
     return Content(signal.kind, logits, states, layers, axis)
 
 
-def _check_values(values: Mapping[str, Any]) -> None:
+def _checked_parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The formats of logits and states; ValueError for other fields."""
     names = {field.name for field in dataclasses.fields(Content)}
     if set(values) != names:
         raise ValueError(f"Expected the fields {sorted(names)}, got {sorted(values)}.")
@@ -303,10 +256,11 @@ def _check_values(values: Mapping[str, Any]) -> None:
             f"Expected layers by group, hidden.<group> or attention.<group>, 0 to {MOST_LAYERS:,} "
             f"each, got {layers!s:.200}."
         )
-    logits, states = (
-        None if values[name] is None else formats.from_json(values[name])
+    parts: dict[str, Any] = {
+        name: None if values[name] is None else formats.from_json(values[name])
         for name in ("logits", "states")
-    )
+    }
+    logits, states = parts["logits"], parts["states"]
     if isinstance(logits, States) or not isinstance(states, (States, type(None))):
         raise ValueError("Expected a format of logits and one of states, got them exchanged.")
     if logits is not None and (logits.width is None) != (axis == 1):
@@ -315,6 +269,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         group, _, index = name.rpartition(".")
         if not index.isdecimal() or int(index) >= layers.get(group, 0):
             raise ValueError(f"Expected states of the layers {dict(layers)}, got {name}.")
+    return parts
 
 
 def _is_wanted(wanted: Wanted, group: str, index: int, layers: Mapping[str, int]) -> bool:

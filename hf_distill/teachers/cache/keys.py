@@ -1,7 +1,7 @@
 """Keys of examples: a hash of the content of their model inputs.
 
-Positions change with shuffling, filtering and packing; the content does not. Padding and the labels
-themselves are excluded, but the choice of counted items is included: a cache holds only these.
+Padding and the labels themselves are excluded, but the choice of counted items is included: a cache
+holds only these.
 """
 
 from __future__ import annotations
@@ -47,13 +47,9 @@ class ExampleSlice:
 def example_slices(
     batch: Batch, items: BatchItems, inputs: Collection[str], axis: int = 0
 ) -> list[ExampleSlice]:
-    """The counted examples of a batch, with their keys.
-
-    Args:
-        batch: The collated batch.
-        items: Its items.
-        inputs: The names of the teacher's inputs; other keys of the batch are ignored.
-        axis: The dimension of the item mask that is the batch.
+    """The counted examples of a collated batch, with their keys. ``inputs`` are the names of the
+    teacher's inputs (other keys of the batch are ignored), ``axis`` is the dimension of the item
+    mask that is the batch.
     """
     arrays = {
         name: _canonical(value)
@@ -79,10 +75,13 @@ def example_slices(
             for unit, mask in masks.items()
             if unit not in UNITS and mask.ndim == 2 and len(mask) == len(masks["samples"])
         }
-        sides = {side: None if mask is None else mask[row] for side, mask in real.items()}
-        parts = {name: array[row] for name, array in arrays.items()}
-        wanted = None if counted is None else counted[row]
-        whole = _Row(row, parts, sides, groups, wanted)
+        whole = _Row(
+            row,
+            {name: array[row] for name, array in arrays.items()},
+            {side: None if mask is None else mask[row] for side, mask in real.items()},
+            groups,
+            None if counted is None else counted[row],
+        )
         where = None if positions is None else positions[min(row, len(positions) - 1)]
         found.extend(_slices(whole, where))
     return found
@@ -94,20 +93,13 @@ class _Row:
     parts: Mapping[str, np.ndarray]
     sides: Mapping[str, np.ndarray | None]
     groups: Mapping[Unit, np.ndarray]
-    wanted: np.ndarray | None
+    wanted: Any
 
 
-def _slices(row: _Row, positions: np.ndarray | None) -> list[ExampleSlice]:
-    ids = row.parts.get("input_ids")
-    packed = (
-        positions is not None
-        and ids is not None
-        and row.wanted is not None
-        and ids.ndim == 1
-        and positions.shape == ids.shape
-        and row.wanted.shape == ids.shape
-    )
-    if packed and positions is not None and ids is not None and row.wanted is not None:
+def _slices(row: _Row, positions: Any) -> list[ExampleSlice]:
+    ids: Any = row.parts.get("input_ids")
+    known = positions is not None and ids is not None and row.wanted is not None
+    if known and ids.ndim == 1 and positions.shape == ids.shape == row.wanted.shape:
         first, stop = _bounds(row.sides[""], len(ids))
         steps = np.flatnonzero(np.diff(positions[first:stop]) != 1) + first + 1
         if len(steps):
@@ -166,15 +158,12 @@ def _real(batch: Batch, masks: Mapping[Unit, np.ndarray], side: str) -> np.ndarr
 
 def _bounds(mask: np.ndarray | None, length: int) -> Range:
     """The first true position, and the one after the last."""
-    if mask is None:
-        return 0, length
-    found = np.flatnonzero(mask)
+    found = np.flatnonzero(mask) if mask is not None else range(length)
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
 
 
 def _canonical(value: Tensor) -> np.ndarray:
-    """Canonical bytes of an array, equal for all integer types, and for all floating types of the
-    same values."""
+    """The values as an array, equal for all integer types, and for all floating types."""
     value = value.detach().cpu()
     if value.is_floating_point():
         return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32).numpy()

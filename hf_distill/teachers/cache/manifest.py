@@ -7,14 +7,16 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import transformers
 from transformers import PretrainedConfig
 
-from hf_distill.teachers.cache.checked_json import PARTS, refuse_no_file, replacing
+from hf_distill.models.tasks import TASKS
+from hf_distill.teachers.cache.checked_json import MANIFEST, PARTS, refuse_no_file, replacing
+from hf_distill.teachers.cache.content import Content
 from hf_distill.teachers.cache.keys import model_fingerprint, text_fingerprint
 
 VOCABULARY = "vocabulary.json.gz"
@@ -32,20 +34,19 @@ def teacher_fingerprint(teacher: Any) -> str:
     own = getattr(teacher, "fingerprint", None)
     if isinstance(own, str):
         return own
-    inner = getattr(teacher, "teacher", None)
-    if inner is not None:  # a teacher with its own fingerprint
-        description = json.dumps(teacher.describe(), sort_keys=True, default=str)
-        return text_fingerprint([teacher_fingerprint(inner), description])
-    members = getattr(teacher, "teachers", None)
-    if members is not None:  # an ensemble
+    if (inner := getattr(teacher, "teacher", None)) is not None:
+        return text_fingerprint([teacher_fingerprint(inner), _sorted_json(teacher.describe())])
+    if (members := getattr(teacher, "teachers", None)) is not None:  # an ensemble
         own = {name: teacher_fingerprint(member) for name, member in members.items()}
-        return text_fingerprint(
-            [json.dumps([own, teacher.describe()], sort_keys=True, default=str)]
-        )
+        return text_fingerprint([_sorted_json([own, teacher.describe()])])
     model = getattr(teacher, "model", None)
     if model is not None and hasattr(model, "state_dict"):
         return model_fingerprint(model.state_dict())
-    return text_fingerprint([json.dumps(teacher.describe(), sort_keys=True, default=str)])
+    return text_fingerprint([_sorted_json(teacher.describe())])
+
+
+def _sorted_json(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def tokenizer_fingerprint(tokens: Mapping[str, int] | None) -> str | None:
@@ -67,19 +68,14 @@ def preprocessing_fingerprint(processor: Any) -> str | None:
     settings = processor.to_dict() if hasattr(processor, "to_dict") else vars(processor)
     private = {"_name_or_path", "name_or_path", "_processor_class", "transformers_version"}
     settings = {key: value for key, value in settings.items() if key not in private}
-    return text_fingerprint([json.dumps(settings, sort_keys=True, default=str)])
+    return text_fingerprint([_sorted_json(settings)])
 
 
 def refuse_changes(where: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise if a cache belongs to another teacher, tokenizer, preprocessing or format.
+    """Raise ValueError if a cache belongs to another teacher, tokenizer, preprocessing or format.
 
-    Args:
-        where: The folder of the cache.
-        held: Its manifest.
-        wanted: The parts that it should have; a part that is None is not known, and not compared.
-
-    Raises:
-        ValueError: some parts differ; the message names them.
+    ``wanted`` are the parts that its manifest ``held`` should have; a part that is None is not
+    known, and not compared.
     """
     wanted = json.loads(json.dumps(wanted))  # normalised like values read from a file
     pairs = {part: (held.get(part), wanted.get(part)) for part in PARTS if part in wanted}
@@ -102,15 +98,8 @@ def _difference(held: Any, wanted: Any) -> str:
 
 
 def config_from(values: Mapping[str, Any] | None, source: str | Path = "the manifest") -> Any:
-    """The teacher's configuration, without its weights; None if there is none.
-
-    Args:
-        values: As `config_values` gives them.
-        source: Where they are from, for messages.
-
-    Raises:
-        ValueError: values that make no configuration, or a very large one.
-    """
+    """The teacher's configuration, without its weights, from `config_values`; None if there is
+    none. ValueError for values that make no configuration, or a very large one."""
     if values is None:
         return None
     try:
@@ -156,32 +145,9 @@ def public(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def write_vocabulary(folder: Path, tokens: Mapping[str, int]) -> None:
-    """Write a vocabulary, for comparison with the student's.
-
-    Raises:
-        ValueError: one that `unpack_vocabulary` would refuse.
-    """
-    text = json.dumps(tokens, ensure_ascii=False).encode()
-    if len(text) > MOST_TEXT:
-        raise ValueError(
-            f"Expected a vocabulary of at most {MOST_TEXT:,} bytes, got {len(text):,}."
-        )
-    with replacing(folder / VOCABULARY) as file:
-        file.write(gzip.compress(text, mtime=0))
-
-
 def unpack_vocabulary(file: BinaryIO, source: str, most: int = MOST_TEXT) -> dict[str, int]:
-    """Token -> id from JSON that is packed with gzip.
-
-    Args:
-        file: With the packed bytes.
-        source: Where it is from, for messages.
-        most: The bytes that are unpacked at most.
-
-    Raises:
-        ValueError: it is not packed, cut short, damaged, too large, or no such mapping.
-    """
+    """Token -> id from JSON that is packed with gzip, of at most ``most`` bytes when unpacked;
+    ValueError for anything else."""
     try:
         with gzip.GzipFile(fileobj=file) as packed:
             text = packed.read(most + 1)
@@ -199,15 +165,8 @@ def unpack_vocabulary(file: BinaryIO, source: str, most: int = MOST_TEXT) -> dic
 
 
 def read_vocabulary(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | None:
-    """Read the stored vocabulary, if there is one.
-
-    Args:
-        folder: Folder of the cache.
-        facts: Its manifest.
-
-    Raises:
-        ValueError: it is missing, or not the one of the manifest: tokens would be matched wrongly.
-    """
+    """Read the stored vocabulary, if there is one; ValueError if it is missing, or not the one of
+    the manifest ``facts``."""
     path = folder / VOCABULARY
     refuse_no_file(path)
     there, tokens = path.is_file(), None
@@ -258,31 +217,24 @@ themselves are not in here. Kept is:
 """
 
 
-def write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the card of the cache as a data set."""
+def _write_readme(folder: Path, facts: Mapping[str, Any]) -> None:
     description = facts["describe"]
     parts = [str(description[key]) for key in ("architecture", "name") if description.get(key)]
     name = f"{parts[0]} ({parts[1]})" if len(parts) == 2 else (parts or ["a teacher"])[0]
     name = " ".join(name.split())  # one line, so that no further Markdown can follow
     kept = {key: facts["content"][key] for key in ("kind", "logits", "states")}
-    text = README.format(
-        examples=facts["examples"], teacher=name, content=json.dumps(kept, indent=1)
-    )
+    shown = json.dumps(kept, indent=1)
+    text = README.format(examples=facts["examples"], teacher=name, content=shown)
     with replacing(folder / CARD) as file:
         file.write(text.encode())
 
 
 def refuse_other_card(folder: Path) -> None:
-    """Raise if writing a cache would replace another README.
-
-    Raises:
-        ValueError: there is a README.md that no cache's card begins like.
-    """
+    """Raise ValueError for a README.md that no cache's card begins like: it would be replaced."""
     path = folder / CARD
     refuse_no_file(path)
-    if path.is_file() and not path.read_bytes().startswith(
-        README[: README.index("configs")].encode()
-    ):
+    begin = README[: README.index("configs")].encode()
+    if path.is_file() and not path.read_bytes().startswith(begin):
         raise ValueError(
             f"Expected an empty folder for a new cache, or a cache, at {folder}, got one with a "
             f"{CARD} that is not a cache's: it would be replaced. Use another folder."
@@ -292,15 +244,79 @@ def refuse_other_card(folder: Path) -> None:
 def complete(
     folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None, anew: bool = False
 ) -> None:
-    """Write the further files of a cache atomically.
-
-    Args:
-        folder: Folder of the cache.
-        facts: Its manifest.
-        tokens: The teacher's vocabulary, if it has one.
-        anew: Also existing ones, which may belong to other data while there is no manifest.
-    """
+    """Write the further files of a cache atomically, existing ones only if ``anew``: these may
+    belong to other data while there is no manifest."""
     if tokens is not None and (anew or not (folder / VOCABULARY).is_file()):
-        write_vocabulary(folder, tokens)
+        text = json.dumps(tokens, ensure_ascii=False).encode()
+        if (size := len(text)) > MOST_TEXT:
+            raise ValueError(f"Expected a vocabulary of at most {MOST_TEXT:,} bytes, got {size:,}.")
+        with replacing(folder / VOCABULARY) as file:
+            file.write(gzip.compress(text, mtime=0))
     if anew or not (folder / CARD).is_file():
-        write_readme(folder, facts)
+        _write_readme(folder, facts)
+
+
+# ---- validation: a manifest may be untrusted input --------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _are_names_by_prefix(value: Any) -> bool:
+    named = isinstance(value, Mapping) and all(map(_is_text, value))
+    return named and all(map(_are_names, value.values()))
+
+
+TASK = f"one of {', '.join(sorted(TASKS))}"
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "a hash": _is_text,
+    TASK: lambda value: _is_text(value) and value in TASKS,
+    "a list of names": _are_names,
+    "lists of names by prefix,": _are_names_by_prefix,
+    "a mapping": lambda value: isinstance(value, Mapping),
+    "a number from 1 on": lambda value: type(value) is int and value > 0,
+}
+FIELDS = {
+    "teacher": "a hash",
+    "task": TASK,
+    "inputs": "a list of names",
+    "raw_columns": "lists of names by prefix, or null",
+    **dict.fromkeys(("tokenizer", "preprocessing"), "a hash or null"),
+    **dict.fromkeys(("content", "describe"), "a mapping"),
+    **dict.fromkeys(("views", "config"), "a mapping or null"),
+    **dict.fromkeys(("examples", "shard_size", "shards"), "a number from 1 on"),
+}
+"""Fields of a manifest, with the expected form."""
+
+
+def check_facts(folder: str | Path, facts: Mapping[str, Any]) -> Content:
+    """The content that a manifest describes; ValueError if a field is missing or of another type,
+    or the fields do not fit together."""
+    for name, wanted in FIELDS.items():
+        form = wanted.removesuffix(" or null")
+        there = name in facts or name == "raw_columns"  # which caches of before lack
+        null = form != wanted and there and facts.get(name) is None
+        if not null and not FORMS[form](facts.get(name)):
+            got = f"{facts[name]!r:.80}" if name in facts else "nothing"
+            raise ValueError(_refusal(folder, f"{wanted} as {name}", got))
+    shards = -(-facts["examples"] // facts["shard_size"])
+    if facts["shards"] != shards:
+        wanted = f"{shards} shards of {facts['examples']} examples, {facts['shard_size']} each"
+        raise ValueError(_refusal(folder, wanted, str(facts["shards"])))
+    try:
+        return Content.from_json(facts["content"])
+    except ValueError as error:
+        raise ValueError(_refusal(folder, "content that can be read", str(error))) from error
+
+
+def _refusal(folder: str | Path, wanted: str, got: str) -> str:
+    return (
+        f"Expected {wanted} in {Path(folder) / MANIFEST}, got {got}. It was not written by this "
+        "hf_distill, or changed since. Restore it from a copy, or write the cache anew in another "
+        "folder."
+    )

@@ -30,8 +30,7 @@ def check_dtype(dtype: str, known: Sequence[str] = tuple(STORED)) -> None:
 
 def check_count(name: str, value: Any, most: int | None = None) -> None:
     """Raise ValueError unless the value is a whole number from 1 on."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):
+    if type(value) is not int or value < 1 or (most is not None and value > most):
         limit = "" if most is None else f" and at most {most}"
         raise ValueError(f"Expected {name} to be an integer of at least 1{limit}, got {value!r}.")
 
@@ -54,14 +53,12 @@ def number_columns(name: str, dtype: str) -> dict[str, Any]:
 
 
 def pack(name: str, dtype: str, tensor: Tensor) -> dict[str, np.ndarray]:
-    """The columns of a tensor ``(..., C)`` of numbers.
+    """The columns of a tensor ``(..., C)`` of numbers; ValueError for NaN, +inf or what the type
+    cannot hold.
 
     Relative error at most 2^-11 for float16 (from 6e-5 on; below, 3e-8 absolute) and 2^-8 for
-    bfloat16; for int8 at most 1/254 of the largest magnitude of the line (the last dimension).
-    -inf stays -inf in every type.
-
-    Raises:
-        ValueError: NaN, +inf or what the type cannot hold.
+    bfloat16; for int8 at most 1/254 of the largest magnitude of the line (the last dimension). -inf
+    stays -inf in every type.
     """
     tensor = tensor.detach()
     if dtype == "int8":
@@ -107,11 +104,8 @@ def _check_held(name: str, dtype: str, tensor: Tensor, stored: Tensor) -> bool:
 
 
 def unpack(name: str, dtype: str, rows: Sequence[Row]) -> Tensor:
-    """Concatenated numbers of several examples: flat, float32.
-
-    Raises:
-        ValueError: NaN or +inf, or scales that do not fit: `pack` did not write them.
-    """
+    """Concatenated numbers of several examples: flat, float32. ValueError for what `pack` did not
+    write."""
     values = torch.from_numpy(joined(rows, name))
     if dtype == "bfloat16":
         return check_read(name, values.view(torch.bfloat16).float())
@@ -159,11 +153,8 @@ def pack_ids(ids: np.ndarray, width: int) -> dict[str, np.ndarray]:
 
 
 def unpack_ids(rows: Sequence[Row], width: int) -> np.ndarray:
-    """Concatenated class ids of several examples: flat, int64.
-
-    Raises:
-        ValueError: ids of no class, or two columns of other lengths.
-    """
+    """Concatenated class ids of several examples: flat, int64. ValueError for ids of no class, or
+    two columns of other lengths."""
     ids = joined(rows, "ids").astype(np.int64)
     if width > SHORT:
         high = joined(rows, "ids_high").astype(np.int64)

@@ -63,11 +63,8 @@ def part_of(name: str, tensor: Tensor, piece: ExampleSlice) -> Tensor:
 def padded(
     name: str, parts: Sequence[Tensor], found: Sequence[ExampleSlice], items: BatchItems
 ) -> Tensor:
-    """Arrange the examples' parts in the shape of the batch, 0 elsewhere.
-
-    Raises:
-        ValueError: a part that does not have the positions of its example.
-    """
+    """Arrange the examples' parts in the shape of the batch, 0 elsewhere; ValueError for a part
+    that does not have the positions of its example."""
     group, rows = name.split(".")[1], len(items.masks["samples"])
     attention = name.startswith("attention.")
     first = parts[0]

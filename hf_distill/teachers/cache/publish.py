@@ -10,8 +10,8 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from hf_distill.hub.commits import Push
 from hf_distill.hub.leaks import check_files
 from hf_distill.teachers.cache.checked_json import MANIFEST, read_manifest
-from hf_distill.teachers.cache.facts import check_facts
-from hf_distill.teachers.cache.records import arrow_path, record_path, records, verify
+from hf_distill.teachers.cache.manifest import check_facts
+from hf_distill.teachers.cache.records import ShardRecords, arrow_path, record_path
 
 FILES = (MANIFEST, "vocabulary.json.gz", "views.jsonl", "README.md")
 SHARDS = ("data/*.arrow", "data/*.json")
@@ -20,17 +20,15 @@ OURS = (*FILES, "data/*")
 
 
 def cache_files(path: str | Path) -> list[str]:
-    """Files of a cache, as relative POSIX paths.
-
-    Raises:
-        ValueError: the cache is unfinished, damaged, or holds shards of another one.
-    """
-    facts, known = read_manifest(path), records(path)
+    """Files of a whole cache, as relative POSIX paths; ValueError for an unfinished or damaged
+    one."""
+    facts = read_manifest(path)
     check_facts(path, facts)
-    missing = next((i for i in range(facts["shards"]) if i not in known), None)
-    verify(path, [*known, *([] if missing is None else [missing])], facts, known)
+    found = ShardRecords(path, facts)
+    known = found.known
+    found.verify([*known, *[i for i in range(facts["shards"]) if i not in known][:1]])
     names = [name for name in FILES if os.path.lexists(Path(path) / name)]
-    shards = [where("", index).as_posix() for index in known for where in (arrow_path, record_path)]
+    shards = [where("", i).as_posix() for i in known for where in (arrow_path, record_path)]
     return [*names, *shards]
 
 
@@ -44,8 +42,7 @@ def push_cache(
 ) -> CommitInfo:
     """Publish a cache as a data set; `datasets.load_dataset(repo_id, streaming=True)` reads it.
 
-    One commit adds its files and removes those of an earlier cache: otherwise shards of another
-    teacher would be read for examples that this one does not contain.
+    One commit adds its files and removes those of an earlier cache.
 
     Args:
         path: The folder that `write_cache` wrote.
@@ -79,11 +76,8 @@ def push_cache(
 
 
 def local_cache(path: str | Path) -> Path:
-    """The folder of a cache, downloaded from the Hub unless it is local.
-
-    Raises:
-        FileNotFoundError: there is no such folder, and it cannot be downloaded.
-    """
+    """The folder of a cache, downloaded from the Hub unless it is local; FileNotFoundError if there
+    is none."""
     if Path(path).is_dir():
         return Path(path)
     try:

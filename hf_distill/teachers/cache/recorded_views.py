@@ -1,18 +1,8 @@
 """Recorded views: augmentation with cached teacher outputs.
 
 A cache finds the outputs of an example by its content, and under random augmentation every example
-is new; outputs of the original image differ (the cosine between a ViT's features of an image and of
-its mirror image is only 0.87). So k views of every example are drawn once, their parameters are
-stored, and training repeats these views: arXiv 2303.08983 (dataset reinforcement), 2311.17049
-(MobileCLIP).
-
-    views = (flip(), shift(2))
-    records = record_views(train, views, count=4, seed=0)
-    records.save(path)                                               # the folder of the cache
-    write_cache(path, teacher, AllViews(train, records, *views), collator)
-
-    trainer = DistillationTrainer(student, args, teacher_model=CachedTeacher(path),
-                                  train_dataset=RecordedViews(train, path, *views), ...)
+is new. So k views of every example are drawn once, their parameters are stored, and training
+repeats these views: arXiv 2303.08983 (dataset reinforcement), 2311.17049 (MobileCLIP).
 """
 
 from __future__ import annotations
@@ -76,11 +66,8 @@ class AugmentationLog:
         return int(self._order[found])
 
     def parameters(self, place: int) -> list[list[Parameters]]:
-        """Parameters of each recorded view of an example, one set for each of ``views``.
-
-        Raises:
-            ValueError: the line of the example has another form.
-        """
+        """Parameters of each recorded view of an example, one set for each of ``views``; ValueError
+        for a line of another form."""
         line = self._body[self._ends[place] + 1 : self._ends[place + 1]].tobytes()
         try:
             found = json.loads(line)["views"]
@@ -105,10 +92,7 @@ class AugmentationLog:
     @classmethod
     def load(cls, folder: str | Path) -> AugmentationLog:
         """Read ``views.jsonl`` from the folder of a cache; it is mapped, not held in memory.
-
-        Raises:
-            ValueError: there is none, or not a byte for byte whole one.
-        """
+        ValueError if there is none, or not a byte for byte whole one."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(
@@ -213,11 +197,7 @@ def _check_repeatable(data: Views, example: Example) -> None:
 
 
 def _settings(views: Sequence[Any]) -> list[str]:
-    """The views with their settings.
-
-    Raises:
-        ValueError: one of them cannot be recorded.
-    """
+    """The views with their settings; ValueError if one of them cannot be recorded."""
     for view in views:
         name = getattr(view, "__name__", type(view).__name__)
         if isinstance(view, type) or not (hasattr(view, "draw") and hasattr(view, "apply")):
@@ -237,11 +217,10 @@ def _settings(views: Sequence[Any]) -> list[str]:
 
 
 class _Recorded(Views):
-    def __init__(self, data: Any, records: AugmentationLog | str | Path, *views: RandomView):
+    def __init__(self, data: Any, records: Any, *views: RandomView):
         super().__init__(data, *views)
-        self.records = (
-            records if isinstance(records, AugmentationLog) else AugmentationLog.load(records)
-        )
+        loaded = isinstance(records, AugmentationLog)
+        self.records = records if loaded else AugmentationLog.load(records)
         given = tuple(_settings(views))
         if given != self.records.views:
             raise ValueError(
@@ -281,10 +260,9 @@ class _Recorded(Views):
 class RecordedViews(_Recorded):
     """A data set that returns one of the recorded views of an example at each reading.
 
-    The view is drawn from torch's global generator, like `Views`. Shuffling, selecting and
-    filtering the data do not matter: records are found by content. (`mixup` looks for its other
-    image at its recorded index; if the data were reordered it reads all of them once, in every
-    worker of a `DataLoader`.)
+    The view is drawn from torch's global generator, like `Views`. Records are found by content:
+    shuffling, selecting and filtering the data do not matter. (After a reordering `mixup`, whose
+    other image has an index, reads all of them once in every worker.)
 
     Args:
         data: Examples by index.
@@ -301,11 +279,8 @@ class RecordedViews(_Recorded):
 
 
 class AllViews(_Recorded):
-    """Every recorded view of every example, for `hf_distill.teachers.cache.write_cache`.
-
-    View ``j`` of example ``i`` stands at ``i * count + j``. Arguments and errors are those of
-    `RecordedViews`.
-    """
+    """Every recorded view of every example, for `write_cache`: view ``j`` of example ``i`` is at
+    ``i * count + j``. Arguments and errors are those of `RecordedViews`."""
 
     def __len__(self) -> int:
         return len(self.data) * self.records.count

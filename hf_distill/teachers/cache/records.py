@@ -12,71 +12,68 @@ import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import xxhash
 
-from hf_distill.teachers.cache.checked_json import PARTS, bindings, read_manifest, read_sealed
+from hf_distill.teachers.cache.checked_json import (
+    PARTS,
+    StrPath,
+    bindings,
+    read_manifest,
+    read_sealed,
+)
 
 Record = dict[str, Any]
 """Fields of a record: ``rows``, ``bytes``, the hashes ``file`` and ``keys``, and ``of``: those of
 the parts of its manifest, see `bindings`."""
-
-
 DATA = "data"
 CHUNK = 2**22
 
 
-class DamagedCacheError(ValueError):
-    """Error for shards that are missing or damaged.
+class _ShardsError(ValueError):
+    message: ClassVar[str]
 
-    Attributes:
-        shards: For each damaged shard, what is wrong with it.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], shards: dict[int, str]) -> None:
+    def __init__(self, directory: StrPath, shards: dict[int, str]) -> None:
         self.shards = shards
         found = [f"{arrow_path(directory, i).name} ({why})" for i, why in list(shards.items())[:8]]
         more = f" and {len(shards) - 8} more" if len(shards) > 8 else ""
-        super().__init__(
-            f"Expected the cache {directory} as it was written, damaged: {', '.join(found)}{more}. "
-            "Delete nothing: `hf-distill cache RECIPE` rebuilds only these shards."
-        )
+        listed, data = ", ".join(found) + more, Path(directory) / DATA
+        super().__init__(self.message.format(directory=directory, shards=listed, data=data))
 
 
-class ForeignShardsError(ValueError):
-    """Error for shards that were written for another cache.
+class DamagedCacheError(_ShardsError):
+    """Error for shards that are missing or damaged: ``shards``, each with what is wrong."""
 
-    Attributes:
-        shards: For each of them, in what it differs.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], shards: dict[int, str]) -> None:
-        self.shards = shards
-        listed = list(shards.items())
-        found = [f"{arrow_path(directory, i).name} ({why})" for i, why in listed[:8]]
-        more = f" and {len(shards) - 8} more" if len(shards) > 8 else ""
-        super().__init__(
-            f"Expected shards of the cache {directory} alone, got those of another one: "
-            f"{', '.join(found)}{more}. Their outputs are not those that its cache.json is of. "
-            f"Move them and their records (.arrow and .json) out of {Path(directory) / DATA}, and "
-            "run the command that wrote the cache again: it makes these anew. If it is cache.json "
-            "that is another one, put the one they were written with back, or write to another "
-            "folder."
-        )
+    message = (
+        "Expected the cache {directory} as it was written, damaged: {shards}. Delete nothing: "
+        "`hf-distill cache RECIPE` rebuilds only these shards."
+    )
 
 
-def arrow_path(directory: str | os.PathLike[str], index: int) -> Path:
+class ForeignShardsError(_ShardsError):
+    """Error for shards that were written for another cache: ``shards``, each with what differs."""
+
+    message = (
+        "Expected shards of the cache {directory} alone, got those of another one: {shards}. Their "
+        "outputs are not those that its cache.json is of. Move them and their records (.arrow and "
+        ".json) out of {data}, and run the command that wrote the cache again: it makes these "
+        "anew. If it is cache.json that is another one, put the one they were written with back, "
+        "or write to another folder."
+    )
+
+
+def arrow_path(directory: StrPath, index: int) -> Path:
     """The path of a shard."""
     return Path(directory, f"{DATA}/shard-{index:05d}.arrow")
 
 
-def record_path(directory: str | os.PathLike[str], index: int) -> Path:
+def record_path(directory: StrPath, index: int) -> Path:
     """The path of the record of a shard."""
-    return Path(directory, f"{DATA}/shard-{index:05d}.json")
+    return arrow_path(directory, index).with_suffix(".json")
 
 
-def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
+def read_records(directory: StrPath) -> dict[int, Record | None]:
     """Records by shard; None for a damaged record."""
     found: dict[int, Record | None] = {}
     folder = Path(directory) / DATA
@@ -91,36 +88,60 @@ def records(directory: str | os.PathLike[str]) -> dict[int, Record | None]:
     return found
 
 
-def _as_record(values: Mapping[str, Any]) -> Record:
+def _as_record(values: Record) -> Record:
     """Check a record, or raise ValueError; one of an earlier version has no ``of``."""
     kinds = {"rows": int, "bytes": int, "file": str, "keys": str}
     fits = all(type(values.get(name)) is kind for name, kind in kinds.items())
     if not fits or not isinstance(values.get("of", ""), str):
         raise ValueError("other fields")
-    return dict(values)
+    return values
 
 
-def foreign(
-    directory: str | os.PathLike[str],
-    manifest: Mapping[str, Any] | None = None,
-    known: Mapping[int, Record | None] | None = None,
-) -> dict[int, str]:
-    """The shards that were written for another cache, each with what differs.
+class ShardRecords:
+    """The records of a cache's shards at one time: ``known``, as from `read_records`, and
+    ``foreign``, the shards that were written for another cache, each with what differs. The
+    manifest is read if it is not given; ValueError for shards without one."""
 
-    Args:
-        directory: The cache.
-        manifest: Its manifest, if that was read.
-        known: Its records, if those were read.
+    def __init__(self, directory: StrPath, manifest: Mapping[str, Any] | None = None):
+        self.directory, self.known = directory, read_records(directory)
+        self.foreign: dict[int, str] = {}
+        whole = {index: record for index, record in self.known.items() if record is not None}
+        if whole:
+            own = bindings(read_manifest(directory) if manifest is None else manifest)
+            others = {i: record for i, record in whole.items() if record.get("of") != own}
+            self.foreign = {i: _difference(own, record) for i, record in others.items()}
 
-    Raises:
-        ValueError: shards without a manifest.
-    """
-    known = records(directory) if known is None else known
-    whole = {index: record for index, record in known.items() if record is not None}
-    if not whole:
-        return {}
-    own = bindings(read_manifest(directory) if manifest is None else manifest)
-    return {i: _difference(own, record) for i, record in whole.items() if record.get("of") != own}
+    def finished(self) -> set[int]:
+        """The cache's own shards with a valid record and the recorded size; no data is read."""
+        own = {i: r for i, r in self.known.items() if r is not None and i not in self.foreign}
+        return {i for i, r in own.items() if _size(arrow_path(self.directory, i)) == r["bytes"]}
+
+    def damaged(self, indexes: Collection[int] | None = None) -> dict[int, str]:
+        """Damaged shards: each shard with a record is read and compared.
+
+        A shard without a record is unfinished, not damaged; one in ``indexes`` (by default all that
+        have a record) counts as missing.
+        """
+        found = {}
+        for i in sorted(self.known if indexes is None else indexes):
+            if i not in self.known:
+                found[i] = "no record: missing or unfinished"
+            elif wrong := self.foreign.get(i) or _wrong(
+                arrow_path(self.directory, i), self.known[i]
+            ):
+                found[i] = wrong
+        return found
+
+    def refuse_foreign(self) -> None:
+        """Raise ForeignShardsError for shards of another cache."""
+        if self.foreign:
+            raise ForeignShardsError(self.directory, self.foreign)
+
+    def verify(self, indexes: Collection[int] | None = None) -> None:
+        """`refuse_foreign`, and raise DamagedCacheError for `damaged` ones."""
+        self.refuse_foreign()
+        if found := self.damaged(indexes):
+            raise DamagedCacheError(self.directory, found)
 
 
 def _difference(own: str, record: Record) -> str:
@@ -132,25 +153,6 @@ def _difference(own: str, record: Record) -> str:
     return "of other things: " + ", ".join(parts) if parts else "by another version"
 
 
-def finished(
-    directory: str | os.PathLike[str],
-    manifest: Mapping[str, Any] | None = None,
-    known: Mapping[int, Record | None] | None = None,
-) -> set[int]:
-    """The cache's own shards with a valid record and the recorded size; no data is read.
-
-    Arguments and errors are those of `foreign`.
-    """
-    known = records(directory) if known is None else known
-    others = foreign(directory, manifest, known)
-    found = set()
-    for index, record in known.items():
-        own = record is not None and index not in others
-        if own and record is not None and _size(arrow_path(directory, index)) == record["bytes"]:
-            found.add(index)
-    return found
-
-
 def _size(path: Path) -> int | None:
     """The bytes of a file; None: there is none."""
     try:
@@ -158,33 +160,6 @@ def _size(path: Path) -> int | None:
     except OSError:
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def damaged(
-    directory: str | os.PathLike[str],
-    indexes: Collection[int] | None = None,
-    manifest: Mapping[str, Any] | None = None,
-    known: Mapping[int, Record | None] | None = None,
-) -> dict[int, str]:
-    """Damaged shards: each shard with a record is read and compared.
-
-    A shard without a record is unfinished, not damaged; one in `indexes` counts as missing.
-
-    Args:
-        directory: The cache.
-        indexes: The shards to look at; None: all that have a record.
-        manifest: As for `foreign`.
-        known: As for `foreign`.
-    """
-    known = records(directory) if known is None else known
-    others = foreign(directory, manifest, known)
-    found = {}
-    for index in sorted(known if indexes is None else indexes):
-        if index not in known:
-            found[index] = "no record: missing or unfinished"
-        elif reason := others.get(index) or _wrong(arrow_path(directory, index), known[index]):
-            found[index] = reason
-    return found
 
 
 def _wrong(path: Path, record: Record | None) -> str:
@@ -206,35 +181,3 @@ def checksum(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def refuse_foreign(
-    directory: str | os.PathLike[str],
-    manifest: Mapping[str, Any] | None = None,
-    known: Mapping[int, Record | None] | None = None,
-) -> None:
-    """Refuse shards of another cache; the arguments are those of `foreign`.
-
-    Raises:
-        ForeignShardsError: naming the shards, with what to do.
-    """
-    if others := foreign(directory, manifest, known):
-        raise ForeignShardsError(directory, others)
-
-
-def verify(
-    directory: str | os.PathLike[str],
-    indexes: Collection[int] | None = None,
-    manifest: Mapping[str, Any] | None = None,
-    known: Mapping[int, Record | None] | None = None,
-) -> None:
-    """Raise if shards differ from their records, see `damaged`.
-
-    Raises:
-        ForeignShardsError: shards of another cache.
-        DamagedCacheError: naming the shards, with what to do.
-    """
-    known = records(directory) if known is None else known
-    refuse_foreign(directory, manifest, known)
-    if found := damaged(directory, indexes, manifest, known):
-        raise DamagedCacheError(directory, found)

@@ -12,23 +12,7 @@ import xxhash
 from datasets import Features, List, Value
 from torch import Tensor
 
-from hf_distill.teachers.cache.packing import (
-    MOST,
-    STORED,
-    Row,
-    check_count,
-    check_dtype,
-    check_logits,
-    check_read,
-    id_columns,
-    joined,
-    number_columns,
-    pack,
-    pack_ids,
-    split_evenly,
-    unpack,
-    unpack_ids,
-)
+from hf_distill.teachers.cache import packing
 
 BLOCK = {True: 2**18, False: 2**24}
 """Number of float64 numbers per block, on a CPU (2 MiB: its cache) and elsewhere."""
@@ -43,7 +27,7 @@ class SparseClasses(NamedTuple):
         ids: ``(N, k)`` int64; an unused slot repeats the first id of its item.
         log_probs: ``(N, k)`` float32, log softmax(logits / temperature); -inf: an unused slot.
         log_rest: ``(N,)`` float32, log of the mass of all other classes; -inf: none.
-        sizes: How many items each example has.
+        sizes: Number of items of each example.
     """
 
     ids: Tensor
@@ -59,16 +43,11 @@ class TopK:
     Attributes:
         k: Number of classes of each item (all of them if there are fewer).
         dtype: Dtype of their log-probabilities: ``float16``, ``float32`` or ``bfloat16``. On
-            reading they are normalised to 1 minus the mass of the others, which is stored in
-            float32.
+            reading they are normalised to 1 minus the mass of the others, kept in float32.
         temperature: Temperature of the softmax.
         tail: Keep the mass of the others. Without it the k classes are normalised as if they were
             all, which is another distribution; only for comparison.
         width: The number of classes C; needed for reading and writing.
-
-    Raises:
-        ValueError: an unknown dtype; k < 1; a temperature that is not above 0; too many classes for
-            ids of 3 bytes.
     """
 
     k: int
@@ -78,27 +57,28 @@ class TopK:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        check_count("k", self.k)
-        check_dtype(self.dtype, [name for name in STORED if name != "int8"])
+        packing.check_count("k", self.k)
+        packing.check_dtype(self.dtype, [name for name in packing.STORED if name != "int8"])
         check_temperature(self.temperature)
         if not isinstance(self.tail, bool):
             raise ValueError(f"Expected tail to be true or false, got {self.tail!r}.")
         if self.width is not None:
-            check_count("width", self.width, MOST)
+            packing.check_count("width", self.width, packing.MOST)
 
     def columns(self) -> Features:
         """``ids``, ``log_probs`` (both flat) and ``tail``."""
         own = {"tail": List(Value("float32"))} if self.tail else {}
-        return Features(id_columns(width_of(self)) | number_columns("log_probs", self.dtype) | own)
+        return Features(
+            packing.id_columns(width_of(self))
+            | packing.number_columns("log_probs", self.dtype)
+            | own
+        )
 
     def encode(self, logits: Tensor, key: bytes = b"") -> dict[str, Any]:
-        """The columns of one example's logits ``(n, C)``; n may be 0. float64 inside.
-
-        Raises:
-            ValueError: another shape; NaN or +inf; an item without any possible class.
-        """
+        """The columns of one example's logits ``(n, C)``; n may be 0. float64 inside. ValueError
+        for another shape, NaN or +inf, or an item without any possible class."""
         width = width_of(self)
-        check_logits(logits, width)
+        packing.check_logits(logits, width)
         logits, k = logits.detach(), min(self.k, width)
         ids = logits.new_empty((len(logits), k), dtype=torch.int64)
         log_probs = logits.new_empty(ids.shape, dtype=torch.float64)
@@ -111,33 +91,32 @@ class TopK:
             total = checked(torch.logaddexp(top.logsumexp(-1), rest), logits)
             log_probs[part], tail[part] = top - total.unsqueeze(-1), rest - total
         log_probs.masked_fill_(log_probs < NONE, -torch.inf)
-        own = pack("tail", "float32", tail) if self.tail else {}
+        own = packing.pack("tail", "float32", tail) if self.tail else {}
         flat = ids.cpu().numpy().reshape(-1)
-        return pack_ids(flat, width) | pack("log_probs", self.dtype, log_probs) | own
+        return (
+            packing.pack_ids(flat, width) | packing.pack("log_probs", self.dtype, log_probs) | own
+        )
 
-    def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
-        """The classes of several examples' items, concatenated.
-
-        Raises:
-            ValueError: rows that are not from `encode`.
-        """
+    def decode_batch(self, rows: Sequence[packing.Row]) -> SparseClasses:
+        """The classes of several examples' items; ValueError for rows that are not from
+        `encode`."""
         width = width_of(self)
         k = min(self.k, width)
-        sizes = [split_evenly("ids", row, k) for row in rows]
+        sizes = [packing.split_evenly("ids", row, k) for row in rows]
         for row, size in zip(rows, sizes, strict=True):
             if len(row["log_probs"]) != size * k or (self.tail and len(row["tail"]) != size):
                 raise ValueError(f"Expected {k} log_probs for each of {size} items and one tail.")
-        ids = torch.from_numpy(unpack_ids(rows, width)).view(-1, k)
-        log_probs = unpack("log_probs", self.dtype, rows).view(-1, k)
+        ids = torch.from_numpy(packing.unpack_ids(rows, width)).view(-1, k)
+        log_probs = packing.unpack("log_probs", self.dtype, rows).view(-1, k)
         if self.tail:
-            rest = check_read("tail", torch.from_numpy(joined(rows, "tail")))
+            rest = packing.check_read("tail", torch.from_numpy(packing.joined(rows, "tail")))
             if bool((rest > 0).any()):
                 raise ValueError("Expected log-probabilities of at most 0 in tail.")
         else:
             rest = log_probs.new_full((len(ids),), -torch.inf)
         mass = torch.log(-torch.expm1(rest))
         log_probs += (mass - log_probs.logsumexp(-1)).unsqueeze(-1)
-        return SparseClasses(ids, check_read("log_probs", log_probs), rest, sizes)
+        return SparseClasses(ids, packing.check_read("log_probs", log_probs), rest, sizes)
 
 
 @dataclass(frozen=True)
@@ -146,20 +125,15 @@ class Sampled:
 
     count / draws estimates p without bias: the draws are stratified, u_i = (i + U_i) / draws for i
     = 0 … draws - 1 with U uniform, each the class where the cumulated p passes it. U depends only
-    on the seed and the example's key, so the same example gets the same draws in every batch, order
-    and process. (Anshumann et al., 2025, arXiv:2503.16870, draw independently; strata have the same
-    mean and a smaller variance.) An item takes 3 to 4 bytes for each class that was drawn, at most
-    4 · draws.
+    on the seed and the example's key. (Anshumann et al., 2025, arXiv:2503.16870, draw
+    independently; strata have the same mean and a smaller variance.) An item takes 3 to 4 bytes for
+    each class that was drawn.
 
     Attributes:
         draws: Draws per item, at most 255.
         temperature: Temperature of the softmax that is drawn from.
         seed: Seed of the draws.
         width: The number of classes C; needed for reading and writing.
-
-    Raises:
-        ValueError: draws not in 1 … 255; a temperature that is not above 0; a seed that is not an
-            integer from 0; too many classes for ids of 3 bytes.
     """
 
     draws: int = 12
@@ -168,25 +142,21 @@ class Sampled:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        check_count("draws", self.draws, 255)
+        packing.check_count("draws", self.draws, 255)
         check_temperature(self.temperature)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"Expected seed to be an integer from 0 on, got {self.seed!r}.")
         if self.width is not None:
-            check_count("width", self.width, MOST)
+            packing.check_count("width", self.width, packing.MOST)
 
     def columns(self) -> Features:
         """``ids`` and ``counts``, both flat; the counts of each item sum to `draws`."""
-        return Features(id_columns(width_of(self)) | {"counts": List(Value("uint8"))})
+        return Features(packing.id_columns(width_of(self)) | {"counts": List(Value("uint8"))})
 
     def encode(self, logits: Tensor, key: bytes) -> dict[str, Any]:
-        """The columns of one example's logits ``(n, C)``; n may be 0. float64 inside.
-
-        Raises:
-            ValueError: another shape; NaN or +inf; an item without any possible class.
-        """
+        """The columns of one example's logits ``(n, C)``; see `TopK.encode`."""
         width = width_of(self)
-        check_logits(logits, width)
+        packing.check_logits(logits, width)
         logits = logits.detach()
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(key, self.seed))
         uniform = torch.rand(
@@ -205,15 +175,12 @@ class Sampled:
         first = np.ones(ids.shape, bool)
         first[:, 1:] = ids[:, 1:] != ids[:, :-1]
         ends = np.append(np.flatnonzero(first), ids.size)
-        return pack_ids(ids[first], width) | {"counts": np.diff(ends).astype(np.uint8)}
+        return packing.pack_ids(ids[first], width) | {"counts": np.diff(ends).astype(np.uint8)}
 
-    def decode_batch(self, rows: Sequence[Row]) -> SparseClasses:
-        """The classes of several examples' items, concatenated; k is the largest of any.
-
-        Raises:
-            ValueError: rows that are not from `encode`.
-        """
-        flat, counts = unpack_ids(rows, width_of(self)), joined(rows, "counts")
+    def decode_batch(self, rows: Sequence[packing.Row]) -> SparseClasses:
+        """The classes of several examples' items; k is the largest of any. ValueError as in
+        `TopK`."""
+        flat, counts = packing.unpack_ids(rows, width_of(self)), packing.joined(rows, "counts")
         upto = np.append(0, np.cumsum(counts, dtype=np.int64))
         self._check_counts(rows, counts, upto)
         items = (upto[1:] - 1) // self.draws
@@ -229,7 +196,9 @@ class Sampled:
         rest = torch.full(shape[:1], -torch.inf)
         return SparseClasses(torch.from_numpy(ids), torch.from_numpy(log_probs), rest, sizes)
 
-    def _check_counts(self, rows: Sequence[Row], counts: np.ndarray, upto: np.ndarray) -> None:
+    def _check_counts(
+        self, rows: Sequence[packing.Row], counts: np.ndarray, upto: np.ndarray
+    ) -> None:
         """Check that the counts of each item, and of each example, add up to its draws."""
         if any(len(row["ids"]) != len(row["counts"]) for row in rows):
             raise ValueError("Expected as many counts as ids.")

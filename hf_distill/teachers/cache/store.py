@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pyarrow as pa
 from datasets import Features
 
 from hf_distill.teachers.cache.arrow import KEY, KEY_BYTES, key_bytes
-from hf_distill.teachers.cache.checked_json import bindings, read_manifest
-from hf_distill.teachers.cache.records import arrow_path, finished, records, refuse_foreign, verify
+from hf_distill.teachers.cache.checked_json import StrPath, bindings, read_manifest
+from hf_distill.teachers.cache.records import ShardRecords, arrow_path
 from hf_distill.teachers.cache.shards import Row, open_shard, schema_of
 
 Column = Callable[[int], Any]
@@ -24,11 +23,10 @@ class MissingExample(ValueError):  # noqa: N818
 
 
 class ExampleStore:
-    """The examples of a cache, read-only and memory-mapped.
+    """The examples of a cache, read-only and memory-mapped: 24 bytes of memory per example.
 
     Any number of processes may open the same cache, also while a writer adds shards to it, and a
-    store may be used in forked or spawned data loader workers. It takes 24 bytes of memory per
-    example.
+    store may be used in forked or spawned data loader workers.
 
     Args:
         directory: The cache.
@@ -36,18 +34,14 @@ class ExampleStore:
         partial: Accept missing shards.
         features: The columns that each shard must have; None: any that `read_batches` allows.
 
-    Attributes:
-        manifest: The manifest of the cache.
-
     Raises:
-        ValueError: not a cache, one of another format, or an unfinished one.
-        ForeignShardsError: shards that were written for another cache.
-        DamagedCacheError: a shard differs from what was written.
+        ValueError: not a cache, one of another format, unfinished, damaged, or with shards of
+            another one.
     """
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: StrPath,
         verify: bool = True,
         partial: bool = False,
         features: Features | None = None,
@@ -64,47 +58,41 @@ class ExampleStore:
 
     def refresh(self) -> None:
         """Open shards that were finished since; the errors are those of the constructor."""
-        manifest, known = read_manifest(self.directory), records(self.directory)
+        manifest = read_manifest(self.directory)
+        shards = ShardRecords(self.directory, manifest)
         if self.manifest and bindings(manifest) != bindings(self.manifest):
             raise ValueError(
                 f"Expected the cache {self.directory} as it was opened, got another one that was "
                 "written there since. Open it anew, and write other caches to folders of their own."
             )
-        refuse_foreign(self.directory, manifest, known)
-        new = sorted(finished(self.directory, manifest, known) - self._opened)
+        shards.refuse_foreign()
+        new = sorted(shards.finished() - self._opened)
         if self._verify:
-            verify(self.directory, new if self._opened else None, manifest, known)
+            shards.verify(new if self._opened else None)
         self._check_complete(manifest.get("shards"), self._opened.union(new))
         batches, sizes = list(self._batches), list(self._sizes)
         for index in new:
-            record: Any = known[index]
+            record: Any = shards.known[index]
             found = open_shard(self.directory, index, record, self._schema)
             batches += [_Batch(index, batch) for batch in found]
             sizes.append(record["bytes"])
         self.manifest, self._batches, self._sizes = manifest, batches, sizes
         self._opened.update(new)
-        self._build_index()
+        keys = [_array(batch.keys) for batch in batches]
+        self._starts = np.cumsum([0, *map(len, keys)])
+        whole = np.concatenate([_array(b""), *keys])
+        self._rows = np.argsort(whole, kind="stable")
+        self._keys = whole[self._rows]
 
     def _check_complete(self, expected: int | None, there: set[int]) -> None:
-        if expected is None or self.partial:
-            return
-        done = sum(index < expected for index in there)
-        if done < expected:
-            first = next(i for i in range(expected) if i not in there)
+        missing = [] if self.partial else [i for i in range(expected or 0) if i not in there]
+        if expected is not None and missing:
+            done = expected - len(missing)
             raise ValueError(
                 f"Expected {expected} shards in the cache {self.directory}, {done} are finished "
-                f"({arrow_path('', first).name} is the first that is not). Run the command that "
-                "wrote it again: it goes on from there."
+                f"({arrow_path('', missing[0]).name} is the first that is not). Run the command "
+                "that wrote it again: it goes on from there."
             )
-
-    def _build_index(self) -> None:
-        lengths = [len(batch) for batch in self._batches]
-        self._starts = np.cumsum([0, *lengths])
-        words = [_halves(batch.keys) for batch in self._batches]
-        halves = np.concatenate([_halves(b""), *words])
-        order = np.lexsort((halves[:, 1], halves[:, 0]))
-        self._high, self._low = halves[order, 0], halves[order, 1]
-        self._rows = order.astype(np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -119,22 +107,6 @@ class ExampleStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """The row ``(len(keys),)`` int64 of each key, for `take`.
-
-        Raises:
-            MissingExample: unknown keys.
-        """
-        rows = self._find(keys)
-        if (rows < 0).any():
-            missing = self.missing(keys)
-            raise MissingExample(
-                f"Expected {len(keys)} example(s) in the cache {self.directory}, {len(missing)} of "
-                f"them are missing; the first has the key {missing[0].hex()}. Write the cache with "
-                "the same data, preprocessing and teacher inputs as in training."
-            )
-        return rows
-
     def shards_of(self, keys: Sequence[bytes]) -> list[int]:
         """Shards of the examples with these keys, in order; unknown keys are skipped."""
         rows = self._find(keys)
@@ -147,15 +119,16 @@ class ExampleStore:
         return [key for key, row in zip(keys, rows, strict=True) if row < 0]
 
     def rows(self, keys: Sequence[bytes]) -> list[Row]:
-        """The examples of these keys: views of the file, read-only and not copied.
-
-        Raises:
-            MissingExample: unknown keys.
-        """
-        return self.take(self.find(keys))
-
-    def take(self, rows: np.ndarray) -> list[Row]:
-        """The examples of these rows, see `find`."""
+        """The examples of these keys: views of the file, read-only and not copied. MissingExample
+        for unknown keys."""
+        rows = self._find(keys)
+        if (rows < 0).any():
+            missing = self.missing(keys)
+            raise MissingExample(
+                f"Expected {len(keys)} example(s) in the cache {self.directory}, {len(missing)} of "
+                f"them are missing; the first has the key {missing[0].hex()}. Write the cache with "
+                "the same data, preprocessing and teacher inputs as in training."
+            )
         batches = np.searchsorted(self._starts, rows, side="right") - 1
         within = rows - self._starts[batches]
         return [
@@ -168,17 +141,9 @@ class ExampleStore:
             raise ValueError(f"Expected keys of {KEY_BYTES} bytes.")
         if not len(self._rows):
             return np.full(len(keys), -1, np.int64)
-        halves = _halves(b"".join(keys))
-        high, low = halves[:, 0], halves[:, 1]
-        at = np.minimum(np.searchsorted(self._high, high), len(self._rows) - 1)
-        same = self._high[at] == high
-        found = np.where(same & (self._low[at] == low), self._rows[at], -1)
-        for i in np.flatnonzero(same & (found < 0)):  # only the first halves agree
-            stop = np.searchsorted(self._high, high[i], side="right")
-            place = at[i] + np.searchsorted(self._low[at[i] : stop], low[i])
-            if place < stop and self._low[place] == low[i]:
-                found[i] = self._rows[place]
-        return found
+        wanted = _array(b"".join(keys))
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._rows) - 1)
+        return np.where(self._keys[at] == wanted, self._rows[at], -1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExampleStore, (self.directory, False, True, self.features)
@@ -188,15 +153,10 @@ class _Batch:
     """One Arrow record batch: its keys and how to read a row of each other column."""
 
     def __init__(self, shard: int, batch: pa.RecordBatch) -> None:
-        self.shard, self.length = shard, len(batch)
-        self.columns: dict[str, Column] = {}
-        for name, array in zip(batch.schema.names, batch.columns, strict=True):
-            if name != KEY:
-                self.columns[name] = _column(array)
+        self.shard = shard
+        arrays = zip(batch.schema.names, batch.columns, strict=True)
+        self.columns = {name: _column(array) for name, array in arrays if name != KEY}
         self.keys = key_bytes(batch)
-
-    def __len__(self) -> int:
-        return self.length
 
 
 def _column(array: pa.Array) -> Column:
@@ -207,6 +167,5 @@ def _column(array: pa.Array) -> Column:
     return lambda i: flat[bounds[i] : bounds[i + 1]]
 
 
-def _halves(keys: bytes | memoryview) -> np.ndarray:
-    """``(n, 2)`` uint64: the halves of keys, ordered as the keys are."""
-    return np.frombuffer(keys, ">u8").astype(np.uint64).reshape(-1, 2)
+def _array(keys: bytes | memoryview) -> np.ndarray:
+    return np.frombuffer(keys, f"S{KEY_BYTES}")

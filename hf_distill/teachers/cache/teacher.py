@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_distill.models.batches import Batch, rows_of
@@ -16,27 +15,26 @@ from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.tasks import TASKS
 from hf_distill.teachers.cache import manifest
 from hf_distill.teachers.cache.checked_json import MANIFEST, alone_in, bindings, read_manifest
-from hf_distill.teachers.cache.facts import check_facts
 from hf_distill.teachers.cache.keys import ExampleSlice, example_slices, text_fingerprint
 from hf_distill.teachers.cache.packing import Row
 from hf_distill.teachers.cache.publish import local_cache
-from hf_distill.teachers.cache.records import arrow_path, records
+from hf_distill.teachers.cache.records import arrow_path, read_records
 from hf_distill.teachers.cache.shards import write_shard
 from hf_distill.teachers.cache.store import ExampleStore
 from hf_distill.teachers.own_inputs import OwnInputs, inputs_of
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.utils.processes import process_state
 
+Slices = Sequence[ExampleSlice]
 
-class CachedTeacher(TrainerCallback):
+
+class CachedTeacher(Teacher, TrainerCallback):
     """Outputs from a cache of `write_cache`; no model is in memory.
 
     An example is found by the content of its model inputs: order, batch size, epochs, processes and
     packing do not matter. Logits in float32 are bit-equal to those at the time of writing; the
-    errors of smaller formats are in `formats`. A live teacher's last bits depend on the batch:
-    kernels round an example's output by the shape of its batch and, some of them, by its position
-    in it. If all batches have one shape and the kernels do not round by position, training with
-    both is bit-equal.
+    errors of smaller formats are in `formats`. A live teacher's last bits depend on the shape of
+    the batch and, with some kernels, on the position in it.
 
     Args:
         path: The folder of the cache, or a downloaded data set of the Hub that is one.
@@ -52,6 +50,8 @@ class CachedTeacher(TrainerCallback):
             ``processing_class``; the message names the difference.
     """
 
+    provides: Needs
+
     def __init__(
         self,
         path: str | Path,
@@ -61,7 +61,7 @@ class CachedTeacher(TrainerCallback):
     ):
         self.path = local_cache(path)
         facts = read_manifest(self.path)
-        self.content = check_facts(self.path, facts)
+        self.content = manifest.check_facts(self.path, facts)
         wanted = {
             "teacher": None if live is None else manifest.teacher_fingerprint(live),
             "preprocessing": manifest.preprocessing_fingerprint(processing_class),
@@ -91,26 +91,21 @@ class CachedTeacher(TrainerCallback):
         except ValueError as error:
             raise ValueError(self._refusal(found, error)) from error
 
-    def _rows(self, found: Sequence[ExampleSlice], batch: Batch, items: BatchItems) -> list[Row]:
+    def _rows(self, found: Slices, batch: Batch, items: BatchItems) -> list[Row]:
         absent = set(self._store.missing([p.key for p in found if p.key not in self._added]))
         missing = [piece for piece in found if piece.key in absent]
         if missing and self.live is None:
             raise ValueError(self._complaint(missing, found, batch))
-        if missing:
-            self._ask(missing, found, batch, items)
+        if missing and self.live is not None:
+            self._ask(self.live, missing, found, batch, items)
         stored = [p.key for p in found if p.key not in self._added]
         rows = dict(zip(stored, self._store.rows(stored), strict=True))
         return [self._added.get(p.key) or rows[p.key] for p in found]
 
     def _ask(
-        self,
-        missing: Sequence[ExampleSlice],
-        found: Sequence[ExampleSlice],
-        batch: Batch,
-        items: BatchItems,
+        self, live: Teacher, missing: Slices, found: Slices, batch: Batch, items: BatchItems
     ) -> None:
         """Run the live teacher on the missing examples, and keep its outputs."""
-        live: Any = self.live
         wanted = sorted({piece.row for piece in missing})
         part, own = rows_of(batch, items, wanted, self.content.axis)
         signal = live(part, self.provides, own)
@@ -127,7 +122,7 @@ class CachedTeacher(TrainerCallback):
         if not self._added:
             return
         with alone_in(self.path):  # other processes and runs may add shards concurrently
-            process, there = process_state(), records(self.path)
+            process, there = process_state(), read_records(self.path)
             index = self._facts["shards"] + process.process_index
             while index in there:
                 index += process.num_processes
@@ -136,7 +131,7 @@ class CachedTeacher(TrainerCallback):
         self._added = {}
         self._store.refresh()
 
-    def _refusal(self, found: Sequence[ExampleSlice], error: ValueError) -> str:
+    def _refusal(self, found: Slices, error: ValueError) -> str:
         held = self._store.shards_of([p.key for p in found if p.key not in self._added])
         names = ", ".join(arrow_path("", index).name for index in held)
         return (
@@ -146,9 +141,7 @@ class CachedTeacher(TrainerCallback):
             "shards and their records (.json) away, and run the command that wrote it again."
         )
 
-    def _complaint(
-        self, missing: Sequence[ExampleSlice], found: Sequence[ExampleSlice], batch: Batch
-    ) -> str:
+    def _complaint(self, missing: Slices, found: Slices, batch: Batch) -> str:
         first = missing[0]
         shown = next((n for n in sorted(batch) if n in self.inputs and n != "attention_mask"), "")
         begins = batch[shown][first.row].flatten()[:8].tolist() if shown else []
@@ -181,9 +174,6 @@ class CachedTeacher(TrainerCallback):
 
     def tokens(self) -> Mapping[str, int] | None:
         return self._tokens
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {}
 
     def place(self, accelerator: Accelerator) -> None:
         if self.live is not None:

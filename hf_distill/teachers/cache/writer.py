@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate.utils import send_to_device
+from torch.utils.data import ConcatDataset
 
 from hf_distill.models.batch_checks import check_teacher_signal
 from hf_distill.models.batches import Batch
@@ -16,23 +17,17 @@ from hf_distill.models.modules import ANY
 from hf_distill.models.problems import tell_tokens
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel
-from hf_distill.teachers.cache import formats, manifest
-from hf_distill.teachers.cache.checked_json import (
-    MANIFEST,
-    make_folder,
-    read_manifest,
-    write_manifest,
-)
+from hf_distill.teachers.cache import checked_json, formats, manifest
 from hf_distill.teachers.cache.content import Content, Wanted, content_of
-from hf_distill.teachers.cache.facts import check_facts
 from hf_distill.teachers.cache.keys import ExampleSlice, example_slices
 from hf_distill.teachers.cache.packing import Row
-from hf_distill.teachers.cache.records import records, refuse_foreign
+from hf_distill.teachers.cache.records import ShardRecords
 from hf_distill.teachers.cache.shards import read_keys, remove_stale, usable, write_shard
 from hf_distill.teachers.own_inputs import KEY, inputs_of, with_own_inputs
 from hf_distill.utils.processes import make_accelerator
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
+Examples = ConcatDataset[Any]
 
 
 def write_cache(
@@ -58,7 +53,7 @@ def write_cache(
     repeated: finished shards are kept, damaged ones are written again.
 
     Args:
-        path: The folder of the cache.
+        path: The folder of the cache, which is returned.
         teacher: A `Teacher`: a model, an ensemble, a server, ….
         data: A data set with a length, or a list of them; collated as training will collate them.
         data_collator: Makes a batch of examples. It must not change them at random.
@@ -75,44 +70,28 @@ def write_cache(
         views: The result of `record_views`, if ``data`` are those views.
         say: Receives lines of progress, on the main process.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: the folder holds a cache of another teacher, tokenizer, preprocessing or format;
             data that change from one reading to the next; a head that cannot be cached.
         OSError: the disk is full; finished shards are kept.
     """
-    maker = TeacherRunner(teacher, task_model, data_collator, batch_size)
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    tell_tokens(teacher, tokenizer)
-    source = ExampleSource(data, maker.columns)
-    folder, shards = Path(path), -(-len(source) // shard_size)
-    if not len(source):
-        raise ValueError("Expected data with examples, got none.")
-    maker.name_inputs(source)
+    maker = TeacherRunner(teacher, task_model, data, data_collator, batch_size)
+    tell_tokens(teacher, getattr(processing_class, "tokenizer", processing_class))
+    examples = len(maker.source)
+    folder, shards = Path(path), -(-examples // shard_size)
     settings = {"kind": "full"} if format is None else dict(format)
     spec: Any = None if settings["kind"] == "none" else formats.from_json(settings)
+    on = spec is not None
+    states = bool(hidden_states)
     needs = Needs(
-        logits=spec is not None,
-        unsampled=spec is not None,
-        full_vocabulary=spec is not None,
-        hidden_states=bool(hidden_states),
-        attentions=attentions,
+        logits=on, unsampled=on, full_vocabulary=on, hidden_states=states, attentions=attentions
     )
     if missing := needs.missing_from(teacher.provides):
         raise ValueError(f"Expected a teacher that gives {missing}; this one does not.")
-    signal, found, items = maker.ask([source[i] for i in range(min(len(source), 2))], needs)
-    content = content_of(
-        signal,
-        found,
-        spec,
-        hidden_states,
-        dtype,
-        maker.axis,
-        len(items.masks["samples"]),
-    )
-    wanted = {
+    signal, found, items = maker.ask([maker.source[i] for i in range(min(examples, 2))], needs)
+    rows = len(items.masks["samples"])
+    content = content_of(signal, found, spec, hidden_states, dtype, maker.axis, rows)
+    facts = {
         "teacher": manifest.teacher_fingerprint(teacher),
         "task": maker.task_model.task.name,
         "inputs": sorted(maker.inputs),
@@ -121,12 +100,9 @@ def write_cache(
         "preprocessing": manifest.preprocessing_fingerprint(processing_class),
         "content": content.to_json(),
         "views": None if views is None else views.to_json(),
-    }
-    facts = {
-        **wanted,
         "describe": manifest.public(teacher.describe()),
         "config": manifest.config_values(teacher.config),
-        "examples": len(source),
+        "examples": examples,
         "shard_size": shard_size,
         "shards": shards,
     }
@@ -134,9 +110,9 @@ def write_cache(
     if accelerator.is_main_process:
         _begin(folder, facts, teacher.tokens())
     accelerator.wait_for_everyone()
-    held = read_manifest(folder)
+    held = checked_json.read_manifest(folder)
     done = {i for i in usable(folder, held, content.features) if i < shards}
-    maker.refuse_other_data(folder, source, shard_size, done)
+    maker.refuse_other_data(folder, shard_size, done)
     accelerator.wait_for_everyone()  # before anything is added
     todo = [i for i in range(shards) if i not in done]
     if accelerator.is_main_process:
@@ -144,9 +120,8 @@ def write_cache(
     # the missing ones in turn, so that after an interruption too all processes have work
     for number, index in enumerate(todo):
         if number % accelerator.num_processes == accelerator.process_index:
-            examples = range(index * shard_size, min(len(source), (index + 1) * shard_size))
-            rows = maker.rows([source[i] for i in examples], content, needs)
-            write_shard(folder, index, rows, content.features, held)
+            chosen = range(index * shard_size, min(examples, (index + 1) * shard_size))
+            write_shard(folder, index, maker.rows(chosen, content, needs), content.features, held)
             if accelerator.is_main_process:
                 say(f"cache {folder}: shard {number + 1} of {len(todo)}")
     accelerator.wait_for_everyone()
@@ -157,7 +132,7 @@ class TeacherRunner:
     """Runs the teacher and encodes its outputs as rows."""
 
     def __init__(
-        self, teacher: Any, task_model: TaskModel | None, collate: Collator, batch_size: int
+        self, teacher: Any, task_model: Any, data: Any, collate: Collator, batch_size: int
     ):
         if not hasattr(teacher, "provides"):
             raise ValueError(
@@ -181,18 +156,17 @@ class TeacherRunner:
                 "Train with the live teacher."
             )
         self.axis = self.task_model.task.axis
-        self._labels = set(self.task_model.task.label_keys)
-        self.inputs = (self.task_model.columns | teacher.columns()) - self._labels
-        self.columns = self.inputs | self._labels
+        labels = set(self.task_model.task.label_keys)
+        self.inputs = (self.task_model.columns | teacher.columns()) - labels
+        self.source = _joined(data, self.inputs | labels)
+        if not len(self.source):
+            raise ValueError("Expected data with examples, got none.")
         if self.own:  # the raw examples are the keys
             self.inputs = {f"{own.prefix}{KEY}" for own in self.own}
         self.accelerator = make_accelerator()
         teacher.place(self.accelerator)
-
-    def name_inputs(self, source: ExampleSource) -> None:
-        """Determine the inputs of a model that takes any column: all columns."""
-        if ANY in self.inputs:
-            self.inputs = {str(name) for name in self._batch([source[0]])} - self._labels
+        if ANY in self.inputs:  # a model that takes any column: all columns
+            self.inputs = {str(name) for name in self._batch([self.source[0]])} - labels
 
     def ask(
         self, examples: list[Any], needs: Needs
@@ -203,30 +177,25 @@ class TeacherRunner:
             _check_places(batch, items)
         who = f"the teacher ({type(self.teacher).__name__})"
         signal = check_teacher_signal(self.teacher(batch, needs, items), items, who)
-        return signal, self._pieces(batch, items), items
+        return signal, example_slices(batch, items, self.inputs, self.axis), items
 
     def collated(self, examples: list[Any]) -> tuple[Batch, BatchItems]:
         """A batch of some examples on the device, and its items."""
         batch = self._batch(examples)
         return batch, self.task_model.items(batch)
 
-    def rows(self, examples: list[Any], content: Content, needs: Needs) -> Iterator[Row]:
+    def rows(self, indices: range, content: Content, needs: Needs) -> Iterator[Row]:
         """The rows of a shard; texts of similar length share a batch, to limit padding."""
-        order = sorted(range(len(examples)), key=lambda i: _length(examples[i]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = [examples[i] for i in order[start : start + self.batch_size]]
+        examples = sorted((self.source[i] for i in indices), key=_length)
+        for start in range(0, len(examples), self.batch_size):
+            chosen = examples[start : start + self.batch_size]
             signal, found, items = self.ask(chosen, needs)
             yield from content.encode(signal, found, items)
 
-    def refuse_other_data(
-        self, folder: Path, source: ExampleSource, size: int, done: set[int]
-    ) -> None:
-        """Check that existing shards belong to this data set, by the first example of each.
-
-        Raises:
-            ValueError: they do not, or examples change from one reading to the next.
-        """
-        first, again = ([p.key for p in self._look(source, [0])] for _ in range(2))
+    def refuse_other_data(self, folder: Path, size: int, done: set[int]) -> None:
+        """Raise ValueError if existing shards do not hold the first example of theirs in this data
+        set, or if examples change from one reading to the next."""
+        first, again = ([p.key for p in self._pieces(0)] for _ in range(2))
         if first != again:
             raise ValueError(
                 "Expected the same example each time it is read, got another one: the data or the "
@@ -236,23 +205,20 @@ class TeacherRunner:
         for index in sorted(done):
             held = set(read_keys(folder, index))
             begins = index * size
-            if begins >= len(source) or self._look(source, [begins])[0].key not in held:
+            if begins >= len(self.source) or self._pieces(begins)[0].key not in held:
                 raise ValueError(
                     f"The cache {folder} is of other data: shard {index} does not hold example "
                     f"{begins}. Use the data, order and preprocessing it was begun with, or write "
                     "another cache (another folder, or delete this one)."
                 )
 
-    def _look(self, source: ExampleSource, indices: Sequence[int]) -> list[ExampleSlice]:
-        batch = self._batch([source[i] for i in indices])
-        return self._pieces(batch, self.task_model.items(batch))
+    def _pieces(self, index: int) -> list[ExampleSlice]:
+        batch, items = self.collated([self.source[index]])
+        return example_slices(batch, items, self.inputs, self.axis)
 
     def _batch(self, examples: list[Any]) -> Batch:
         batch = send_to_device(dict(self.collate(examples)), self.accelerator.device)
         return self.task_model.task.share(batch, self.task_model.model)
-
-    def _pieces(self, batch: Batch, items: BatchItems) -> list[ExampleSlice]:
-        return example_slices(batch, items, self.inputs, self.axis)
 
 
 def _check_places(batch: Batch, items: BatchItems) -> None:
@@ -267,32 +233,17 @@ def _check_places(batch: Batch, items: BatchItems) -> None:
         )
 
 
-class ExampleSource:
+def _joined(data: Any, columns: set[str]) -> Examples:
     """The examples of one or several data sets, one after the other, with the models' columns."""
-
-    def __init__(self, data: Any, columns: set[str]):
-        parts = list(data) if isinstance(data, (list, tuple)) and _holds_data(data) else [data]
-        for part in parts:
-            if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
-                raise ValueError(
-                    f"Expected data with a length, read by index, got {type(part).__name__}. Save "
-                    "a stream as a data set first (datasets.Dataset.from_generator)."
-                )
-        self.parts = [_selected(part, columns) for part in parts]
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def __getitem__(self, index: int) -> Any:
-        for part in self.parts:
-            if index < len(part):
-                return part[index]
-            index -= len(part)
-        raise IndexError(index)
-
-
-def _holds_data(data: Sequence[Any]) -> bool:
-    return bool(data) and not isinstance(data[0], Mapping)
+    several = isinstance(data, (list, tuple)) and data and not isinstance(data[0], Mapping)
+    parts = data if several else [data]
+    for part in parts:
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+            raise ValueError(
+                f"Expected data with a length, read by index, got {type(part).__name__}. Save "
+                "a stream as a data set first (datasets.Dataset.from_generator)."
+            )
+    return ConcatDataset([_selected(part, columns) for part in parts])
 
 
 def _selected(part: Any, columns: set[str]) -> Any:
@@ -310,17 +261,14 @@ def _length(example: Any) -> int:
 
 def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | None) -> None:
     """Write the files of a cache besides its shards, or check existing ones; a file that is missing
-    is made again.
-
-    Raises:
-        ValueError: another cache is there, shards of one, or a card that is none of a cache.
+    is made again. ValueError for another cache, shards of one, or a card that is none of a cache.
     """
-    make_folder(folder)
-    if (folder / MANIFEST).exists():
-        held = read_manifest(folder)
-        check_facts(folder, held)
+    checked_json.make_folder(folder)
+    if (folder / checked_json.MANIFEST).exists():
+        held = checked_json.read_manifest(folder)
+        manifest.check_facts(folder, held)
         manifest.refuse_changes(folder, held, facts)
-        refuse_foreign(folder, held)
+        ShardRecords(folder, held).refuse_foreign()
         if (held["shard_size"], held["examples"]) != (facts["shard_size"], facts["examples"]):
             raise ValueError(
                 f"The cache {folder} is of {held['examples']} examples, {held['shard_size']} to a "
@@ -330,9 +278,12 @@ def _begin(folder: Path, facts: Mapping[str, Any], tokens: Mapping[str, int] | N
         manifest.complete(folder, facts, tokens)
     else:
         facts = json.loads(json.dumps(facts))  # as they are read
-        refuse_foreign(folder, facts)
+        shards = ShardRecords(folder, facts)
+        shards.refuse_foreign()
         manifest.refuse_other_card(folder)
         # with own shards present, only the manifest was lost
-        manifest.complete(folder, facts, tokens, anew=not records(folder))
-        write_manifest(folder, dict(facts))  # last: a cache with a README has all other files
+        manifest.complete(folder, facts, tokens, anew=not shards.known)
+        checked_json.write_manifest(
+            folder, dict(facts)
+        )  # last: a cache with a README has all other files
     remove_stale(folder)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNKNOWN = b"\xff"
 """Byte of the unknown token, which no UTF-8 text contains."""
@@ -14,16 +15,15 @@ ROLES = ("eos", "bos", "pad")
 """Roles of special tokens. The end comes first: if a token has several roles, a model predicts it
 as the end."""
 EMPTY = {"type": "Sequence", "normalizers": []}
+ALPHABET = {character: byte for byte, character in bytes_to_unicode().items()}
+"""Bytes by character of byte-level tokenizers."""
 
 
 class ByteTokens:
     """Byte form of a tokenizer: tokenization of text in bytes, without special tokens.
 
-    Supported are byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece (Llama 2, Gemma, T5), and
-    WordPiece, whose words include the space before them.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
+    Supported are fast tokenizers of byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece (Llama 2,
+    Gemma, T5), and WordPiece, whose words include the space before them; ValueError for others.
 
     Attributes:
         bytes: Bytes of each id; None for a special token and for an id without a token.
@@ -31,9 +31,6 @@ class ByteTokens:
         roles: The ids of those that are ``bos``, ``eos`` and ``pad``.
         unknown: The id for what the tokenizer cannot write, or None.
         prefix: The ids that it puts before a text.
-
-    Raises:
-        ValueError: a tokenizer whose tokens have no byte form.
     """
 
     def __init__(self, tokenizer: Any):
@@ -75,24 +72,16 @@ class ByteTokens:
         return token != self.unknown and (token >= len(self) or self.bytes[token] is None)
 
     def text(self, spelt: Sequence[bytes], first: bool) -> str:
-        """Text of tokens; bytes that are not UTF-8 become a replacement character.
-
-        Args:
-            spelt: Their bytes.
-            first: They begin a text; otherwise they follow a special token.
-        """
+        """Text of tokens by their bytes; bytes that are not UTF-8 become a replacement character.
+        They begin a text (``first``), or follow a special token."""
         joined = b"".join(spelt)
         if self._spaced[first]:
             joined = joined.removeprefix(b" ")  # the tokenizer's own, not the text's
         return joined.decode(errors="replace")
 
     def cut(self, text: str, first: bool) -> list[int]:
-        """Ids of a text, in which names of special tokens are ordinary text.
-
-        Args:
-            text: The text.
-            first: It begins a text; otherwise it follows a special token.
-        """
+        """Ids of a text, in which names of special tokens are ordinary text; ``first`` as in
+        `text`."""
         used = self._whole if self._spaced[first] else self._inner
         used.encode_special_tokens = True  # set here, since pickling loses it
         found: list[int] = used.encode(text, add_special_tokens=False).ids
@@ -170,16 +159,6 @@ def _speller(spec: Any) -> Any:
         return token.replace(space, " ").encode()
 
     return spell
-
-
-def _alphabet() -> dict[str, int]:
-    """Characters of byte-level tokenizers by byte."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = sorted(set(range(256)) - set(kept))
-    return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
-
-
-ALPHABET = _alphabet()
 
 
 def _byte_level(token: str) -> bytes:

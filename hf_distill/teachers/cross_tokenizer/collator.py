@@ -53,12 +53,9 @@ class AligningCollator:
         return {**batch, **self.text_columns(batch)}
 
     def text_columns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Keys added to a batch, to be computed again when its texts change.
-
-        Raises:
-            ValueError: no ``input_ids``; several texts packed into a row; special tokens without a
-                counterpart of the teacher (in student-generated texts they are left out).
-        """
+        """Keys added to a batch, to be computed again when its texts change. ValueError without
+        ``input_ids``, for several texts packed into a row, and for special tokens without a
+        counterpart of the teacher (in student-generated texts they are left out)."""
         ids: Any = batch.get("input_ids")
         if ids is None:
             raise ValueError(
@@ -85,24 +82,13 @@ class AligningCollator:
             other[r, : len(kept)] = torch.tensor(kept, dtype=other.dtype)
             real[r, : len(kept)] = 1
             _place(row, own, width, positions[r], ours[r], theirs[r])
-        return {
-            TEACHER_IDS: other,
-            TEACHER_MASK: real,
-            ALIGNED: positions,
-            STUDENT_SPANS: ours,
-            TEACHER_SPANS: theirs,
-        }
+        teacher = {TEACHER_IDS: other, TEACHER_MASK: real, TEACHER_SPANS: theirs}
+        return {**teacher, ALIGNED: positions, STUDENT_SPANS: ours}
 
 
-def _place(
-    row: Retokenized,
-    places: Sequence[int],
-    width: int,
-    positions: Tensor,
-    ours: Tensor,
-    theirs: Tensor,
-) -> None:
+def _place(row: Retokenized, places: Sequence[int], width: int, *out: Tensor) -> None:
     """Write the spans of one row: a token is predicted one position before it."""
+    positions, ours, theirs = out
     for a, b, c, d in row.spans:
         start = places[a] - 1
         gapless = places[b - 1] - places[a] == b - 1 - a

@@ -18,13 +18,8 @@ PLAIN = "The end, (a) b"
 
 @dataclass(frozen=True)
 class Retokenized:
-    """Tokens of a text in another vocabulary.
-
-    Attributes:
-        ids: The other ids.
-        spans: In order, the smallest groups of tokens of both with the same bytes, or the same
-            special token.
-    """
+    """Tokens of a text in another vocabulary, and the smallest groups of tokens of both with the
+    same bytes, or the same special token, in order."""
 
     ids: list[int]
     spans: list[Span]
@@ -70,19 +65,18 @@ class Retokenizer:
     def __call__(self, ids: Sequence[int], *, strict: bool = True) -> Retokenized:
         """Retokenize a row without padding.
 
-        Args:
-            ids: The student's.
-            strict: Raise on a special token of the student, or an id without a token, without a
-                counterpart of the teacher; otherwise it is left out.
-
-        Raises:
-            ValueError: such a token, if strict.
+        ``strict`` raises ValueError on a special token of the student, or an id without a token,
+        without a counterpart of the teacher; otherwise it is left out.
         """
         begins = bool(ids) and ids[0] == self.student.roles.get("bos")
         out: list[int] = [] if begins else list(self.teacher.prefix)
         spans: list[Span] = []
         first, start = True, 0
-        for special, group in groupby(ids, lambda token: self._stands_alone(token, strict)):
+
+        def stands_alone(token: int) -> bool:
+            return self.student.is_special(token) and (strict or token in self.specials)
+
+        for special, group in groupby(ids, stands_alone):
             tokens = list(group)
             if special:
                 for at, token in enumerate(tokens, start):
@@ -104,9 +98,6 @@ class Retokenizer:
                 first = False
             start += len(tokens)
         return Retokenized(out, spans)
-
-    def _stands_alone(self, token: int, strict: bool) -> bool:
-        return self.student.is_special(token) and (strict or token in self.specials)
 
     def _written(self, token: int) -> bytes:
         """Bytes of a token within a text; none for tokens that are left out."""
@@ -172,10 +163,8 @@ def _ends_within_character(text: bytes) -> bool:
 
 
 def common_spans(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[Span]:
-    """The smallest groups of tokens that cover the same bytes, in order.
-
-    Where the two texts differ, what they have in common at the beginning and at the end counts.
-    """
+    """The smallest groups of tokens that cover the same bytes, in order; where the two texts
+    differ, what they have in common at the beginning and at the end counts."""
     one, other = b"".join(ours), b"".join(theirs)
     head, tail = len(one), 0
     if one != other:

@@ -47,15 +47,8 @@ class SharedVocabulary:
 
 
 def shared_tokens(translator: Retokenizer, folder: str | Path | None = None) -> SharedVocabulary:
-    """Find the tokens that two tokenizers share.
-
-    Args:
-        translator: From the student's to the teacher's.
-        folder: Where results are kept; by default ``hf_distill/tokens`` in ``HF_HOME``.
-
-    Raises:
-        ValueError: they share nothing.
-    """
+    """Find the tokens that two tokenizers share, or raise ValueError. Results are kept in
+    ``folder``, by default ``hf_distill/tokens`` in ``HF_HOME``."""
     kept = Path(constants.HF_HOME) / "hf_distill" / "tokens" if folder is None else Path(folder)
     path = kept / f"{_fingerprint(translator)}.safetensors"
     if path.is_file():
@@ -84,7 +77,8 @@ def _compare(translator: Retokenizer) -> SharedVocabulary:
         same = sorted(ours.vocabulary.values())
         pairs = list(zip(same, same, strict=True))
     else:
-        texts = _same_bytes(ours, theirs)
+        other = _by_bytes(theirs)
+        texts = [(i, other[spelt]) for spelt, i in _by_bytes(ours).items() if spelt in other]
         if not texts:
             raise ValueError(
                 f"Expected tokenizers that share tokens, got {len(ours.vocabulary)} tokens of the "
@@ -104,11 +98,6 @@ def _by_bytes(spelling: ByteTokens) -> dict[bytes, int]:
         if spelt and (spelt not in found or not token.startswith("<0x")):
             found[spelt] = index
     return found
-
-
-def _same_bytes(ours: ByteTokens, theirs: ByteTokens) -> list[tuple[int, int]]:
-    other = _by_bytes(theirs)
-    return [(i, other[spelt]) for spelt, i in _by_bytes(ours).items() if spelt in other]
 
 
 def _same_meaning(translator: Retokenizer) -> list[tuple[int, int]]:

@@ -18,18 +18,14 @@ from hf_distill.losses.distribution.kl import check_temperature, over_temperatur
 from hf_distill.losses.numerics import compute_dtype
 from hf_distill.models.batches import ALIGNED, Batch, next_tokens
 from hf_distill.models.signals import BatchItems, CrossTokenizerLogits, Needs, Signal, SparseProbs
-from hf_distill.teachers.cross_tokenizer import (
-    AligningCollator,
-    ByteTokens,
-    Retokenizer,
-    shared_tokens,
-)
+from hf_distill.teachers.cross_tokenizer import AligningCollator, ByteTokens, Retokenizer
 from hf_distill.teachers.cross_tokenizer.collator import (
     STUDENT_SPANS,
     TEACHER_IDS,
     TEACHER_MASK,
     TEACHER_SPANS,
 )
+from hf_distill.teachers.cross_tokenizer.shared_vocabulary import shared_tokens
 from hf_distill.teachers.model import ModelTeacher
 from hf_distill.teachers.protocol import Teacher
 
@@ -39,14 +35,12 @@ WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 class CrossTokenizerTeacher:
     """A causal language model with another tokenizer than the student's.
 
-    Its collator (`collator`) tokenizes every text with the teacher's tokenizer too, and marks the
-    positions where both have a boundary at the same byte: these are the items. It provides the
-    probabilities of the shared tokens, and that of all its others as one, so that a divergence on
-    these (`ForwardKL`, …) is a lower bound of one over all texts; `PrefixKL`, `SpanKL` and
-    `UniversalLogitDistance` use more.
-
-    Both read the same text without the special tokens that one of them lacks; the teacher's chat
-    template is not applied.
+    Its `collator` tokenizes every text with the teacher's tokenizer too, and marks the positions
+    where both have a boundary at the same byte: these are the items. It provides the probabilities
+    of the shared tokens, and that of all its others as one, so that a divergence on these
+    (`ForwardKL`, …) is a lower bound of one over all texts; `PrefixKL`, `SpanKL` and
+    `UniversalLogitDistance` use more. Both read the same text without the special tokens that one
+    of them lacks; the teacher's chat template is not applied.
 
     Args:
         teacher: The model, or a teacher with logits.
@@ -83,19 +77,17 @@ class CrossTokenizerTeacher:
         self.shared = shared_tokens(self.translator, folder)
         self.temperature, self.top = float(temperature), top
         self.provides = Needs(logits=True, unsampled=True, cross_tokenizer=True)
-        self.config = self._config(len(spellings[0]))
+        self.config = copy.deepcopy(self.teacher.config)
+        if self.config is not None:
+            self.config.get_text_config().vocab_size = len(spellings[0])
         used = set(self.shared.teacher.tolist())
         self._others = torch.tensor([i for i in range(len(spellings[1])) if i not in used]).long()
         self._classes = self.shared.classes
         self._all_shared = len(self.shared.student) == len(spellings[0])
 
     def collator(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> AligningCollator:
-        """Data collator for the training.
-
-        Args:
-            collate: The student's collator: it returns ``input_ids``, ``attention_mask`` and
-                ``labels``.
-        """
+        """Data collator for the training, from the student's: it returns ``input_ids``,
+        ``attention_mask`` and ``labels``."""
         config = self.teacher.config and self.teacher.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
         padding = self.translator.teacher.roles.get("pad", 0)
@@ -151,13 +143,6 @@ class CrossTokenizerTeacher:
             spans,
             summed_over_spans(log_probs, batch[TEACHER_SPANS], spans.shape[1]),
         )
-
-    def _config(self, tokens: int) -> Any:
-        """The teacher's config with the student's vocabulary."""
-        config = copy.deepcopy(self.teacher.config)
-        if config is not None:
-            config.get_text_config().vocab_size = tokens
-        return config
 
     def columns(self) -> set[str]:
         return {"input_ids", "attention_mask", "position_ids"}

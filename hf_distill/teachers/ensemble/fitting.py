@@ -12,17 +12,16 @@ from hf_distill.teachers.ensemble.mixing import MemberProbs
 
 GAP = 1e-8
 """Tolerance of the mean log-likelihood per observation, in nats."""
+STEPS = 100_000
 
 
 def observations(probs: MemberProbs, average: str, items: BatchItems) -> tuple[Tensor, Tensor]:
-    """Outputs of a member for every label, and the labels.
+    """Outputs of a member for every label, and the labels ``(n,)``: int64, or targets of a
+    regression.
 
-    Returns:
-        ``(n,)`` the log-likelihoods of the labels, or for ``average="logits"`` ``(n, S)`` logits;
-        for regression ``(n,)`` outputs. And ``(n,)`` the labels: int64, or targets of a regression.
-
-    Raises:
-        ValueError: the batch has no labels, or they belong to no item (CTC).
+    The outputs are ``(n,)`` log-likelihoods of the labels, for ``average="logits"`` ``(n, S)``
+    logits, for regression ``(n,)`` outputs. ValueError for a batch whose labels are missing, or
+    belong to no item (CTC).
     """
     mask, labels = items.masks.get("labels"), items.labels
     if mask is None or labels is None or probs.kind in ("ctc", "none"):
@@ -56,32 +55,34 @@ def observations(probs: MemberProbs, average: str, items: BatchItems) -> tuple[T
 
 
 def fitted_weights(table: Tensor, target: Tensor, kind: str, average: str) -> Tensor:
-    """The best weights for the `observations` of all members, ``(n, K, …)``."""
-    if kind == "regression":
-        return mean_output_weights(table, target)
-    return mean_logit_weights(table, target) if average == "logits" else mixture_weights(table)
+    """The best weights ``(K,)``, float64, for the `observations` ``(n, K, …)`` of all members:
+    those of the least squared error, of the least cross-entropy, or of a mixture."""
+    if kind != "regression" and average != "logits":
+        return mixture_weights(table)
+    table = table.double()
+
+    def loss(weights: Tensor) -> Tensor:
+        if kind == "regression":
+            return (table @ weights - target.double()).square().mean()
+        mean = torch.einsum("k,nks->ns", weights, table)
+        return torch.nn.functional.cross_entropy(mean, target)
+
+    return _least(loss, table.shape[1], table.device)
 
 
-def mixture_weights(likelihoods: Tensor, steps: int = 100_000) -> Tensor:
-    """argmax_w sum_n log sum_i w_i exp(likelihoods)_ni over the simplex, by EM.
+def mixture_weights(likelihoods: Tensor) -> Tensor:
+    """argmax_w sum_n log sum_i w_i exp(likelihoods)_ni over the simplex, by EM, ``(K,)`` float64.
 
     w_i <- w_i * g_i with g_i = mean_n p_ni / sum_j w_j p_nj, which never lowers the likelihood
-    (Dempster, Laird and Rubin 1977). The function is concave, so that the mean gain that is still
-    possible is at most log max_i g_i: it ends where that is below `GAP`.
-
-    Args:
-        likelihoods: ``(N, K)`` log-likelihoods; an observation with probability 0 under all members
-            is ignored.
-        steps: Largest number of steps.
-
-    Returns:
-        ``(K,)`` weights in float64.
+    (Dempster, Laird and Rubin 1977). The function is concave: the mean gain that is still possible
+    is at most log max_i g_i, and it ends where that is below `GAP`. ``likelihoods`` ``(N, K)`` are
+    logs; an observation with probability 0 under all members is ignored.
     """
     table = likelihoods.double()
     table = table[(table > -torch.inf).any(-1)]
     chances = (table - table.amax(-1, keepdim=True)).exp()
     weights = table.new_full((table.shape[-1],), 1 / table.shape[-1])
-    for _ in range(steps if len(table) else 0):
+    for _ in range(STEPS if len(table) else 0):
         gains = (chances / (chances @ weights)[:, None]).mean(0)
         if gains.max().log() <= GAP:
             break
@@ -89,48 +90,11 @@ def mixture_weights(likelihoods: Tensor, steps: int = 100_000) -> Tensor:
     return weights / weights.sum()
 
 
-def mean_logit_weights(logits: Tensor, labels: Tensor) -> Tensor:
-    """argmax_w sum_n log softmax(sum_i w_i z_ni)[y_n] over the simplex.
-
-    Args:
-        logits: ``(N, K, S)``.
-        labels: ``(N,)`` int64.
-
-    Returns:
-        ``(K,)`` weights in float64.
-    """
-    logits = logits.double()
-
-    def loss(weights: Tensor) -> Tensor:
-        mean = torch.einsum("k,nks->ns", weights, logits)
-        return torch.nn.functional.cross_entropy(mean, labels)
-
-    return _least(loss, logits.shape[1], logits.device)
-
-
-def mean_output_weights(outputs: Tensor, targets: Tensor) -> Tensor:
-    """argmin_w of the mean of (sum_i w_i z_ni - y_n)² over the simplex.
-
-    Args:
-        outputs: ``(N, K)``.
-        targets: ``(N,)``.
-
-    Returns:
-        ``(K,)`` weights in float64.
-    """
-    outputs, targets = outputs.double(), targets.double()
-
-    def loss(weights: Tensor) -> Tensor:
-        return (outputs @ weights - targets).square().mean()
-
-    return _least(loss, outputs.shape[1], outputs.device)
-
-
 @torch.enable_grad()
 def _least(loss: Callable[[Tensor], Tensor], count: int, device: torch.device) -> Tensor:
     """Minimise a convex function over the simplex, with points softmax(p).
 
-    For a convex loss, w · grad - min(grad) bounds what can still be won (Frank and Wolfe 1956).
+    w · grad - min(grad) bounds what can still be won (Frank and Wolfe 1956).
     """
     p = torch.zeros(count, dtype=torch.float64, device=device, requires_grad=True)
     best = torch.optim.LBFGS([p], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=0.0)

@@ -110,15 +110,8 @@ def check_members(mixed: Mapping[str, Teacher], average: str, route: str | None)
 
 
 def task_of_members(teachers: Mapping[str, Teacher], task_model: TaskModel | None) -> Task | None:
-    """The task that the members share, if it can be determined.
-
-    Args:
-        teachers: The members by name; those that are not models may have a `task`.
-        task_model: The task model of the first member that is a model, if there is one.
-
-    Raises:
-        ValueError: members whose classes are of different sorts.
-    """
+    """The task that the members share, if it can be determined: that of the first model, or of a
+    member with a `task`. ValueError for members whose classes are of different sorts."""
     if task_model is None:
         return next((t.task for t in teachers.values() if hasattr(t, "task")), None)
     for name, teacher in teachers.items():
@@ -134,14 +127,9 @@ def task_of_members(teachers: Mapping[str, Teacher], task_model: TaskModel | Non
 def orders_of(
     teachers: Mapping[str, Teacher], task: Task | None
 ) -> tuple[dict[str, ClassOrder], Tokens, int | None]:
-    """Orders that align each member's classes with those of the first.
-
-    Returns:
-        The order of each; the tokens of the vocabulary, if one of them has it; the size of the
-        vocabulary if the members differ in its padding, which is cut off.
-
-    Raises:
-        ValueError: a member that does not fit the first one, with its name.
+    """The order that aligns each member's classes with those of the first; the tokens of the
+    vocabulary, if one of them has it; the size of the vocabulary if the members differ in its
+    padding, which is cut off. ValueError for a member that does not fit the first one.
     """
     first_name, first = next(iter(teachers.items()))
     known = {name: teacher.tokens() for name, teacher in teachers.items()}
@@ -151,16 +139,13 @@ def orders_of(
     orders: dict[str, ClassOrder] = dict.fromkeys(teachers)
     head = getattr(first, "task_model", None)
     accepts = head.accepts if isinstance(head, TaskModel) else {"input_ids"} if tokens else set()
-    sort = "labels" if task is None else task.classes
-    name = "" if task is None else task.name
-    rows = SimpleNamespace(name=name, classes=sort, kind=None if task is None else task.kind)
+    rows: Any = task or SimpleNamespace(name="", classes="labels", kind=None)
     model = getattr(head, "model", None)
     reference: Any = SimpleNamespace(config=first.config, task=rows, accepts=accepts, model=model)
     cut: int | None = None
     for name, teacher in teachers.items():
-        if name == first_name:
-            continue
-        if sort == "labels" and (first.config is None or teacher.config is None):
+        unnamed = rows.classes == "labels" and (first.config is None or teacher.config is None)
+        if name == first_name or unnamed:
             continue
         try:
             ours, orders[name] = match_heads(

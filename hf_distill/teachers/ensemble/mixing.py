@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,7 @@ from hf_distill.teachers.ensemble.tail_mass import ClassUnion, class_union, spre
 
 
 def softened_log_probs(logits: Tensor, kind: str, temperature: float) -> Tensor:
-    """Log-probabilities at a temperature, in float32 at least.
-
-    Args:
-        logits: ``(..., C)``.
-        kind: How they are read, see `Signal`.
-        temperature: T > 0.
+    """Log-probabilities at a temperature T > 0 of logits ``(..., C)``, in float32 at least.
 
     Returns:
         ``(..., C)``, log softmax(logits / T); for ``sigmoid`` ``(..., C, 2)``, the logs of
@@ -31,20 +27,11 @@ def softened_log_probs(logits: Tensor, kind: str, temperature: float) -> Tensor:
     return softened.log_softmax(-1)
 
 
-def as_logits(log_probs: Tensor, kind: str, temperature: float) -> Tensor:
-    """Inverse of `softened_log_probs`, up to a constant per item."""
-    odds = log_probs[..., 0] - log_probs[..., 1] if kind == "sigmoid" else log_probs
-    return odds * temperature
-
-
 def entropy(log_probs: Tensor, kind: str, others: Tensor | None = None) -> Tensor:
     """-sum p log p in nats, ``(...)``; for ``sigmoid`` summed over the classes.
 
-    Args:
-        log_probs: From `softened_log_probs`; or, with ``others``, ``(..., S + 1)``: the last one
-            is the mass of classes that share it equally.
-        kind: How they are read.
-        others: ``(...)``, how many classes share the last one.
+    ``log_probs`` are from `softened_log_probs`; or, with ``others``, ``(..., S + 1)``: the last one
+    is the mass of as many classes, ``(...)``, that share it equally.
     """
     each = log_probs
     if others is not None:
@@ -55,15 +42,12 @@ def entropy(log_probs: Tensor, kind: str, others: Tensor | None = None) -> Tenso
 
 
 def label_likelihood(log_probs: Tensor, kind: str, labels: Tensor, mask: Tensor) -> Tensor:
-    """The log-likelihood of the labels, ``(...)``; 0 for items without one.
+    """The log-likelihood of the labels, ``(...)``; 0 for items that ``mask`` marks as without one.
 
-    Args:
-        log_probs: From `softened_log_probs`; for ``regression`` the outputs themselves, as means
-            of normal distributions of variance 1 (up to its constant).
-        kind: How they are read.
-        labels: In the shape of the items; ``(..., C)`` for multi-label and regression heads, where
-            NaN (and, multi-label, below 0) marks a missing one.
-        mask: True for the items that have a label.
+    ``log_probs`` are from `softened_log_probs`; for ``regression`` the outputs themselves, as means
+    of normal distributions of variance 1 (up to its constant). ``labels`` have the shape of the
+    items; ``(..., C)`` for multi-label and regression heads, where NaN (and, multi-label, below 0)
+    marks a missing one.
     """
     if kind in ("softmax", "ctc"):
         index = labels.masked_fill(~mask, 0)[..., None]
@@ -81,13 +65,8 @@ def label_likelihood(log_probs: Tensor, kind: str, labels: Tensor, mask: Tensor)
 
 
 class RunningMean:
-    """Weighted mean, computed incrementally.
-
-    sum_i softmax(scores)_i x_i; with ``logs`` the x are given as logs, and so is their mean.
-
-    Args:
-        logs: Whether values are logarithms.
-    """
+    """Weighted mean sum_i softmax(scores)_i x_i, computed incrementally; with ``logs`` the x are
+    given as logs, and so is their mean."""
 
     def __init__(self, logs: bool):
         self.logs = logs
@@ -95,12 +74,8 @@ class RunningMean:
         self._total: Tensor | None = None
 
     def add(self, value: Tensor, score: Tensor) -> None:
-        """Add one summand.
-
-        Args:
-            value: ``(..., C)`` or ``(..., C, 2)``.
-            score: The log of its weight, up to a constant that all share: a number, or ``(...)``.
-        """
+        """Add a value ``(..., C)`` or ``(..., C, 2)`` with the log of its weight, up to a constant
+        that all share: a number, or ``(...)``."""
         if self.value is None or self._total is None:
             self.value, self._total = value, score
             return
@@ -178,15 +153,9 @@ class MemberProbs:
 def member_probs(
     signals: Iterable[tuple[str, Signal]], temperature: float, partial: bool
 ) -> Iterator[MemberProbs]:
-    """Convert the members' signals to the same classes, one after another.
-
-    Args:
-        signals: Name and signal of each member, in the order of classes of the first.
-        temperature: Temperature at which probabilities are averaged.
-        partial: True if there are top-k members. They come last.
-
-    Raises:
-        ValueError: a member of another kind or shape, or at another temperature.
+    """Convert the members' signals, in the order of classes of the first, to the same classes, one
+    after another; those of some classes alone (if ``partial``) come last. ValueError for a member
+    of another kind or shape, or at another temperature.
     """
     reference, known = RunningMean(logs=True), None
     waiting: dict[str, SparseProbs] = {}
@@ -212,7 +181,7 @@ def member_probs(
                 f"{known[1]} {known[2]} of {known[0]!r} and {signal.kind} {shape} of {name!r}."
             )
         if name not in waiting:
-            probs = _dense(name, signal, temperature)
+            probs = _dense(name, signal.logits, signal.kind, temperature)
             if partial:
                 reference.add(probs.log_probs, torch.zeros((), dtype=torch.float64))
             yield probs
@@ -221,42 +190,30 @@ def member_probs(
         yield from _sparse(waiting, kind, temperature, reference.value)
 
 
-def _dense(name: str, signal: Signal, temperature: float) -> MemberProbs:
-    logits = signal.logits
-    assert logits is not None
-    if signal.kind == "regression":
-        return MemberProbs(name, signal.kind, temperature, logits.to(compute_dtype(logits)), logits)
-    log_probs = softened_log_probs(logits, signal.kind, temperature)
-    return MemberProbs(name, signal.kind, temperature, log_probs, logits)
+def _dense(name: str, logits: Any, kind: str, temperature: float) -> MemberProbs:
+    if kind == "regression":
+        values = logits.to(compute_dtype(logits))
+    else:
+        values = softened_log_probs(logits, kind, temperature)
+    return MemberProbs(name, kind, temperature, values, logits)
 
 
 def _sparse(
-    waiting: dict[str, SparseProbs], kind: str, temperature: float, reference: Tensor | None
+    waiting: dict[str, SparseProbs], kind: str, temperature: float, reference: Any
 ) -> Iterator[MemberProbs]:
-    if reference is None:
-        joined = class_union(list(waiting.values()))
-        for (name, sparse), log_probs in zip(waiting.items(), joined.members, strict=True):
-            yield MemberProbs(name, kind, temperature, log_probs, None, joined, sparse.unsampled)
-        return
-    for name, sparse in waiting.items():
-        yield MemberProbs(
-            name, kind, temperature, spread_tail(sparse, reference), unsampled=sparse.unsampled
-        )
+    joined = class_union(list(waiting.values())) if reference is None else None
+    for index, (name, sparse) in enumerate(waiting.items()):
+        own = spread_tail(sparse, reference) if joined is None else joined.members[index]
+        yield MemberProbs(name, kind, temperature, own, None, joined, sparse.unsampled)
 
 
 def mean_of(
     members: Iterable[MemberProbs], average: str, score: Callable[[MemberProbs], Tensor]
 ) -> Signal:
-    """Weighted mean of the members' outputs.
-
-    Args:
-        members: From `member_probs`.
-        average: ``probabilities`` or ``logits``.
-        score: The log of a member's weight, up to a constant: a number, or one per item.
-
-    Returns:
-        Logits, which at the members' temperature have the mean of their probabilities. Sparse
-        probabilities if no member has all classes, or some are samples (then not exact).
+    """Weighted mean of the outputs of the `member_probs`: logits, which at the members' temperature
+    have the mean of their probabilities; sparse probabilities if no member has all classes, or some
+    are samples (then not exact). ``score`` is the log of a member's weight, up to a constant: a
+    number, or one per item.
     """
     mean: RunningMean | None = None
     last, exact = None, True
@@ -273,7 +230,9 @@ def mean_of(
         return Signal(kind=last.kind, sparse=_listed(mean.value, last.temperature))
     if not mean.logs:
         return Signal(mean.value, last.kind)
-    return Signal(as_logits(mean.value, last.kind, last.temperature), last.kind)
+    sigmoid = last.kind == "sigmoid"
+    odds = mean.value[..., 0] - mean.value[..., 1] if sigmoid else mean.value
+    return Signal(odds * last.temperature, last.kind)
 
 
 def _listed(mean: Tensor, temperature: float) -> SparseProbs:

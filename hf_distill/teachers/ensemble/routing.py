@@ -19,16 +19,8 @@ Ask = Callable[[str, Batch, Needs, BatchItems], Signal]
 
 
 class Router:
-    """Splits a batch by a column, runs the members, and joins their outputs.
-
-    Args:
-        column: The batch key that holds the index of each example's member.
-        names: The members.
-        task: Their task, if known.
-
-    Raises:
-        ValueError: a head that compares the examples of a batch.
-    """
+    """Splits a batch by a column with the index of each example's member, runs the members, and
+    joins their outputs; ValueError for a task whose head compares the examples of a batch."""
 
     def __init__(self, column: str, names: Sequence[str], task: Task | None):
         axis = 0 if task is None else task.axis
@@ -93,11 +85,9 @@ def check_rows(batch: Batch) -> None:
     """Raise on a batch with a tensor or list that does not have one row per example."""
     size = batch_size(batch)
     for key, value in batch.items():
-        rows = len(value) if isinstance(value, (list, tuple)) else size
-        if isinstance(value, Tensor) and value.dim():
-            rows = value.shape[0]
-        if rows != size:
+        sized = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim())
+        if sized and len(value) != size:
             raise ValueError(
-                f"Expected one row per example in all of the batch, got {rows} for {key!r} in a "
-                f"batch of {size}. Such inputs cannot be divided among members by route."
+                f"Expected one row per example in all of the batch, got {len(value)} for {key!r} "
+                f"in a batch of {size}. Such inputs cannot be divided among members by route."
             )

@@ -14,17 +14,9 @@ from hf_distill.models.signals import SparseProbs
 
 
 def spread_tail(sparse: SparseProbs, reference: Tensor) -> Tensor:
-    """Spread the tail mass of sparse probabilities over all other classes.
-
-    The tail is divided in proportion to a reference: p(c) = rest * q(c) / q(all others).
-
-    Args:
-        sparse: The probabilities of k of the C classes.
-        reference: ``(..., C)``, log q.
-
-    Returns:
-        ``(..., C)``, log p; -inf without mass, as for all classes that were not sampled.
-    """
+    """Log-probabilities ``(..., C)`` with the tail mass of sparse ones spread over all other
+    classes, in proportion to a reference ``(..., C)``, log q: p(c) = rest * q(c) / q(all others).
+    -inf without mass, as for all classes that were not sampled."""
     dtype = compute_dtype(sparse.log_probs, reference)
     reference = reference.to(dtype)
     used = sparse.log_probs > -torch.inf
@@ -70,13 +62,8 @@ class ClassUnion:
 
 
 def class_union(members: Sequence[SparseProbs]) -> ClassUnion:
-    """Bring sparse distributions of the same items onto one list of classes.
-
-    A member's rest is spread evenly over the classes that it does not list itself.
-
-    Args:
-        members: Their leading shapes agree, k may differ.
-    """
+    """Bring sparse distributions of the same items onto one list of classes; their k may differ. A
+    member's rest is spread evenly over the classes that it does not list itself."""
     classes = members[0].classes
     marked = [m.ids.masked_fill(m.log_probs == -torch.inf, classes) for m in members]
     ids = torch.cat(marked, -1).sort(-1).values
@@ -99,13 +86,8 @@ def class_union(members: Sequence[SparseProbs]) -> ClassUnion:
 
 
 def stacked_rows(parts: Sequence[tuple[Tensor, SparseProbs]], axis: int = 0) -> SparseProbs:
-    """Join sparse distributions of parts of a batch.
-
-    Args:
-        parts: Row indices ``(b,)`` and distributions of each part. All indices together are 0 …
-            B-1, each once.
-        axis: The dimension of the rows.
-    """
+    """Join sparse distributions of parts of a batch, given with their row indices ``(b,)``: all
+    indices together are 0 … B-1, each once. ``axis`` is the dimension of the rows."""
     width = max(sparse.ids.shape[-1] for _, sparse in parts)
     order = torch.cat([rows for rows, _ in parts]).argsort()
 

@@ -19,16 +19,8 @@ from hf_distill.models.batches import Batch
 from hf_distill.models.class_order import align_classes
 from hf_distill.models.signals import LOGITS, BatchItems, Needs, Signal, for_member, of_member
 from hf_distill.models.task_model import TaskModel
+from hf_distill.teachers.ensemble import members
 from hf_distill.teachers.ensemble.fitting import fitted_weights, observations
-from hf_distill.teachers.ensemble.members import (
-    check_kind,
-    check_members,
-    check_settings,
-    named,
-    normalised,
-    orders_of,
-    task_of_members,
-)
 from hf_distill.teachers.ensemble.mixing import MemberProbs, mean_of, member_probs
 from hf_distill.teachers.ensemble.routing import Router
 from hf_distill.teachers.protocol import Teacher
@@ -39,25 +31,22 @@ class Ensemble(TrainerCallback):
 
     ``average="probabilities"``: log sum_i w_i softmax(z_i / T), times T, so that an objective at
     that T sees the mean of the softened distributions (for multi-label heads the mean of each
-    class's probability). ``average="logits"``: sum_i w_i z_i. For regression both are the mean of
-    the outputs.
+    class's probability). ``average="logits"``: sum_i w_i z_i, which objectives that use more than
+    the differences between logits (`LogitMSE`) need. For regression both are the mean of the
+    outputs. If only one member has a weight, the result is its own. Outputs of single members are
+    available to `FromTeacher`.
 
     The tail mass of a top-k member (`SparseProbs`) is distributed over its other classes: in
     proportion to the mean probabilities of the full members, or evenly if there are none; then the
     result is sparse too, on the union of the classes. Sampled members have no tail: the mean is
     unbiased, for objectives that take samples.
 
-    A mean of probabilities is returned as its logs: objectives that use more than the differences
-    between logits (`LogitMSE`) need ``average="logits"``. If only one member has a weight, the
-    result is its own. Outputs of single members are available to `FromTeacher`.
-
     Args:
         teachers: Teachers or models, by name; without names they are ``teacher_0``, ….
         weights: One per member, normalised; None: equal; ``"confidence"``: per item
             exp(-H_i) / sum_j exp(-H_j), H the entropy at T; ``"labels"``: per item
             p_i(y) / sum_j p_j(y) at T, equal where there is no label (compare CA-MKD, Zhang et al.
-            2022, arXiv 2201.00007, which weighs by the cross-entropy of the labels). `fit` learns
-            fixed ones. Labels are read in the first member's order of classes.
+            2022, arXiv 2201.00007, which weighs by the cross-entropy). `fit` learns fixed ones.
         average: ``"probabilities"`` or ``"logits"``.
         route: A batch column (int64, one per example) with the index of the single member for the
             example: each is run on its own examples only.
@@ -75,27 +64,25 @@ class Ensemble(TrainerCallback):
         route: str | None = None,
         temperature: float = 1.0,
     ):
-        self.teachers = named(teachers)
+        self.teachers = members.named(teachers)
         self.average, self.route, self.temperature = average, route, float(temperature)
         self.fitted = 0
         above_zero(self.temperature)
-        check_settings(weights, average, route)
-        self.weights = weights if isinstance(weights, str) else self._normalised(weights)
+        members.check_settings(weights, average, route)
+        names = list(self.teachers)
+        self.weights = weights if isinstance(weights, str) else members.normalised(weights, names)
         heads = [getattr(teacher, "task_model", None) for teacher in self.teachers.values()]
         self.task_model = next((head for head in heads if isinstance(head, TaskModel)), None)
-        task = task_of_members(self.teachers, self.task_model)
-        self._orders, self._tokens, cut = orders_of(self.teachers, task)
+        task = members.task_of_members(self.teachers, self.task_model)
+        self._orders, self._tokens, cut = members.orders_of(self.teachers, task)
         if self.task_model is not None:
-            check_kind(self.task_model.kind(None), self.weights)
-        check_members({name: self.teachers[name] for name in self._mixed}, average, route)
-        self._router = None if route is None else Router(route, list(self.teachers), task)
+            members.check_kind(self.task_model.kind(None), self.weights)
+        members.check_members({name: self.teachers[name] for name in self._mixed}, average, route)
+        self._router = None if route is None else Router(route, names, task)
         self.config = next(iter(self.teachers.values())).config
         if cut is not None:
             self.config = copy.deepcopy(self.config)
             self.config.get_text_config().vocab_size = cut
-
-    def _normalised(self, weights: Sequence[float] | None) -> tuple[float, ...]:
-        return normalised(weights, list(self.teachers))
 
     @property
     def _mixed(self) -> dict[str, float]:
@@ -124,30 +111,22 @@ class Ensemble(TrainerCallback):
     # ---- the signal ------------------------------------------------------------------------------
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
-        """Compute the signal, see `Teacher`. The members are run one after another.
-
-        Raises:
-            ValueError: members of different kinds or shapes, temperatures that differ, a wrong
-                route.
-        """
+        """Run the members one after another, see `Teacher`. ValueError for members of different
+        kinds or shapes, temperatures that differ, or a wrong route."""
         if self._router is not None:
             return self._router(batch, LOGITS & needs, items, self._ask, self.task_model)
-        members: dict[str, Signal] = {}
-        signals = self._member_signals(batch, needs, items, members)
+        outputs: dict[str, Signal] = {}
+        signals = self._member_signals(batch, needs, items, outputs)
         if len(self._mixed) == 1:
-            alone = [signal for _, signal in signals]
-            combined = (
-                Signal(alone[0].logits, alone[0].kind, sparse=alone[0].sparse)
-                if alone
-                else Signal()
-            )
+            alone = next((signal for _, signal in [*signals]), Signal())
+            combined = Signal(alone.logits, alone.kind, sparse=alone.sparse)
         else:
             mixed = self._member_probs(signals)
             combined = mean_of(mixed, self.average, lambda probs: self._score(probs, items))
-        return replace(combined, members=members)
+        return replace(combined, members=outputs)
 
     def _member_signals(
-        self, batch: Batch, needs: Needs, items: BatchItems, members: dict[str, Signal]
+        self, batch: Batch, needs: Needs, items: BatchItems, outputs: dict[str, Signal]
     ) -> Iterator[tuple[str, Signal]]:
         """Run every member; keep its own requested outputs, and pass on what is averaged."""
         for name in self.teachers:
@@ -157,8 +136,7 @@ class Ensemble(TrainerCallback):
                 continue
             signal = self._ask(name, batch, own | shared, items)
             if own:
-                kept = signal if own.logits else replace(signal, logits=None, sparse=None)
-                members[name] = kept
+                outputs[name] = signal if own.logits else replace(signal, logits=None, sparse=None)
             if shared.logits:
                 yield name, replace(signal, hidden_states={}, attentions={}, qkv={}, modules={})
 
@@ -170,7 +148,7 @@ class Ensemble(TrainerCallback):
     def _member_probs(self, signals: Iterable[tuple[str, Signal]]) -> Iterator[MemberProbs]:
         partial = [name for name in self._mixed if not self.teachers[name].provides.full_vocabulary]
         for probs in member_probs(signals, self.temperature, bool(partial)):
-            check_kind(probs.kind, self.weights)
+            members.check_kind(probs.kind, self.weights)
             yield probs
 
     def _score(self, probs: MemberProbs, items: BatchItems) -> Tensor:
@@ -189,17 +167,14 @@ class Ensemble(TrainerCallback):
     ) -> Ensemble:
         """Learn fixed weights: those under which held-out labels are most likely.
 
-        Exact up to 1e-8 nats per item, the same for any split into batches, and done before the
-        training. With ``average="logits"`` the logits of all labelled items are kept meanwhile
-        (8 bytes for each item, member and class); otherwise one number per item and member.
+        Exact up to 1e-8 nats per item, the same for any split into batches. With
+        ``average="logits"`` the logits of all labelled items are kept meanwhile (8 bytes for each
+        item, member and class); otherwise one number per item and member.
 
         Args:
-            batches: Collated batches with labels, in the first member's order of classes. Not
-                those that the members were trained on: there the most overfitted one wins.
+            batches: Collated batches with labels, in the first member's order of classes. Not those
+                that the members were trained on: there the most overfitted one wins.
             items: Items of a batch; by default those of the first member that is a model.
-
-        Returns:
-            This ensemble.
 
         Raises:
             ValueError: no labels, or an ensemble that has no weights to learn.
@@ -217,27 +192,22 @@ class Ensemble(TrainerCallback):
                 "Mean logits are fitted on those of every class, which none of the members gives. "
                 "Use average='probabilities'."
             )
-        self.weights = self._normalised(None)
+        self.weights = members.normalised(None, list(self.teachers))
         tables, targets, kind = [], [], ""
         for batch in batches:
-            batch = self._placed(batch)
+            if self.task_model is not None:
+                model = self.task_model.model
+                batch = send_to_device(dict(batch), next(model.parameters()).device)
+                batch = self.task_model.task.share(batch, model)
             rows, target, kind = self._observed(batch, count(batch))
             tables.append(rows.cpu())
             targets.append(target.cpu())
         if not sum(len(target) for target in targets):
             raise ValueError("Expected batches with labels to fit weights to, got no label at all.")
         fitted = fitted_weights(torch.cat(tables), torch.cat(targets), kind, self.average)
-        self.weights = self._normalised(fitted.tolist())
+        self.weights = members.normalised(fitted.tolist(), list(self.teachers))
         self.fitted = sum(len(target) for target in targets)
         return self
-
-    def _placed(self, batch: Batch) -> Batch:
-        if self.task_model is None:
-            return batch
-        device = next(self.task_model.model.parameters()).device
-        return self.task_model.task.share(
-            send_to_device(dict(batch), device), self.task_model.model
-        )
 
     def _observed(self, batch: Batch, items: BatchItems) -> tuple[Tensor, Tensor, str]:
         """Outputs of each member for every label, ``(n, K, …)``, the labels, and the kind."""
@@ -268,17 +238,16 @@ class Ensemble(TrainerCallback):
         }
 
     def describe(self) -> dict[str, Any]:
-        members = {name: teacher.describe() for name, teacher in self.teachers.items()}
-        rule: dict[str, Any] = {"average": self.average, "temperature": self.temperature}
+        described = {name: teacher.describe() for name, teacher in self.teachers.items()}
+        weights: Any = self.weights
+        if not isinstance(weights, str):
+            weights = dict(zip(self.teachers, weights, strict=True))
+        rule = {"average": self.average, "temperature": self.temperature, "weights": weights}
         if self.route is not None:
             rule = {"route": self.route}
-        elif isinstance(self.weights, str):
-            rule["weights"] = self.weights
-        else:
-            rule["weights"] = dict(zip(self.teachers, self.weights, strict=True))
         if self.fitted:
             rule["weights_fitted_on_items"] = self.fitted
-        return {"architecture": "Ensemble", "members": members, **rule}
+        return {"architecture": "Ensemble", "members": described, **rule}
 
 
 def _passed_on(event: str) -> Callable[..., Any]:

@@ -10,13 +10,10 @@ from typing import Any
 
 
 class Deadline:
-    """A deadline: every operation of a socket gets the time left until then.
+    """A number of seconds from now; every operation of a socket gets the time that is left.
 
     The timeouts of http.client, urllib3 and httpx hold for each single read: a peer that sends one
     byte now and then never exceeds them.
-
-    Args:
-        seconds: From now.
     """
 
     def __init__(self, seconds: float = math.inf):
@@ -27,11 +24,7 @@ class Deadline:
         self.moment = time.monotonic() + seconds
 
     def apply(self, sock: socket.socket) -> None:
-        """Let the next operation of a socket take what is left.
-
-        Raises:
-            TimeoutError: nothing is.
-        """
+        """Let the next operation of a socket take what is left, or raise TimeoutError."""
         left = self.moment - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
@@ -61,11 +54,7 @@ def reader(sock: socket.socket, deadline: Deadline) -> io.BufferedReader:
 
 
 def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -> None:
-    """Send data before a deadline.
-
-    Raises:
-        TimeoutError: the other side did not receive it in time.
-    """
+    """Send data, or raise TimeoutError at the deadline."""
     left = memoryview(content)
     while left:
         deadline.apply(sock)
@@ -73,17 +62,11 @@ def send(sock: socket.socket, content: bytes | memoryview, deadline: Deadline) -
 
 
 def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
-    """Connect to the first address of a host that answers, within the deadline.
-
-    The name look-up has the system's limits instead.
-
-    Raises:
-        OSError: there is no such host, or nothing listens there.
-    """
+    """Connect to the first address of a host that answers, within the deadline; the name look-up
+    has the system's limits instead."""
     failed: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
         try:
             deadline.apply(sock)
@@ -103,13 +86,10 @@ class Timed:
         self.sock, self.deadline = sock, deadline
 
     def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
-        """The received bytes, as a file."""
         return reader(self.sock, self.deadline)
 
     def sendall(self, content: bytes) -> None:
-        """Send until the deadline."""
         send(self.sock, content, self.deadline)
 
     def close(self) -> None:
-        """Close it, once nothing is read from it any more."""
         self.sock.close()

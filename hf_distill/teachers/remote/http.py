@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import io
@@ -42,18 +43,22 @@ class Answer(NamedTuple):
     def excerpt(self) -> str:
         """The message of an error in JSON, or the beginning of the body; printable."""
         text = self.body[: 1 << 16].decode("utf-8", "replace").strip()
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             error: Any = json.loads(text)
             if isinstance(error, dict):
                 error = error.get("error") or error.get("message") or error.get("detail") or error
             text = error["message"] if isinstance(error, dict) and "message" in error else error
-        except (ValueError, RecursionError):
-            pass
         return printable(str(text)[:EXCERPT])
 
 
 class OversizedError(ValueError):
     """An answer with more bytes than the request allows."""
+
+    def __init__(self, most: int, got: Any):
+        super().__init__(
+            f"Expected an answer of at most {most} bytes, more than what was asked for can have, "
+            f"got {got}. Check that the url is that of the teacher's server."
+        )
 
 
 def printable(text: str) -> str:
@@ -62,21 +67,12 @@ def printable(text: str) -> str:
 
 
 class Client:
-    """Client of one server; several threads may use it at once.
+    """Client of one server, ``http(s)://host[:port][/path]``; several threads may use it at once.
 
     Every request must be idempotent. Refused and broken connections, timeouts, 408, 429 and 5xx are
-    tried again after ``backoff * 2**n`` seconds with jitter, or as the server requests
-    (Retry-After).
-
-    Args:
-        url: ``http(s)://host[:port][/path]``.
-        timeout: Seconds for one attempt, from connecting to the answer's last byte.
-        retries: Attempts after the first.
-        backoff: Seconds before the first of them.
-        token: Sent as ``Authorization: Bearer …``; never printed.
-
-    Raises:
-        ValueError: a wrong url, or a number out of its range.
+    tried again, ``retries`` times, after ``backoff * 2**n`` seconds with jitter, or as the server
+    requests (Retry-After). ``timeout`` are the seconds for one attempt, from connecting to the
+    answer's last byte; ``token`` is sent as ``Authorization: Bearer …``, and never printed.
     """
 
     def __init__(
@@ -127,19 +123,13 @@ class Client:
         missing_ok: bool = False,
         most: int = SMALL,
     ) -> Answer | None:
-        """Send a request, with retries.
-
-        Args:
-            method: GET or POST.
-            path: Path below the url, with its slash.
-            body: Content of the request.
-            kind: Its content type.
-            missing_ok: Return None if the server does not have the path (404, 405).
-            most: Largest possible answer, in bytes.
+        """Send a request, with retries; None with ``missing_ok`` if the server does not have the
+        path (404, 405).
 
         Raises:
             ConnectionError: no answer after all attempts.
-            ValueError: the server rejects the request (4xx), or its answer is larger.
+            ValueError: the server rejects the request (4xx), or its answer has more than ``most``
+                bytes.
         """
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt * self._random.uniform(0.5, 1.0)
@@ -172,20 +162,11 @@ class Client:
         )
 
     def json(
-        self,
-        method: str,
-        path: str,
-        content: Any = None,
-        missing_ok: bool = False,
-        most: int = SMALL,
+        self, method: str, path: str, content: Any = None, **options: Any
     ) -> dict[str, Any] | None:
-        """Send and receive JSON objects, see `request`.
-
-        Raises:
-            ValueError: the answer is not a JSON object.
-        """
+        """Send and receive JSON objects, see `request`; ValueError for another answer."""
         body = None if content is None else json.dumps(content).encode()
-        answer = self.request(method, path, body, missing_ok=missing_ok, most=most)
+        answer = self.request(method, path, body, **options)
         if answer is None:
             return None
         try:
@@ -203,48 +184,36 @@ class Client:
         """One request and its whole answer within the timeout; the connection is kept if it can."""
         deadline = Deadline(self.timeout)
         headers = self._headers | ({} if body is None else {"Content-Type": kind})
+        request = (method, self._path + path, body, headers)
         with self._lock:
             kept = self._idle.pop() if self._idle else None
         if kept is not None:
-            try:
-                return self._exchange(kept, deadline, method, path, body, headers, most)
-            except STALE:
-                pass  # closed while idle, not a failure of the server
-        fresh = self._connection(deadline)
-        return self._exchange(fresh, deadline, method, path, body, headers, most)
+            with contextlib.suppress(*STALE):  # closed while idle, not a failure of the server
+                return self._exchange(kept, deadline, most, request)
+        return self._exchange(self._connection(deadline), deadline, most, request)
 
     def _connection(self, deadline: Deadline) -> http.client.HTTPConnection:
         port = self._port or (443 if self._secure else 80)
         sock = connect(self._host, port, deadline)
         try:
-            if self._context is None:
-                connection = http.client.HTTPConnection(self._host, self._port)
-            else:
-                connection = http.client.HTTPSConnection(
-                    self._host, self._port, context=self._context
-                )
+            if self._context is not None:
                 deadline.apply(sock)
                 sock = self._context.wrap_socket(sock, server_hostname=self._host)
         except BaseException:
             sock.close()
             raise
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port)
         connection.auto_open = 0
         connection.sock = Timed(sock, deadline)
         return connection
 
     def _exchange(
-        self,
-        connection: Any,
-        deadline: Deadline,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        most: int,
+        self, connection: Any, deadline: Deadline, most: int, request: tuple[Any, ...]
     ) -> Answer:
         connection.sock.deadline = deadline
         try:
-            with _sent(connection, method, self._path + path, body, headers) as response:
+            with _sent(connection, *request) as response:
                 whole = _whole(response, most)
         except BaseException:
             connection.close()
@@ -274,29 +243,18 @@ def _sent(connection: Any, *request: Any) -> http.client.HTTPResponse:
 
 
 def _whole(response: http.client.HTTPResponse, most: int) -> bytes:
-    """The body of an answer.
-
-    Raises:
-        OversizedError: it has more bytes than that.
-        http.client.IncompleteRead: it ends early.
-    """
+    """The body of an answer. Raises OversizedError for more than ``most`` bytes, IncompleteRead for
+    an early end."""
     whole, length = io.BytesIO(), response.length
     if length is not None and length > most:
-        raise OversizedError(_too_large(most, f"{length}"))
+        raise OversizedError(most, length)
     while not response.isclosed() and (part := response.read1(1 << 20)):
         whole.write(part)  # not a list of parts, each of which may be of one byte
         if whole.tell() > most:
-            raise OversizedError(_too_large(most, "more"))
+            raise OversizedError(most, "more")
     if response.length:
         raise http.client.IncompleteRead(b"", response.length)
     return whole.getvalue()
-
-
-def _too_large(most: int, got: str) -> str:
-    return (
-        f"Expected an answer of at most {most} bytes, more than what was asked for can have, got "
-        f"{got}. Check that the url is that of the teacher's server."
-    )
 
 
 def _close_all(connections: list[http.client.HTTPConnection]) -> None:
@@ -307,10 +265,8 @@ def _close_all(connections: list[http.client.HTTPConnection]) -> None:
 def _retry_after(answer: Answer) -> float:
     """Seconds of the Retry-After header; 0 without one."""
     value = answer.headers.get("retry-after", "")
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,25 +12,11 @@ from torch import Tensor
 
 from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.teachers.cache.manifest import tokenizer_fingerprint
+from hf_distill.teachers.cache import manifest
 from hf_distill.teachers.protocol import Teacher
+from hf_distill.teachers.remote import received, wire
 from hf_distill.teachers.remote.http import Client
-from hf_distill.teachers.remote.received import (
-    check_signal,
-    facts_from,
-    vocabulary_bytes,
-    vocabulary_from,
-)
 from hf_distill.teachers.remote.sizes import UTMOST, elements, most_bytes
-from hf_distill.teachers.remote.wire import (
-    CONTENT_TYPE,
-    PROTOCOL,
-    from_bytes,
-    items_to_tree,
-    needs_to_json,
-    signal_from_tree,
-    to_bytes,
-)
 
 
 class HTTPTeacher(Teacher):
@@ -68,12 +55,12 @@ class HTTPTeacher(Teacher):
         self._top_k = top_k
         self._tokens: dict[str, int] | None = None
         facts = self._client.json("GET", "/teacher") or {}
-        if facts.get("protocol", PROTOCOL) != PROTOCOL:
+        if facts.get("protocol", wire.PROTOCOL) != wire.PROTOCOL:
             raise ValueError(
-                f"Expected version {PROTOCOL} of the protocol at {self._client.url}, got "
+                f"Expected version {wire.PROTOCOL} of the protocol at {self._client.url}, got "
                 f"{facts['protocol']!r:.80}. Install the same hf_distill on both sides."
             )
-        self._facts = facts_from(facts, self._client.url)
+        self._facts = received.facts_from(facts, self._client.url)
         self.config, self.provides = self._facts.config, self._facts.provides
         if top_k is not None:
             self.provides = replace(self.provides, full_vocabulary=False)
@@ -83,15 +70,17 @@ class HTTPTeacher(Teacher):
         kept = {key: value for key, value in batch.items() if key in facts.columns}
         request = {
             "batch": kept,
-            "items": items_to_tree(items),
-            "needs": needs_to_json(needs),
+            "items": wire.items_to_tree(items),
+            "needs": wire.needs_to_json(needs),
             "top_k": self._top_k,
         }
         classes = facts.classes if self._top_k is None else 3 * self._top_k + 3  # ids are int64
         most = most_bytes(elements(facts.config, classes, kept, items, needs, UTMOST))
-        answer = self._client.request("POST", "/signal", to_bytes(request), CONTENT_TYPE, most=most)
+        answer = self._client.request(
+            "POST", "/signal", wire.to_bytes(request), wire.CONTENT_TYPE, most=most
+        )
         try:
-            found = from_bytes(b"" if answer is None else answer.body)
+            found = wire.from_bytes(b"" if answer is None else answer.body)
         except ValueError as error:
             raise ValueError(f"The answer of {who} cannot be read: {error}") from error
         if found.get("fingerprint") != facts.fingerprint:
@@ -99,8 +88,9 @@ class HTTPTeacher(Teacher):
                 f"The teacher at {self._client.url} is not the one this training started with: "
                 "other weights are served there now. Serve the same model again, and resume."
             )
-        check_signal(found.get("signal"), facts, items, needs, who)
-        return signal_from_tree(send_to_device(found["signal"], _device(batch)))
+        received.check_signal(found.get("signal"), facts, items, needs, who)
+        device = next(value.device for value in batch.values() if isinstance(value, Tensor))
+        return wire.signal_from_tree(send_to_device(found["signal"], device))
 
     @property
     def fingerprint(self) -> str:
@@ -113,13 +103,13 @@ class HTTPTeacher(Teacher):
     def tokens(self) -> Mapping[str, int] | None:
         facts = self._facts
         if facts.vocabulary is not None and self._tokens is None:
-            most = vocabulary_bytes(facts.entries)
+            url, most = self._client.url, received.vocabulary_bytes(facts.entries)
             answer = self._client.request("GET", "/teacher/vocabulary", most=most)
-            body = b"" if answer is None else answer.body
-            tokens = vocabulary_from(body, facts.entries, self._client.url)
-            if tokenizer_fingerprint(tokens) != facts.vocabulary:
+            body = io.BytesIO(b"" if answer is None else answer.body)
+            tokens = manifest.unpack_vocabulary(body, url, most)
+            if manifest.tokenizer_fingerprint(tokens) != facts.vocabulary:
                 raise ValueError(
-                    f"Expected the vocabulary that {self._client.url} described, got another one: "
+                    f"Expected the vocabulary that {url} described, got another one: "
                     "another teacher is served there now. Serve the same model again."
                 )
             self._tokens = tokens
@@ -131,7 +121,3 @@ class HTTPTeacher(Teacher):
     def close(self) -> None:
         """Close the connections; they are opened anew when needed."""
         self._client.close()
-
-
-def _device(batch: Batch) -> Any:
-    return next(value.device for value in batch.values() if isinstance(value, Tensor))

@@ -39,19 +39,11 @@ class Answered(NamedTuple):
 
 
 def prompts_of(batch: Batch, items: BatchItems) -> tuple[list[Prompt], tuple[int, int]]:
-    """Texts of a batch with at least one item.
+    """Texts of a batch with at least one item, and the shape of the items.
 
-    Args:
-        batch: ``input_ids`` (B, T); ``attention_mask`` (B, T), its padding on either side;
-            ``position_ids`` (B, T), which start anew where another text is packed into the row.
-        items: The items, in the shape of the head's logits.
-
-    Returns:
-        The texts, and the shape of the items.
-
-    Raises:
-        ValueError: there are no token ids, the padding is inside a text, or an item has no
-            prediction.
+    ``attention_mask`` (B, T) may have padding on either side; ``position_ids`` (B, T) start anew
+    where another text is packed into the row of ``input_ids``. ValueError without token ids, for
+    padding inside a text, and for an item that has no prediction.
     """
     ids = batch.get("input_ids")
     if ids is None or ids.dim() != 2:
@@ -86,7 +78,7 @@ def prompts_of(batch: Batch, items: BatchItems) -> tuple[list[Prompt], tuple[int
     return found, (counted.shape[0], counted.shape[1])
 
 
-def _firsts(positions: Tensor | None, ids: Tensor) -> list[list[bool]]:
+def _firsts(positions: Tensor | None, ids: Tensor) -> Any:
     """Starts of texts within a row, after the first."""
     firsts = torch.zeros_like(ids, dtype=torch.bool)
     if positions is not None:
@@ -97,8 +89,7 @@ def _firsts(positions: Tensor | None, ids: Tensor) -> list[list[bool]]:
             )
         positions = positions.expand_as(ids)
         firsts[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
-    found: list[list[bool]] = firsts.tolist()
-    return found
+    return firsts.tolist()
 
 
 def _texts(row: int, real: Sequence[bool], firsts: Sequence[bool]) -> list[tuple[int, int]]:
@@ -120,19 +111,12 @@ def _texts(row: int, real: Sequence[bool], firsts: Sequence[bool]) -> list[tuple
 
 
 def read_prompt(prompt: Prompt, entries: Any, top_k: int, classes: int) -> Answered:
-    """Read the ``prompt_logprobs`` of one text.
+    """Read the ``prompt_logprobs`` of one text, or raise ValueError.
 
-    Args:
-        prompt: The request.
-        entries: One per token: null for the first, then
-            ``{token id: {"logprob": …, "rank": …, "decoded_token": …}}`` with the k most likely
-            tokens and, in any case, the token itself.
-        top_k: k.
-        classes: Number of classes; probabilities of further ones are added to the rest.
-
-    Raises:
-        ValueError: the answer belongs to another text, is incomplete, or does not contain
-            probabilities.
+    ``entries`` has one for each token: null for the first, then
+    ``{token id: {"logprob": …, "rank": …, "decoded_token": …}}`` with the ``top_k`` most likely
+    tokens and, in any case, the token itself. Probabilities of tokens that are not below
+    ``classes`` are added to the rest.
     """
     if not isinstance(entries, list) or len(entries) != len(prompt.ids):
         got = len(entries) if isinstance(entries, list) else repr(entries)[:80]
@@ -214,11 +198,8 @@ def _check_probabilities(prompt: Prompt, values: Tensor) -> None:
 
 
 def _log_rest(values: Tensor, k: int, classes: int) -> Tensor:
-    """log(1 - Σ p) in float64; the sums of float32 numbers leave noise where little is left.
-
-    No class that is not listed is likelier than the k-th: their mass is at most their number times
-    that.
-    """
+    """log(1 - Σ p) in float64. The sums of float32 numbers leave noise where little is left: the
+    classes that are not listed have at most their number times the mass of the k-th."""
     listed = (values > -torch.inf).sum(-1)
     least = values.sort(-1, descending=True).values[:, k - 1]
     rest = -torch.expm1(values.logsumexp(-1).clamp(max=0.0))
@@ -230,11 +211,8 @@ def _log_rest(values: Tensor, k: int, classes: int) -> Tensor:
 
 
 def check_decoded(entries: Sequence[Any], tokenizer: Any, url: str) -> None:
-    """Compare what the server and a tokenizer here call the same ids.
-
-    Raises:
-        ValueError: a token is another text there.
-    """
+    """Compare the texts of ids on the server and of a tokenizer here; ValueError where they
+    differ."""
     found: dict[int, str] = {}
     for entry in entries[1:]:
         for token, value in entry.items():
@@ -244,19 +222,14 @@ def check_decoded(entries: Sequence[Any], tokenizer: Any, url: str) -> None:
     for token, theirs in found.items():
         if not theirs or "\ufffd" in theirs or theirs.startswith("token_id:"):
             continue  # a part of a character, or no text at all
-        ours = _names(tokenizer, token)
+        entry = tokenizer.convert_ids_to_tokens(token)
+        ours = [str(tokenizer.decode([token])), "" if entry is None else str(entry)]
         if _plain(theirs) not in {_plain(name) for name in ours}:
             raise ValueError(
                 f"The tokenizer of {url} is another one: token {token} is {theirs!r} there and "
                 f"{ours[0]!r} here. Serve a teacher with the student's tokenizer, or pass the one "
                 "it has and a student that shares it."
             )
-
-
-def _names(tokenizer: Any, token: int) -> list[str]:
-    """Names of a token: its text and its entry in the vocabulary."""
-    entry = tokenizer.convert_ids_to_tokens(token)
-    return [str(tokenizer.decode([token])), "" if entry is None else str(entry)]
 
 
 def _plain(text: str) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_distill.models.modules import text_config
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.tasks import TASKS
 from hf_distill.teachers.cache.content import KINDS
-from hf_distill.teachers.cache.manifest import config_from, unpack_vocabulary
+from hf_distill.teachers.cache.manifest import config_from
 from hf_distill.teachers.remote.http import printable
 from hf_distill.teachers.remote.sizes import CLASSES
 from hf_distill.teachers.remote.wire import needs_from_json, signal_from_tree
@@ -26,13 +26,9 @@ PER_TOKEN = 512
 
 
 class Facts(NamedTuple):
-    """The facts of a server before the first batch.
-
-    Attributes:
-        classes: Classes of the logits; None: the batch size.
-        entries: Size of the model's vocabulary, if it has one.
-        numbers: All whole numbers of its config, of which the width of its states is one.
-    """
+    """The facts of a server before the first batch: ``classes`` of the logits (None: the batch
+    size), ``entries`` of the model's vocabulary, and all whole ``numbers`` of its config, of which
+    the width of its states is one."""
 
     describe: dict[str, Any]
     fingerprint: str
@@ -46,15 +42,8 @@ class Facts(NamedTuple):
 
 
 def facts_from(found: Mapping[str, Any], url: str) -> Facts:
-    """Read the facts of a `TeacherServer`.
-
-    Args:
-        found: The JSON object of ``GET /teacher``.
-        url: Its source, for messages.
-
-    Raises:
-        ValueError: it is not such an object, or has an impossible value.
-    """
+    """Read the facts of the `TeacherServer` at ``url`` from ``GET /teacher``, or raise
+    ValueError."""
     wanted = ("describe", "fingerprint", "columns", "vocabulary", "config", "provides")
     if missing := [key for key in wanted if key not in found]:
         raise ValueError(
@@ -145,8 +134,7 @@ def _classes(task: Any, config: Any) -> tuple[int | None, int | None]:
     """The classes of a task's logits, and the entries of the vocabulary."""
     known = TASKS.get(task) if isinstance(task, str) else None
     labels = getattr(config, "num_labels", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    tokens = getattr(text, "vocab_size", None)
+    tokens = getattr(text_config(config), "vocab_size", None)
     kind = None if known is None else known.classes
     return {"labels": labels, "vocabulary": tokens}.get(str(kind)), tokens
 
@@ -156,36 +144,12 @@ def vocabulary_bytes(entries: int | None) -> int:
     return (1 << 20) + PER_TOKEN * (entries or LABELS)
 
 
-def vocabulary_from(body: bytes, entries: int | None, url: str) -> dict[str, int]:
-    """Read a vocabulary: token -> id as JSON, compressed with gzip.
-
-    Args:
-        body: The server's answer.
-        entries: The model's number of entries, for the largest size; None: unknown.
-        url: Its source, for messages.
-
-    Raises:
-        ValueError: it is not a vocabulary, or too large.
-    """
-    return unpack_vocabulary(io.BytesIO(body), url, vocabulary_bytes(entries))
-
-
 # ---- signals -------------------------------------------------------------------------------------
 
 
 def check_signal(tree: Any, facts: Facts, items: BatchItems, needs: Needs, who: str) -> None:
-    """Check a signal against its request.
-
-    Args:
-        tree: The server's answer, on the CPU.
-        facts: The server's facts.
-        items: The items of the batch.
-        needs: The requested outputs.
-        who: The teacher, for messages.
-
-    Raises:
-        ValueError: it is not a signal, or not one for this batch.
-    """
+    """Check a signal ``tree`` on the CPU against its request; ValueError if it is not one for this
+    batch."""
     try:
         if not isinstance(tree, Mapping):
             raise ValueError(f"Expected a signal, got a {type(tree).__name__}.")
@@ -204,9 +168,8 @@ def _check_parts(signal: Signal) -> None:
     """Check the types of fields other than logits and states."""
     if signal.kind not in KINDS:
         raise ValueError(f"Expected a kind of {KINDS}, got {signal.kind!r:.80}.")
-    if signal.members or any(
-        getattr(signal, f) is not None for f in ("lazy_logits", "cross_tokenizer")
-    ):
+    never = signal.lazy_logits is not None or signal.cross_tokenizer is not None
+    if signal.members or never:
         raise ValueError("Expected the signal of one model, got members or what is never sent.")
     if type(signal.blank) is not int or type(signal.zero_infinity) is not bool:
         raise ValueError(
@@ -277,12 +240,10 @@ def _check_sparse(signal: Signal, mask: Tensor | None, classes: int | None) -> N
 
 
 def _check_states(signal: Signal, facts: Facts, items: BatchItems, needs: Needs) -> None:
-    fields = ("hidden_states", "attentions", "qkv")
-    for name in fields:
+    for name in ("hidden_states", "attentions", "qkv"):
         groups = getattr(signal, name)
-        if not isinstance(groups, Mapping) or not all(
-            isinstance(g, tuple) for g in groups.values()
-        ):
+        named = isinstance(groups, Mapping)
+        if not named or not all(isinstance(g, tuple) for g in groups.values()):
             raise ValueError(f"Expected {name} as layers by group, got {type(groups).__name__}.")
         if getattr(needs, name) and not any(groups.values()):
             raise ValueError(f"Expected {name}, which were asked for, got none.")
@@ -291,7 +252,16 @@ def _check_states(signal: Signal, facts: Facts, items: BatchItems, needs: Needs)
     for path, value in signal.modules.items():
         _floating(value, path)
     for group, layers in signal.hidden_states.items():
-        _check_widths([_floating(v, f"{group} states", (2, 3, 4, 5)) for v in layers], facts)
+        for value in layers:
+            _floating(value, f"{group} states", (2, 3, 4, 5))
+        widths = {int(value.shape[-1]) for value in layers if value.dim() == 3}
+        width = max(widths, default=0)  # several: feature maps, or stages that grow
+        wrong = width < 2 or (facts.numbers and width not in facts.numbers)
+        if len(widths) == 1 and wrong:  # refused before a projection is made for them
+            raise ValueError(
+                f"Expected states as wide as the teacher's config says, got {width} numbers in "
+                f"shape {tuple(layers[0].shape)}."
+            )
         mask = items.masks.get(group)
         if mask is not None and any(v.shape[0] != mask.shape[0] for v in layers):
             raise ValueError(f"Expected {group} states of {mask.shape[0]} rows, got others.")
@@ -304,16 +274,3 @@ def _check_states(signal: Signal, facts: Facts, items: BatchItems, needs: Needs)
                 raise ValueError(f"Expected queries, keys and values of each {group} layer.")
             for value in layer:
                 _floating(value, f"{group} queries, keys or values", (4,))
-
-
-def _check_widths(layers: list[Tensor], facts: Facts) -> None:
-    """Raise on states whose width is not in the config, before a projection is made for them."""
-    widths = {int(value.shape[-1]) for value in layers if value.dim() == 3}
-    if len(widths) != 1:  # feature maps, or stages that grow
-        return
-    width = widths.pop()
-    if width < 2 or (facts.numbers and width not in facts.numbers):
-        raise ValueError(
-            f"Expected states as wide as the teacher's config says, got {width} numbers in shape "
-            f"{tuple(layers[0].shape)}."
-        )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_distill.models.modules import text_config
 from hf_distill.models.signals import BatchItems, Needs
 
 TEXTS = ("input_ids", "decoder_input_ids")
@@ -45,28 +46,17 @@ def elements(
     needs: Needs,
     per_input: int = USUAL,
 ) -> int:
-    """Estimate the number of elements of a signal.
-
-    Args:
-        config: The teacher's config.
-        classes: Classes of its logits; None: the batch size.
-        batch: Its input.
-        items: Its items.
-        needs: Requested outputs.
-        per_input: Numbers of a layer per number of an image or audio input: an estimate, which
-            differs from model to model.
-
-    Returns:
-        Logits (one row for each item, and for each token where the classes are tokens), hidden
-        states, attention maps, queries, keys and values, and modules, all of them together.
-    """
+    """Estimate the number of elements of a signal: logits (one row for each item, and for each
+    token where the classes are tokens), hidden states, attention maps, queries, keys and values,
+    and modules, all of them together. ``classes`` None: the batch size; ``per_input``: numbers of a
+    layer per number of an image or audio input."""
     texts = [batch[name] for name in TEXTS if isinstance(batch.get(name), Tensor)]
     tokens = sum(ids.numel() for ids in texts)
     others = [v for v in batch.values() if isinstance(v, Tensor) and v.is_floating_point()]
     numbers = sum(value.numel() for value in others)
     mask = items.masks.get("items")
     rows = 0 if mask is None else mask.numel()
-    if classes == getattr(_text(config), "vocab_size", None):
+    if classes == getattr(text_config(config), "vocab_size", None):
         rows = max(rows, tokens)
     found = rows * max(classes or 0, *(mask.shape if mask is not None else ()), 1)
     layers = largest(config, DEPTHS, 24) + 1
@@ -80,10 +70,6 @@ def elements(
         squares = sum(ids.numel() * int(ids.shape[-1]) for ids in texts if ids.dim())
         found += layers * heads * (squares + _patch_squares(config, others, layer, heads))
     return found
-
-
-def _text(config: Any) -> Any:
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _patch_squares(config: Any, others: list[Tensor], layer: int, heads: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,8 @@ from transformers import PretrainedConfig
 from hf_distill.models.batches import Batch
 from hf_distill.models.signals import BatchItems, Needs, Signal, SparseProbs
 from hf_distill.teachers.protocol import Teacher
+from hf_distill.teachers.remote import prompts
 from hf_distill.teachers.remote.http import SMALL, Client
-from hf_distill.teachers.remote.prompts import (
-    Answered,
-    Prompt,
-    check_decoded,
-    prompts_of,
-    read_prompt,
-)
 from hf_distill.teachers.remote.sizes import CLASSES
 
 ROWS = 8
@@ -48,11 +43,11 @@ class VLLMTeacher(Teacher):
     """Teacher behind an OpenAI-compatible completion server with prompt log-probabilities (vLLM).
 
     Each text of a batch goes, without its padding, as token ids to ``POST {url}/v1/completions``
-    with vLLM's ``prompt_logprobs``; texts that are packed into one row (``position_ids``) go one by
-    one. The answer has the ``top_k`` most likely tokens of every position, the token of the text,
-    and the mass of all others: exact, for every objective that does not need all logits.
+    with vLLM's ``prompt_logprobs``; texts packed into one row (``position_ids``) go one by one. The
+    answer has the ``top_k`` most likely tokens of every position, the token of the text, and the
+    mass of all others: exact, for every objective that does not need all logits.
 
-    The server must have the student's tokenizer. Its tokenization of a probe text, and the ids and
+    The server must have the student's tokenizer: its tokenization of a probe text, and the ids and
     texts of the tokens in its answers, are compared with ``tokenizer``.
 
     Args:
@@ -60,8 +55,7 @@ class VLLMTeacher(Teacher):
         model: Its name there; needed only if there are several.
         tokenizer: Its tokenizer (the student's), or a folder or Hub id of it. Optional only for
             ``hf-distill serve-teacher``.
-        top_k: Number of tokens of each position; at most the server's ``--max-logprobs`` (vLLM:
-            20).
+        top_k: Number of tokens of each position; at most the server's ``--max-logprobs``.
         temperature: 1; servers provide no other.
         timeout: Seconds for one attempt at a request.
         retries: Attempts after the first.
@@ -70,8 +64,8 @@ class VLLMTeacher(Teacher):
         backoff: Seconds before the second attempt; doubled for each further one.
 
     Raises:
-        ValueError: a number out of its range; later, at the first batch at the latest: another
-            model, another tokenizer, too long a text, or an answer that cannot be right.
+        ValueError: a number out of its range; at the first batch at the latest: another model,
+            another tokenizer, too long a text, or an answer that cannot be right.
         ConnectionError: the server does not answer.
     """
 
@@ -117,83 +111,82 @@ class VLLMTeacher(Teacher):
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         self._connect()
-        prompts, shape = prompts_of(batch, items)
-        for prompt in prompts:
-            self._check_length(prompt)
-        rows = min(ROWS, math.ceil(len(prompts) / self._concurrency))
+        texts, shape = prompts.prompts_of(batch, items)
+        self._check_lengths(texts)
+        rows = min(ROWS, math.ceil(len(texts) / self._concurrency))
         tokens = min(TOKENS, ENTRIES // (min(self._top_k, self.config.vocab_size) + 1))
-        groups = list(_groups(prompts, rows, tokens))
-        answered = [a for group in self._all(self._ask, groups) for a in group]
-        placed = self._assemble(prompts, answered, shape)
+        groups = list(_groups(texts, rows, tokens))
+        answered = [a for group in self._all(groups) for a in group]
+        placed = self._assemble(texts, answered, shape)
         ids, log_probs, log_rest = (t.to(batch["input_ids"].device) for t in placed)
         sparse = SparseProbs(ids, log_probs, log_rest, self.config.vocab_size)
         return Signal(kind="softmax", sparse=sparse)
 
-    def _all(self, ask: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """Request all parts, at most `concurrency` at once; results are in order."""
-        if len(parts) == 1:
-            return [ask(parts[0])]
+    def _all(self, groups: Sequence[list[prompts.Prompt]]) -> list[list[prompts.Answered]]:
+        """Request all groups, at most `concurrency` at once; results are in order."""
+        if len(groups) == 1:
+            return [self._ask(groups[0])]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._concurrency, "server-teacher")
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        futures: list[Future[Any]] = [self._pool.submit(ask, part) for part in parts]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:  # after a failure: requests that have not begun
-                future.cancel()
+        return list(self._pool.map(self._ask, groups))  # cancels the others after a failure
 
-    def _ask(self, prompts: Sequence[Prompt]) -> list[Answered]:
+    def _ask(self, texts: Sequence[prompts.Prompt]) -> list[prompts.Answered]:
         request = {
             "model": self._model,
-            "prompt": [prompt.ids for prompt in prompts],
+            "prompt": [prompt.ids for prompt in texts],
             "max_tokens": 1,  # vLLM refuses 0
             "temperature": 0,
             "prompt_logprobs": min(self._top_k, self.config.vocab_size),
         }
-        values = sum(len(prompt.ids) for prompt in prompts) * (request["prompt_logprobs"] + 2)
+        values = sum(len(prompt.ids) for prompt in texts) * (request["prompt_logprobs"] + 2)
         most = SMALL + PER_ENTRY * values
         answer = self._client.json("POST", "/v1/completions", request, most=most) or {}
         url, choices = self._client.url, answer.get("choices")
-        if not isinstance(choices, list) or len(choices) != len(prompts):
+        if not isinstance(choices, list) or len(choices) != len(texts):
             raise ValueError(
-                f"Expected {len(prompts)} choices from {url}, one per text, got "
+                f"Expected {len(texts)} choices from {url}, one per text, got "
                 f"{len(choices) if isinstance(choices, list) else repr(choices)[:80]}."
             )
         found = []
-        for prompt, choice in zip(prompts, _ordered(choices, url), strict=True):
+        for prompt, choice in zip(texts, _ordered(choices, url), strict=True):
             entries: Any = choice.get("prompt_logprobs")
             try:
-                answered = read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
+                answered = prompts.read_prompt(prompt, entries, self._top_k, self.config.vocab_size)
             except ValueError as error:
                 raise ValueError(f"The answer of {url} cannot be read: {error}") from error
             found.append(answered)
             if not self._compared and self._tokenizer is not None:
-                check_decoded(entries, self._tokenizer, url)
+                prompts.check_decoded(entries, self._tokenizer, url)
                 self._compared = True
         return found
 
     def _assemble(
-        self, prompts: Sequence[Prompt], answered: Sequence[Answered], shape: tuple[int, int]
+        self,
+        texts: Sequence[prompts.Prompt],
+        answered: Sequence[prompts.Answered],
+        shape: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Assemble the answers into one signal; elsewhere all mass is in the rest."""
         width = min(self._top_k + 1, self.config.vocab_size)
         ids = torch.zeros(*shape, width, dtype=torch.int64)
         log_probs = torch.full((*shape, width), -torch.inf)
         log_rest = torch.zeros(shape)
-        for prompt, answer in zip(prompts, answered, strict=True):
+        for prompt, answer in zip(texts, answered, strict=True):
             place = (prompt.row, slice(prompt.start, prompt.start + len(prompt.ids) - 1))
             ids[place], log_probs[place], log_rest[place] = answer
         return ids, log_probs, log_rest
 
-    def _check_length(self, prompt: Prompt) -> None:
-        if self._longest is not None and len(prompt.ids) >= self._longest:
-            raise ValueError(
-                f"Expected texts of at most {self._longest - 1} tokens (the server's max_model_len "
-                f"{self._longest} holds one generated token too), got {len(prompt.ids)} in row "
-                f"{prompt.row}. Truncate the texts, or start the server with a longer "
-                "--max-model-len."
-            )
+    def _check_lengths(self, texts: Sequence[prompts.Prompt]) -> None:
+        limit = math.inf if self._longest is None else self._longest
+        for prompt in texts:
+            if len(prompt.ids) >= limit:
+                raise ValueError(
+                    f"Expected texts of at most {limit - 1} tokens (the server's max_model_len "
+                    f"{limit} holds one generated token too), got {len(prompt.ids)} in row "
+                    f"{prompt.row}. Truncate the texts, or start the server with a longer "
+                    "--max-model-len."
+                )
 
     # ---- the server --------------------------------------------------------------------------
 
@@ -256,10 +249,8 @@ class VLLMTeacher(Teacher):
             )
         ours = self._tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         if ours != theirs:
-            place = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-                min(len(ours), len(theirs)),
-            )
+            pairs = zip(ours, theirs, strict=False)
+            place = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
             shown = [self._tokenizer.decode(ids[place : place + 1]) for ids in (ours, theirs)]
             raise ValueError(
                 f"The tokenizer of {self._client.url} is another one: of a probe text, token "
@@ -281,12 +272,8 @@ class VLLMTeacher(Teacher):
         self._connect()
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": self._model,
-            "url": self._client.url,
-            "server": self._owner,
-            "top_k": self._top_k,
-        }
+        facts = {"name": self._model, "url": self._client.url}
+        return {**facts, "server": self._owner, "top_k": self._top_k}
 
     def close(self) -> None:
         """Close threads and connections; they are reopened when needed."""
@@ -299,9 +286,9 @@ class VLLMTeacher(Teacher):
 def _ordered(choices: Sequence[Any], url: str) -> list[dict[str, Any]]:
     """Choices in the order of the texts, or as returned if they have no index."""
     given = [choice.get("index") if isinstance(choice, dict) else "" for choice in choices]
-    whole = list(range(len(choices)))
+    whole: list[Any] = list(range(len(choices)))
     if all(index is None for index in given):
-        given = [*whole]
+        given = whole
     if sorted(map(str, given)) != sorted(map(str, whole)):
         raise ValueError(
             f"Expected choices with the indices 0 to {len(choices) - 1} from {url}, got "
@@ -310,10 +297,12 @@ def _ordered(choices: Sequence[Any], url: str) -> list[dict[str, Any]]:
     return sorted(choices, key=lambda choice: int(choice.get("index") or 0))
 
 
-def _groups(prompts: Iterable[Prompt], most: int, longest: int) -> Iterable[list[Prompt]]:
+def _groups(
+    texts: Iterable[prompts.Prompt], most: int, longest: int
+) -> Iterable[list[prompts.Prompt]]:
     """Split texts into requests, by number of texts and of tokens."""
-    group: list[Prompt] = []
-    for prompt in prompts:
+    group: list[prompts.Prompt] = []
+    for prompt in texts:
         tokens = sum(len(p.ids) for p in group) + len(prompt.ids)
         if group and (len(group) == most or tokens > longest):
             yield group

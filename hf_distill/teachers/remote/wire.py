@@ -21,13 +21,8 @@ CONTENT_TYPE = "application/x-safetensors"
 HEADER = 16 << 20
 """Largest JSON header in bytes; parsed, it takes about 20 times as much."""
 UNREADABLE = (
-    SafetensorError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    OverflowError,
+    *(SafetensorError, ValueError, KeyError, TypeError, AttributeError),
+    *(RuntimeError, OverflowError),
 )
 """Errors of reading untrusted bytes."""
 NOT_SENT = ("traced",)
@@ -35,22 +30,15 @@ NOT_SENT = ("traced",)
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Nested mappings and sequences of tensors and plain values, as one safetensors file.
-
-    Raises:
-        ValueError: something in it that is neither.
-    """
+    """Nested mappings and sequences of tensors and plain values, as one safetensors file;
+    ValueError for something else in it."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_flatten(content, tensors), allow_nan=False)
     return safetensors.torch.save(tensors, {KEY: tree})
 
 
 def from_bytes(body: bytes) -> dict[str, Any]:
-    """Inverse of `to_bytes`; sequences become tuples.
-
-    Raises:
-        ValueError: they are not such bytes.
-    """
+    """Inverse of `to_bytes`, or ValueError; sequences become tuples."""
     try:
         size = int.from_bytes(body[:8], "little")
         if size > HEADER:
@@ -100,11 +88,7 @@ def needs_to_json(needs: Needs) -> dict[str, Any]:
 
 
 def needs_from_json(values: Mapping[str, Any]) -> Needs:
-    """Inverse of `needs_to_json`; unknown names are ignored.
-
-    Raises:
-        ValueError: they are not needs.
-    """
+    """Inverse of `needs_to_json`, or ValueError; unknown names are ignored."""
     switches = {f.name: values.get(f.name, False) for f in fields(Needs) if f.name != "modules"}
     modules = values.get("modules", ())
     right = isinstance(modules, (list, tuple)) and all(isinstance(m, str) for m in modules)
@@ -123,11 +107,7 @@ def signal_to_tree(signal: Signal) -> dict[str, Any]:
 
 
 def signal_from_tree(tree: Mapping[str, Any]) -> Signal:
-    """The inverse.
-
-    Raises:
-        ValueError: it is not a signal.
-    """
+    """Inverse of `signal_to_tree`, or ValueError."""
     try:
         sparse = tree["sparse"] and SparseProbs(**tree["sparse"])
         members = {name: signal_from_tree(member) for name, member in tree["members"].items()}
@@ -142,11 +122,7 @@ def items_to_tree(items: BatchItems) -> dict[str, Any]:
 
 
 def items_from_tree(tree: Any) -> BatchItems:
-    """The inverse.
-
-    Raises:
-        ValueError: they are not items.
-    """
+    """Inverse of `items_to_tree`, or ValueError."""
     masks = tree.get("masks") if isinstance(tree, dict) else None
     if not isinstance(masks, dict) or not all(
         isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks.values()

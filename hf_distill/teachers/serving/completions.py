@@ -13,11 +13,9 @@ from torch import Tensor
 from hf_distill.models.signals import Needs
 from hf_distill.models.task_model import vocabulary_size
 from hf_distill.teachers import ModelTeacher
-from hf_distill.teachers.serving.failures import reading
-from hf_distill.teachers.serving.limits import BadRequest, Limits, Turn
+from hf_distill.teachers.remote.prompts import IMPOSSIBLE
+from hf_distill.teachers.serving.limits import BadRequest, Limits, Turn, reading
 
-IMPOSSIBLE = -9999.0
-"""vLLM's number for -inf, which JSON cannot represent."""
 WHOLE = Needs(logits=True, unsampled=True, full_vocabulary=True)
 ONLY = {
     "n": 1,
@@ -35,14 +33,8 @@ LETTERS = 1 << 20
 
 
 class Completions:
-    """Completion requests for one causal language model.
-
-    Args:
-        teacher: The model.
-        tokenizer: Its tokenizer; without one, prompts are token ids.
-        name: Its name.
-        limits: Limits of requests.
-    """
+    """Completion requests for one causal language model; without a tokenizer, prompts are token
+    ids."""
 
     def __init__(self, teacher: ModelTeacher, tokenizer: Any, name: str, limits: Limits):
         self.teacher, self.tokenizer, self.name = teacher, tokenizer, name
@@ -54,9 +46,9 @@ class Completions:
     def _check_task(self) -> None:
         if self.teacher.task_model.task.name != "causal_lm":
             raise BadRequest(
-                404,
                 f"Completions are for causal language models, this is a teacher for "
                 f"{self.teacher.task_model.task.name}: ask it with HTTPTeacher.",
+                404,
             )
 
     def models(self) -> dict[str, Any]:
@@ -76,10 +68,10 @@ class Completions:
         """POST /tokenize."""
         self._check_task()
         if self.tokenizer is None:
-            raise BadRequest(404, "This teacher was served without a tokenizer.")
+            raise BadRequest("This teacher was served without a tokenizer.", 404)
         text = request.get("prompt")
         if not isinstance(text, str):
-            raise BadRequest(400, f"Expected prompt to be a text, got {type(text).__name__}.")
+            raise BadRequest(f"Expected prompt to be a text, got {type(text).__name__}.")
         _check_texts([text])
         with turn():
             ids = self._encode(text, bool(request.get("add_special_tokens", True)))
@@ -100,17 +92,14 @@ class Completions:
         for index, ids in enumerate(prompts):
             with turn():
                 choices.append(self._choice(index, ids, k))
+        counts = {"prompt_tokens": tokens, "completion_tokens": len(prompts)}
         return {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": self.name,
             "choices": choices,
-            "usage": {
-                "prompt_tokens": tokens,
-                "completion_tokens": len(prompts),
-                "total_tokens": tokens + len(prompts),
-            },
+            "usage": {**counts, "total_tokens": sum(counts.values())},
         }
 
     def _choice(self, index: int, ids: list[int], k: int | None) -> dict[str, Any]:
@@ -130,36 +119,32 @@ class Completions:
     def _prompts(self, request: Mapping[str, Any]) -> list[list[int]]:
         if request.get("model") not in (None, self.name):
             raise BadRequest(
-                404, f"The model {request['model']!r} does not exist; {self.name!r} does."
+                f"The model {request['model']!r} does not exist; {self.name!r} does.", 404
             )
         for name, value in ONLY.items():
             if request.get(name) not in (None, value):
-                raise BadRequest(400, f"Expected {name}={value!r}, got {request[name]!r}.")
+                raise BadRequest(f"Expected {name}={value!r}, got {request[name]!r}.")
         if request.get("max_tokens", 16) not in (0, 1):
-            raise BadRequest(
-                400, "Expected max_tokens=1: this server is a teacher, and writes none."
-            )
+            raise BadRequest("Expected max_tokens=1: this server is a teacher, and writes none.")
         prompt = request.get("prompt")
-        one = not isinstance(prompt, list) or all(_is_id(token) for token in prompt)
+        one = not isinstance(prompt, list) or all(type(token) is int for token in prompt)
         parts: Any = [prompt] if one else prompt
         if len(parts) > self.limits.max_prompts:
             raise BadRequest(
-                400,
                 f"Expected at most {self.limits.max_prompts} prompts in a request, got "
-                f"{len(parts)}: send them in several.",
+                f"{len(parts)}: send them in several."
             )
         _check_texts([part for part in parts if isinstance(part, str)])
         found = [self._ids(part) for part in parts]
         for ids in found:
             if self._longest is not None and len(ids) > self._longest:
                 raise BadRequest(
-                    400, f"Expected prompts of at most {self._longest} tokens, got {len(ids)}."
+                    f"Expected prompts of at most {self._longest} tokens, got {len(ids)}."
                 )
             if wrong := [token for token in ids if not 0 <= token < self._classes][:1]:
                 raise BadRequest(
-                    400,
                     f"Expected tokens from 0 to {self._classes - 1}, got {str(wrong[0])[:40]}: the "
-                    "tokenizer has more tokens than this model.",
+                    "tokenizer has more tokens than this model."
                 )
         return found
 
@@ -167,28 +152,26 @@ class Completions:
         longest = max(map(len, prompts))
         if tokens > self.limits.max_tokens or longest * self._classes > self.limits.max_elements:
             raise BadRequest(
-                400,
                 f"Expected at most {self.limits.max_tokens} tokens in a request, and "
                 f"{self.limits.max_elements} logits of a prompt, got {tokens} tokens and a prompt "
                 f"of {longest}: send fewer or shorter prompts (or serve with --max-tokens and "
-                "--max-elements).",
+                "--max-elements)."
             )
         entries = tokens * (k or 0)
         if entries > ENTRIES:
             raise BadRequest(
-                400,
                 f"Expected at most {ENTRIES} log-probabilities in an answer, got a request for "
-                f"{entries}: send fewer or shorter prompts, or ask for fewer prompt_logprobs.",
+                f"{entries}: send fewer or shorter prompts, or ask for fewer prompt_logprobs."
             )
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str) and self.tokenizer is not None:
             prompt = self._encode(prompt, True)
-        if not isinstance(prompt, list) or not prompt or not all(_is_id(token) for token in prompt):
+        ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        if not ids or not prompt:
             raise BadRequest(
-                400,
                 "Expected prompt to be token ids, or several lists of them, none empty"
-                + (", or texts." if self.tokenizer else " (there is no tokenizer here)."),
+                + (", or texts." if self.tokenizer else " (there is no tokenizer here).")
             )
         return prompt
 
@@ -197,9 +180,7 @@ class Completions:
         if k is None:
             return None
         if type(k) is not int or k < -1 or k > self._classes:
-            raise BadRequest(
-                400, f"Expected prompt_logprobs from -1 to {self._classes}, got {k!r}."
-            )
+            raise BadRequest(f"Expected prompt_logprobs from -1 to {self._classes}, got {k!r}.")
         return self._classes if k == -1 else k
 
     # ---- the answer --------------------------------------------------------------------------
@@ -235,11 +216,7 @@ class Completions:
         return entries
 
     def _entry(self, token: int, value: float, rank: int) -> dict[str, Any]:
-        return {
-            "logprob": max(value, IMPOSSIBLE),
-            "rank": rank,
-            "decoded_token": self._text(token),
-        }
+        return {"logprob": max(value, IMPOSSIBLE), "rank": rank, "decoded_token": self._text(token)}
 
     def _text(self, token: int) -> str | None:
         return None if self.tokenizer is None else str(self.tokenizer.decode([token]))
@@ -248,15 +225,9 @@ class Completions:
 def _check_texts(texts: list[str]) -> None:
     """Raise on prompts that are not texts, or too long."""
     if (letters := sum(map(len, texts))) > LETTERS:
-        raise BadRequest(400, f"Expected prompts of at most {LETTERS} characters, got {letters}.")
+        raise BadRequest(f"Expected prompts of at most {LETTERS} characters, got {letters}.")
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRequest(
-                400, f"Expected a prompt of Unicode characters, got {error}."
-            ) from error
-
-
-def _is_id(token: Any) -> bool:
-    return type(token) is int
+            raise BadRequest(f"Expected a prompt of Unicode characters, got {error}.") from error

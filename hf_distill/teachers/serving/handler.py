@@ -6,20 +6,23 @@ import contextlib
 import io
 import json
 import logging
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from hf_distill.teachers.remote.deadlines import Deadline, reader, send
-from hf_distill.teachers.serving.connections import Connections
-from hf_distill.teachers.serving.head import REQUEST, body_length, read_fields
-from hf_distill.teachers.serving.limits import FREE, BadRequest, Budget, Line, Turn
+from hf_distill.teachers.serving.connections import JSON, HTTPServer, Route
+from hf_distill.teachers.serving.limits import FREE, BadRequest
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"
+REQUEST = re.compile(rb"[A-Z]{1,20} [!-~]+ HTTP/[0-9]\.[0-9]\r?\n")
+FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n")
+LONGEST = 1 << 16
+"""Bytes of all header fields together."""
 IDLE = 300.0
 """Seconds after which a silent connection is closed; a client opens another one."""
 TIME = 60.0
@@ -30,53 +33,13 @@ LINGER = 2.0
 """Seconds in which a rejected client's body is still read, so that it receives the error."""
 
 
-class Route(NamedTuple):
-    """A served path.
-
-    Attributes:
-        method: GET or POST.
-        answer: Body and turn -> body of the answer.
-        kind: Content type of the answer.
-        most: Bytes of the largest body.
-    """
-
-    method: str
-    answer: Callable[[bytes, Turn], bytes]
-    kind: str = JSON
-    most: int = 0
-
-
-class Service(Protocol):
-    """Interface of the served object."""
-
-    line: Line
-    bodies: Budget
-    replies: Budget
-
-    def allows(self, authorization: str | None) -> bool: ...
-
-    def accepts(self, host: str | None, origin: str | None) -> bool: ...
-
-    def find(self, method: str, path: str) -> Route: ...
-
-    def failed(self, error: BaseException) -> BadRequest: ...
-
-
 def to_json(content: Any) -> bytes:
     return json.dumps(content).encode()
 
 
-class HTTPServer(Connections):
-    def __init__(self, address: tuple[str, int], owner: Service):
-        self.owner = owner
-        super().__init__(address, _Handler)
+class Handler(BaseHTTPRequestHandler):
+    """The requests of one connection, one after the other."""
 
-
-class _LeftError(ConnectionError):
-    """Error for a client that has disconnected."""
-
-
-class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "hf_distill"
     sys_version = ""
@@ -99,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._deadline.set(TIME)
         try:
             self._parse()
-            length = body_length(self.headers)
+            length = _body_length(self.headers)
         except BadRequest as refused:
             self._refuse(refused, close=True)
         else:
@@ -109,35 +72,35 @@ class _Handler(BaseHTTPRequestHandler):
         """Read the head: strictly first, then by the standard library."""
         line = self.rfile.readline(1 << 16)
         if not REQUEST.fullmatch(line):
-            raise BadRequest(400, f"Expected an HTTP/1.1 request, got {line[:80]!r}.")
+            raise BadRequest(f"Expected an HTTP/1.1 request, got {line[:80]!r}.")
         self.raw_requestline, incoming = line, self.rfile
-        self.rfile = io.BytesIO(read_fields(incoming))
+        self.rfile = io.BytesIO(_read_fields(incoming))
         try:
             self.parse_request()
         finally:
             self.rfile = incoming
         if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host") or []) != 1:
-            raise BadRequest(400, "Expected one Host field.")
+            raise BadRequest("Expected one Host field.")
 
     def send_error(self, code: int, message: str | None = None, explain: Any = None) -> None:
         """Send an error of the standard library and close the connection."""
-        raise BadRequest(int(code), message or "This is not served.")
+        raise BadRequest(message or "This is not served.", int(code))
 
     def handle_expect_100(self) -> bool:
         return True  # when its body is read
 
     def _serve(self, method: str, length: int) -> None:
-        owner = self.server.owner
         self._deadline.set(TIME + length / PACE)
         try:
             route = self._route(method, length)
         except BadRequest as refused:
             taken = refused.status != 413 and not self.headers.get("Expect")
             if taken:  # so that the client, which reads only after sending, receives the reason
-                self._skip(length)
+                for _ in self._parts(length):
+                    pass
             self._refuse(refused, close=not taken)
             return
-        with owner.bodies.share() as take:
+        with self.server.bodies.share() as take:
             try:
                 body = self._body(length, take)
             except BadRequest as refused:
@@ -150,32 +113,28 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(refused)
 
     def _route(self, method: str, length: int) -> Route:
-        """Find the route of this request, before its body is read.
-
-        Raises:
-            Refused: nothing does, not for this client, not as much, or not now.
-        """
-        owner, headers = self.server.owner, self.headers
-        if not owner.accepts(headers.get("Host"), headers.get("Origin")):
+        """Find the route of this request before its body is read, or raise BadRequest."""
+        server, headers = self.server, self.headers
+        if not server.accepts(headers.get("Host"), headers.get("Origin")):
             raise BadRequest(
-                403,
                 f"Expected this machine's own name, got Host {headers.get('Host')!r} and Origin "
                 f"{headers.get('Origin')!r}: pages of other sites could ask so. If it is that of a "
                 "proxy, serve with --allow-host NAME (allowed_hosts=[…]).",
+                403,
             )
-        if not owner.allows(headers.get("Authorization")):
-            raise BadRequest(401, "Expected the token this server was started with.")
+        if not server.allows(headers.get("Authorization")):
+            raise BadRequest("Expected the token this server was started with.", 401)
         try:
             path = urlsplit(self.path).path
         except ValueError as error:
-            raise BadRequest(400, f"Expected a path, got {self.path[:80]!r} ({error}).") from error
-        route = owner.find(method, path)
+            raise BadRequest(f"Expected a path, got {self.path[:80]!r} ({error}).") from error
+        route = server.find(method, path)
         if length > route.most:
             raise BadRequest(
-                413, f"Expected a request of at most {route.most} bytes, got {length}."
+                f"Expected a request of at most {route.most} bytes, got {length}.", 413
             )
         if route.method == "POST":
-            owner.line.check()
+            server.line.check()
         return route
 
     def _body(self, length: int, take: Callable[[int], None]) -> bytes:
@@ -197,41 +156,28 @@ class _Handler(BaseHTTPRequestHandler):
             length -= len(part)
             yield part
 
-    def _skip(self, length: int) -> None:
-        for _ in self._parts(length):
-            pass
-
     def _answer(self, route: Route, body: bytes) -> None:
-        owner = self.server.owner
-        with owner.replies.share() as take:
+        server, waits = self.server, route.method == "POST"
+        with server.replies.share() as take:
             try:
-                if route.method == "POST":
-                    with owner.line.place():
-                        content = route.answer(body, self._turn)
-                else:
+                with server.line.place() if waits else contextlib.nullcontext():
                     content = route.answer(body, self._turn)
             except (BadRequest, ConnectionError, TimeoutError):  # of a disconnected client
                 raise
             except Exception as error:
                 logger.exception("%s %s failed", self.command, self.path)
-                raise owner.failed(error) from error
+                raise server.failed(error) from error
             take(len(content))
             self._reply(200, content, route.kind)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        with self.server.owner.line.turn():
-            if self._is_gone():
-                raise _LeftError("nobody waits for the answer")
+        with self.server.line.turn():
+            self.connection.settimeout(0)
+            with contextlib.suppress(BlockingIOError):  # the client is there, and sends nothing
+                if not self.connection.recv(1, socket.MSG_PEEK):
+                    raise ConnectionError("nobody waits for the answer")
             yield
-
-    def _is_gone(self) -> bool:
-        """True if the client has closed the connection."""
-        self.connection.settimeout(0)
-        try:
-            return not self.connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
 
     def _refuse(self, refused: BadRequest, close: bool = False) -> None:
         self.close_connection |= close
@@ -270,3 +216,41 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_WR)
             while self.rfile.read1(1 << 16):
                 pass
+
+
+# ---- the head of a request (RFC 9112): what two parsers could read as two requests is refused ----
+
+
+def _read_fields(file: BinaryIO) -> bytes:
+    """Read the header fields, the empty line included. Raises BadRequest on a line that is not a
+    field (a blank before the colon, a continuation line, a control character), or too many bytes.
+    """
+    fields: list[bytes] = []
+    left = LONGEST
+    while left > 0:
+        line = file.readline(left + 1)
+        left -= len(line)
+        if line in (b"\r\n", b"\n"):
+            return b"".join([*fields, line])
+        if not line.endswith(b"\n") and left >= 0:
+            raise ConnectionError("the request ended early")
+        if left >= 0 and not FIELD.fullmatch(line):
+            raise BadRequest(f"Expected a header field like 'Name: value', got {line[:80]!r}.")
+        fields.append(line)
+    raise BadRequest(f"Expected at most {LONGEST} bytes of header fields.", 431)
+
+
+def _body_length(headers: Any) -> int:
+    """The length of the body that follows; BadRequest if it is not given once, as a number."""
+    lengths = headers.get_all("Content-Length") or []
+    coded = headers.get_all("Transfer-Encoding") or []
+    if len(lengths) > 1 or (lengths and coded) or len(coded) > 1:
+        raise BadRequest("Expected one Content-Length and no Transfer-Encoding, got several.")
+    if coded:
+        raise BadRequest("Expected a Content-Length, got a Transfer-Encoding.", 411)
+    if not lengths:
+        return 0
+    digits = lengths[0].strip(" \t")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise BadRequest(f"Expected a Content-Length in digits, got {digits[:40]!r}.")
+    return int(digits)

@@ -1,12 +1,18 @@
-"""Limits of a server's memory and computation, and rejected requests."""
+"""Limits of a server's memory and computation, and errors: of requests, of the machine."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+
+import torch
+
+logger = logging.getLogger(__name__)
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Context with exclusive use of the model."""
@@ -14,12 +20,17 @@ FREE = 1 << 16
 """Bytes of each body outside all budgets, so that small requests are read during large ones."""
 PATIENCE = 600.0
 """Seconds that a request waits for the model, longer than any client waits."""
+LOST = re.compile(
+    r"(CUDA|HIP|XPU|MPS|cuBLAS|CUBLAS|cuDNN|CUDNN|NCCL)[ _]*(backend |kernel )?(error|STATUS)"
+    r"|device-side assert|illegal memory access|unspecified launch failure",
+    re.IGNORECASE,
+)
 
 
 class BadRequest(Exception):  # noqa: N818 - an answer, not a failure of the server
-    """A request that is not served: an HTTP status and the reason."""
+    """A request that is not served: the reason and an HTTP status."""
 
-    def __init__(self, status: int, reason: str):
+    def __init__(self, reason: str, status: int = 400):
         super().__init__(reason)
         self.status, self.reason = status, reason
 
@@ -50,12 +61,7 @@ class Limits:
 
 
 class Budget:
-    """Memory budget in bytes.
-
-    Args:
-        most: How many.
-        what: Whose they are, for messages.
-    """
+    """Memory budget of ``most`` bytes; ``what`` holds them, for messages."""
 
     def __init__(self, most: int, what: str):
         self.most, self.what, self.held = most, what, 0
@@ -63,18 +69,15 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Context with the share of one request: call it with each further number of bytes.
-
-        Raises:
-            Refused: they would be too many (from the call).
-        """
+        """Context with the share of one request: call it with each further number of bytes. The
+        call raises BadRequest for too many."""
         mine = 0
 
         def take(more: int) -> None:
             nonlocal mine
             with self._lock:
                 if self.held > mine and self.held + more > self.most:  # a single one fits
-                    raise BadRequest(503, f"{self.what} take {self.held} bytes already.")
+                    raise BadRequest(f"{self.what} take {self.held} bytes already.", 503)
                 self.held += more
                 mine += more
 
@@ -86,11 +89,7 @@ class Budget:
 
 
 class Line:
-    """Queue before the model: a number of places, and turns in order.
-
-    Args:
-        places: How many may be in it.
-    """
+    """Queue before the model: a number of places, and turns in order."""
 
     def __init__(self, places: int):
         self.places, self.taken = places, 0
@@ -100,15 +99,11 @@ class Line:
     def check(self) -> None:
         """Raise BadRequest if there is no place."""
         if self.taken >= self.places:
-            raise BadRequest(503, f"{self.places} requests are waiting already.")
+            raise BadRequest(f"{self.places} requests are waiting already.", 503)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Take a place.
-
-        Raises:
-            Refused: there is none.
-        """
+        """Take a place, or raise BadRequest."""
         with self._lock:
             self.check()
             self.taken += 1
@@ -120,11 +115,8 @@ class Line:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the model: first come, first served, also among the parts of requests.
-
-        Raises:
-            Refused: it takes too long.
-        """
+        """Wait for the model: first come, first served, also among the parts of requests. Raises
+        BadRequest if it takes too long."""
         mine = threading.Event()
         with self._lock:
             self._waiting.append(mine)
@@ -132,10 +124,53 @@ class Line:
                 mine.set()
         try:
             if not mine.wait(PATIENCE):
-                raise BadRequest(503, f"The model was busy for {PATIENCE:.0f} s.")
+                raise BadRequest(f"The model was busy for {PATIENCE:.0f} s.", 503)
             yield
         finally:
             with self._lock:
                 self._waiting.remove(mine)
                 if self._waiting:
                     self._waiting[0].set()
+
+
+# ---- errors of a forward ---------------------------------------------------------------------
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_memory(error: BaseException) -> bool:
+    """True if memory ran out, of which there may be enough for another request."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """True if the device of this process is lost: later calls fail too."""
+    accelerator = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
+    return any(
+        isinstance(each, accelerator) or (isinstance(each, RuntimeError) and LOST.search(str(each)))
+        for each in _causes(error)
+        if "out of memory" not in str(each).lower()
+    )
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Context of a forward: errors of the machine pass, others become a BadRequest."""
+    try:
+        yield
+    except BadRequest:
+        raise
+    except Exception as error:
+        if (
+            isinstance(error, OSError)
+            or is_device_failure(error)
+            or any(map(_is_memory, _causes(error)))
+        ):
+            raise
+        logger.info("a batch could not be read", exc_info=True)
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise BadRequest(f"The model cannot read this batch: {text}"[:2000]) from error

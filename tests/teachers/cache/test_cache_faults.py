@@ -22,17 +22,13 @@ from hf_distill.teachers.cache.checked_json import (
     write_sealed,
 )
 from hf_distill.teachers.cache.formats import Full
-from hf_distill.teachers.cache.shards import (
+from hf_distill.teachers.cache.records import (
     DamagedCacheError,
+    ShardRecords,
     arrow_path,
-    damaged,
-    finished,
-    read_keys,
     record_path,
-    remove_stale,
-    verify,
-    write_shard,
 )
+from hf_distill.teachers.cache.shards import read_keys, remove_stale, write_shard
 from hf_distill.teachers.cache.store import ExampleStore
 
 pytestmark = pytest.mark.xdist_group("cache_faults")  # fixtures that are expensive are made once
@@ -89,8 +85,8 @@ def test_what_a_kill_leaves_is_whole_or_unfinished(killed: Path) -> None:
     """Half a shard that counts as finished would never be written again."""
     whole, partly, stale = contents(killed / "whole"), 0, 0
     for folder in killed.glob("*.killed"):
-        done = finished(folder)
-        assert damaged(folder) == {}
+        done = ShardRecords(folder).finished()
+        assert ShardRecords(folder).damaged() == {}
         found = contents(folder)
         for index in done:
             for path in (arrow_path("", index), record_path("", index)):
@@ -114,7 +110,7 @@ def test_what_a_kill_leaves_is_whole_or_unfinished(killed: Path) -> None:
 
 def assert_usable(cache: Path) -> None:
     """The finished shards can be read, and the same command completes the cache."""
-    assert finished(cache) >= {0, 1}
+    assert ShardRecords(cache).finished() >= {0, 1}
     store = ExampleStore(cache, partial=True)
     logits = SPEC.decode_batch(store.rows(keys(1))).logits
     assert logits.tolist() == [[1.0, float(i)] for i in range(5)]
@@ -139,7 +135,7 @@ def test_full_disk(tmp_path: Path, path_of) -> None:
     assert "are free now" in said
     assert "finished shards are kept" in said
     assert "run the same command again" in said
-    assert 2 not in finished(tmp_path)
+    assert 2 not in ShardRecords(tmp_path).finished()
     assert_usable(tmp_path)
 
 
@@ -188,9 +184,9 @@ def test_any_changed_byte_is_found(cache: Path, path_of) -> None:
         changed = bytearray(content)
         changed[offset] ^= int(random.integers(1, 256))
         path.write_bytes(changed)
-        assert list(damaged(cache)) == [1], offset
+        assert list(ShardRecords(cache).damaged()) == [1], offset
     path.write_bytes(content)
-    assert damaged(cache) == {}
+    assert ShardRecords(cache).damaged() == {}
 
 
 def test_any_changed_byte_of_the_manifest_is_found(cache: Path) -> None:
@@ -235,16 +231,16 @@ def test_only_the_damaged_shard_is_rebuilt(cache: Path, harm, path_of, reason: s
     before = contents(cache)
     harm(path_of(cache, 1))
     for reading in (
-        lambda: verify(cache),
-        lambda: verify(cache, [0, 1]),
+        lambda: ShardRecords(cache).verify(),
+        lambda: ShardRecords(cache).verify([0, 1]),
         lambda: ExampleStore(cache),
     ):
         with pytest.raises(DamagedCacheError, match=rf"shard-00001.arrow \({reason}") as raised:
             reading()
         assert list(raised.value.shards) == [1]
         assert "Delete nothing: `hf-distill cache RECIPE` rebuilds only" in str(raised.value)
-    verify(cache, [0, 2])
-    assert set(damaged(cache)) == {1}
+    ShardRecords(cache).verify([0, 2])
+    assert set(ShardRecords(cache).damaged()) == {1}
     write(cache, 1)
     assert contents(cache) == before
     assert len(ExampleStore(cache)) == 15
@@ -253,10 +249,10 @@ def test_only_the_damaged_shard_is_rebuilt(cache: Path, harm, path_of, reason: s
 def test_a_shard_that_was_asked_for_and_is_not_there(cache: Path) -> None:
     """Without its record a shard is unfinished; who counts on it must hear of it."""
     record_path(cache, 1).unlink()
-    assert finished(cache) == {0, 2}
-    assert damaged(cache) == {}
+    assert ShardRecords(cache).finished() == {0, 2}
+    assert ShardRecords(cache).damaged() == {}
     with pytest.raises(DamagedCacheError, match=r"shard-00001.arrow \(no record"):
-        verify(cache, [1])
+        ShardRecords(cache).verify([1])
 
 
 def test_unverified_reading_still_needs_a_readable_file(cache: Path) -> None:
@@ -297,7 +293,7 @@ def test_a_folder_without_a_cache(tmp_path: Path) -> None:
     """A mistyped path would else read as an empty cache."""
     with pytest.raises(ValueError, match=r"found no cache.json there. `hf-distill cache RECIPE`"):
         ExampleStore(tmp_path / "nothing")
-    assert finished(tmp_path / "nothing") == set()
+    assert ShardRecords(tmp_path / "nothing").finished() == set()
     assert remove_stale(tmp_path / "nothing") == []
 
 
@@ -322,5 +318,5 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, row: dict, message: st
     """Arrow would convert some of them, and the reader take them for something else."""
     with pytest.raises(ValueError, match=message):
         write_shard(tmp_path, 0, [row], SPEC.columns())
-    assert finished(tmp_path) == set()
+    assert ShardRecords(tmp_path).finished() == set()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

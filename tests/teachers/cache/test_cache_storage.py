@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from hf_distill.teachers.cache.checked_json import FORMAT_VERSION, read_manifest, write_manifest
 from hf_distill.teachers.cache.formats import Full, Sampled, States, TopK, from_json, to_json
-from hf_distill.teachers.cache.shards import arrow_path, finished, read_keys, write_shard
+from hf_distill.teachers.cache.records import ShardRecords, arrow_path
+from hf_distill.teachers.cache.shards import read_keys, write_shard
 from hf_distill.teachers.cache.store import ExampleStore, MissingExample
 
 BOUNDS = {
@@ -616,5 +617,5 @@ def test_the_manifest_has_the_version(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"shards": 1, "what": [1.5, None, "ü"]})
     wanted = {"shards": 1, "what": [1.5, None, "ü"], "format_version": FORMAT_VERSION}
     assert read_manifest(tmp_path) == wanted
-    assert finished(tmp_path) == set()
+    assert ShardRecords(tmp_path).finished() == set()
     assert os.listdir(tmp_path) == ["cache.json"]

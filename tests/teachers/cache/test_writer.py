@@ -24,7 +24,7 @@ from tiny_trainers import data, models
 
 from hf_distill import CachedTeacher, ModelTeacher, Needs, push_cache, write_cache
 from hf_distill.teachers.cache import ExampleStore
-from hf_distill.teachers.cache.shards import damaged
+from hf_distill.teachers.cache.records import ShardRecords
 
 pytestmark = pytest.mark.xdist_group("cache_writing")  # fixtures that are expensive are made once
 
@@ -81,7 +81,7 @@ def test_a_kill_at_any_moment_loses_one_shard_at_most(tmp_path: Path, whole: Pat
         there = len(list((folder / "data").glob("shard-*.json"))) if folder.is_dir() else 0
         assert there >= counts[-1]  # nothing is lost
         counts.append(there)
-        assert not damaged(folder)
+        assert not ShardRecords(folder).damaged()
         if there == ROWS // FORM["shard_size"]:  # done: once more from the start
             assert files(folder).keys() >= files(whole).keys()
             folder, counts = tmp_path / f"cache {kills}", [0]
