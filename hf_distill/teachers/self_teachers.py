@@ -33,12 +33,9 @@ class BaseModelTeacher(Teacher):
     a new classifier) are replaced by their original weights too.
 
     Args:
-        student: The `PeftModel` that is trained.
+        student: The `PeftModel` that is trained; ValueError for a model without adapters.
         tokenizer: Its tokenizer, if it is to be compared with the trainer's.
         task: Its task, if its class does not determine it.
-
-    Raises:
-        ValueError: a model without adapters.
     """
 
     provides: Needs

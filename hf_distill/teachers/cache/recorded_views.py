@@ -29,10 +29,8 @@ KEY = len('{"key": "') + np.arange(32)
 class AugmentationLog:
     """Parameters of the recorded views of every example; made by `record_views` or `load`.
 
-    Attributes:
-        views: The views with their settings, as ``flip(chance=0.5)``.
-        count: Number of views of each example.
-        seed: Seed of the parameters.
+    ``views`` are the views with their settings, as ``flip(chance=0.5)``; ``count`` is the number of
+    views of each example, ``seed`` that of the parameters.
     """
 
     def __init__(self, body: np.ndarray):

@@ -37,15 +37,8 @@ class BadRequest(Exception):  # noqa: N818 - an answer, not a failure of the ser
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of simultaneous requests.
-
-    Attributes:
-        max_pending: Requests that may run, wait or be answered at once.
-        max_bytes: The largest request, and the memory of all requests at once.
-        max_tokens: Tokens of one request, padding included.
-        max_elements: Numbers of one answer, logits included that are computed and not sent.
-        max_prompts: Prompts of one request for completions.
-    """
+    """Limits of simultaneous requests, see `TeacherServer`; ``max_elements`` counts logits that are
+    computed and not sent too, ``max_prompts`` the prompts of one request for completions."""
 
     max_pending: int = 16
     max_bytes: int = 1 << 30
