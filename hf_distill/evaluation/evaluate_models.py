@@ -175,7 +175,7 @@ def _pad_on_the_right(subject: Predictor) -> None:
 def _speeds(
     subjects: Mapping[str, Predictor], values: Sequence[Any], batch_size: int, repeats: int
 ) -> tuple[dict[str, Speed], dict[str, Speed]]:
-    """Latency of one example of median length, and of a batch."""
+    """Latency of an example of median length, and of a batch."""
     ordered = sorted(values, key=length_of)
     spaced = np.linspace(0, len(ordered) - 1, min(batch_size, len(ordered))).round().astype(int)
     single, batch = (
@@ -255,7 +255,6 @@ def _explained(facts: Mapping[str, Any]) -> str:
 
 
 def _compared(facts: Mapping[str, Any]) -> list[str]:
-    """A sentence on the model and the baseline, and the notes."""
     notes = [f"Note: {note}" for note in facts["notes"]]
     if (found := facts["comparison"]) is None:
         return notes

@@ -107,7 +107,6 @@ class RunningMetrics:
                     self._masked(name, -logs.gather(-1, index).squeeze(-1), mask)
 
     def _add_pair(self, log_s: Tensor, log_t: Tensor, mask: Tensor) -> None:
-        """Both divergences; of language models the entropies, and the acceptance of drafts."""
         p_s, p_t, apart = log_s.exp(), log_t.exp(), log_t - log_s
         self._masked("forward_kl_divergence", (p_t * apart).sum(-1), mask)
         self._masked("reverse_kl_divergence", -(p_s * apart).sum(-1), mask)

@@ -35,8 +35,7 @@ class Drafts:
 
     Attributes:
         accepted: Drafted tokens that the teacher accepted.
-        examined: Drafted tokens that it compared: the accepted ones and the first rejected one of
-            each call.
+        examined: Those that it compared: the accepted ones and the first rejected one of each call.
         calls: Calls of the teacher.
         tokens: Generated tokens: the accepted ones, and one of the teacher's own per call.
     """

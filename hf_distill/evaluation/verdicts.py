@@ -138,7 +138,6 @@ def checkpoint(
 
 
 def _tested(axis: str, ours: NDArray, theirs: NDArray, level: float) -> Verdict:
-    """Difference, interval and p, before the verdict."""
     differences = ours - theirs
     seeds = len(differences)
     if seeds > 1 and differences.any() and all((r == r[0]).all() for r in (ours, theirs)):

@@ -117,7 +117,6 @@ def _interval(found: dict[str, Any] | None) -> str:
 
 
 def _smaller(facts: dict[str, Any]) -> str:
-    """Parameters and, if measured, latency relative to the teacher."""
     small, large = (facts.get(m, {}).get("parameters") for m in ("student", "teacher"))
     one, other = (facts.get("measured", {}).get(m, {}) for m in ("student", "teacher"))
     fast, slow = one.get("latency_ms"), other.get("latency_ms")
@@ -253,7 +252,6 @@ def _result(value: Any) -> str:
 
 
 def _share(metric: str, student: dict[str, Any], teacher: dict[str, Any]) -> str | None:
-    """Retention of the teacher's metric; None where a ratio is meaningless."""
     if metric not in student or metric not in teacher or not is_result(metric):
         return None
     if lower_is_better(metric) or mean(teacher[metric]) <= 0:

@@ -93,7 +93,6 @@ def write_mended(
 
 
 def _settled(card: StudentCard, name: str, field: str, value: Any, notes: list[str]) -> StudentCard:
-    """Card with one field set to a value that the Hub accepts."""
     if value is None or value in ([], ()):
         return card
     if field == "license":
@@ -191,7 +190,6 @@ def _number(value: Any) -> float | int | None:
 
 
 def _built_up(card: StudentCard, notes: list[str]) -> StudentCard:
-    """The card, or where it cannot be published, with all its fields that can."""
     if not _problem(card):
         return card
     kept = StudentCard(card.model_name)

@@ -100,7 +100,6 @@ def _results(facts: dict[str, Any], metrics: list[str]) -> list[EvalResult]:
 
 
 def _emissions(facts: dict[str, Any]) -> dict[str, Any] | None:
-    """Grams of CO2, under the Hub's names."""
     carbon = facts.get("carbon", {})
     if "kg" not in carbon:
         return None

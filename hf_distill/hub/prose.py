@@ -81,7 +81,6 @@ def templates() -> jinja2.Environment:
 
 
 def _sources(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Sources of the student by their names in sentences."""
     teacher, base = facts.get("teacher", {}), facts.get("base", {})
     found = {"the teacher": teacher}
     if base.get("name") != teacher.get("name") or "how" in teacher:

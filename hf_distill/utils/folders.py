@@ -97,12 +97,9 @@ def json_object(path: Path) -> dict[str, Any] | None:
 def held(folder: Path) -> Iterator[None]:
     """Be the one process that works in a folder, which is made if need be.
 
-    The lock is a `flock`, which ends with the process; a link to the folder is the folder. Without
-    `flock` (Windows, some network disks) a warning is logged. A folder that was made here and stays
-    empty is removed at the end.
-
-    Raises:
-        FolderError: another process works in it, or it cannot be written.
+    The lock is a `flock`, which ends with the process; without it (Windows, some network disks) a
+    warning is logged. A folder that was made here and stays empty is removed at the end.
+    FolderError: another process works in it, or it cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     path = folder / LOCK

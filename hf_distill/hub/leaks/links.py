@@ -29,10 +29,10 @@ def lies_inside(root: Path, name: str) -> bool:
 def open_inside(root: Path, name: str) -> BinaryIO:
     """Open a regular file of a folder for reading, by its relative name with slashes.
 
-    No symbolic link is followed, be it the file's name or a folder's on the way to it. The one
-    exception is the layout of the Hub's own cache, where ``root`` is a snapshot and its files are
-    links to the blobs of the same repository. What has other names (hard links) is refused too,
-    weights and shards excepted. ``root`` may itself be reached by a link.
+    No symbolic link is followed, be it the file's name or a folder's on the way to it (``root``
+    itself may be one), except in the Hub's own cache, where ``root`` is a snapshot and its files
+    are links to the blobs of the same repository. Hard links are refused too, weights and shards
+    excepted.
 
     Raises:
         OutsideError: anything else; the message contains the reason and the remedy.
