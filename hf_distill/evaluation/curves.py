@@ -59,9 +59,10 @@ def need_matplotlib() -> None:
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
-    """Panels over the optimizer step, side by side.
+    """Panels over the optimizer step, side by side; those with the same labels share one legend.
 
-    Panels with the same labels share one legend; otherwise each has one below its axes.
+    Raises:
+        ImportError: matplotlib is missing.
     """
     need_matplotlib()
     from matplotlib.figure import Figure

@@ -8,11 +8,9 @@ AXES = {
     "worst_group": "Worst-group accuracy",
     "nll": "NLL",
 }
-"""Judged metrics."""
 ATTACKS: dict[str, tuple[str, ...]] = {
     "text": ("pgd", "characters"),
     "image": ("pgd", "square", "noise"),
     "audio": ("pgd", "noise"),
     "tabular": (),
 }
-"""The attacks of a report by default."""

@@ -67,8 +67,7 @@ def measure_speeds(
 
     Args:
         pairs: Name -> the model, on its device, and a batch of inputs without labels.
-        repeats: Rounds that count.
-        warmup: Rounds before them that do not.
+        repeats: Rounds that count, after ``warmup`` rounds that do not.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(

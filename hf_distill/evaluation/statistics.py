@@ -26,9 +26,6 @@ class Estimate(NamedTuple):
     p: float
 
 
-# ---- examples: the checkpoint claim --------------------------------------------------------------
-
-
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion: within [0, 1], valid for small n.
 
@@ -149,9 +146,6 @@ def paired_bootstrap(
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (1 + beyond) / (draws + 1))
     return Estimate(float(values.mean()), float(means[place]), float(means[-1 - place]), float(p))
-
-
-# ---- seeds: the method claim ---------------------------------------------------------------------
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> Estimate:

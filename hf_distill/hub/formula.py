@@ -13,10 +13,7 @@ _DIVERGENCES = {
     "soft_cross_entropy": r"\mathrm{CE}(p, q)",
 }
 """Divergences between the probabilities of teacher ``p`` and student ``q`` at one temperature."""
-_OTHERS = {
-    "hard_labels": r"\mathrm{CE}(y, q)",
-    "logit_mse": r"\lVert z_q - z_p \rVert^2",
-}
+_OTHERS = {"hard_labels": r"\mathrm{CE}(y, q)", "logit_mse": r"\lVert z_q - z_p \rVert^2"}
 _SYMBOLS = {
     "p": "*p*: the teacher's probabilities",
     "q": "*q*: the student's probabilities",
