@@ -34,7 +34,7 @@ _TASKS: dict[str, tuple[str, str]] = {
 _WITHOUT_PIPELINE = """
 question-answering multiple-choice feature-extraction sentence-similarity text2text-generation
 translation summarization
-"""  # in transformers 5: the quick start uses the model
+"""  # tasks without a pipeline in transformers 5: their quick start uses the model
 _ARXIV = re.compile(r"eprint\s*=\s*\{(\d{4}\.\d{4,5})\}")
 
 
