@@ -34,12 +34,12 @@ from hf_distill.objectives.routing import with_router_balance
 from hf_distill.teachers import ModelTeacher
 from hf_distill.training.checks import (
     check_objective,
-    check_targets,
     check_weight_decay,
     check_weights_are_here,
 )
 from hf_distill.training.chunked import StepInputs, reduce_chunked
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.data_checks import check_targets
 from hf_distill.training.own_loss import check_label_loss
 from hf_distill.training.samples import LOOK
 from hf_distill.training.step import DistillationStep, StepBatch

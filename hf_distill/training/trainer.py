@@ -57,8 +57,6 @@ from hf_distill.training.checkpoints import (
 )
 from hf_distill.training.checks import (
     check_arguments,
-    check_batch,
-    check_data,
     check_gradient_norms,
     check_signature,
     find_teacher,
@@ -68,6 +66,7 @@ from hf_distill.training.checks import (
 )
 from hf_distill.training.component_log import ComponentLog, LossSums
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.data_checks import check_batch, check_data
 from hf_distill.training.evaluation_loop import (
     Comparison,
     Evaluation,

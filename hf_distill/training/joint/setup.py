@@ -13,12 +13,11 @@ from hf_distill.models.class_order import align_classes, match_heads
 from hf_distill.objectives.base.objective import BALANCE, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.training.checks import (
-    check_data,
     check_objective,
-    check_targets,
     check_weight_decay,
 )
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.data_checks import check_data, check_targets
 from hf_distill.training.joint.peers import STUDENT, Peers
 from hf_distill.training.joint.step import JointStep
 from hf_distill.training.setup import (
