@@ -94,13 +94,7 @@ def with_spurious_token(
     The other rows of class c get the words of the other classes in turn. At a rate of 1 / C the
     word is uninformative, as test data should be.
 
-    Args:
-        dataset: Rows with a text and a class id from 0 to C - 1.
-        text_column: Column of the texts.
-        label_column: Column of the class ids.
-        rate: Share of the rows of each class whose word is that of the class, 0 to 1.
-        tokens: C words, one per class, that occur nowhere else.
-        seed: Chooses the rows.
+    Labels are class ids from 0 to C - 1; `tokens` are C words that occur nowhere else.
 
     Returns:
         The data with a column ``group``, label * C + word, with names such as "negative/word".

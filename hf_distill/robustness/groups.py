@@ -24,9 +24,7 @@ def group_accuracies(
 ) -> dict[Hashable, GroupAccuracy]:
     """Accuracy, size and 95 % Wilson interval of each group, in the order of their names.
 
-    Args:
-        correct: ``(N,)``, 0 or 1.
-        groups: the name of each example's group: N strings, integers, tuples, ...
+    `correct` is ``(N,)``, 0 or 1; `groups` are N strings, integers, tuples, ...
 
     Raises:
         ValueError: not one group per example, or an example without a group (None or NaN).

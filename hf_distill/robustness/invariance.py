@@ -161,11 +161,8 @@ def invariance(
     A text fails if any of its variants gets another class than the text to compare with: rates of
     tests with different numbers of variants do not compare.
 
-    Args:
-        predict: Texts -> logits or log-probabilities ``(N, C)``.
-        texts: Any texts; labels are not needed.
-        test: A test, or the name of one in `TESTS`.
-        seed: Seeds the choice of fillers.
+    `predict` gives logits or log-probabilities ``(N, C)`` of N texts; the test may be a name in
+    `TESTS`; the seed chooses the fillers.
 
     Raises:
         ValueError: an unknown test, values that are not texts, or logits of another shape.

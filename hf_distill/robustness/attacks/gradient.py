@@ -39,7 +39,7 @@ def attack_batch(
         labels: ``(B,)``, class ids in the model's order.
         attack: The attack with its budget.
         space: Result of `input_space` for the model and its processor.
-        seed: Seed of what is random.
+        seed: Seed of random starts and draws.
         keys: One for each example, the same for all models; None: its content without padding.
 
     Raises:

@@ -70,7 +70,7 @@ def foolbox(search: AttackState, attack: Attack) -> None:
 
     Raises:
         ImportError: foolbox is not installed.
-        ValueError: foolbox has no such attack, or one of another norm; the input is not an image.
+        ValueError: an unknown attack, or one of another norm; the input is not an image.
     """
     library = _library("foolbox")
     name = attack.name.removeprefix(FOOLBOX)

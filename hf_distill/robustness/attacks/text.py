@@ -163,12 +163,7 @@ def attack_texts(
     A text's result depends on the text, its label and the seed. A larger budget makes all queries
     of a smaller one too, so it never makes a model look better.
 
-    Args:
-        predict: Texts -> logits or log-probabilities ``(N, C)``.
-        texts: N texts.
-        labels: ``(N,)`` class ids.
-        attack: The allowed changes and the budget.
-        seed: Seeds the choice of misspellings.
+    `predict` gives logits or log-probabilities ``(N, C)`` of N texts; labels are ids ``(N,)``.
 
     Raises:
         ValueError: labels that do not fit the texts or the classes, values that are not texts, or

@@ -36,10 +36,7 @@ EDITS = ("swap", "delete", "insert", "keyboard", "homoglyph")
 def character_edits(word: str, kinds: Collection[str], keep_ends: bool) -> dict[str, list[str]]:
     """All words one edit away, by kind (some of `EDITS`), without duplicates and the word itself.
 
-    Args:
-        word: A word of fewer than `SHORTEST` letters has no edits.
-        kinds: Some of `EDITS`.
-        keep_ends: The first and the last letter stay.
+    A word of fewer than `SHORTEST` letters has none. `keep_ends`: its first and last letter stay.
 
     >>> character_edits("bad", ("delete", "swap"), keep_ends=True)
     {'delete': ['bd'], 'swap': []}

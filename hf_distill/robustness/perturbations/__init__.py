@@ -87,13 +87,9 @@ def perturbation(name: str, modality: str | None = None) -> Perturbation:
 
 
 def perturb(values: Iterable[Any], name: str | Perturbation, severity: int, seed: int) -> list[Any]:
-    """Perturb each value with a separate generator.
+    """Perturb each value of one modality (see the module) at a severity from 1 to 5.
 
-    Args:
-        values: Values of one modality; see the module's docstring.
-        name: A key of `PERTURBATIONS`, or a `Perturbation` of your own.
-        severity: 1 to 5.
-        seed: Any whole number.
+    The name is a key of `PERTURBATIONS`; a `Perturbation` of your own is possible too.
 
     Raises:
         ValueError: unknown name, a severity that is not 1 to 5, one text instead of a list of
