@@ -15,13 +15,16 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from hf_distill.models.batch_checks import position_limit
 from hf_distill.models.batches import Batch
 from hf_distill.models.modules import without_parallel
+from hf_distill.models.raw_inputs import token_limit
 from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_processor
 from hf_distill.models.tasks import Task, task_of
 from hf_distill.teachers.own_inputs import PREFIX, OwnInputs, own_inputs
+from hf_distill.teachers.privileged import PromptInputs, Template
 from hf_distill.teachers.protocol import Teacher
 
 
@@ -44,6 +47,8 @@ class ModelTeacher(Teacher):
         inputs: The raw column that it reads with its processor, or two for pairs of texts; or
             columns of its own inputs, ``teacher_input_ids``, …. By default the trainer compares
             both processors, and takes the only column that fits.
+        prompt: A prompt of its own for a causal language model that holds more than the student's:
+            see `hf_distill.teachers.privileged.PromptInputs`.
         max_length: Tokens after which its own texts are cut; default: the tokenizer's or the
             model's limit.
         task: Its task, or the task's name, if its class does not determine it.
@@ -62,6 +67,7 @@ class ModelTeacher(Teacher):
         task: Task | str | None = None,
         *,
         inputs: str | Sequence[str] | None = None,
+        prompt: Template | None = None,
         max_length: int | None = None,
         shard: bool = False,
     ):
@@ -73,6 +79,8 @@ class ModelTeacher(Teacher):
         self.own_inputs: OwnInputs | None = None
         if inputs is not None:
             self.read_own_inputs(inputs)
+        if prompt is not None:
+            self.own_inputs = self._with_prompt(prompt)
         self._autocast: Any = contextlib.nullcontext
         self._shard = shard
         self._engine: Any = None
@@ -101,7 +109,7 @@ class ModelTeacher(Teacher):
         given = self.task_model.provides
         if self.own_inputs is None:
             return given
-        return replace(given, attentions=False, qkv=False, inputs=False)
+        return replace(given, attentions=False, qkv=False, inputs=False, lazy_logits=False)
 
     @property
     def processor(self) -> Any:
@@ -126,6 +134,16 @@ class ModelTeacher(Teacher):
         found = own_inputs(self.processor, names, self.task_model, self._max_length)
         self.own_inputs, self.task_model.own_processor = found, self.processor
         return found
+
+    def _with_prompt(self, prompt: Template) -> PromptInputs:
+        if self.processor is None or self.task_model.task.name != "causal_lm":
+            raise ValueError(
+                f"Expected a causal language model and its tokenizer for prompt=…, got "
+                f"{self.task_model.task.name} and {type(self.processor).__name__}. Pass "
+                "ModelTeacher(model, tokenizer, prompt=…)."
+            )
+        limit = self._max_length or token_limit(self.processor, position_limit(self.model))
+        return PromptInputs(self.processor, max_length=limit, template=prompt)
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         if self.own_inputs is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -359,6 +360,8 @@ def _key(values: Sequence[Any]) -> np.ndarray:
         if kind in (TEXT, WORDS):
             for word in [value] if kind == TEXT else value:
                 digest.update(f"{len(word)}:{word}".encode())
+        elif kind is None and not isinstance(value, np.ndarray | Tensor):
+            digest.update(json.dumps(value, sort_keys=True, default=str).encode())
         else:
             rate = value["sampling_rate"] if kind == AUDIO else getattr(value, "mode", "")
             array = np.asarray(value["array"] if kind == AUDIO else value)

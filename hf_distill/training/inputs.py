@@ -15,6 +15,7 @@ from hf_distill.models.raw_inputs import WORDS, differ, processor_kind, value_ki
 from hf_distill.models.task_model import TaskModel
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.own_inputs import PREFIX
+from hf_distill.teachers.privileged import PromptInputs
 
 TOKENS = "token_classification"
 BY_POSITION = frozenset({"question_answering"})
@@ -46,6 +47,7 @@ def settle_inputs(
         by_position = student.task.classes == "vocabulary" and not decoder
         by_position |= student.task.name in BY_POSITION
         by_position |= student.task.axis is None or bool(name and student.task.name == TOKENS)
+        by_position &= not isinstance(member.own_inputs, PromptInputs)
         if by_position and not requested:
             continue  # refused, or matched by vocabulary, when the classes are aligned
         if by_position:

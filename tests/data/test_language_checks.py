@@ -169,6 +169,10 @@ def test_packed_rows_are_as_long_as_their_texts(tmp_path: Path) -> None:
 def test_the_trainer_refuses_a_model_that_mixes_packed_texts(tmp_path: Path) -> None:
     """A student whose state runs through a row would learn from its neighbours' texts."""
     config = tf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
+    config.eos_token_id, config.pad_token_id = (
+        model().config.eos_token_id,
+        model().config.pad_token_id,
+    )
     with pytest.raises(ValueError, match=r"Mamba.*position_ids"):
         trained(tf.MambaForCausalLM(config).double(), model(), pack(examples(), 32), tmp_path)
     with pytest.raises(ValueError, match=r"Mamba.*position_ids"):

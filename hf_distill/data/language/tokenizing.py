@@ -26,6 +26,7 @@ def tokenize(
     assistant_only: bool = True,
     completion_only: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    keep: Sequence[str] = (),
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokens, labels and weights for a causal language model.
@@ -45,6 +46,7 @@ def tokenize(
         assistant_only: In conversations, labels on the assistant's messages only.
         completion_only: Labels on completions only, not on their prompts.
         chat_template_kwargs: Further arguments of the chat template, such as ``enable_thinking``.
+        keep: Columns to keep, such as those that a teacher reads with a prompt of its own.
         num_proc: Processes; not for streams.
 
     Returns:
@@ -64,8 +66,11 @@ def tokenize(
     read = _Reader(kind, tokenizer, chat, max_length, text_column, completion_only, weighted)
     names = [name for name in COLUMNS if weighted or name != "token_weights"]
     types = {name: List(Value(COLUMNS[name])) for name in names}
-    features = Features({**types, "state": Value("int8")})
-    columns = list(first)
+    kept = {name: (dataset.features or {}).get(name) for name in keep}
+    if None in kept.values():
+        raise ValueError(f"Expected columns with known types to keep, got {kept} in {list(first)}.")
+    features = Features({**types, "state": Value("int8"), **kept})
+    columns = [name for name in first if name not in keep]
     if isinstance(dataset, IterableDataset):
         stream = dataset.map(_Warning(read), remove_columns=columns, features=features)
         return stream.filter(_is_kept).remove_columns("state")

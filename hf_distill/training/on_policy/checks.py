@@ -13,6 +13,7 @@ from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import shifts_labels
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.teachers import CachedTeacher, ModelTeacher
+from hf_distill.teachers.own_inputs import inputs_of
 from hf_distill.training.on_policy.config import OnPolicyConfig
 from hf_distill.training.on_policy.continuous import check_batchable
 from hf_distill.training.on_policy.generating import ModelGenerator, Sampling
@@ -77,6 +78,12 @@ def check_goal(goal: WeightedSum) -> None:
 
 def check_teacher(teacher: Any) -> None:
     """Refuse a teacher that cannot process new text."""
+    if any(inputs_of(teacher)):
+        raise ValueError(
+            "Expected a teacher that reads the student's tokens for on-policy distillation, got "
+            "one with inputs or a prompt of its own, which are not made for text that the student "
+            "writes. Train with lmbda=0, or leave inputs=… and prompt=… out."
+        )
     if isinstance(teacher, CachedTeacher) and teacher.live is None:
         raise ValueError(
             f"The cache {teacher.path.name!r} knows the outputs for its own data alone, and the "

@@ -143,10 +143,10 @@ class OnPolicyDistillationTrainer(DistillationTrainer):
         return OnPolicyStep(task_model, teacher, self.processing_class)
 
     def _check_on_policy(self) -> None:
+        check_teacher(self.teacher)
         if self._first_batch is not None:
             check_inputs(self._first_batch, self.step.task_model, self.args, self.data_collator)
         check_goal(self.training_objective)
-        check_teacher(self.teacher)
         if self.args.adaptive_lmbda and isinstance(self.eval_dataset, dict):
             raise ValueError(
                 "adaptive_lmbda follows eval_loss, which several evaluation sets do not have. "
