@@ -347,7 +347,10 @@ def inputs() -> dict[str, np.ndarray]:
     return {"student": student, "teacher": student + 2 * noise, "labels": labels}
 
 
-@pytest.fixture(scope="module", params=["offline variables", "no variables"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("offline variables", marks=pytest.mark.slow), "no variables"],
+)
 def offline(
     request: pytest.FixtureRequest,
     inputs: dict[str, np.ndarray],
