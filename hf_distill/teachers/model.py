@@ -154,9 +154,8 @@ class ModelTeacher(Teacher):
 
     def own(self, batch: Batch) -> dict[str, Any]:
         """The batch that its model reads."""
-        return (
-            dict(batch) if self.own_inputs is None else self.own_inputs.own(self.task_model, batch)
-        )
+        own, task_model = self.own_inputs, self.task_model
+        return dict(batch) if own is None else own.own(batch, task_model.label_keys, task_model.who)
 
     def _ask(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         with torch.no_grad(), self._autocast():

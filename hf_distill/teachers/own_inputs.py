@@ -200,7 +200,7 @@ class OwnInputs:
 
     # ---- in a step -------------------------------------------------------------------------------
 
-    def own(self, task_model: TaskModel, batch: Batch) -> dict[str, Any]:
+    def own(self, batch: Batch, label_keys: Collection[str], who: str) -> dict[str, Any]:
         """The teacher's own batch; decoder inputs and labels are those of the student.
 
         Raises:
@@ -214,12 +214,12 @@ class OwnInputs:
         }
         if not own:
             raise ValueError(
-                f"Expected columns {self.prefix}… in the batch for {task_model.who}, got "
+                f"Expected columns {self.prefix}… in the batch for {who}, got "
                 f"{sorted(batch)}. Train with DistillationTrainer, or wrap the data collator: "
                 "with_own_inputs(data_collator, teacher)."
             )
         by_token = f"{self.prefix}{POSITIONS}" in batch
-        labels = set() if by_token else task_model.label_keys
+        labels = () if by_token else label_keys
         own |= {n: v for n, v in batch.items() if n.startswith("decoder_") or n in labels}
         return own
 

@@ -46,11 +46,13 @@ from hf_distill import (
     Ensemble,
     ForwardKL,
     HiddenStates,
+    HTTPTeacher,
     LogitMSE,
     ModelTeacher,
     write_cache,
 )
 from hf_distill.models.raw_inputs import resampled
+from hf_distill.teachers.serving import TeacherServer
 
 tf: Any = transformers
 
@@ -326,6 +328,27 @@ def test_a_cache_is_read_by_the_raw_texts(tmp_path: Path) -> None:
     other = Dataset.from_dict({**rows.to_dict(), "text": [text + "!" for text in TEXTS]})
     with pytest.raises(ValueError, match="got none of"):
         made(tmp_path, student, CachedTeacher(path), other, **options)
+
+
+def test_a_served_teacher_gets_its_own_inputs(tmp_path: Path) -> None:
+    """A server knows no raw texts: the student's ids would be read as its own."""
+    student = bert("ForSequenceClassification", 1, num_labels=3)
+    teacher = roberta("ForSequenceClassification", 2, num_labels=3)
+    with TeacherServer(ModelTeacher(teacher)) as server:
+        taught = HTTPTeacher(server.url, processor=PAIRS, inputs="text")
+        ours = made(
+            tmp_path,
+            student,
+            taught,
+            tokenized(),
+            objective=1.0 * ForwardKL(2.0),
+            processing_class=PIECES,
+            per_device_eval_batch_size=4,
+        )
+        found = ours.evaluate()["eval_forward_kl"]
+        taught.close()
+    expected = [kl(logits(student, PIECES, t), logits(teacher, PAIRS, t)) for t in TEXTS]
+    assert found == pytest.approx(np.mean(expected), rel=1e-9)
 
 
 def test_members_of_an_ensemble_read_inputs_of_their_own(tmp_path: Path) -> None:

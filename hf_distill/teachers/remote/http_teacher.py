@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_distill.models.batches import Batch
+from hf_distill.models.raw_inputs import token_limit
 from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.tasks import TASKS
 from hf_distill.teachers.cache import manifest
+from hf_distill.teachers.own_inputs import OwnInputs
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.remote import received, wire
 from hf_distill.teachers.remote.http import Client
@@ -32,6 +35,9 @@ class HTTPTeacher(Teacher):
         top_k: Request the k most likely classes and the mass of the rest, instead of all logits: 8
             + 4 bytes a class instead of 4 a class of the whole vocabulary.
         backoff: Seconds before the second attempt; doubled for each further one.
+        processor: The teacher's tokenizer, image processor or feature extractor, for ``inputs``.
+        inputs: The raw columns that it reads with its processor, as of `ModelTeacher`; they are
+            processed here.
 
     Raises:
         ConnectionError: there is no server.
@@ -48,6 +54,8 @@ class HTTPTeacher(Teacher):
         token: str | None = None,
         top_k: int | None = None,
         backoff: float = 0.5,
+        processor: Any = None,
+        inputs: str | Sequence[str] | None = None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"Expected top_k of at least 1, or None for all logits, got {top_k}.")
@@ -62,10 +70,26 @@ class HTTPTeacher(Teacher):
             )
         self._facts = received.facts_from(facts, self._client.url)
         self.config, self.provides = self._facts.config, self._facts.provides
+        self.own_inputs: OwnInputs | None = None
+        if inputs is not None:
+            names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+            self.own_inputs = OwnInputs(processor, names, token_limit(processor, None))
+            self._task = TASKS[facts["task"]]
+            self.provides = replace(self.provides, attentions=False, qkv=False, inputs=False)
         if top_k is not None:
             self.provides = replace(self.provides, full_vocabulary=False)
 
     def __call__(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
+        own = self.own_inputs
+        if own is None:
+            return self._ask(batch, needs, items)
+        who, model = f"the teacher at {self._client.url}", nn.Module()
+        model.config = self.config
+        theirs = own.own(batch, self._task.label_keys, who)
+        signal = self._ask(theirs, needs, self._task.items(theirs, model, items.masks["samples"]))
+        return own.of_student(signal, batch, items, who)
+
+    def _ask(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
         facts, who = self._facts, f"the teacher at {self._client.url}"
         kept = {key: value for key, value in batch.items() if key in facts.columns}
         request = {
@@ -98,7 +122,7 @@ class HTTPTeacher(Teacher):
         return self._facts.fingerprint
 
     def columns(self) -> set[str]:
-        return set(self._facts.columns)
+        return set(self._facts.columns) if self.own_inputs is None else self.own_inputs.names
 
     def tokens(self) -> Mapping[str, int] | None:
         facts = self._facts
