@@ -20,17 +20,22 @@ sys.dont_write_bytecode = False
 gc.disable()  # until the tests are collected: what is imported stays
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()
-
 
 EVERY = 40
 """Tests after which what is alive is left out of garbage collection."""
 _finished = 0
-GPU = torch.accelerator.is_available()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up a process that runs tests; the one that hands them out (-n) needs no imports."""
+    if config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    _small_figures()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,8 +59,11 @@ def pytest_runtest_logfinish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same random state, whichever ran before it."""
+    import torch
+
     # Without a GPU, torch.manual_seed formats two stack traces for devices that are not there.
-    torch.manual_seed(0) if GPU else torch.default_generator.manual_seed(0)
+    gpu = torch.accelerator.is_available()
+    torch.manual_seed(0) if gpu else torch.default_generator.manual_seed(0)
 
 
 def _small_figures() -> None:
@@ -73,9 +81,6 @@ def _small_figures() -> None:
         save(self, *args, **{**options, "dpi": 20})
 
     Figure.savefig = small  # type: ignore[method-assign]
-
-
-_small_figures()
 
 
 @pytest.fixture
