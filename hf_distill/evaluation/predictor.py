@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_distill.data.values import check_values, length_of, picture
+from hf_distill.data.values import check_values, length_of
 from hf_distill.evaluation.examples import Examples
 from hf_distill.models.batches import Batch
 from hf_distill.models.modes import evaluating
+from hf_distill.models.raw_inputs import (
+    processed_images,
+    processed_sounds,
+    processed_texts,
+    token_limit,
+)
 from hf_distill.models.special_tokens import special_tokens
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import Task
@@ -39,7 +44,6 @@ _PROCESSORS = {
     "image": "AutoImageProcessor",
     "audio": "AutoFeatureExtractor",
 }
-_UNLIMITED = 1_000_000  # limits above this number mean that a tokenizer has none
 
 
 @dataclass(frozen=True)
@@ -193,27 +197,15 @@ class Predictor:
             rows = torch.as_tensor(np.stack([np.asarray(v, np.float32) for v in values]))
             return {self.key: rows}
         if self.modality == "text":
-            limit = self._limit()
-            options = {} if limit is None else {"truncation": True, "max_length": limit}
-            tokens = self.processor(list(values), padding=True, return_tensors="pt", **options)
+            positions = getattr(self._config, "max_position_embeddings", None)
+            limit = self.max_length or token_limit(self.processor, positions)
+            tokens = processed_texts(self.processor, [values], limit)
             known = {k: v for k, v in tokens.items() if self.task_model.takes(k)}
             return self.task_model.tokens.placed(known)
         if self.modality == "image":
-            mode = "L" if getattr(self._config, "num_channels", 3) == 1 else "RGB"
-            pictures = [picture(value).convert(mode) for value in values]
-            return self.processor(pictures, return_tensors="pt")
-        rates = {int(value["sampling_rate"]) for value in values}
-        if len(rates) > 1:
-            raise ValueError(f"Expected one sampling rate for all sounds, got {sorted(rates)}.")
-        arrays = [np.asarray(value["array"], np.float32) for value in values]
-        usual = inspect.signature(self.processor.__call__).parameters.get("padding")
-        default = None if usual is None else usual.default
-        return self.processor(
-            arrays,
-            sampling_rate=rates.pop(),
-            padding=default if isinstance(default, str) else True,  # Whisper's: always 30 s
-            return_tensors="pt",
-        )
+            channels = getattr(self._config, "num_channels", 3)
+            return processed_images(self.processor, values, channels)
+        return processed_sounds(self.processor, values)
 
     @property
     def _config(self) -> Any:
@@ -224,16 +216,6 @@ class Predictor:
         """Names of the classes in the model's config; empty without any."""
         known = getattr(self._config, "id2label", None) or {}
         return {int(index): str(name) for index, name in known.items()}
-
-    def _limit(self) -> int | None:
-        if self.max_length is not None:
-            return self.max_length
-        limits = (
-            getattr(self.processor, "model_max_length", None),
-            getattr(self._config, "max_position_embeddings", None),
-        )
-        known = [limit for limit in limits if limit is not None and 0 < limit < _UNLIMITED]
-        return min(known, default=None)
 
     def _forward(self, values: Sequence[Any]) -> np.ndarray:
         batch = self.encoded(values)

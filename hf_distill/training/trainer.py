@@ -36,7 +36,7 @@ from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
 from hf_distill.teachers import Teacher
-from hf_distill.teachers.own_inputs import with_own_inputs
+from hf_distill.teachers.collating import with_own_inputs
 from hf_distill.training.checkpoint_files import SAVING, clear_staging
 from hf_distill.training.checkpoints import (
     CheckpointInUse,

@@ -21,7 +21,8 @@ from hf_distill.teachers.cache.publish import local_cache
 from hf_distill.teachers.cache.records import arrow_path, read_records
 from hf_distill.teachers.cache.shards import write_shard
 from hf_distill.teachers.cache.store import ExampleStore
-from hf_distill.teachers.own_inputs import OwnInputs, inputs_of
+from hf_distill.teachers.collating import inputs_of
+from hf_distill.teachers.own_inputs import OwnInputs
 from hf_distill.teachers.protocol import Teacher
 from hf_distill.utils.processes import process_state
 

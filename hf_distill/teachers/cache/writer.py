@@ -23,7 +23,8 @@ from hf_distill.teachers.cache.keys import ExampleSlice, example_slices
 from hf_distill.teachers.cache.packing import Row
 from hf_distill.teachers.cache.records import ShardRecords
 from hf_distill.teachers.cache.shards import read_keys, remove_stale, usable, write_shard
-from hf_distill.teachers.own_inputs import KEY, inputs_of, with_own_inputs
+from hf_distill.teachers.collating import inputs_of, with_own_inputs
+from hf_distill.teachers.own_inputs import KEY
 from hf_distill.utils.processes import make_accelerator
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]

@@ -13,8 +13,8 @@ from hf_distill.models.class_order import ClassOrder, match_heads
 from hf_distill.models.signals import MEMBER_NAME
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import Task
+from hf_distill.teachers.collating import inputs_of
 from hf_distill.teachers.model import ModelTeacher
-from hf_distill.teachers.own_inputs import inputs_of
 from hf_distill.teachers.protocol import Teacher
 
 Tokens = Mapping[str, int] | None

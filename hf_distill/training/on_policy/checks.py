@@ -13,7 +13,7 @@ from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import shifts_labels
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.teachers import CachedTeacher, ModelTeacher
-from hf_distill.teachers.own_inputs import inputs_of
+from hf_distill.teachers.collating import inputs_of
 from hf_distill.training.on_policy.config import OnPolicyConfig
 from hf_distill.training.on_policy.continuous import check_batchable
 from hf_distill.training.on_policy.generating import ModelGenerator, Sampling
