@@ -482,9 +482,18 @@ def local_processor(task_model: TaskModel) -> Any:
     if not name or not any((folder / file).is_file() for file in files):
         return None
     if "input_ids" in task_model.accepts:
-        return AutoTokenizer.from_pretrained(folder)
-    image = "pixel_values" in task_model.accepts
-    return (AutoImageProcessor if image else AutoFeatureExtractor).from_pretrained(folder)
+        return load_processor(task_model, folder)
+    with contextlib.suppress(ImportError, OSError, ValueError):  # of one with missing packages
+        return load_processor(task_model, folder)
+    return None
+
+
+def load_processor(task_model: TaskModel, name: str | Path, **where: Any) -> Any:
+    """The tokenizer, image processor or feature extractor of a model, from a folder or the Hub."""
+    kind: Any = AutoTokenizer
+    if "input_ids" not in task_model.accepts:
+        kind = AutoImageProcessor if "pixel_values" in task_model.accepts else AutoFeatureExtractor
+    return kind.from_pretrained(name, **where)
 
 
 def local_vocabulary(task_model: TaskModel) -> dict[str, int] | None:

@@ -21,7 +21,13 @@ from hf_distill.models.modules import without_parallel
 from hf_distill.models.raw_inputs import token_limit
 from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
 from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.models.task_model import TaskModel, base_of, describe_model, local_processor
+from hf_distill.models.task_model import (
+    TaskModel,
+    base_of,
+    describe_model,
+    load_processor,
+    local_processor,
+)
 from hf_distill.models.tasks import Task, task_of
 from hf_distill.teachers.own_inputs import PREFIX, OwnInputs, own_inputs
 from hf_distill.teachers.privileged import PromptInputs, Template
@@ -102,7 +108,12 @@ class ModelTeacher(Teacher):
                 f"{task.auto_class or 'the class that its config names'}: {error}\n"
                 "teacher_model takes a Hub id, a folder, a model or a Teacher."
             ) from error
-        return cls(model)
+        teacher = cls(model)
+        if not Path(name).exists():  # a repository of the Hub; a folder is looked at when needed
+            where = {key: init_kwargs[key] for key in ("revision", "token") if key in init_kwargs}
+            with contextlib.suppress(ImportError, OSError, ValueError):
+                teacher._processor = load_processor(teacher.task_model, str(name), **where)
+        return teacher
 
     @property
     def provides(self) -> Needs:
