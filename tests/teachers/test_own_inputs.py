@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ import pytest
 import scipy.signal
 import torch
 import transformers
+import two_tokenizers
 from datasets import Dataset
-from tiny_trainers import Recorder
+from launch import launch
+from tiny_trainers import Recorder, config
 from torch import nn
 from transformers import (
+    AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     default_data_collator,
@@ -43,6 +47,7 @@ from two_tokenizers import (
 
 from hf_distill import (
     CachedTeacher,
+    DistillationTrainer,
     Ensemble,
     ForwardKL,
     HiddenStates,
@@ -381,6 +386,26 @@ def test_members_of_an_ensemble_read_inputs_of_their_own(tmp_path: Path) -> None
     assert ours.evaluate()["eval_forward_kl"] == pytest.approx(np.mean(expected), rel=1e-9)
 
 
+def test_a_stream_has_raw_columns(tmp_path: Path) -> None:
+    """Nothing is known of a stream's columns before it is read."""
+    student = bert("ForSequenceClassification", 1, num_labels=3)
+    teacher = roberta("ForSequenceClassification", 2, num_labels=3)
+    arguments = {"learning_rate": 0.0, "per_device_train_batch_size": 3, "max_steps": 2}
+    recorder = Recorder()
+    DistillationTrainer(
+        student,
+        config(tmp_path, **arguments),
+        train_dataset=tokenized().to_iterable_dataset(),
+        teacher_model=ModelTeacher(teacher, PAIRS, inputs="text"),
+        objective=1.0 * ForwardKL(2.0),
+        processing_class=PIECES,
+        callbacks=[recorder],
+    ).train()
+    expected = [kl(logits(student, PIECES, t), logits(teacher, PAIRS, t)) for t in TEXTS]
+    found = [log["forward_kl"] for log in recorder.steps]
+    assert found == pytest.approx([np.mean(expected[:3]), np.mean(expected[3:])], rel=1e-5)
+
+
 def test_data_without_a_raw_column(tmp_path: Path) -> None:
     """A run would begin, and end in an error of a collator."""
     student = bert("ForSequenceClassification", 1, num_labels=3)
@@ -448,3 +473,37 @@ def test_other_means_without_a_raw_column_are_reported(tmp_path: Path) -> None:
             data_collator=default_data_collator,
         )
     assert any("has other settings than the student's" in str(each.message) for each in found)
+
+
+def on_two_processes(folder: str) -> None:
+    """Evaluate and train with a teacher that reads its own tokens, and write the figures."""
+    pieces, pairs = (AutoTokenizer.from_pretrained(f"{folder}/{n}") for n in ("pieces", "pairs"))
+    two_tokenizers.PIECES, two_tokenizers.PAIRS = pieces, pairs  # trained anew by each process
+    student = bert("ForSequenceClassification", 1, num_labels=3)
+    teacher = roberta("ForSequenceClassification", 2, num_labels=3)
+    ours = made(
+        Path(folder) / "run",
+        student,
+        ModelTeacher(teacher, pairs),
+        tokenized().select(range(5)),
+        objective=1.0 * ForwardKL(2.0),
+        processing_class=pieces,
+        per_device_eval_batch_size=2,
+        per_device_train_batch_size=2,
+    )
+    both = [(logits(student, pieces, t), logits(teacher, pairs, t)) for t in TEXTS[:5]]
+    expected = np.mean([kl(*each) for each in both])
+    found = ours.evaluate()["eval_forward_kl"]
+    ours.train()
+    if ours.is_world_process_zero():
+        (Path(folder) / "found.json").write_text(json.dumps([found, expected]))
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_own_share(tmp_path: Path) -> None:
+    """Five examples on two processes: the repeated one must not count."""
+    PIECES.save_pretrained(tmp_path / "pieces")
+    PAIRS.save_pretrained(tmp_path / "pairs")
+    launch(on_two_processes, tmp_path, processes=2)
+    found, expected = json.loads((tmp_path / "found.json").read_text())
+    assert found == pytest.approx(expected, rel=1e-9)
