@@ -1,0 +1,288 @@
+"""New columns of a data set from the answers of a chat endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import Sequence as ListOf
+from tqdm.auto import tqdm
+
+from hf_distill.teachers.api import answers as read
+from hf_distill.teachers.api.asking import Request, ask_all
+from hf_distill.teachers.api.budget import Budget, Ledger
+from hf_distill.teachers.api.endpoint import ChatEndpoint
+from hf_distill.teachers.api.journal import Journal, key_of
+from hf_distill.teachers.api.prompts import PromptTemplate
+from hf_distill.teachers.api.report import validity
+from hf_distill.utils.files import write_json
+
+PROBABILITIES, LABEL, RATIONALE = "label_probabilities", "teacher_label", "rationale"
+COMPLETION, MESSAGES = "completion", "messages"
+MARKER = "Answer:"
+"""Text between a rationale and its label."""
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotated data set.
+
+    Attributes:
+        dataset: The data set with its new columns.
+        report: Validity report, as `hf_distill.teachers.api.report.validity` returns it.
+    """
+
+    dataset: Dataset
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Requests for a kind of annotation, and how their answers are read.
+
+    Args:
+        names: Names of the labels; empty for completions.
+        words: The answer word of each label.
+        samples: Requests per example; None: one, of which the likeliest tokens are read.
+        rationale: True: the answer is a rationale, the marker and the label.
+        parameters: Fields of the requests in addition to the defaults, or in place of them.
+        min_mass: Smallest total probability of the answer words.
+        marker: Text between a rationale and its label.
+    """
+
+    names: list[str]
+    words: list[str]
+    samples: int | None
+    rationale: bool
+    parameters: Mapping[str, Any]
+    min_mass: float
+    marker: str
+
+    def fields(self, sample: int) -> dict[str, Any]:
+        """The fields of the request of a sample; those that are None are left out."""
+        if not self.names:
+            own: dict[str, Any] = {"temperature": 0, "max_tokens": 1024}
+        elif self.samples is None:
+            own = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 20}
+        else:
+            own = {"temperature": 1.0 if self.samples > 1 else 0}
+            own |= {"max_tokens": 512 if self.rationale else 16, "seed": sample}
+        fields = own | dict(self.parameters)
+        if self.samples is not None and self.samples > 1 and self.parameters.get("seed"):
+            fields["seed"] = self.parameters["seed"] + sample
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def requests(self, model: str, messages: Sequence[Mapping[str, str]]) -> Iterator[Request]:
+        """The requests for one example."""
+        for sample in range(self.samples or 1):
+            fields = self.fields(sample)
+            yield Request(key_of(model, messages, fields, sample), messages, fields)
+
+    def label(self, answer: Mapping[str, Any]) -> int | None:
+        """Label of one answer."""
+        text = answer.get("text") or ""
+        if self.rationale:
+            parts = read.split_rationale(text, self.marker)
+            return None if parts is None else read.label_of(parts[1], self.words)
+        return read.label_of(text, self.words)
+
+    def distribution(self, answers: Sequence[Mapping[str, Any]]) -> read.Distribution | None:
+        """Distribution over the labels by the answers to one example; None: not readable.
+
+        Raises:
+            ValueError: the server returns no log-probabilities.
+        """
+        if self.samples is not None:
+            return read.votes([self.label(answer) for answer in answers], len(self.words))
+        answer = answers[0]
+        if "rejected" in answer or not answer["text"]:
+            return None
+        if not answer.get("logprobs"):
+            raise ValueError(
+                "Expected log-probabilities (`top_logprobs`) in the answers, got none: this server "
+                "does not provide them. Pass samples=8 to count votes in place of them."
+            )
+        found = read.distribution(answer["logprobs"], self.words)
+        return None if found is None or found[1] < self.min_mass else found
+
+    def best_rationale(self, answers: Sequence[Mapping[str, Any]], label: int) -> str | None:
+        """First rationale that ends with a label."""
+        for answer in answers:
+            if self.label(answer) == label:
+                parts = read.split_rationale(answer["text"], self.marker)
+                return None if parts is None else parts[0].strip()
+        return None
+
+
+def annotate(
+    dataset: Dataset,
+    endpoint: ChatEndpoint,
+    prompt: str | Sequence[Mapping[str, str]],
+    *,
+    folder: str | Path,
+    labels: Sequence[str] | Mapping[str, str] | None = None,
+    samples: int | None = None,
+    rationale: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    gold: str | None = None,
+    min_mass: float = 0.5,
+    marker: str = MARKER,
+    progress: bool = True,
+) -> Annotation:
+    """Add the answers of a chat endpoint to a data set as columns.
+
+    Every answer is on the disk before the next request of its worker is sent. A call that was
+    interrupted is repeated as it is: no request that was answered is sent again. Equal requests are
+    sent once. Columns, with K labels:
+
+    - ``labels``: ``label_probabilities`` (K numbers, in the order of the class names of the column
+      ``teacher_label``, the likeliest label). Without ``samples`` they are the probabilities of the
+      answer words by ``top_logprobs``, divided by their sum; with it, shares of votes.
+    - ``rationale=True`` (distilling step by step, Hsieh et al. 2023, arXiv 2305.02301): also
+      ``rationale``, of the first sample that voted for the likeliest label.
+    - no ``labels`` (sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947):
+      ``completion``, and ``messages`` with the prompt and the completion as a chat.
+
+    Examples without a readable answer have None in the new columns. A validity report is returned,
+    and written as ``report.json``.
+
+    Args:
+        dataset: The examples.
+        endpoint: The endpoint.
+        prompt: A Jinja template over the columns, ``"Review: {{ text }}"``, or messages of such.
+        folder: Folder of the answers.
+        labels: Names of the labels, which are the answer words too, or name -> answer word.
+        samples: Number of samples per example, each of which votes; with ``rationale`` default 1.
+        rationale: Read a rationale, ``marker`` and the label.
+        parameters: Further fields of the requests, or others in place of the defaults
+            (``max_tokens``, ``temperature``, ``seed``, …); None leaves a field out.
+        budget: Limits, over all answers in the folder.
+        gold: Column with labels to compare with: class names or indices.
+        min_mass: Smallest total probability of the answer words; below it an answer is unreadable.
+        marker: Text between rationale and label; the prompt must contain it.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: settings that do not fit, a damaged file of answers, or no log-probabilities.
+        BudgetError: the budget is used up; all answers are kept.
+        EndpointError: the endpoint does not answer; all answers are kept.
+    """
+    task = _task(labels, samples, rationale, parameters or {}, min_mass, marker)
+    template = PromptTemplate(prompt, dataset.column_names, task.words)
+    _check(dataset, task, template, gold)
+    rendered = [template(example) for example in dataset.select_columns(template.columns)]
+    wanted = [list(task.requests(endpoint.model, messages)) for messages in rendered]
+    every = {request.key: request for requests in wanted for request in requests}
+    with Journal(folder) as journal:
+        ledger = Ledger(budget, endpoint.prices)
+        for answer in journal.answers.values():
+            ledger.settle(answer["key"], answer["tokens"])
+        left = len(every.keys() - journal.answers.keys())
+        with tqdm(total=len(every), initial=len(every) - left, disable=not progress) as bar:
+            bar.set_description(endpoint.model[-30:])
+            ask_all(list(every.values()), endpoint, journal, ledger, bar.update)
+        found = [[journal.answers[r.key] for r in requests] for requests in wanted]
+        columns = _columns(task, rendered, found)
+        report = validity(
+            endpoint, template.source, task, found, columns, ledger, _gold(dataset, gold, task)
+        )
+        write_json(journal.path.parent / REPORT, report)
+    own = Dataset.from_dict(columns, features=_features(task))
+    return Annotation(concatenate_datasets([dataset, own], axis=1), report)
+
+
+def _task(
+    labels: Sequence[str] | Mapping[str, str] | None,
+    samples: int | None,
+    rationale: bool,
+    parameters: Mapping[str, Any],
+    min_mass: float,
+    marker: str,
+) -> Task:
+    if labels is None:
+        if samples is not None or rationale:
+            raise ValueError("Expected labels with samples or rationale, got none. Pass labels=….")
+        return Task([], [], None, False, parameters, min_mass, marker)
+    names = [str(name) for name in labels]
+    words = list(labels.values()) if isinstance(labels, Mapping) else names
+    if len(names) < 2 or len({str(word).casefold() for word in words}) < len(names):
+        raise ValueError(
+            f"Expected at least two labels with different answer words, got {list(words)}. Pass "
+            "labels={NAME: WORD, …}."
+        )
+    if samples is not None and samples < 1:
+        raise ValueError(f"Expected samples >= 1, got {samples}.")
+    if rationale and samples is None:
+        samples = 1
+    return Task(
+        names, [str(word) for word in words], samples, rationale, parameters, min_mass, marker
+    )
+
+
+def _check(dataset: Dataset, task: Task, template: PromptTemplate, gold: str | None) -> None:
+    taken = [name for name in _features(task) if name in dataset.column_names]
+    if taken:
+        raise ValueError(
+            f"Expected a data set without the columns {taken}, which are added, got one with them. "
+            "Rename them, or remove them with dataset.remove_columns."
+        )
+    if task.rationale and not any(task.marker in m["content"] for m in template.source):
+        raise ValueError(
+            f"Expected a prompt that asks for a last line {task.marker!r} with the label, got one "
+            "without it. Add it, or pass the marker=… that the prompt names."
+        )
+    if gold is not None and gold not in dataset.column_names:
+        raise ValueError(f"Expected gold as a column of {dataset.column_names}, got {gold!r}.")
+
+
+def _features(task: Task) -> Features:
+    """Types of the new columns."""
+    if not task.names:
+        turn = {"role": Value("string"), "content": Value("string")}
+        return Features({COMPLETION: Value("string"), MESSAGES: [turn]})
+    own = {PROBABILITIES: ListOf(Value("float64")), LABEL: ClassLabel(names=task.names)}
+    return Features(own | ({RATIONALE: Value("string")} if task.rationale else {}))
+
+
+def _columns(
+    task: Task,
+    rendered: Sequence[Sequence[Mapping[str, str]]],
+    found: Sequence[Sequence[Mapping[str, Any]]],
+) -> dict[str, list[Any]]:
+    """Values of the new columns."""
+    columns: dict[str, list[Any]] = {name: [] for name in _features(task)}
+    for messages, answers in zip(rendered, found, strict=True):
+        if not task.names:
+            text = read.without_thoughts(answers[0].get("text") or "").strip()
+            usable = bool(text) and not read.is_refusal({**answers[0], "text": ""})
+            chat = [*messages, {"role": "assistant", "content": text}]
+            columns[COMPLETION].append(text if usable else None)
+            columns[MESSAGES].append(chat if usable else None)
+            continue
+        read_as = task.distribution(answers)
+        values = None if read_as is None else read_as[0]
+        label = None if values is None else max(range(len(values)), key=values.__getitem__)
+        columns[PROBABILITIES].append(values)
+        columns[LABEL].append(label)
+        if task.rationale:
+            given = None if label is None else task.best_rationale(answers, label)
+            columns[RATIONALE].append(given)
+    return columns
+
+
+def _gold(dataset: Dataset, column: str | None, task: Task) -> list[int | None] | None:
+    """Index of the label of each example by a column; None where it is not one of the labels."""
+    if column is None or not task.names:
+        return None
+    feature, values = dataset.features[column], dataset[column][:]
+    if isinstance(feature, ClassLabel):
+        values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
+    places = {name: index for index, name in enumerate(task.names)}
+    if all(isinstance(value, int) for value in values):
+        return [value if 0 <= value < len(places) else None for value in values]
+    return [places.get(str(value)) for value in values]
