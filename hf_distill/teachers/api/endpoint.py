@@ -288,10 +288,11 @@ def _positions(content: Any) -> list[dict[str, Any]] | None:
     """Token, log-probability and likeliest tokens of each position."""
     if not content:
         return None
-    found = []
+    found, values = list[dict[str, Any]](), list[float]()
     for entry in content:
         top = [(str(t["token"]), float(t["logprob"])) for t in entry.get("top_logprobs") or ()]
         found.append({"token": str(entry["token"]), "logprob": float(entry["logprob"]), "top": top})
-    if not all(value <= 1e-3 for one in found for _, value in (("", one["logprob"]), *one["top"])):
+        values += [float(entry["logprob"]), *(value for _, value in top)]
+    if not all(value <= 1e-3 for value in values):  # and no NaN
         raise ValueError("expected log-probabilities, got values above 0")
     return found

@@ -5,37 +5,21 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from hf_distill.teachers.api import answers as read
 from hf_distill.teachers.api.budget import Ledger
 from hf_distill.teachers.api.endpoint import ChatEndpoint
+from hf_distill.teachers.api.task import Task
 
 SHOWN, CHARACTERS = 3, 200
 """Number of unreadable answers in a report, and characters of each."""
 
 
-class Kind(Protocol):
-    """The settings of an annotation that a report contains."""
-
-    names: list[str]
-    words: list[str]
-    samples: int | None
-    rationale: bool
-
-    def fields(self, sample: int) -> dict[str, Any]:
-        """The fields of a request."""
-        ...
-
-    def label(self, answer: Mapping[str, Any]) -> int | None:
-        """Label of one answer."""
-        ...
-
-
 def validity(
     endpoint: ChatEndpoint,
     prompt: Sequence[Mapping[str, str]],
-    kind: Kind,
+    task: Task,
     found: Sequence[Sequence[Mapping[str, Any]]],
     columns: Mapping[str, Sequence[Any]],
     ledger: Ledger,
@@ -46,7 +30,7 @@ def validity(
     Args:
         endpoint: The endpoint.
         prompt: The templates.
-        kind: Settings of the annotation.
+        task: Settings of the annotation.
         found: The answers to each example.
         columns: Values of the new columns.
         ledger: Tokens and money spent, over all answers in the folder.
@@ -68,9 +52,9 @@ def validity(
         "hosts": sorted({str(one["host"]) for one in answers}),
         "served_models": sorted({str(one["model"]) for one in answers if one.get("model")}),
         "prompt": [dict(message) for message in prompt],
-        "parameters": kind.fields(0),
-        "samples": kind.samples,
-        "rationale": kind.rationale,
+        "parameters": task.fields(0),
+        "samples": task.samples,
+        "rationale": task.rationale,
         "examples": len(values),
         "readable": len(values) - len(unreadable),
         "unreadable": len(unreadable),
@@ -87,13 +71,13 @@ def validity(
     }
     if ledger.prices is not None:
         report |= {"prices": list(ledger.prices), "cost": ledger.cost()}
-    if not kind.names:
+    if not task.names:
         return report
     labels = columns["teacher_label"]
     counts = Counter(labels)
-    report["labels"] = {name: counts[index] for index, name in enumerate(kind.names)}
-    if kind.samples is not None and kind.samples > 1:
-        same = [len({kind.label(answer) for answer in row}) == 1 for row in found]
+    report["labels"] = {name: counts[index] for index, name in enumerate(task.names)}
+    if task.samples is not None and task.samples > 1:
+        same = [len({task.label(answer) for answer in row}) == 1 for row in found]
         report["unanimous"] = statistics.fmean(same) if same else None
     if gold is not None:
         pairs = [(one, given) for one, given in zip(labels, gold, strict=True) if given is not None]
