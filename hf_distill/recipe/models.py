@@ -123,6 +123,8 @@ class Models:
     def identities(self) -> dict[str, Any]:
         """Sources of the models by role, for fingerprints."""
         teacher = {**self._identity("teacher"), **_given(self.recipe.teacher, "dtype")}
+        if self.recipe.teacher.api is not None:
+            teacher = {"api": self.recipe.teacher.api.identity()}
         found = {"teacher": teacher}
         for role in (*self.recipe.assistant_roles, "student"):
             section, own = self.recipe.section(role), self._identity(role)

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 from hf_distill.models.batches import Batch
 from hf_distill.objectives import HardLabels
 from hf_distill.objectives.base.objective import WeightedSum
-from hf_distill.recipe import estimate
+from hf_distill.recipe import estimate, labelling
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.claims import SAMPLES, SPEED
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
 from hf_distill.recipe.examples import OF_TEACHER, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
+from hf_distill.recipe.labelling import ANNOTATIONS
 from hf_distill.recipe.models import Models, teacher_of
 from hf_distill.recipe.robustness import ROBUSTNESS, Robustness
 from hf_distill.recipe.schedule import (
@@ -74,8 +75,9 @@ class PreparedRecipe:
         with self.state.main_process_first(), refusing("the recipe cannot be prepared"):
             self.examples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
+            owner = TEACHER if recipe.teacher.api is None else "student"
             self.processor = load_processor(
-                recipe, self.models.paths.get(TEACHER), self.models.commits.get(TEACHER)
+                recipe, self.models.paths.get(owner), self.models.commits.get(owner)
             )
             self.data = prepared(self.examples, recipe, self.processor)
         self.models.batches = self._batches
@@ -86,6 +88,10 @@ class PreparedRecipe:
         self.objective: WeightedSum = goals["student"]
         self.lessons = {lesson.key: lesson for lesson in training_jobs(recipe, goals)}
         self._data = fingerprints(self.data, self.processor)
+        if recipe.teacher.api is not None:
+            columns = self.examples.raw["train"].column_names
+            recipe.teacher.api.check(columns, self.examples.labels)
+            self.annotate(None)
         self._common = {
             "task": recipe.task,
             "labels": self.examples.labels,
@@ -98,7 +104,13 @@ class PreparedRecipe:
         """The stages of a recipe with these data and lessons."""
         plan, test = list(self.lessons.values()), self._data["test"]
         own = self._data.get(OF_TEACHER, self._data["train"])
-        stages = make_stages(recipe, plan, self._common, self.models.identities(), test, own)
+        identities = self.models.identities()
+        stages = make_stages(recipe, plan, self._common, identities, test, own)
+        if recipe.teacher.api is not None:
+            inputs: dict[str, Any] = {"data": {name: self._data[name] for name in labelling.SPLITS}}
+            inputs |= {"labels": self.examples.labels, **identities[TEACHER]}
+            first = Stage(ANNOTATIONS, recipe.root / ANNOTATIONS, inputs)
+            stages = {ANNOTATIONS: first, **stages}
         if self.robustness is not None:
             stages[ROBUSTNESS] = self.robustness.stage(stages[EVALUATION])
         return stages
@@ -117,10 +129,23 @@ class PreparedRecipe:
         return [key for key, lesson in self.lessons.items() if lesson.role == TEACHER]
 
     def teachers(self) -> dict[str, PreTrainedModel]:
-        """The fine-tuned teacher, or all of them, by the names of their stages."""
+        """The models of the teacher, by the names of their stages; none of a chat endpoint."""
+        if self.recipe.teacher.api is not None:
+            return {}
         folders = {key: str(self.stages[key].model) for key in self.teacher_keys}
         folders = folders or {TEACHER: self.models.paths[TEACHER]}
         return {key: self.models.trained(folder) for key, folder in folders.items()}
+
+    def given_teacher(self, models: Mapping[str, PreTrainedModel]) -> Teacher:
+        """The recipe's teacher, of these models."""
+        if self.recipe.teacher.api is not None:
+            return labelling.teacher_of(self.recipe.teacher.api, self.examples.labels)
+        return teacher_of(models)
+
+    def annotate(self, found: Mapping[str, Any] | None) -> None:
+        """Add the labels of a chat endpoint to the data; None: equal probabilities."""
+        count = len(self.examples.labels)
+        self.data = labelling.with_probabilities(self.data, found, count)
 
     def adapter(self, lesson: TrainingJob) -> PeftConfig | None:
         """The adapter that a lesson trains in place of its whole model."""
@@ -216,8 +241,9 @@ class PreparedRecipe:
         else:
             learners = [self.lessons[key] for key in self.teacher_keys]
             models = {lesson.key: self.models.teacher(lesson.seed) for lesson in learners}
-        self._fits(next(iter(models.values())), "`teacher`")
-        return teacher_of(models)
+        for model in list(models.values())[:1]:
+            self._fits(model, "`teacher`")
+        return self.given_teacher(models)
 
     def check_cache(self, stage: CacheStage) -> None:
         """See `check_given`."""
@@ -236,7 +262,8 @@ class PreparedRecipe:
     def _plan(self) -> str:
         lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
         needs: dict[str, Memory] = {}
-        for role in (TEACHER, *self.recipe.assistant_roles, "student"):
+        first = () if self.recipe.teacher.api is not None else (TEACHER,)
+        for role in (*first, *self.recipe.assistant_roles, "student"):
             model = self.models.learner(role, self.recipe.seed)
             lines.append(f"{role}: {model.num_parameters():,} parameters")
             needs |= self._memory(role, model, needs)
@@ -271,7 +298,8 @@ class PreparedRecipe:
 
     def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
         """Size of a training's teachers in memory."""
-        if lesson.teacher is None or (lesson.teacher == TEACHER and CACHE in self.stages):
+        stored = CACHE in self.stages or ANNOTATIONS in self.stages
+        if lesson.teacher is None or (lesson.teacher == TEACHER and stored):
             return 0
         if lesson.teacher == TEACHER:
             return known[TEACHER].weights * max(1, len(self.teacher_keys))

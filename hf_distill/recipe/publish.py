@@ -14,7 +14,7 @@ from hf_distill.hub.card import write as write_card
 from hf_distill.hub.inherit import local_card
 from hf_distill.hub.leaks import scrub
 from hf_distill.hub.values import inherited
-from hf_distill.recipe import claims, kept, resolve
+from hf_distill.recipe import claims, kept, labelling, resolve
 from hf_distill.recipe.examples import RecipeExamples
 from hf_distill.recipe.report import NAMES, SIZES, between, name_of, show, verdict
 from hf_distill.recipe.robustness import ROBUSTNESS, on_card
@@ -145,7 +145,9 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
     """Teacher's name and licence, and the name of the student's initial model."""
     folder, section = recipe.file.parent, recipe.teacher
     known = resolve.facts(section.model or "", folder, "teacher.model")
-    if section.model is None:
+    if section.api is not None:
+        name = section.hub_id or section.api.endpoint().describe()["model"]
+    elif section.model is None:
         name = str((section.config or {})["model_type"])
     else:
         name = section.hub_id or known.get("hub_id") or section.model
@@ -168,6 +170,9 @@ def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
 
 def _outputs(recipe: Recipe) -> dict[str, Any]:
     """Source of the teacher's outputs."""
+    if recipe.teacher.api is not None:
+        provider = recipe.teacher.api.endpoint().describe()["provider"]
+        return {"outputs": f"obtained from the chat endpoint of {provider}"}
     if recipe.teacher.cache is None:
         return {"outputs": "computed in every step"}
     settings = vars(recipe.teacher.cache).items()
@@ -207,7 +212,7 @@ def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) ->
 
 
 def _size(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: model[key] for key in SIZES}
+    return {key: model[key] for key in SIZES if model[key] is not None}
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,6 +250,7 @@ def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, A
     biases = "The student learned from its teacher's outputs, mistakes and biases included."
     return [
         *recipe.card.limitations,
+        *(labelling.sentences(facts[labelling.ANNOTATIONS]) if recipe.teacher.api else []),
         *([] if about is None else [f"All figures are for one data set: {about}"]),
         f"{biases} {verdict(facts)}",
     ]

@@ -189,7 +189,7 @@ def table(facts: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name_of(role, model),
-                f"{model['parameters']:,}",
+                "–" if model["parameters"] is None else f"{model['parameters']:,}",
                 show(test[metric], 2 if metric == "perplexity" else 4),
                 show(test.get("agreement")),
                 show(test.get("forward_kl_divergence")) if lower_is_better(metric) else share,

@@ -15,11 +15,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_distill.hub.push import push_folder
 from hf_distill.models.task_model import describe_model
 from hf_distill.objectives import HardLabels
-from hf_distill.recipe import report, training
+from hf_distill.recipe import labelling, report, training
 from hf_distill.recipe.caching import CACHE, CacheStage, write
 from hf_distill.recipe.claims import BATCH, measured, written
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.kept import FINAL, on_main
+from hf_distill.recipe.labelling import ANNOTATIONS
 from hf_distill.recipe.language import SAMPLES, merge
 from hf_distill.recipe.models import describe_ensemble, teacher_of
 from hf_distill.recipe.planning import PreparedRecipe
@@ -27,7 +28,7 @@ from hf_distill.recipe.publish import publish
 from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
-from hf_distill.recipe.stages import run_stage
+from hf_distill.recipe.stages import Stage, run_stage
 from hf_distill.recipe.tasks import Compute, compute_metrics
 from hf_distill.robustness.report import Report, RequirementError
 from hf_distill.teachers import ModelTeacher, Teacher
@@ -58,7 +59,10 @@ class Run(PreparedRecipe):
     def _run(self) -> Path:
         results = {}
         for key, stage in self.stages.items():
-            if key == EVALUATION:
+            if key == ANNOTATIONS:
+                results[key] = run_stage(stage, partial(self._label, stage), self.say)
+                self.annotate(results[key])
+            elif key == EVALUATION:
                 results[key] = run_stage(stage, self._evaluate, self.say)
             elif key == ROBUSTNESS:
                 results[key] = run_stage(stage, self._attack, self.say)
@@ -111,6 +115,9 @@ class Run(PreparedRecipe):
             self.recipe, results, self.objective, self.examples.sizes, self.task.metric
         )
         facts = report.summary(outcome)
+        if self.recipe.teacher.api is not None:
+            found = results[ANNOTATIONS]
+            facts[ANNOTATIONS] = labelling.summary(self.recipe.teacher.api, found)
         report.write(facts, self.root)
         more = self._measured(facts)
         final = publish(self.recipe, self.task, self.examples, facts, self.root, more)
@@ -123,7 +130,8 @@ class Run(PreparedRecipe):
         folders = {
             role: self.stages[f"{role}/seed-{seed}"].model for role in ("baseline", "student")
         }
-        if len(self.teacher_keys) <= 1:  # an ensemble has no one folder
+        at_hand = self.recipe.teacher.api is None
+        if at_hand and len(self.teacher_keys) <= 1:  # an ensemble has no one folder
             own = [self.stages[key].model for key in self.teacher_keys]
             folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
         size = BATCH if self.task.labelled else 1  # of tokens there are many in an example
@@ -161,7 +169,14 @@ class Run(PreparedRecipe):
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage):
             return stage.teacher(self.processor)
-        return teacher_of(self.teachers())
+        return self.given_teacher(self.teachers())
+
+    def _label(self, stage: Stage) -> dict[str, Any]:
+        section = self.recipe.teacher.api
+        assert section is not None
+        progress = not self.recipe.training.get("disable_tqdm")
+        raw, labels = self.examples.raw, self.examples.labels
+        return labelling.label_splits(section, raw, labels, stage, progress)
 
     def _cache(self, stage: CacheStage) -> dict[str, Any]:
         models = self.teachers()
@@ -213,7 +228,7 @@ class Run(PreparedRecipe):
     def _evaluate(self) -> dict[str, Any]:
         """All models on the test split: the teacher by itself, the others against the teacher."""
         teachers = self.teachers()
-        teacher = teacher_of(teachers)
+        teacher = self.given_teacher(teachers)
         measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, teacher)}
         for key in self.lessons:
             if key != TEACHER:
@@ -245,17 +260,20 @@ class Run(PreparedRecipe):
     def _judged_teacher(
         self, teachers: dict[str, PreTrainedModel], teacher: Teacher
     ) -> dict[str, Any]:
-        """The figures of the teacher; those of several are measured beside one of them."""
-        first = next(iter(teachers.values()))
-        if len(teachers) == 1:
+        """The figures of the teacher; those of several are measured beside one of them, and those
+        of none beside the student before its training."""
+        first = next(iter(teachers.values()), None)
+        if first is not None and len(teachers) == 1:
             return {**training.figures(self._judged(first, None)), **describe_model(first)}
-        beside = self._judged(first, teacher, compute_metrics(self.task, of_teacher=True))
+        other = first or self.models.learner("student", self.recipe.seed)
+        beside = self._judged(other, teacher, compute_metrics(self.task, of_teacher=True))
         found = {
             name.removeprefix("teacher_"): value
             for name, value in training.figures(beside).items()
             if name.startswith("teacher_")
         }
-        return {**found, **describe_ensemble(teachers)}
+        sizes = describe_ensemble(teachers) if teachers else dict.fromkeys(report.SIZES)
+        return {**found, **sizes}
 
     def _judged(
         self, model: PreTrainedModel, teacher: Teacher | None, compute: Compute | None = None

@@ -191,7 +191,7 @@ def _check_models(recipe: Recipe) -> None:
     for role in ("teacher", *recipe.assistant_roles, "student"):
         name, section = key_of(role), recipe.section(role)
         parts = () if role == "teacher" else ("from_teacher_layers",)
-        keys = (*parts, "model", "config")
+        keys = (*parts, "model", "config", *(("api",) if role == "teacher" else ()))
         given = [key for key in keys if getattr(section, key) is not None]
         if len(given) != 1:
             wanted = " or ".join(f"`{name}.{key}`" for key in keys)
@@ -211,13 +211,31 @@ def _check_models(recipe: Recipe) -> None:
             _check_importance(section, name)
     if recipe.teacher.cache is not None and recipe.teacher.cache.path is not None:
         check_folder(recipe.teacher.cache.path, "teacher.cache.path")
-    if recipe.teacher.fine_tuned and recipe.teacher.model is None:
+    if recipe.teacher.api is not None:
+        _check_api(recipe)
+    elif recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
     for key in ("seeds", "max_train_examples"):
         if recipe.teacher.fine_tuned and getattr(recipe.teacher, key) is not None:
             raise RecipeError(
                 f"`teacher.{key}` is for teachers that are trained, and `teacher.fine_tuned` "
                 "trains none. Take one of them away."
+            )
+
+
+def _check_api(recipe: Recipe) -> None:
+    """Check that nothing in the recipe needs the model of the teacher."""
+    if recipe.task != "text_classification" or recipe.robustness is not None:
+        raise RecipeError(
+            "`teacher.api` is for `task: text_classification` without `robustness`, got "
+            f"{recipe.task}. For language models annotate the data in a script "
+            "(hf_distill.teachers.api), and train on its column `messages`."
+        )
+    for role in (*recipe.assistant_roles, "student"):
+        if recipe.section(role).from_teacher_layers is not None:
+            raise RecipeError(
+                f"`{key_of(role)}.from_teacher_layers`: the layers of `teacher.api` are not at "
+                f"hand. Give `{key_of(role)}.model`."
             )
 
 

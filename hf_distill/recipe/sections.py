@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_distill.hub.check import card_problems
+from hf_distill.recipe.api_section import ApiSection
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.perturbations import perturbation
@@ -155,13 +156,14 @@ class LoraSection:
 
 @dataclass(frozen=True)
 class TeacherSection:
-    """The teacher: one of ``model`` and ``config``.
+    """The teacher: one of ``model``, ``config`` and ``api``.
 
     Args:
         model: Hub id, folder (with a leading dot: relative to the recipe) or ``file.py:function``
             that returns one.
         revision: Branch, tag or commit of a Hub model; default: the main branch.
         config: A new model: ``model_type`` and fields of its config.
+        api: A language model behind a chat endpoint, which labels the examples.
         fine_tuned: True: the model is not trained.
         max_train_examples: Training examples of the teacher, including the student's; default: the
             student's.
@@ -178,6 +180,7 @@ class TeacherSection:
     model: str | None = None
     revision: str | None = None
     config: dict[str, Any] | None = None
+    api: ApiSection | None = None
     fine_tuned: bool = False
     max_train_examples: int | None = None
     seeds: list[int] | None = None
@@ -187,6 +190,16 @@ class TeacherSection:
     hub_id: str | None = None
     license: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.api is not None:
+            object.__setattr__(self, "fine_tuned", True)
+            for key in ("cache", "objective", "dtype", "training"):
+                if getattr(self, key):
+                    raise RecipeError(
+                        f"`teacher.{key}` is for teachers that are models, and `teacher.api` is "
+                        "none. Take one of them away."
+                    )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def annotate(
     gold: str | None = None,
     min_mass: float = 0.5,
     marker: str = MARKER,
+    report: str = REPORT,
     progress: bool = True,
 ) -> Annotation:
     """Add the answers of a chat endpoint to a data set as columns.
@@ -69,8 +70,8 @@ def annotate(
     - no ``labels`` (sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947):
       ``completion``, and ``messages`` with the prompt and the completion as a chat.
 
-    Examples without a readable answer have None in the new columns. A validity report is returned,
-    and written as ``report.json``.
+    Examples without a readable answer have None in the new columns. A validity report is returned
+    and written into the folder.
 
     Args:
         dataset: The examples.
@@ -86,6 +87,7 @@ def annotate(
         gold: Column with labels to compare with: class names or indices.
         min_mass: Smallest total probability of the answer words; below it an answer is unreadable.
         marker: Text between rationale and label; the prompt must contain it.
+        report: File name of the validity report in the folder.
         progress: Show a progress bar.
 
     Raises:
@@ -109,12 +111,12 @@ def annotate(
             ask_all(list(every.values()), endpoint, journal, ledger, bar.update)
         found = [[journal.answers[r.key] for r in requests] for requests in wanted]
         columns = _columns(task, rendered, found)
-        report = validity(
+        facts = validity(
             endpoint, template.source, task, found, columns, ledger, _gold(dataset, gold, task)
         )
-        write_json(journal.path.parent / REPORT, report)
+        write_json(journal.path.parent / report, facts)
     own = Dataset.from_dict(columns, features=_features(task))
-    return Annotation(concatenate_datasets([dataset, own], axis=1), report)
+    return Annotation(concatenate_datasets([dataset, own], axis=1), facts)
 
 
 def _task(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -122,8 +123,9 @@ class ChatEndpoint:
         return key
 
     def describe(self) -> dict[str, Any]:
-        """Facts for reports and model cards."""
-        facts = {"model": self.model, "provider": self.provider or self.host, "terms": self.terms}
+        """Facts for reports and model cards; of a model's path the last part."""
+        model = Path(self.model).name if self.model.startswith(("/", ".", "~")) else self.model
+        facts = {"model": model, "provider": self.provider or self.host, "terms": self.terms}
         return {name: value for name, value in facts.items() if value is not None}
 
 
