@@ -210,6 +210,13 @@ def _with_default(key: str, text: str, default: str) -> str:
     return f"{key} ({default})" if default.startswith("`") else key
 
 
+def api_keys() -> str:
+    """Keys of a recipe's section `teacher.api`."""
+    from hf_distill.recipe.sections import ApiSection
+
+    return table(("key", "meaning", "default"), fields_of(ApiSection))
+
+
 def robustness_keys() -> str:
     """Fields of `RobustnessConfig`, which are keys of a recipe's section `robustness`."""
     from hf_distill.recipe.sections import RobustnessSection
@@ -226,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "perturbations": perturbations,
     "cli": cli,
     "recipe_keys": recipe_keys,
+    "api_keys": api_keys,
     "robustness_keys": robustness_keys,
 }
 """Name in a page -> the function that makes the table."""

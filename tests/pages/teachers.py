@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import chat_server
 import datasets
 import language_models as chat_models
+import pytest
 import tokenizer_families
 import torch
 import transformers
@@ -19,6 +22,18 @@ def text_classifiers() -> dict[str, Any]:
     """Those of `stand_ins`, with a student of three layers, for exits at inner ones."""
     found: dict[str, Any] = stand_ins.text_classifiers()
     return {**found, "student": stand_ins.bert(3, seed=1), "teacher": stand_ins.bert(4)}
+
+
+def chat_endpoint(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A chat endpoint at ``base_url``, ``dataset``, ``student`` and ``tokenizer``."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("PROVIDER_KEY", "a key")
+    server = chat_server.ChatServer()
+    threading.Thread(target=server.httpd.serve_forever, daemon=True).start()
+    texts = ["a good film", "a bad film", "so good", "not much"]
+    found: dict[str, Any] = stand_ins.text_classifiers()
+    rows = {"text": texts, "label": [1, 0, 1, 0]}
+    return {**found, "base_url": server.url, "dataset": datasets.Dataset.from_dict(rows)}
 
 
 def language_models() -> dict[str, Any]:
