@@ -11,7 +11,7 @@ from hf_distill.recipe.api_section import ApiSection
 from hf_distill.recipe.errors import RecipeError, told
 from hf_distill.recipe.kept import on_main
 from hf_distill.recipe.stages import Stage
-from hf_distill.teachers import ColumnTeacher
+from hf_distill.teachers import ColumnTeacher, Teacher
 from hf_distill.teachers.api import BudgetError, EndpointError, annotate
 from hf_distill.teachers.api.annotate import PROBABILITIES
 
@@ -20,10 +20,12 @@ SPLITS = ("train", "validation", "test")
 ON_CARD = ("examples", "readable", "agreement", "agreement_of_all")
 
 
-def teacher_of(section: ApiSection, labels: Sequence[str]) -> ColumnTeacher:
+def teacher_of(section: ApiSection, labels: Sequence[str]) -> Teacher:
     """Teacher that reads the annotated column."""
     model = section.endpoint().describe()["model"]
-    return ColumnTeacher(probabilities=PROBABILITIES, labels=labels, name=model)
+    kind: Any = ColumnTeacher
+    teacher: Teacher = kind(probabilities=PROBABILITIES, labels=labels, name=model)
+    return teacher
 
 
 def label_splits(

@@ -24,11 +24,17 @@ def text_classifiers() -> dict[str, Any]:
     return {**found, "student": stand_ins.bert(3, seed=1), "teacher": stand_ins.bert(4)}
 
 
+def doubtful(request: dict[str, Any]) -> dict[str, Any]:
+    """`chat_server.sentiment`, but for the last of four samples."""
+    answer = chat_server.sentiment(request)
+    return chat_server.says("positive") if request["seed"] == 3 else answer
+
+
 def chat_endpoint(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A chat endpoint at ``base_url``, ``dataset``, ``student`` and ``tokenizer``."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("PROVIDER_KEY", "a key")
-    server = chat_server.ChatServer()
+    server = chat_server.ChatServer(doubtful)
     threading.Thread(target=server.httpd.serve_forever, daemon=True).start()
     texts = ["a good film", "a bad film", "so good", "not much"]
     found: dict[str, Any] = stand_ins.text_classifiers()

@@ -11,13 +11,13 @@ import pytest
 import tiny_recipes
 import torch
 from chat_server import chat_server, says, sentiment
+from scipy.special import rel_entr, softmax
 from sklearn.metrics import accuracy_score
 
-from hf_distill.models.task_model import TaskModel
 from hf_distill.recipe import load_recipe
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.runner import Run
-from hf_distill.training.step import DistillationStep
+from hf_distill.recipe.training import arguments
 
 KEY = "sk-not-for-the-card"
 PROMPT = "Is this {{ labels | join(' or ') }}? {{ text }}"
@@ -94,29 +94,26 @@ def test_the_loss_is_that_of_the_labels(tmp_path: Path) -> None:
     with chat_server(reply) as server:
         own = Run(load_recipe(recipe(tmp_path, server.url)), lambda line: None)
         stage = own.stages["annotations"]
-        own.annotate(own._labelling(stage)())
+        own.annotate(own._label(stage))
     rows = own.data["train"]
     raw = [t for t in own.examples.raw["train"]["text"] if "plot" not in t]
     assert len(rows) == len(raw) < len(own.examples.raw["train"])
     assert [p == [0.0, 1.0] for p in rows["label_probabilities"]] == [
         "good" in t and "very" not in t for t in raw
     ]
-    lesson = own.lessons["student/seed-3"]
-    student = own.models.learner("student", 3).double().eval()
-    batch = own.task.collator(own.processor)([rows[i] for i in range(4)])
-    teacher = own.given_teacher()
-    with torch.no_grad():
-        logits = student(**{k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")})
-    step = DistillationStep(TaskModel(student), teacher)
-    step.objective = lesson.objective
-    prepared = step.prepare(batch)
-    loss = step.student_loss(student, prepared, step.ask_teacher(prepared)).components
-    p = np.clip(np.array(rows["label_probabilities"][:4]), 1e-6, None) ** 0.5
+    rows = rows.select(range(8))
+    student = own.models.learner("student", 3)
+    args = arguments(own.recipe, "student", 3, tmp_path / "evaluated")
+    goal = own.lessons["student/seed-3"].objective
+    found = own.make_trainer(student, args, goal, own.given_teacher({})).evaluate(rows)
+    p = np.array(rows["label_probabilities"][:]) ** 0.5  # at the temperature 2
     p /= p.sum(-1, keepdims=True)
-    q = (logits.logits / 2).softmax(-1).numpy()
-    assert float(loss["forward_kl"]) == pytest.approx(
-        4 * (p * np.log(p / q)).sum(-1).mean(), rel=1e-5
-    )
+    batch = own.task.collator(own.processor)([rows[i] for i in range(8)])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = student.double().eval()(**inputs).logits.numpy()
+    expected = 4 * rel_entr(p, softmax(logits / 2, -1)).sum(-1).mean()
+    assert found["eval_forward_kl"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
