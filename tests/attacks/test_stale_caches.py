@@ -71,7 +71,7 @@ def test_a_push_leaves_nothing_of_an_earlier_cache(hub: HubServer, tmp_path: Pat
     manifest = read_manifest(smaller)
     shutil.rmtree(smaller)
     plain = teacher(changed=True)
-    plain._tokens = None
+    plain._processor = None
     write(smaller, plain, rows=6)
     assert read_manifest(smaller)["tokenizer"] is None is not manifest["tokenizer"]
     commits = len(hub.repos[REPO].commits)

@@ -71,6 +71,7 @@ def own_gradient(student: Any) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("make", [mixtral, qwen, olmoe])
 def test_the_loss_is_that_of_transformers(tmp_path: Path, make: Any) -> None:
     """Without labels transformers adds no balancing loss: the routers collapse on a few experts,

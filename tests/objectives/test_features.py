@@ -129,6 +129,7 @@ def _collators() -> dict[str, tuple[str, Any]]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 @pytest.mark.parametrize("name", _collators())
 def test_collators_of_transformers(tmp_path: Path, name: str) -> None:
     """They pad, mask and shift in ways of their own, and draw random numbers."""

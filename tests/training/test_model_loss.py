@@ -423,6 +423,7 @@ def switch() -> Any:
     return tf.SwitchTransformersForConditionalGeneration(made)
 
 
+@pytest.mark.filterwarnings("ignore:Student and teacher (end|pad)")
 def test_router_losses_that_we_do_not_compute_are_refused(tmp_path: Path) -> None:
     """The balancing loss of Switch was left out, and nothing said so. Both remedies work."""
     for objective in (HardLabels(), ForwardKL()):
