@@ -47,7 +47,7 @@ from hf_distill.training.trainer import DistillationTrainer
 logger = logging.getLogger(__name__)
 
 OWN, REPLAY, DRAW, SAMPLE = range(4)
-"""What a random number is for."""
+"""Purposes of random numbers."""
 
 
 class OnPolicyStep(DistillationStep):
