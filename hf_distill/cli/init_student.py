@@ -13,6 +13,7 @@ EPILOG = f"""examples:
   hf-distill init-student openai/whisper-small --layers encoder=12 decoder=2 --output runs/student
   hf-distill init-student Qwen/Qwen3-0.6B --layers 0,9,18,27 --hidden-size 512 --output runs/student
   hf-distill init-student Qwen/Qwen3-0.6B --layers 14 --importance texts.jsonl --output runs/student
+  hf-distill init-student sentence-transformers/all-MiniLM-L6-v2 --static --output runs/student
 
 --layers is a number (evenly spaced, first and last included), a list of indices from 0, or
 uniform:N, first:N, last:N; for several stacks one per stack, by name; for ResNets the number of
@@ -22,6 +23,11 @@ DistillationTrainer.
 With --importance the most important layers, channels, heads and units are kept instead of the
 first. The file has one text per line, or one JSON object per line with text, messages, or prompt
 and completion.
+
+With --static the student is one vector per token, the teacher's of each token alone, reduced to
+--hidden-size principal components (256) and weighted by the frequency of the token: in the texts
+of --importance, or by Zipf's law. Its folder is read by transformers (after import hf_distill),
+model2vec and sentence-transformers.
 
 {EXIT_CODES}"""
 
@@ -35,6 +41,7 @@ def add_arguments(command: Parser) -> None:
     add("--hidden-size", type=int, metavar="N", help="width, in whole heads")
     add("--intermediate-size", type=int, metavar="N", help="default: proportional to the width")
     add("--vocabulary-size", type=int, metavar="N", help="keep the first N tokens")
+    add("--static", action="store_true", help="a vector per token instead of a network")
     add("--importance", metavar="FILE", help="texts (.txt, .jsonl) to measure importance on")
 
 
@@ -52,6 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
             intermediate_size=args.intermediate_size,
             vocabulary=args.vocabulary_size,
             importance=args.importance,
+            static=args.static,
         )
     except (OSError, ValueError) as error:
         return failed(error)

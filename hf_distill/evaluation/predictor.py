@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hf_distill.data.values import check_values, length_of
 from hf_distill.evaluation.examples import Examples
 from hf_distill.models.batches import Batch
+from hf_distill.models.embedding import own_class
 from hf_distill.models.modes import evaluating
 from hf_distill.models.raw_inputs import (
     processed_images,
@@ -76,7 +77,7 @@ class Predictor:
         try:
             config = transformers.AutoConfig.from_pretrained(name)
             kind = (config.architectures or ["none"])[0]
-            if (auto := getattr(transformers, kind, None)) is None:
+            if (auto := own_class(kind)) is None:
                 raise ValueError(f"its config names the architecture {kind!r}, unknown here")
             model = auto.from_pretrained(name)
             kind = _PROCESSORS.get(MODALITIES.get(model.main_input_name, ""), "")

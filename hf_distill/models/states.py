@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_distill.models.modules import has_config
 from hf_distill.models.outputs import entry
 from hf_distill.models.places import check_length
+from hf_distill.models.pooling import as_states, pooled
 from hf_distill.models.signals import BatchItems
 from hf_distill.models.tasks import Task
 
@@ -43,9 +44,9 @@ def layers_of(
     mask = items.masks.get("hidden", items.masks.get("decoder"))
     if group != "embedding":
         return (value,)
-    if mask is not None:
-        check_length(who, "states", _features_last(value).shape[1], mask)
-    return (_pooled(value, mask),)
+    if mask is not None and value.dim() > 2:
+        check_length(who, "states", as_states(value).shape[1], mask)
+    return (pooled(value, mask),)
 
 
 def other_items(model: nn.Module, shape: Sequence[int], mask: Tensor, task: Task, role: str) -> str:
@@ -127,17 +128,3 @@ def attentions_of(outputs: Any, path: str, who: str) -> tuple[Tensor, ...]:
             "objective on its hidden states or logits, or another model."
         )
     return tuple(maps)
-
-
-def _features_last(layer: Tensor) -> Tensor:
-    """Reshape feature maps ``(B, C, h, w)`` to sequences ``(B, h*w, C)``."""
-    return layer.flatten(2).transpose(1, 2) if layer.dim() == 4 else layer
-
-
-def _pooled(last: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over real tokens: the usual sentence embedding."""
-    last = _features_last(last)
-    if mask is None:
-        return last.mean(1)
-    weights = mask.to(last.dtype)[..., None]
-    return (last * weights).sum(1) / weights.sum(1).clamp(min=1)

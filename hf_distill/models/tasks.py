@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from hf_distill.models import batches, outputs
 from hf_distill.models.batches import Batch
+from hf_distill.models.embedding import SentenceModel, StaticModel
 from hf_distill.models.modules import config_of, held, unwrapped
 from hf_distill.models.signals import BatchItems
 
@@ -269,6 +270,12 @@ CUSTOM_TASKS: dict[str, str | Task] = {
     "XCLIPModel": "video_dual_encoder",
     "VideoPrismClipModel": "video_dual_encoder",
 }
+for _kind, _layers in ((SentenceModel, HIDDEN), (StaticModel, {})):
+    CUSTOM_TASKS[_kind.__name__] = dataclasses.replace(
+        TASKS["encoder"],
+        hidden={**_layers, "embedding": "sentence_embedding"},
+        fields=("sentence_embedding",),
+    )
 """Model class name -> task, for classes that transformers' auto mappings do not list; filled by
 `register_task`."""
 

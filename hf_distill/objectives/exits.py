@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_distill.models.places import check_length
+from hf_distill.models.pooling import POOLINGS, pooled
 from hf_distill.models.signals import BatchItems, Needs, Signal
-from hf_distill.objectives.base.alignment import pooled
 from hf_distill.objectives.base.objective import (
     Context,
     Objective,
@@ -42,7 +42,8 @@ class EarlyExits(Objective):
             between the first and the last of them.
         temperature: Of both distributions.
         labels: The weight of each exit's own loss of the labels; 0: none.
-        pooling: ``mean`` over the real positions, or the ``first``.
+        pooling: ``mean``, ``first``, ``last``, … of the real positions, see
+            `hf_distill.models.pooling.pooled`.
         label_smoothing: Of the exits' own losses, as in `HardLabels`.
     """
 
@@ -60,8 +61,8 @@ class EarlyExits(Objective):
             object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
             if not self.layers or min(self.layers) < 0:
                 raise ValueError(f"Expected layers from 0 on, got {self.layers}.")
-        if self.pooling not in ("mean", "first"):
-            raise ValueError(f"Expected a pooling 'mean' or 'first', got {self.pooling!r}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Expected a pooling of {list(POOLINGS)}, got {self.pooling!r}.")
         check_weight(self.labels)
         ForwardKL(self.temperature)
         HardLabels(self.label_smoothing)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_distill.losses import features
 from hf_distill.models.places import check_length
+from hf_distill.models.pooling import as_states
 from hf_distill.models.signals import BatchItems, Needs, Signal
 from hf_distill.objectives.base.alignment import (
     MODULES,
@@ -19,7 +20,6 @@ from hf_distill.objectives.base.alignment import (
     LayerPair,
     TransportPlan,
     align,
-    as_states,
     build_projections,
     project,
     same_size,

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from hf_distill.losses import features, relations
 from hf_distill.losses.numerics import above_zero
-from hf_distill.objectives.base.alignment import LayerPair, as_states, pooled
+from hf_distill.models import pooling
+from hf_distill.models.pooling import as_states, pooled
+from hf_distill.objectives.base.alignment import LayerPair
 from hf_distill.objectives.base.layers import LayerSpec
 from hf_distill.objectives.base.objective import bibtex
 from hf_distill.objectives.features import FeatureObjective, Loss
 
-POOLINGS = ("mean", "first", "none")
+POOLINGS = (*pooling.POOLINGS, "none")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class BatchObjective(FeatureObjective):
     Args:
         layers: As in every feature objective; by default the last with the last.
         groups: As in every feature objective; ``embedding`` is a plain encoder's sentence vector.
-        pooling: ``mean`` over the real positions, the ``first`` position, or ``none``: the whole
-            map, with padding set to 0.
+        pooling: ``mean``, ``first``, ``last``, … of the real positions, see
+            `hf_distill.models.pooling.pooled`, or ``none``: the whole map, with padding set to 0.
     """
 
     layers: LayerSpec = "-1:-1"

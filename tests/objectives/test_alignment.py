@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from hf_distill import HiddenStates, MiniLMv2, Needs, Signal, layer_map
 from hf_distill.models.hooks import attention_projections, eager_attention
+from hf_distill.models.pooling import pooled
 from hf_distill.models.task_model import TaskModel
 from hf_distill.objectives.base.alignment import (
     LayerPair,
@@ -21,7 +22,6 @@ from hf_distill.objectives.base.alignment import (
     align,
     as_map,
     build_projections,
-    pooled,
     project,
     same_size,
 )

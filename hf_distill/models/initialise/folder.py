@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import transformers
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from hf_distill.models.embedding import is_embedder, load_embedder, own_class
+from hf_distill.models.embedding.static import plain_tokenizer
 from hf_distill.models.initialise.depth import Layers, kept_layers
+from hf_distill.models.initialise.static import static_from_teacher, token_counts
 from hf_distill.models.initialise.student import student_from_teacher
-from hf_distill.models.initialise.texts import measure, read_texts
+from hf_distill.models.initialise.texts import Row, measure, read_texts, text_of
 
 Say = Callable[[str], None]
 PROCESSOR_FILES = (
@@ -34,6 +36,7 @@ def write_student(
     intermediate_size: int | None = None,
     vocabulary: int | None = None,
     importance: str | Path | None = None,
+    static: bool = False,
 ) -> None:
     """Load a teacher, make its student, and write it with the teacher's tokenizer or processor.
 
@@ -49,15 +52,30 @@ def write_student(
         vocabulary: Number of the first tokens to keep.
         importance: Texts on which the importance of the teacher's parts is measured, to keep the
             most important ones: a file with one text a line (``.txt``), or as JSON (``.jsonl``),
-            in the columns of `hf_distill.data.language.tokenize`.
+            in the columns of `hf_distill.data.language.tokenize`. For a static student: texts in
+            which tokens are counted, in place of Zipf's law (column ``text``).
+        static: Make a static embedder (`static_from_teacher`); ``hidden_size`` is its number of
+            dimensions, 256 by default, and ``layers``, ``intermediate_size`` and ``vocabulary`` do
+            not apply.
 
     Raises:
-        ValueError: nothing to change, a folder in use, a tokenizer with more tokens than the
-            student, a file without texts; and as `student_from_teacher`.
+        ValueError: nothing to change, sizes that do not apply, a folder in use, a tokenizer with
+            more tokens than the student, a file without texts; and as `student_from_teacher` or
+            `static_from_teacher`.
         OSError: a teacher that cannot be loaded, a folder that cannot be written.
     """
     output = Path(output)
-    if not layers and (hidden_size, intermediate_size, vocabulary) == (None, None, None):
+    parts = bool(layers) or (intermediate_size, vocabulary) != (None, None)
+    if static and parts:
+        raise ValueError(
+            "Expected only --hidden-size and --importance with --static, got --layers, "
+            "--intermediate-size or --vocabulary-size: a static student has one vector per token."
+        )
+    if (
+        not static
+        and not layers
+        and (hidden_size, intermediate_size, vocabulary) == (None, None, None)
+    ):
         raise ValueError(
             "Expected --layers, --hidden-size, --intermediate-size or --vocabulary-size, got none: "
             "the student would be the teacher."
@@ -68,6 +86,9 @@ def write_student(
             "remove it."
         )
     rows = None if importance is None else read_texts(Path(importance))
+    if static:
+        _write_static(source, output, say, hidden_size, rows)
+        return
     processor = _processor(source, vocabulary, say)
     teacher = _teacher(source, say)
     wanted = None if not layers else _by_name(layers)
@@ -94,6 +115,24 @@ def write_student(
     say(f"student: {output}, {after:,} parameters ({after / before:.0%})")
 
 
+def _write_static(
+    source: str, output: Path, say: Say, hidden_size: int | None, rows: list[Row] | None
+) -> None:
+    teacher = load_embedder(source) if is_embedder(source) else AutoModel.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    plain_tokenizer(tokenizer)
+    counts = None
+    if rows is not None:
+        counts = token_counts([text_of(row) for row in rows], tokenizer)
+        say(f"weights: of the tokens of {len(rows)} texts")
+    size = 256 if hidden_size is None else hidden_size
+    say(f"teacher: {source}, {len(tokenizer)} tokens one by one")
+    student = static_from_teacher(teacher, tokenizer, hidden_size=size, counts=counts)
+    _write(output, student, tokenizer)
+    count = sum(p.numel() for p in student.parameters())
+    say(f"student: {output}, static, {size} dimensions, {count:,} parameters")
+
+
 def _by_name(words: Sequence[str]) -> Layers | dict[str, Layers]:
     if len(words) == 1 and "=" not in words[0]:
         return words[0]
@@ -109,7 +148,7 @@ def _by_name(words: Sequence[str]) -> Layers | dict[str, Layers]:
 
 def _teacher(source: str, say: Say) -> PreTrainedModel:
     names = AutoConfig.from_pretrained(source).architectures or ["none"]
-    kind = getattr(transformers, names[0], None)
+    kind = own_class(names[0])
     if kind is None:
         raise ValueError(
             f"Expected the config of {source} to name a model class of transformers under "

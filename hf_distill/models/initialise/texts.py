@@ -46,6 +46,17 @@ def read_texts(path: Path) -> list[Row]:
     return rows
 
 
+def text_of(row: Row) -> str:
+    """The text of a row.
+
+    Raises:
+        ValueError: a row without one.
+    """
+    if not isinstance(row.get("text"), str):
+        raise ValueError(f"Expected a column 'text' in each row, got the columns {sorted(row)}.")
+    return str(row["text"])
+
+
 def measure(teacher: PreTrainedModel, processor: Any, rows: list[Row]) -> Importance:
     """Importance of a text model's parts on these rows.
 

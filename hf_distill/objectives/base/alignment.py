@@ -91,11 +91,6 @@ def as_map(features: Tensor) -> Tensor:
     return features.unflatten(2, (side, side)) if is_square(count) and count > 1 else features
 
 
-def as_states(features: Tensor) -> Tensor:
-    """``(B, T, H)``: feature maps ``(B, C, h, w)`` become sequences of positions."""
-    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-
-
 def same_size(pair: LayerPair) -> LayerPair:
     """Average-pool two feature maps of different resolution to the smaller one.
 
@@ -118,19 +113,6 @@ def same_size(pair: LayerPair) -> LayerPair:
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     resized = [F.adaptive_avg_pool2d(x, size) if x.shape[2:] != size else x for x in (ours, theirs)]
     return replace(pair, student=resized[0], teacher=resized[1])
-
-
-def pooled(features: Tensor, mask: Tensor | None, how: str = "mean") -> Tensor:
-    """One vector per example, ``(B, H)``: the mean over real positions, or the first position."""
-    if features.dim() == 2:
-        return features
-    states = as_states(features)
-    if how == "first":
-        return states[:, 0]
-    if mask is None:
-        return states.mean(1)
-    kept = states.masked_fill(~mask[..., None], 0.0)
-    return kept.sum(1) / mask.sum(1).clamp(min=1)[:, None].to(states.dtype)
 
 
 # ---- learned parts ---------------------------------------------------------------------------

@@ -1,0 +1,22 @@
+"""Text embedders: static ones and those of sentence-transformers, as models of transformers."""
+
+from hf_distill.models.embedding.encoding import SentenceOutput
+from hf_distill.models.embedding.folders import is_embedder, load_embedder, own_class
+from hf_distill.models.embedding.sentence import Dense, SentenceModel
+from hf_distill.models.embedding.static import (
+    StaticConfig,
+    StaticForSequenceClassification,
+    StaticModel,
+)
+
+__all__ = [
+    "Dense",
+    "SentenceModel",
+    "SentenceOutput",
+    "StaticConfig",
+    "StaticForSequenceClassification",
+    "StaticModel",
+    "is_embedder",
+    "load_embedder",
+    "own_class",
+]
