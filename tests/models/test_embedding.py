@@ -335,7 +335,7 @@ def test_folders_of_sentence_transformers(
     model = load_embedder(tmp_path / "theirs")
     assert isinstance(model, SentenceModel)
     tok = tf.AutoTokenizer.from_pretrained(tmp_path / "theirs", padding_side=side)
-    np.testing.assert_allclose(model.encode(HARD, tok, batch_size=3), expected, atol=2e-6)
+    np.testing.assert_allclose(model.encode(HARD, tok), expected, atol=2e-6)
     model.save_pretrained(tmp_path / "ours")
     tok.save_pretrained(tmp_path / "ours")
     package = pytest.importorskip("sentence_transformers")

@@ -282,10 +282,7 @@ class SentenceModel(PreTrainedModel):
         if not is_main_process:
             return
         modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-        kinds = {own: (name, key) for name, (own, key) in POOLING_KEYS.items()}
-        pooling = {key: own in self.pooling for own, (_, key) in kinds.items()}
-        width = int(self.config.get_text_config().hidden_size)
-        pooling |= {"word_embedding_dimension": width, "include_prompt": self.include_prompt}
+        pooling = {**self._pooling_settings(), "include_prompt": self.include_prompt}
         write_json(folder / "1_Pooling" / "config.json", pooling)
         write_json(
             folder / "sentence_bert_config.json",
@@ -301,6 +298,18 @@ class SentenceModel(PreTrainedModel):
         if self.normalize:
             modules.append(("Normalize", f"{len(modules)}_Normalize"))
         write_modules(folder, modules, self.prompts, self.default_prompt)
+
+    def _pooling_settings(self) -> dict[str, Any]:
+        """In the older keys, which all releases read, unless several are in an order of their
+        own."""
+        width = int(self.config.get_text_config().hidden_size)
+        names = [
+            name for how in self.pooling for name, (own, _) in POOLING_KEYS.items() if own == how
+        ]
+        if names == [name for name in POOLING_KEYS if name in names]:
+            keys = {key: own in self.pooling for own, key in POOLING_KEYS.values()}
+            return {"word_embedding_dimension": width, **keys}
+        return {"embedding_dimension": width, "pooling_mode": names}
 
 
 def longest(tokenizer: Any, config: Any) -> int:
