@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.models.embedding import SentenceModel, StaticConfig, StaticModel
+from hf_distill.models.embedding.static import plain_tokenizer
 
 UNUSED = re.compile(r"\[unused\d+\]")
 """Tokens of BERT that stand for nothing; they are left out of the principal components."""
@@ -38,8 +40,8 @@ def static_from_teacher(
         tokenizer: Its fast tokenizer, which becomes the student's.
         hidden_size: Number of components; None: as many as the teacher's vectors have.
         sif: The constant a; None: all weights are 1.
-        counts: Occurrences of each token in texts; None: p by Zipf's law, from the ids, which most
-            tokenizers give out by frequency.
+        counts: Occurrences of each token in texts (`token_counts`); None: p by Zipf's law, from the
+            order of the ids, which in most vocabularies is that of frequency.
         batch_size: Number of tokens at a time.
 
     Returns:
@@ -58,7 +60,7 @@ def static_from_teacher(
     counted[special] = False
     width = vectors.shape[1] if hidden_size is None else hidden_size
     table = _components(vectors.double(), counted, width).float()
-    weights = _weights(len(table), sif, counts)
+    weights = _weights(counted, sif, counts)
     weights[special] = 0.0
     config = StaticConfig(
         vocab_size=len(table),
@@ -75,11 +77,12 @@ def static_from_teacher(
 
 def token_counts(texts: Iterable[str], tokenizer: Any) -> dict[int, int]:
     """Occurrences of each token in texts, without special tokens around them."""
-    counts: dict[int, int] = {}
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        for token in ids:
-            counts[token] = counts.get(token, 0) + 1
-    return counts
+    counts: Counter[int] = Counter()
+    for encoded in plain_tokenizer(tokenizer).encode_batch_fast(
+        list(texts), add_special_tokens=False
+    ):
+        counts.update(encoded.ids)
+    return dict(counts)
 
 
 @torch.no_grad()
@@ -127,11 +130,12 @@ def _components(vectors: Tensor, counted: Tensor, width: int) -> Tensor:
     return (vectors - own.mean(0)) @ (axes * signs)
 
 
-def _weights(count: int, sif: float | None, counts: Mapping[int, int] | None) -> Tensor:
+def _weights(counted: Tensor, sif: float | None, counts: Mapping[int, int] | None) -> Tensor:
+    """The weight of each token, ``(V,)``; those that do not count have no rank in Zipf's law."""
     if sif is None:
-        return torch.ones(count)
+        return torch.ones(len(counted))
     if counts is None:
-        p = 1.0 / torch.arange(2, count + 2, dtype=torch.float64)
+        p = counted / (counted.cumsum(0) + 1.0).double()
     else:
-        p = torch.tensor([counts.get(token, 0) + 1.0 for token in range(count)]).double()
+        p = torch.tensor([counts.get(token, 0) + 1.0 for token in range(len(counted))]).double()
     return (sif / (sif + p / p.sum())).float()
