@@ -27,6 +27,8 @@ README.md LICENSE LICENSE.txt LICENSE.md NOTICE NOTICE.txt
 report.json recipe.yaml *.png plots/*.png .eval_results/*.yaml
 onnx/*.onnx onnx/*.onnx_data onnx/*.onnx.data onnx/*.json
 quantized/*.safetensors quantized/*.json
+modules.json config_sentence_transformers.json sentence_bert_config.json 1_Pooling/config.json
+2_Dense/*.safetensors 2_Dense/config.json 3_Dense/*.safetensors 3_Dense/config.json
 """
 PUBLISHED = tuple(_NAMES.split())
 # Left in the repository, weights of an earlier push would be loaded instead of the new ones.

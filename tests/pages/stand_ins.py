@@ -19,6 +19,8 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
+from hf_distill.models.embedding import SentenceModel
+
 TEXTS = ["a dull film", "great fun", "this never ends", "warm and very funny indeed"]
 REVIEWS = {
     "text": TEXTS * 4,
@@ -53,6 +55,13 @@ def word_tokenizer(texts: list[str] = TEXTS) -> PreTrainedTokenizerFast:
     special = dict(zip(("pad", "unk", "cls", "sep", "mask"), marks, strict=True))
     special = {f"{name}_token": mark for name, mark in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=32, **special)
+
+
+def text_embedder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """all-MiniLM-L6-v2, tiny, with its list of modules, on the Hub."""
+    teacher = SentenceModel(bert().base_model)
+    on_hub(folder, monkeypatch, "sentence-transformers/all-MiniLM-L6-v2", teacher, word_tokenizer())
+    return {}
 
 
 def bert(layers: int = 2, seed: int = 0, classes: int = 2) -> PreTrainedModel:

@@ -153,7 +153,6 @@ def _static(name: str | Path, path: str, normalize: bool, where: Mapping[str, An
         hidden_size=table.shape[1],
         normalize=normalize,
         ignored_tokens=special,
-        name_or_path=str(name),
     )
     model = StaticModel(config)
     with torch.no_grad():
