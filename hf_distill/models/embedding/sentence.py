@@ -15,60 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_distill.models.embedding.encoding import SentenceOutput, write_json, write_modules
+from hf_distill.models.embedding.outputs import SentenceOutput
+from hf_distill.models.embedding.parts import (
+    POOLING_KEYS,
+    Dense,
+    read_parts,
+    write_json,
+    write_modules,
+)
 from hf_distill.models.pooling import POOLINGS, pooled
-
-POOLING_KEYS = {
-    "cls": ("first", "pooling_mode_cls_token"),
-    "max": ("max", "pooling_mode_max_tokens"),
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "mean_sqrt_len_tokens": ("mean_sqrt", "pooling_mode_mean_sqrt_len_tokens"),
-    "weightedmean": ("position_weighted", "pooling_mode_weightedmean_tokens"),
-    "lasttoken": ("last", "pooling_mode_lasttoken"),
-}
-"""sentence-transformers' name of a pooling -> its name here, and its key in older files. Several
-poolings are concatenated in this order."""
-
-
-class Dense(nn.Module):
-    """A linear layer with an activation, as sentence-transformers puts behind the pooling.
-
-    Args:
-        linear: The layer.
-        activation: A class of `torch.nn`, by name: ``Tanh``, ``Identity``, ….
-        residual: Add the input; through the layer ``residual`` where the widths differ.
-
-    Raises:
-        ValueError: an activation that `torch.nn` does not have.
-    """
-
-    def __init__(self, linear: nn.Linear, activation: str = "Tanh", residual: bool = False):
-        super().__init__()
-        kind = getattr(nn, activation, None)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ValueError(f"Expected an activation of torch.nn ('Tanh'), got {activation!r}.")
-        self.linear, self.activation, self.adds = linear, activation, residual
-        self.function: nn.Module = kind()
-        if residual and linear.in_features != linear.out_features:
-            self.residual = nn.Linear(linear.in_features, linear.out_features, bias=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """``(B, in) -> (B, out)``."""
-        found: Tensor = self.function(self.linear(values))
-        if not self.adds:
-            return found
-        return found + (self.residual(values) if hasattr(self, "residual") else values)
-
-    def settings(self) -> dict[str, Any]:
-        """Its settings, as sentence-transformers writes them."""
-        kind = type(self.function)
-        found = {
-            "in_features": self.linear.in_features,
-            "out_features": self.linear.out_features,
-            "bias": self.linear.bias is not None,
-            "activation_function": f"{kind.__module__}.{kind.__name__}",
-        }
-        return {**found, "use_residual": True} if self.adds else found
 
 
 class SentenceModel(PreTrainedModel):
@@ -131,10 +86,8 @@ class SentenceModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> SentenceModel:  # type: ignore[override]
         """Load the folder of a `SentenceTransformer`, see `load_embedder`."""
-        from hf_distill.models.embedding.folders import load_sentence_model
-
         kwargs.pop("config", None)  # a resumed run's: the folder has the same
-        return load_sentence_model(name, *args, **kwargs)
+        return cls(**read_parts(name, *args, **kwargs)).eval()
 
     @property
     def width(self) -> int:

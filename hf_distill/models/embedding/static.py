@@ -19,7 +19,8 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_distill.models.embedding.encoding import SentenceOutput, write_modules
+from hf_distill.models.embedding.outputs import SentenceOutput
+from hf_distill.models.embedding.parts import write_modules
 
 
 class StaticConfig(PreTrainedConfig):
