@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from hf_distill.models.batch_checks import position_limit
 from hf_distill.models.batches import Batch
 from hf_distill.models.embedding import is_embedder, load_embedder, own_class
+from hf_distill.models.embedding.parts import hub_options
 from hf_distill.models.modules import without_parallel
 from hf_distill.models.raw_inputs import token_limit
 from hf_distill.models.sharding import is_partitioned, zero3_inference_engine
@@ -209,7 +210,7 @@ def _loaded(name: str, task: Task, init_kwargs: Mapping[str, Any]) -> Any:
     """A teacher by the auto class of its task or, where there is none or it does not list a model
     of this task (VisionTextDualEncoder), by the class that the teacher's config names; embedders
     of sentence-transformers and model2vec with their pooling."""
-    if task.name == "encoder" and is_embedder(name, **_where(init_kwargs)):
+    if task.name == "encoder" and is_embedder(name, **hub_options(init_kwargs)):
         return load_embedder(name, **init_kwargs)
     if not task.auto_class:
         return _named(name, init_kwargs).from_pretrained(name, **init_kwargs)
@@ -227,7 +228,7 @@ def _loaded(name: str, task: Task, init_kwargs: Mapping[str, Any]) -> Any:
 
 def _named(name: str, init_kwargs: Mapping[str, Any]) -> Any:
     """The class that a model's config names."""
-    config = transformers.AutoConfig.from_pretrained(name, **_where(init_kwargs))
+    config = transformers.AutoConfig.from_pretrained(name, **hub_options(init_kwargs))
     known = [own_class(each) for each in config.architectures or ()]
     if not known or known[0] is None:
         raise ValueError(
@@ -235,10 +236,6 @@ def _named(name: str, init_kwargs: Mapping[str, Any]) -> Any:
             "Load it yourself and pass the model."
         )
     return known[0]
-
-
-def _where(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: init_kwargs[key] for key in ("revision", "token") if key in init_kwargs}
 
 
 def _sharded(model: nn.Module, accelerator: Accelerator) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from hf_distill.models.embedding.parts import (
     MODULES,
     folder_file,
+    hub_options,
     inside,
     listed_modules,
     read_json,
@@ -62,7 +63,7 @@ def load_embedder(name: str | Path, **kwargs: Any) -> SentenceModel | StaticMode
             comes from the folder.
         OSError: a file that is missing.
     """
-    where = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+    where = hub_options(kwargs)
     config = folder_file(name, "config.json", where, required=False)
     kind = None if config is None else read_json(config).get("model_type")
     if kind == STATIC:

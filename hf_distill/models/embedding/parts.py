@@ -85,7 +85,7 @@ def read_parts(name: str | Path, **kwargs: Any) -> dict[str, Any]:
         ValueError: other modules, or an activation that is not of `torch.nn`.
         OSError: a file that is missing.
     """
-    where = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+    where = hub_options(kwargs)
     listed = listed_modules(name, where)
     kinds = [kind for kind, _ in listed if kind != "Dropout"]
     dense = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
@@ -160,6 +160,11 @@ def listed_modules(name: str | Path, where: Mapping[str, Any]) -> list[tuple[str
             f"Expected modules of {list(KINDS)} in {MODULES} of {name}, got {unknown or 'none'}."
         )
     return found
+
+
+def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that the Hub needs to find a file."""
+    return {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
 
 
 def inside(path: str, file: str) -> str:

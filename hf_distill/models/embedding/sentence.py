@@ -98,7 +98,7 @@ class SentenceModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's token embeddings."""
-        return cast(nn.Module, self.encoder.get_input_embeddings())
+        return self.encoder.get_input_embeddings()
 
     def forward(
         self,
@@ -125,7 +125,7 @@ class SentenceModel(PreTrainedModel):
             output_attentions: Return the attention maps.
             return_dict: Has no effect.
         """
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,

@@ -151,7 +151,9 @@ class StaticModel(_StaticPreTrained):
         mean = total / count.clamp(min=1)[:, None]
         return F.normalize(mean, dim=-1) if self.config.normalize else mean
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
         """Write the model, and the list of modules that sentence-transformers reads."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -169,11 +171,11 @@ class StaticForSequenceClassification(_StaticPreTrained):
 
     def __init__(self, config: StaticConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.static = StaticModel(config)
         width = config.dense_size or config.hidden_size
         self.dense = nn.Linear(config.hidden_size, width) if config.dense_size else nn.Identity()
-        self.classifier = nn.Linear(width, config.num_labels)
+        self.classifier = nn.Linear(width, self.num_labels)
         self.post_init()
 
     def forward(
@@ -200,7 +202,7 @@ def plain_tokenizer(tokenizer: Any) -> Any:
     Raises:
         ValueError: a tokenizer in Python.
     """
-    inner = getattr(tokenizer, "backend_tokenizer", None)
+    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not hasattr(inner, "encode_batch_fast"):
         raise ValueError(
             f"Expected a fast tokenizer, got {type(tokenizer).__name__}. Load it with "

@@ -66,8 +66,8 @@ def static_from_teacher(
         vocab_size=len(table),
         hidden_size=width,
         ignored_tokens=special,
-        pad_token_id=tokenizer.pad_token_id,
     )
+    config.pad_token_id = tokenizer.pad_token_id
     student = StaticModel(config)
     with torch.no_grad():
         student.embeddings.copy_(table)
