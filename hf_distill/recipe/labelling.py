@@ -17,6 +17,9 @@ from hf_distill.teachers.api.annotate import PROBABILITIES
 
 ANNOTATIONS = "annotations"
 SPLITS = ("train", "validation", "test")
+SMOOTHING = 1e-3
+"""Share of the probability that is spread over all classes: a class without votes would have an
+infinite divergence, and no temperature would soften it."""
 ON_CARD = ("examples", "readable", "agreement", "agreement_of_all")
 
 
@@ -72,7 +75,7 @@ def label_splits(
 def with_probabilities(
     data: Mapping[str, Dataset], found: Mapping[str, Any] | None, classes: int
 ) -> dict[str, Dataset]:
-    """The splits with the annotated column.
+    """The splits with the annotated column, smoothed by `SMOOTHING`.
 
     Examples without a readable answer are left out of the training split; in the other splits
     their probabilities are equal.
@@ -88,15 +91,20 @@ def with_probabilities(
         if found is not None and split == "train":
             kept = [index for index, value in enumerate(values) if value is not None]
             rows, values = rows.select(kept), [values[index] for index in kept]
+        values = [even if value is None else _smooth(value) for value in values]
         added[split] = rows.remove_columns(
             [PROBABILITIES] if PROBABILITIES in rows.column_names else []
-        ).add_column(PROBABILITIES, [even if value is None else value for value in values])
+        ).add_column(PROBABILITIES, values)
     if found is not None and not len(added["train"]):
         raise RecipeError(
             "`teacher.api`: expected readable answers for the training split, got none. See "
             f"report-train.json in the folder {ANNOTATIONS}, and correct `teacher.api.prompt`."
         )
     return added
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    return [(1 - SMOOTHING) * value + SMOOTHING / len(values) for value in values]
 
 
 def summary(section: ApiSection, found: Mapping[str, Any]) -> dict[str, Any]:
