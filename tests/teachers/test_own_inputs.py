@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -113,6 +114,33 @@ def test_texts_are_read_by_the_teachers_tokenizer(
     assert found == pytest.approx(np.mean(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_language_model_as_classifier(tmp_path: Path, side: str) -> None:
+    """It finds the end of a text by its own padding; the student's marks another token."""
+    sizes = {name: size for name, size in SIZES.items() if "dropout" not in name}
+    sizes |= {"vocab_size": len(PAIRS), "num_key_value_heads": 2, "num_labels": 3}
+    student = bert("ForSequenceClassification", 1, num_labels=3)
+    teacher = randomised(tf.LlamaForSequenceClassification(tf.LlamaConfig(**sizes)), 2)
+    tokenizer = copy.deepcopy(PAIRS)
+    tokenizer.padding_side = side
+    ours = made(
+        tmp_path,
+        student,
+        ModelTeacher(teacher, tokenizer),
+        tokenized(),
+        objective=1.0 * ForwardKL(2.0),
+        processing_class=PIECES,
+        per_device_eval_batch_size=6,
+    )
+    expected = []
+    for text in TEXTS:
+        with torch.no_grad():  # without padding, the logits of the last token
+            states = teacher.model(**PAIRS(text, return_tensors="pt")).last_hidden_state[0, -1]
+            expected.append(kl(logits(student, PIECES, text), teacher.score(states)))
+    # positions behind padding on the left are others, in the float32 of rotary embeddings
+    assert ours.evaluate()["eval_forward_kl"] == pytest.approx(np.mean(expected), rel=1e-7)
+
+
 def test_the_trainer_finds_the_tokenizer_and_the_column(tmp_path: Path) -> None:
     """Everybody would have to write a collator for the commonest pair of models."""
     teacher = roberta("ForSequenceClassification", 2, num_labels=3)
@@ -196,9 +224,11 @@ def test_hidden_states_of_other_tokens_are_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("limit", [None, 7])
 @pytest.mark.parametrize("name", sorted(TEACHERS))
-def test_tokens_are_matched_by_words(tmp_path: Path, name: str) -> None:
-    """The n-th piece of one tokenizer is part of another word than that of the other."""
+def test_tokens_are_matched_by_words(tmp_path: Path, name: str, limit: int | None) -> None:
+    """The n-th piece of one tokenizer is part of another word than that of the other, and words
+    that the teacher cuts off have no outputs of its own."""
     build, tokenizer = TEACHERS[name]
     student = bert("ForTokenClassification", 1, num_labels=3)
     teacher = build("ForTokenClassification", 2, num_labels=3)
@@ -215,7 +245,7 @@ def test_tokens_are_matched_by_words(tmp_path: Path, name: str) -> None:
     ours = made(
         tmp_path,
         student,
-        ModelTeacher(teacher, tokenizer, inputs="tokens"),
+        ModelTeacher(teacher, tokenizer, inputs="tokens", max_length=limit),
         Dataset.from_list(rows),
         objective=1.0 * ForwardKL(2.0),
         data_collator=DataCollatorForTokenClassification(PIECES),
@@ -223,12 +253,15 @@ def test_tokens_are_matched_by_words(tmp_path: Path, name: str) -> None:
     )
     values = []
     for row in rows:
-        sides = []
-        for model, processor in ((student, PIECES), (teacher, tokenizer)):
-            every = logits(model, processor, row["tokens"], is_split_into_words=True)
-            places = processor(row["tokens"], is_split_into_words=True).word_ids()
-            sides.append([every[places.index(word)] for word in range(len(row["tokens"]))])
-        values += [kl(s, t) for s, t in zip(*sides, strict=True)]
+        sides: list[dict[int, torch.Tensor]] = []
+        for model, processor, cut in ((student, PIECES, None), (teacher, tokenizer, limit)):
+            options: dict[str, Any] = {"is_split_into_words": True}
+            options |= {} if cut is None else {"truncation": True, "max_length": cut}
+            every = logits(model, processor, row["tokens"], **options)
+            places = processor(row["tokens"], **options).word_ids()
+            words = {word for word in places if word is not None}
+            sides.append({word: every[places.index(word)] for word in words})
+        values += [kl(sides[0][word], sides[1][word]) for word in sides[0] if word in sides[1]]
     assert ours.evaluate()["eval_forward_kl"] == pytest.approx(np.mean(values), rel=1e-9)
 
 
