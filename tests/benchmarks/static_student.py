@@ -61,7 +61,7 @@ POOL, ASKED = 3_000, 1_500
 LENGTH = 254
 """Tokens of a text, without special ones, in training."""
 SIF, DIMENSIONS = 1e-3, 384
-SEARCH = {"epochs": (5, 10), "rate": (1e-3, 3e-3), "cosine": (0.0, 1.0)}
+SEARCH = {"epochs": (6, 12), "rate": (3e-3, 6e-3), "cosine": (0.0, 1.0)}
 """Values tried: passes over the texts, rate of the vectors (three times it for the weights), weight
 of the cosine to the teacher's vectors beside the similarities within the batch."""
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -160,7 +160,10 @@ class Study:
         cut = self.tokenizer(
             self.texts, truncation=True, max_length=LENGTH + 2, return_token_type_ids=False
         )
-        rows = Dataset.from_dict({**cut, "vector": list(self.vectors())}).with_format("torch")
+        vectors = self.vectors()
+        rows = Dataset.from_dict({**cut, "vector": list(vectors)}).with_format("torch")
+        rng = np.random.default_rng(seed)
+        order = np.concatenate([neighbours_together(vectors, rng) for _ in range(epochs)])
         objective: Any = InBatchSimilarity(groups=("embedding",), temperature=0.05)
         if cosine:
             objective = objective + cosine * HiddenStates(
@@ -170,7 +173,8 @@ class Study:
             str(self.folder / "run"),
             seed=seed,
             per_device_train_batch_size=256,
-            num_train_epochs=epochs,
+            num_train_epochs=1,  # the order holds all passes
+            train_sampling_strategy="sequential",
             learning_rate=rate,
             warmup_steps=0.05,
             save_strategy="no",
@@ -181,7 +185,7 @@ class Study:
         trainer = DistillationTrainer(
             model,
             args,
-            train_dataset=rows,
+            train_dataset=rows.select(order),
             teacher_model=ColumnTeacher(embedding="vector"),
             objective=objective,
             processing_class=self.tokenizer,
@@ -204,6 +208,23 @@ class Study:
         model = StaticModelForSimilarity.from_pretrained(path)
         vectors = torch.from_numpy(self.vectors())
         return model.fit(self.texts, vectors, device="cpu", random_seed=seed)
+
+
+def neighbours_together(
+    vectors: np.ndarray, rng: np.random.Generator, size: int = 32
+) -> np.ndarray:
+    """Order of one pass over the texts, in which texts alike for the teacher follow one another.
+
+    Each text joins the nearest of N / size texts that are drawn; the groups, put in a row, are cut
+    into parts of ``size``, and the parts are shuffled. A batch of several parts then holds texts
+    that are hard to tell apart, and others. No label is used.
+    """
+    count = len(vectors)
+    drawn = vectors[rng.choice(count, count // size, replace=False)]
+    nearest = np.concatenate([(part @ drawn.T).argmax(1) for part in np.array_split(vectors, 16)])
+    row = np.argsort(rng.permutation(len(drawn))[nearest] + rng.random(count) / 2)
+    parts = row[: count // size * size].reshape(-1, size)
+    return rng.permutation(parts).reshape(-1)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

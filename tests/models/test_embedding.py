@@ -314,16 +314,22 @@ def their_folder(
     return model
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("pooling", "dense", "normalize"),
+    ("pooling", "dense", "normalize", "side"),
     [
-        *((name, False, True) for name in POOLINGS),
-        ("mean", True, True),
-        ("lasttoken", True, False),
-        (("mean", "max"), False, False),
+        ("cls", False, True, "left"),
+        ("lasttoken", True, False, "left"),
+        (("mean", "max"), False, False, "right"),
+        *(
+            pytest.param(name, name == "mean", True, side, marks=SLOW)
+            for name in POOLINGS
+            for side in ("left", "right")
+        ),
     ],
 )
-@pytest.mark.parametrize("side", ["right", "left"])
 def test_folders_of_sentence_transformers(
     tmp_path: Path, pooling: Any, dense: bool, normalize: bool, side: str
 ) -> None:
