@@ -16,6 +16,8 @@ from torch import nn
 
 from hf_distill import DistillationConfig, DistillationTrainer, ForwardKL, HiddenStates
 from hf_distill.cli import main
+from hf_distill.evaluation.predictor import Predictor
+from hf_distill.hub import published_files
 from hf_distill.models.embedding import (
     Dense,
     SentenceModel,
@@ -260,6 +262,7 @@ def test_a_static_classifier(tmp_path: Path) -> None:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert torch.equal(again(**inputs).logits, student.eval()(**inputs).logits)
     assert not (tmp_path / "final" / "modules.json").exists()
+    assert type(Predictor.load(tmp_path / "final").model) is StaticForSequenceClassification
 
 
 def test_init_student_static(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,6 +419,8 @@ def test_training_and_resuming_a_sentence_model(tmp_path: Path) -> None:
         assert torch.equal(value, expected[name]), name
     assert not torch.equal(whole.dense[0].linear.weight, fresh().dense[0].linear.weight)
     final = load_embedder(tmp_path / "parts-final")
+    parts = {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert parts <= set(published_files(tmp_path / "parts-final"))
     assert np.array_equal(final.encode(TEXTS, tok), whole.eval().encode(TEXTS, tok))
     package = pytest.importorskip("sentence_transformers")
     theirs = package.SentenceTransformer(str(tmp_path / "parts-final"), device="cpu")
