@@ -161,7 +161,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _manifest(path: Path) -> Any:
     facts = json.loads(newer(path.read_text()))
-    return {key: value for key, value in facts.items() if key not in SEALS}
+    return {k: v for k, v in facts.items() if k not in SEALS and v is not None}  # new, not set
 
 
 def compare(one: Path, other: Path) -> dict[str, Answer]:
