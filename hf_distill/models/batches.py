@@ -351,6 +351,14 @@ def matches(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     return _count(rows, rows, labels, rows, text=_token_mask(batch, rows))
 
 
+def candidates(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
+    """Queries; a label is the place of the right candidate, by default the first."""
+    labels = batch.get("labels")
+    if labels is None:
+        labels = torch.zeros_like(rows, dtype=torch.long)
+    return _count(rows, rows, labels, rows & (labels != IGNORE))
+
+
 def own_labels(batch: Batch, model: nn.Module, rows: Tensor) -> BatchItems:
     """Examples, for a head with only its own loss; labelled where the batch has its labels, or
     where its class takes none (masked autoencoders)."""

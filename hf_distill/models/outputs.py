@@ -125,6 +125,12 @@ def similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     return torch.stack([per_text.t(), per_text])
 
 
+def in_batch(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Logits of each query against the candidates of the batch, its own first."""
+    found: Tensor = outputs.in_batch_logits
+    return found
+
+
 def sound_similarities(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     """The same for CLAP, which has a scale for each direction."""
     return torch.stack([outputs.logits_per_audio, outputs.logits_per_text])

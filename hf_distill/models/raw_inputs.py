@@ -57,13 +57,35 @@ def token_limit(processor: Any, positions: int | None) -> int | None:
 def processed_texts(
     processor: Any, columns: Sequence[Sequence[Any]], limit: int | None = None
 ) -> Mapping[str, Any]:
-    """Tokens of texts, of pairs of texts (two columns), or of lists of words, padded."""
+    """Tokens of texts, of pairs of texts (two columns), or of lists of words, padded ``(B, T)``; of
+    a text and a list of texts (two columns) those of each pair ``(B, C, T)``.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    if len(columns) == 2 and [value_kind(column[0]) for column in columns] == [TEXT, WORDS]:
+        return _pairs(processor, *columns, limit)
     options = {} if limit is None else {"truncation": True, "max_length": limit}
     if isinstance(columns[0][0], list | tuple):
         options["is_split_into_words"] = True
     values = [list(column) for column in columns]
     tokens: Mapping[str, Any] = processor(*values, padding=True, return_tensors="pt", **options)
     return tokens
+
+
+def _pairs(
+    processor: Any, texts: Sequence[str], lists: Sequence[Sequence[str]], limit: int | None
+) -> Mapping[str, Any]:
+    counts = sorted({len(each) for each in lists})
+    if len(counts) > 1:
+        raise ValueError(
+            f"Expected one number of candidates for all texts of a batch, got {counts}. Keep as "
+            "many of each (dataset.map)."
+        )
+    first = [text for text, each in zip(texts, lists, strict=True) for _ in each]
+    second = [candidate for each in lists for candidate in each]
+    found = processed_texts(processor, (first, second), limit)
+    return {name: value.unflatten(0, (len(texts), -1)) for name, value in found.items()}
 
 
 def processed_images(processor: Any, values: Sequence[Any], channels: int = 3) -> Mapping[str, Any]:

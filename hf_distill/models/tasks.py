@@ -234,6 +234,16 @@ TASKS: dict[str, Task] = {
         ),
         _dual("video"),
         Task(
+            "bi_encoder",
+            "",
+            "",
+            batches.candidates,
+            classes="positions",
+            hidden={"query": "query_embedding", "candidates": "candidate_embedding"},
+            attentions={},
+            label_read=outputs.in_batch,
+        ),
+        Task(
             "encoder",
             "AutoModel",
             "",
@@ -261,6 +271,7 @@ TASKS: dict[str, Task] = {
 
 CUSTOM_TASKS: dict[str, str | Task] = {
     "XLMWithLMHeadModel": "masked_lm",  # its loss never shifts labels
+    "BiEncoder": "bi_encoder",
     "VisionTextDualEncoderModel": "dual_encoder",
     "VitsModel": "other",  # speech synthesis
     "DecisionTransformerModel": "other",  # actions

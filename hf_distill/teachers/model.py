@@ -162,7 +162,8 @@ class ModelTeacher(Teacher):
         if self.own_inputs is None:
             return self._ask(batch, needs, items)
         own = self.own(batch)
-        signal = self._ask(own, needs, self.task_model.items(own, items.masks["samples"]))
+        rows = self.own_inputs.rows(batch, items)
+        signal = self._ask(own, needs, self.task_model.items(own, rows))
         return self.own_inputs.of_student(signal, batch, items, self.task_model.who)
 
     def own(self, batch: Batch) -> dict[str, Any]:

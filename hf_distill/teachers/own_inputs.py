@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -217,10 +218,24 @@ class OwnInputs:
                 f"{sorted(batch)}. Train with DistillationTrainer, or wrap the data collator: "
                 "with_own_inputs(data_collator, teacher)."
             )
-        by_token = f"{self.prefix}{POSITIONS}" in batch
-        labels = () if by_token else label_keys
+        pairs = self._pairs(batch)
+        if pairs is not None:
+            own = {name: value.flatten(0, 1) for name, value in own.items()}
+        by_item = f"{self.prefix}{POSITIONS}" in batch or pairs is not None
+        labels = () if by_item else label_keys
         own |= {n: v for n, v in batch.items() if n.startswith("decoder_") or n in labels}
         return own
+
+    def rows(self, batch: Batch, items: BatchItems) -> Tensor:
+        """Mask of the rows of the teacher's own batch that count."""
+        pairs, rows = self._pairs(batch), items.masks["samples"]
+        return rows if pairs is None else rows.repeat_interleave(pairs[1])
+
+    def _pairs(self, batch: Batch) -> tuple[int, int] | None:
+        """Number of texts, and of the candidates of each; None: they have no lists of them."""
+        ids = batch.get(f"{self.prefix}input_ids")
+        listed = isinstance(ids, Tensor) and ids.dim() == 3
+        return (len(ids), ids.shape[1]) if isinstance(ids, Tensor) and listed else None
 
     def of_student(self, signal: Signal, batch: Batch, items: BatchItems, who: str) -> Signal:
         """The signal with a row for each of the student's items.
@@ -229,6 +244,9 @@ class OwnInputs:
             ValueError: outputs at positions that are not those of the student.
         """
         positions = batch.get(f"{self.prefix}{POSITIONS}")
+        pairs = self._pairs(batch)
+        if pairs is not None:
+            signal = _scores(signal, pairs, who)
         logits, mask = signal.logits, items.masks.get("items")
         if positions is not None and logits is not None:
             index = positions.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
@@ -257,6 +275,23 @@ class OwnInputs:
                 "tokenizer, got outputs at its own tokens. Name a pooler, or compare its logits."
             )
         return signal
+
+
+def _scores(signal: Signal, pairs: tuple[int, int], who: str) -> Signal:
+    """The signal of a cross-encoder with the scores of a text's candidates in one row.
+
+    Raises:
+        ValueError: not one logit for each pair.
+    """
+    logits = signal.logits
+    if logits is None or logits.numel() != math.prod(pairs) or signal.hidden_states:
+        got = "hidden states" if signal.hidden_states else None
+        raise ValueError(
+            f"Expected one logit for each pair of a text and a candidate from {who}, got "
+            f"{got or (None if logits is None else tuple(logits.shape))}. Choose a cross-encoder: "
+            "a sequence classifier with num_labels=1, and an objective on logits."
+        )
+    return replace(signal, logits=logits.reshape(pairs), kind="softmax")
 
 
 def own_inputs(

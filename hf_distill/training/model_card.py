@@ -56,6 +56,7 @@ PIPELINES = {
     "dual_encoder": "zero-shot-image-classification",
     "sigmoid_dual_encoder": "zero-shot-image-classification",
     "encoder": "feature-extraction",
+    "bi_encoder": "sentence-similarity",
 }
 """Task -> the Hub's pipeline tag, if there is one."""
 OTHERS = {

@@ -64,6 +64,12 @@ def text_embedder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return {}
 
 
+def bi_encoder() -> dict[str, Any]:
+    """``encoder``, ``cross_encoder`` and their ``tokenizer``."""
+    encoder, cross_encoder = bert(1, seed=1).base_model, bert(2, classes=1)
+    return {"encoder": encoder, "cross_encoder": cross_encoder, "tokenizer": word_tokenizer()}
+
+
 def bert(layers: int = 2, seed: int = 0, classes: int = 2) -> PreTrainedModel:
     """A tiny ``BertForSequenceClassification`` for `word_tokenizer`."""
     torch.manual_seed(seed)

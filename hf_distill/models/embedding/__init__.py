@@ -1,5 +1,6 @@
 """Text embedders: static ones and those of sentence-transformers, as models of transformers."""
 
+from hf_distill.models.embedding.bi_encoder import BiEncoder
 from hf_distill.models.embedding.folders import is_embedder, load_embedder, own_class
 from hf_distill.models.embedding.outputs import SentenceOutput
 from hf_distill.models.embedding.parts import Dense
@@ -11,6 +12,7 @@ from hf_distill.models.embedding.static import (
 )
 
 __all__ = [
+    "BiEncoder",
     "Dense",
     "SentenceModel",
     "SentenceOutput",

@@ -86,7 +86,8 @@ class HTTPTeacher(Teacher):
         who, model = f"the teacher at {self._client.url}", nn.Module()
         model.config = self.config
         theirs = own.own(batch, self._task.label_keys, who)
-        signal = self._ask(theirs, needs, self._task.items(theirs, model, items.masks["samples"]))
+        rows = own.rows(batch, items)
+        signal = self._ask(theirs, needs, self._task.items(theirs, model, rows))
         return own.of_student(signal, batch, items, who)
 
     def _ask(self, batch: Batch, needs: Needs, items: BatchItems) -> Signal:
