@@ -64,7 +64,7 @@ def processed_texts(
         ValueError: lists of different lengths.
     """
     if len(columns) == 2 and [value_kind(column[0]) for column in columns] == [TEXT, WORDS]:
-        return _pairs(processor, *columns, limit)
+        return _pairs(processor, columns[0], columns[1], limit)
     options = {} if limit is None else {"truncation": True, "max_length": limit}
     if isinstance(columns[0][0], list | tuple):
         options["is_split_into_words"] = True

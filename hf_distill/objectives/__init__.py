@@ -65,6 +65,7 @@ from hf_distill.objectives.maps import (
     Hint,
     ReviewKD,
 )
+from hf_distill.objectives.matryoshka import Matryoshka
 from hf_distill.objectives.methods import (
     adaad,
     adversarial_training,
@@ -107,8 +108,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
         # features
         (HiddenStates, Hint, AttentionTransfer, NST, ReviewKD, ActivationBoundary, VID),
         (FSP, TokenGram, EarlyExits, PKD),
-        # relations between examples
+        # relations between examples, embeddings
         (RKD, SimilarityPreserving, PKT, CorrelationCongruence, CKA, InfoNCE, InBatchSimilarity),
+        (Matryoshka,),
         # attention
         (AttentionMaps, MiniLM, MiniLMv2, TinyBERT),
         # gradients
@@ -142,7 +144,7 @@ __all__ += ["MarginMSE", "ProbabilityMSE"]
 __all__ += ["FSP", "NST", "PKD", "VID", "ActivationBoundary", "AttentionTransfer", "EarlyExits"]
 __all__ += ["HiddenStates", "Hint", "ReviewKD", "TokenGram"]
 __all__ += ["CKA", "PKT", "RKD", "CorrelationCongruence", "InBatchSimilarity", "InfoNCE"]
-__all__ += ["SimilarityPreserving"]
+__all__ += ["Matryoshka", "SimilarityPreserving"]
 __all__ += ["AttentionMaps", "Jacobian", "MiniLM", "MiniLMv2", "TinyBERT"]
 __all__ += ["IAD", "FreeLB", "OnPerturbed", "Smoothness"]
 __all__ += ["PGD", "Gaussian", "InputPerturbation", "PerturbedColumns", "SecondDropout"]

@@ -109,6 +109,10 @@ ROWS: dict[str, Row] = {
     "cka": Row(hd.CKA(), HIDDEN),
     "info_nce": Row(hd.InfoNCE(temperature=0.5), HIDDEN, zero=False),
     "in_batch_similarity": Row(hd.InBatchSimilarity(temperature=0.5), HIDDEN),
+    "matryoshka": Row(
+        hd.Matryoshka(hd.InBatchSimilarity(temperature=0.5), (4, 16), (1.0, 0.5), cut_teacher=True),
+        ("encoder",),
+    ),
     "attention_maps": Row(hd.AttentionMaps(distance="kl"), ATTENDING),
     "minilm": Row(hd.MiniLM(), ATTENDING),
     "minilm_v2": Row(hd.MiniLMv2(relation_heads=4), ATTENDING),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class BiEncoder(PreTrainedModel):
         where = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
         load: Any = load_embedder if is_embedder(name, **where) else AutoModel.from_pretrained
         embedder = load(name, *args, **kwargs)
-        settings = {
+        settings: dict[str, Any] = {
             "scale": getattr(embedder.config, "similarity_scale", 20.0),
             "in_batch_negatives": getattr(embedder.config, "in_batch_negatives", True),
         }
@@ -107,7 +107,8 @@ class BiEncoder(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedder's token embeddings."""
-        return cast(nn.Module, self.embedder.get_input_embeddings())
+        found: nn.Module = self.embedder.get_input_embeddings()
+        return found
 
     def forward(
         self,
@@ -149,7 +150,12 @@ class BiEncoder(PreTrainedModel):
         logits = self.config.similarity_scale * torch.einsum("bd,bcd->bc", query, candidates)
         everything = logits
         if self.config.in_batch_negatives and len(query) > 1:
-            everything = torch.cat([logits, self._others(query, candidates, ids)], 1)
+            others = self.config.similarity_scale * other_candidates(query, candidates)
+            _, text = torch.unique(ids.flatten(0, 1), dim=0, return_inverse=True)
+            texts = text.view(ids.shape[:2])
+            known = (_others(texts)[:, :, None] == texts[:, None]).any(-1)
+            others = others.masked_fill(known, torch.finfo(others.dtype).min)
+            everything = torch.cat([logits, others], 1)
         labels = logits.new_zeros(len(logits), dtype=torch.long) if labels is None else labels
         scores = everything.to(torch.promote_types(everything.dtype, torch.float32))
         return BiEncoderOutput(
@@ -159,18 +165,6 @@ class BiEncoder(PreTrainedModel):
             query_embedding=query,
             candidate_embedding=candidates,
         )
-
-    def _others(self, query: Tensor, candidates: Tensor, ids: Tensor) -> Tensor:
-        """``(B, (B - 1) * C)``, similarities with the candidates of the other queries."""
-        size = len(query)
-        every = self.config.similarity_scale * query @ candidates.flatten(0, 1).T
-        _, text = torch.unique(ids.flatten(0, 1), dim=0, return_inverse=True)
-        own = text.view(ids.shape[:2])
-        known = (own[:, :, None] == text).any(1)
-        every = every.masked_fill(known, torch.finfo(every.dtype).min)
-        places = torch.arange(size, device=query.device)
-        others = (places[:, None] + places[1:]) % size
-        return every.view(size, size, -1)[places[:, None], others].flatten(1)
 
     def encode(
         self, texts: Sequence[str], tokenizer: Any, batch_size: int = 32, **options: Any
@@ -198,3 +192,21 @@ class BiEncoder(PreTrainedModel):
         self.embedder.save_pretrained(
             save_directory, is_main_process=is_main_process, state_dict=inner or None, **kwargs
         )
+
+
+def other_candidates(query: Tensor, candidates: Tensor) -> Tensor:
+    """``(B, (B - 1) * C)``, dot products of each query with the candidates of the next queries, in
+    turn; of ``(B, D)`` and ``(B, C, D)``."""
+    every = (query @ candidates.flatten(0, 1).T).view(len(query), *candidates.shape[:2])
+    return every[_places(query)[:, :1], _places(query)[:, 1:]].flatten(1)
+
+
+def _others(values: Tensor) -> Tensor:
+    """``(B, C) -> (B, (B - 1) * C)``: the values of the next rows, in turn."""
+    return values[_places(values)[:, 1:]].flatten(1)
+
+
+def _places(values: Tensor) -> Tensor:
+    """``(B, B)``: in each row the rows from this one on, in turn."""
+    rows = torch.arange(len(values), device=values.device)
+    return (rows[:, None] + rows) % len(values)
