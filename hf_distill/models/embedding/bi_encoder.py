@@ -95,7 +95,8 @@ class BiEncoder(PreTrainedModel):
                 `AutoModel.from_pretrained` takes them.
         """
         kwargs.pop("config", None)  # a resumed run's: the folder has the same
-        own = {key: kwargs.pop(key) for key in ("scale", "in_batch_negatives") if key in kwargs}
+        names = ("scale", "in_batch_negatives")
+        own: dict[str, Any] = {key: kwargs.pop(key) for key in names if key in kwargs}
         where = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
         load: Any = load_embedder if is_embedder(name, **where) else AutoModel.from_pretrained
         embedder = load(name, *args, **kwargs)
@@ -103,7 +104,7 @@ class BiEncoder(PreTrainedModel):
             "scale": getattr(embedder.config, "similarity_scale", 20.0),
             "in_batch_negatives": getattr(embedder.config, "in_batch_negatives", True),
         }
-        return cls(embedder, **{**settings, **own}).eval()
+        return cls(embedder, **(settings | own)).eval()
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedder's token embeddings."""
