@@ -52,9 +52,10 @@ class ModelTeacher(Teacher):
             or DataParallel.
         processor: Its tokenizer, image processor or feature extractor; found in the model's local
             folder when not given.
-        inputs: The raw column that it reads with its processor, or two for pairs of texts; or
-            columns of its own inputs, ``teacher_input_ids``, …. By default the trainer compares
-            both processors, and takes the only column that fits.
+        inputs: The raw column that it reads with its processor, or two for pairs of texts (the
+            second may hold lists of texts, each of which is paired with the first); or columns of
+            its own inputs, ``teacher_input_ids``, …. By default the trainer compares both
+            processors, and takes the only column that fits.
         prompt: A prompt of its own for a causal language model that holds more than the student's:
             see `hf_distill.teachers.privileged.PromptInputs`.
         max_length: Tokens after which its own texts are cut; default: the tokenizer's or the
