@@ -26,9 +26,7 @@ ON_CARD = ("examples", "readable", "agreement", "agreement_of_all")
 def teacher_of(section: ApiSection, labels: Sequence[str]) -> Teacher:
     """Teacher that reads the annotated column."""
     model = section.endpoint().describe()["model"]
-    kind: Any = ColumnTeacher
-    teacher: Teacher = kind(probabilities=PROBABILITIES, labels=labels, name=model)
-    return teacher
+    return ColumnTeacher(probabilities=PROBABILITIES, labels=labels, name=model)
 
 
 def label_splits(

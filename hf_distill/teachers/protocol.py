@@ -49,6 +49,7 @@ class Teacher(Protocol):
 
     def place(self, accelerator: Accelerator) -> None:
         """Move to the accelerator's device; called again when there is a new accelerator."""
+        return  # a body, so that a subclass without this method is not abstract for type checkers
 
     def tensors(self) -> Mapping[str, Tensor]:
         """State that a checkpoint must contain for a resumed run.
