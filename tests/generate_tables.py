@@ -183,12 +183,12 @@ def recipe_keys() -> str:
     long = {
         "data": sections.Data,
         "teacher": sections.TeacherSection,
-        "teacher.cache": sections.CacheSection,
         "student": sections.StudentSection,
         "card": sections.CardSection,
     }
     short = {
         "data.noisy": sections.NoiseSection,
+        "teacher.columns": sections.ColumnsSection,
         "student.lora": sections.LoraSection,
         "baseline": sections.BaselineSection,
         "control": sections.ControlSection,
@@ -208,6 +208,13 @@ def recipe_keys() -> str:
 
 def _with_default(key: str, text: str, default: str) -> str:
     return f"{key} ({default})" if default.startswith("`") else key
+
+
+def cache_keys() -> str:
+    """Keys of a recipe's section `teacher.cache`."""
+    from hf_distill.recipe.sections import CacheSection
+
+    return table(("key", "meaning", "default"), fields_of(CacheSection))
 
 
 def api_keys() -> str:
@@ -234,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cli": cli,
     "recipe_keys": recipe_keys,
     "api_keys": api_keys,
+    "cache_keys": cache_keys,
     "robustness_keys": robustness_keys,
 }
 """Name in a page -> the function that makes the table."""

@@ -41,7 +41,8 @@ class StudentCard:
     name of a path is written), ``revision`` (commit), ``parameters``, ``layers``, ``hidden_size``,
     ``architecture``, ``num_labels``. Of a teacher also ``how`` ("fine-tuned on …"), ``license``,
     ``quote`` (limitations in its own card), and ``cache`` (a dict) or ``outputs`` (a few words):
-    the origin of its outputs; of a student ``initialised`` (the end of a sentence) and ``labels``.
+    the origin of its outputs; ``inputs`` (a few words) that are not the student's; of a student
+    ``initialised`` (the end of a sentence) and ``labels``.
 
     - ``results``: model ('student', 'baseline', 'control', 'teacher') -> metric -> a number, or
       ``{"mean": …, "std": …}`` over ``seeds`` runs; measured on ``test_examples`` examples.

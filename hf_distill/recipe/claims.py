@@ -93,12 +93,12 @@ def measured(
     evaluation: Stage,
     models: Mapping[str, Callable[[], nn.Module]],
     folders: Mapping[str, Path],
-    batch: Mapping[str, Any],
+    batches: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Sizes on disk, and the time of a forward pass of each model in turn; measured once.
 
     The stage of the evaluation depends on the same models. Of each role, ``models`` loads the
-    model, and the weights lie in its folder; ``batch`` has no labels.
+    model, the weights lie in its folder, and its batch has no labels.
 
     Returns:
         ``measured`` and ``measured_on``, as `StudentCard` has them.
@@ -106,13 +106,15 @@ def measured(
 
     def work() -> dict[str, Any]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        speeds = measure_speeds({role: (load().to(device), batch) for role, load in models.items()})
+        speeds = measure_speeds(
+            {role: (load().to(device), batches[role]) for role, load in models.items()}
+        )
         found = {
             role: {"size_bytes": size_on_disk(folders[role]), **speed.on_card()[0]}
             for role, speed in speeds.items()
         }
         _, on = speeds["student"].on_card()
-        return {"measured": found, "measured_on": {**on, "input": _shape(batch)}}
+        return {"measured": found, "measured_on": {**on, "input": _shape(batches["student"])}}
 
     return _once(evaluation, SPEED, work, batch=BATCH)
 

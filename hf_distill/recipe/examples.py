@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.teachers.privileged import fields_of
+from hf_distill.utils.suggest import did_you_mean
 
 SPLITS = ("train", "validation", "test")
 OF_TEACHER = "train (teacher)"
@@ -55,8 +57,11 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
     if recipe_task(recipe).labelled:
         found, labels = _classes(_selected(found, recipe), data)
     else:
+        own = teacher_columns(recipe)
         for name, dataset in found.items():
-            found[name] = dataset.select_columns(language.columns_of(dataset, name, data))
+            kept = language.columns_of(dataset, name, data)
+            _check_columns(dataset, name, own, recipe)
+            found[name] = dataset.select_columns([*kept, *(c for c in own if c not in kept)])
     if "validation" not in found:
         by = data.label_column if labels else None
         parts = found["train"].train_test_split(HELD_OUT, seed=0, stratify_by_column=by)
@@ -78,6 +83,7 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
     data, keys, selected = recipe.data, recipe_task(recipe).columns, DatasetDict()
     columns = [name for key in keys if (name := getattr(data, key)) is not None]
     columns.append(data.label_column)
+    more = teacher_columns(recipe)
     groups = None if recipe.robustness is None else recipe.robustness.groups
     for name, dataset in found.items():
         known, kept = dataset.column_names, list(columns)
@@ -88,7 +94,9 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
                     f"{known}. Name the columns with "
                     f"{', '.join(f'`data.{key}`' for key in keys)} and `data.label_column`."
                 )
-        if name == "test" and groups is not None and groups not in columns:
+        _check_columns(dataset, name, more, recipe)
+        kept += [column for column in more if column not in kept]
+        if name == "test" and groups is not None and groups not in kept:
             if groups not in known:
                 raise RecipeError(
                     f"`robustness.groups`: split {name!r} of {data.source} has no column "
@@ -97,6 +105,33 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
             kept.append(groups)
         selected[name] = dataset.select_columns(kept)
     return selected
+
+
+def teacher_columns(recipe: Recipe) -> dict[str, str]:
+    """The columns that the recipe names for its teacher, with their keys."""
+    section, found = recipe.teacher, dict[str, str]()
+    if section.columns is not None:
+        found |= dict.fromkeys(section.columns.names, "teacher.columns")
+    found |= dict.fromkeys(section.raw_columns, "teacher.inputs")
+    if section.prompt is not None:
+        with refusing("`teacher.prompt`", KeyError, ValueError):
+            found |= dict.fromkeys(fields_of(section.prompt), "teacher.prompt")
+    return found
+
+
+def _check_columns(dataset: Dataset, split: str, named: Mapping[str, str], recipe: Recipe) -> None:
+    known = dataset.column_names
+    for column, key in named.items():
+        if column not in known:
+            raise RecipeError(
+                f"`{key}`: split {split!r} of {recipe.data.source} has no column {column!r}, but "
+                f"{known}.{did_you_mean(column, known)}"
+            )
+        if column == recipe.data.label_column and recipe_task(recipe).labelled:
+            raise RecipeError(
+                f"`{key}`: expected a column of the teacher, got {column!r}, which holds the "
+                "labels (`data.label_column`). Name another one."
+            )
 
 
 def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
@@ -218,11 +253,20 @@ def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
     return dataset.shuffle(seed=0).select(range(limit))  # the same examples for every seed
 
 
-def prepared(examples: RecipeExamples, recipe: Recipe, processor: Any) -> dict[str, Dataset]:
-    """The splits as the trainers take them; a `RecipeError` for noise of other than texts."""
+def prepared(
+    examples: RecipeExamples, recipe: Recipe, processor: Any, keep: Collection[str] = ()
+) -> dict[str, Dataset]:
+    """The splits as the trainers take them; a `RecipeError` for noise of other than texts.
+
+    Of the columns that only the teacher reads those in ``keep`` stay.
+    """
     task, noise = recipe_task(recipe), recipe.data.noisy
-    raw = examples.raw
-    found = {name: task.prepare(raw[name], recipe.data, processor) for name in raw}
+    inputs = {getattr(recipe.data, key) for key in task.columns}
+    others = {*teacher_columns(recipe)} - inputs - set(keep)
+    raw, found = examples.raw, dict[str, Dataset]()
+    for name, data in raw.items():
+        own = [column for column in data.column_names if task.labelled and column in others]
+        found[name] = task.prepare(data.remove_columns(own), recipe.data, processor, keep)
     if noise is not None:
         if task.noisy is None or recipe.data.text_pair_column is not None:
             raise RecipeError("`data.noisy` is for single texts. For pictures use `by: gaussian`.")

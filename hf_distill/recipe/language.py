@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def columns_of(dataset: Dataset, split: str, data: Data) -> list[str]:
     )
 
 
-def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Any:
-    """Tokens and labels, packed if the recipe sets `packing`."""
+def tokenized(dataset: Dataset, data: Data, tokenizer: Any, keep: Collection[str] = ()) -> Any:
+    """Tokens and labels beside the columns to keep, packed if the recipe sets `packing`."""
     length = length_of(data, tokenizer)
     with refusing("`data`", TypeError, ValueError):
         rows: Any = tokenize(
@@ -57,6 +57,7 @@ def tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Any:
             assistant_only=data.assistant_only,
             completion_only=data.completion_only,
             chat_template_kwargs=data.chat_template_kwargs,
+            keep=tuple(keep),
         )
         return rows if data.packing is None else pack(rows, length, strategy=data.packing)
 

@@ -24,6 +24,7 @@ from hf_distill.models.initialise import Importance, importance, student_from_te
 from hf_distill.models.sharding import loaded_unsharded
 from hf_distill.models.task_model import describe_model
 from hf_distill.recipe import resolve
+from hf_distill.recipe.columns_section import FORMS
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
 from hf_distill.recipe.schedule import AVERAGE
 from hf_distill.recipe.schema import Recipe, key_of
@@ -76,6 +77,9 @@ class Models:
         section, key = self.recipe.section(role), key_of(role)
         if section.from_teacher_layers is None:
             model: Any = self._new(role, seed)
+            if section.layers is not None:
+                with refusing(f"`{key}.layers`"):
+                    model = student_from_teacher(model, section.layers)
         else:
             layers, width = section.from_teacher_layers, section.hidden_size
             teacher = self.teacher(seed)
@@ -122,16 +126,18 @@ class Models:
 
     def identities(self) -> dict[str, Any]:
         """Sources of the models by role, for fingerprints."""
-        teacher = {**self._identity("teacher"), **_given(self.recipe.teacher, "dtype")}
+        teacher = {**self._identity("teacher"), **_given(self.recipe.teacher, "dtype", "prompt")}
         if self.recipe.teacher.api is not None:
             teacher = {"api": self.recipe.teacher.api.identity()}
+        if self.recipe.teacher.columns is not None:
+            teacher = {"columns": _given(self.recipe.teacher.columns, *FORMS)}
         found = {"teacher": teacher}
         for role in (*self.recipe.assistant_roles, "student"):
             section, own = self.recipe.section(role), self._identity(role)
             if section.from_teacher_layers is not None:
                 own = {"layers": section.from_teacher_layers, "of": teacher}
                 own |= _given(section, "hidden_size", "importance")
-            own |= _given(section, "dropout")
+            own |= _given(section, "dropout", "layers")
             if section.dtype != "float32":
                 own["dtype"] = section.dtype
             if section.lora is not None:
@@ -179,10 +185,10 @@ class Models:
         return config
 
 
-def teacher_of(models: Mapping[str, PreTrainedModel]) -> Teacher:
+def teacher_of(models: Mapping[str, ModelTeacher]) -> Teacher:
     """A single teacher unchanged, several as the mean of their probabilities."""
     if len(models) == 1:
-        return ModelTeacher(next(iter(models.values())))
+        return next(iter(models.values()))
     named = {key.split("/")[-1]: model for key, model in models.items()}
     ensemble: Any = Ensemble(named, average=AVERAGE)
     return ensemble

@@ -35,7 +35,8 @@ from hf_distill.recipe.schedule import (
 )
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.stages import Stage, versions
-from hf_distill.recipe.tasks import Compute, compute_metrics, load_processor, recipe_task
+from hf_distill.recipe.tasks import Compute, compute_metrics, recipe_task
+from hf_distill.recipe.teacher_inputs import processors, teacher_inputs
 from hf_distill.recipe.training import Heard, arguments
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.config import DistillationConfig
@@ -75,11 +76,9 @@ class PreparedRecipe:
         with self.state.main_process_first(), refusing("the recipe cannot be prepared"):
             self.examples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
-            owner = TEACHER if recipe.teacher.api is None else "student"
-            self.processor = load_processor(
-                recipe, self.models.paths.get(owner), self.models.commits.get(owner)
-            )
+            self.processor, theirs = processors(recipe, self.models)
             self.data = prepared(self.examples, recipe, self.processor)
+            self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
         self.models.batches = self._batches
         self.robustness: Robustness | None = None
         if recipe.robustness is not None:
@@ -88,6 +87,8 @@ class PreparedRecipe:
         self.objective: WeightedSum = goals["student"]
         self.lessons = {lesson.key: lesson for lesson in training_jobs(recipe, goals)}
         self._data = fingerprints(self.data, self.processor)
+        if self.own is not None:
+            self.data = prepared(self.examples, recipe, self.processor, self.own.columns)
         if recipe.teacher.api is not None:
             columns = self.examples.raw["train"].column_names
             recipe.teacher.api.check(columns, self.examples.labels)
@@ -103,9 +104,15 @@ class PreparedRecipe:
     def stages_of(self, recipe: Recipe) -> dict[str, Stage]:
         """The stages of a recipe with these data and lessons."""
         plan, test = list(self.lessons.values()), self._data["test"]
-        own = self._data.get(OF_TEACHER, self._data["train"])
-        identities = self.models.identities()
-        stages = make_stages(recipe, plan, self._common, identities, test, own)
+        identities, own = self.models.identities(), None if self.own is None else self.own.prints
+        read: Mapping[str, str] = self._data
+        if self.own is not None and self.own.splits:
+            read = self.own.prints
+        of_teacher = {
+            "train": read.get(OF_TEACHER, read["train"]),
+            "validation": read["validation"],
+        }
+        stages = make_stages(recipe, plan, self._common, identities, test, of_teacher, own)
         if recipe.teacher.api is not None:
             inputs: dict[str, Any] = {"data": {name: self._data[name] for name in labelling.SPLITS}}
             inputs |= {"labels": self.examples.labels, **identities[TEACHER]}
@@ -117,7 +124,7 @@ class PreparedRecipe:
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """Training examples spread over the data."""
-        data, collate = self.data["train"], self.task.collator(self.processor)
+        data, collate = self.data["train"], self.collator()
         number = min(count, len(data))
         for start in range(0, number, MEASURED_TOGETHER):
             part = range(start, min(start + MEASURED_TOGETHER, number))
@@ -129,18 +136,40 @@ class PreparedRecipe:
         return [key for key, lesson in self.lessons.items() if lesson.role == TEACHER]
 
     def teachers(self) -> dict[str, PreTrainedModel]:
-        """The models of the teacher, by the names of their stages; none of a chat endpoint."""
-        if self.recipe.teacher.api is not None:
+        """The models of the teacher, by the names of their stages; none of a chat endpoint or of
+        columns."""
+        if not self.recipe.teacher.is_model:
             return {}
         folders = {key: str(self.stages[key].model) for key in self.teacher_keys}
         folders = folders or {TEACHER: self.models.paths[TEACHER]}
         return {key: self.models.trained(folder) for key, folder in folders.items()}
 
-    def given_teacher(self, models: Mapping[str, PreTrainedModel]) -> Teacher:
-        """The recipe's teacher, of these models."""
+    def given_teacher(self, models: Mapping[str, PreTrainedModel], alone: bool = False) -> Teacher:
+        """The recipe's teacher, of these models; ``alone``: for the data of its own `view`."""
         if self.recipe.teacher.api is not None:
             return labelling.teacher_of(self.recipe.teacher.api, self.examples.labels)
-        return teacher_of(models)
+        if self.recipe.teacher.columns is not None:
+            return self.recipe.teacher.columns.teacher(self.examples.labels)
+        if alone and self.own is not None and self.own.splits:
+            processor = self.own.processor
+            return teacher_of({key: ModelTeacher(one, processor) for key, one in models.items()})
+        return teacher_of({key: self.reader(model) for key, model in models.items()})
+
+    def reader(self, model: PreTrainedModel, role: str = TEACHER) -> ModelTeacher:
+        """A model that teaches: the recipe's teacher, or one that reads the student's inputs."""
+        if role == TEACHER and self.own is not None:
+            return self.own.teacher(model)
+        return ModelTeacher(model, self.processor if self.task.labelled else None)
+
+    def collator(self) -> Callable[[list[Any]], dict[str, Any]]:
+        """The collator of the student's data."""
+        return self.task.collator(self.processor, () if self.own is None else self.own.columns)
+
+    def view(self, role: str) -> tuple[Mapping[str, Dataset], Any]:
+        """The splits that a role is trained and evaluated on, and their processor."""
+        if role == TEACHER and self.own is not None and self.own.splits:
+            return self.own.splits, self.own.processor
+        return self.data, self.processor
 
     def annotate(self, found: Mapping[str, Any] | None) -> None:
         """Add the labels of a chat endpoint to the data; None: equal probabilities."""
@@ -154,8 +183,9 @@ class PreparedRecipe:
 
     def trained_on(self, role: str) -> Dataset:
         """The training examples of a role."""
-        own = self.data.get(OF_TEACHER) if role == TEACHER else None
-        return self.data["train"] if own is None else own
+        data, _ = self.view(role)
+        own = data.get(OF_TEACHER) if role == TEACHER else None
+        return data["train"] if own is None else own
 
     def make_trainer(
         self,
@@ -171,6 +201,8 @@ class PreparedRecipe:
         """The trainer of a lesson, or of an evaluation."""
         on_policy = isinstance(args, OnPolicyConfig)
         kind: Any = OnPolicyDistillationTrainer if on_policy else DistillationTrainer
+        data, processor = self.view(role)
+        collator = self.collator() if data is self.data else self.task.collator(processor)
         try:
             trainer: DistillationTrainer = kind(
                 model=model,
@@ -178,9 +210,9 @@ class PreparedRecipe:
                 teacher_model=teacher,
                 objective=objective,
                 train_dataset=self.trained_on(role),
-                eval_dataset=self.data["validation"],
-                processing_class=self.processor,
-                data_collator=self.task.collator(self.processor),
+                eval_dataset=data["validation"],
+                processing_class=processor,
+                data_collator=collator,
                 compute_metrics=compute or compute_metrics(self.task),
                 callbacks=[Heard(), *callbacks],
                 peft_config=peft,
@@ -220,7 +252,8 @@ class PreparedRecipe:
     def _check(self, lesson: TrainingJob, by: str) -> None:
         seed = self.recipe.seed
         by_teacher = by == TEACHER
-        teacher = self._untrained() if by_teacher else ModelTeacher(self.models.learner(by, seed))
+        model = None if by_teacher else self.models.learner(by, seed)
+        teacher = self._untrained() if model is None else self.reader(model, by)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an untrained teacher has nothing to teach yet
             args = arguments(self.recipe, lesson.role, seed, Path(folder))
@@ -262,7 +295,7 @@ class PreparedRecipe:
     def _plan(self) -> str:
         lines = [f"{name}: {size:,} examples" for name, size in self.examples.sizes.items()]
         needs: dict[str, Memory] = {}
-        first = () if self.recipe.teacher.api is not None else (TEACHER,)
+        first = (TEACHER,) if self.recipe.teacher.is_model else ()
         for role in (*first, *self.recipe.assistant_roles, "student"):
             model = self.models.learner(role, self.recipe.seed)
             lines.append(f"{role}: {model.num_parameters():,} parameters")
@@ -298,7 +331,7 @@ class PreparedRecipe:
 
     def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
         """Size of a training's teachers in memory."""
-        stored = CACHE in self.stages or ANNOTATIONS in self.stages
+        stored = CACHE in self.stages or not self.recipe.teacher.is_model
         if lesson.teacher is None or (lesson.teacher == TEACHER and stored):
             return 0
         if lesson.teacher == TEACHER:

@@ -21,6 +21,7 @@ from hf_distill.recipe.robustness import ROBUSTNESS, on_card
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.stages import RECORD, remove
 from hf_distill.recipe.tasks import RecipeTask
+from hf_distill.recipe.teacher_inputs import TeacherInputs
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.model_card import PIPELINES
 from hf_distill.training.run_facts import ALWAYS, describe_processor, exports_of, is_on_card, plain
@@ -38,7 +39,8 @@ def publish(
     """Put the published student together, all of it or nothing, in the folder ``final``.
 
     ``facts`` is the report; ``more`` holds ``measured``, ``measured_on`` and ``samples`` of
-    `StudentCard`, ``processor``, and ``teacher``, the folder or Hub id of its weights.
+    `StudentCard`, ``processor``, ``own`` (the `TeacherInputs`, or None), and ``teacher``, the
+    folder or Hub id of its weights.
     """
     final, staging, old = root / kept.FINAL, root / kept.STAGED, root / kept.REPLACED
     kept.check_places(root, recipe.file)
@@ -69,6 +71,8 @@ def publish(
     if recipe.data.max_length is not None:
         card.preprocessing["max_length"] = recipe.data.max_length
     card.exports = _exports(final, staging)
+    if told := _inputs(recipe, more):
+        card.teacher["inputs"] = told
     quote = local_card(more["teacher"]).get("quote")
     card.teacher |= {"quote": quote} if quote else {}
     write_json(root / "card.json", vars(card))
@@ -101,14 +105,13 @@ def student_card(
     models, robust = facts["models"], facts.get(ROBUSTNESS)
     if "members" in models["teacher"]:
         how.append(f"with {models['teacher']['members']} seeds, their mean")
-    derived = recipe.student.from_teacher_layers is not None
     return StudentCard(
         model_name=recipe.hub_model_id or recipe.name,
         task=PIPELINES[task.task.name],
-        license=recipe.card.license or (inherited(teacher["license"]) if derived else None),
+        license=recipe.card.license or inherited(base["license"]),
         language=recipe.card.language,
-        base_model=base,
-        base_model_license=teacher["license"] if derived else None,
+        base_model=base["name"],
+        base_model_license=base["license"],
         teacher={
             "name": teacher["name"],
             "how": ", ".join(how),
@@ -141,12 +144,14 @@ def student_card(
     )
 
 
-def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
-    """Teacher's name and licence, and the name of the student's initial model."""
+def _origins(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name and licence of the teacher, and of the student's initial model."""
     folder, section = recipe.file.parent, recipe.teacher
     known = resolve.facts(section.model or "", folder, "teacher.model")
     if section.api is not None:
         name = section.hub_id or section.api.endpoint().describe()["model"]
+    elif section.columns is not None:
+        name = section.hub_id or section.columns.name or "columns of the data"
     elif section.model is None:
         name = str((section.config or {})["model_type"])
     else:
@@ -154,8 +159,10 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], str | None]:
     teacher = {"name": name, "license": section.license or known.get("license")}
     student = recipe.student
     if student.from_teacher_layers is not None:
-        return teacher, name if section.model is not None else None
-    return teacher, student.hub_id or student.model
+        return teacher, {**teacher, "name": name if section.model is not None else None}
+    known = resolve.facts(student.model or "", folder, "student.model")
+    base = student.hub_id or known.get("hub_id") or student.model
+    return teacher, {"name": base, "license": known.get("license")}
 
 
 def _exports(final: Path, staging: Path) -> list[dict[str, Any]]:
@@ -173,10 +180,36 @@ def _outputs(recipe: Recipe) -> dict[str, Any]:
     if recipe.teacher.api is not None:
         provider = recipe.teacher.api.endpoint().describe()["provider"]
         return {"outputs": f"obtained from the chat endpoint of {provider}"}
+    if recipe.teacher.columns is not None:
+        return {"outputs": str(recipe.teacher.columns)}
     if recipe.teacher.cache is None:
         return {"outputs": "computed in every step"}
     settings = vars(recipe.teacher.cache).items()
     return {"cache": {k: v for k, v in settings if v is not None and k != "path"}}
+
+
+def _inputs(recipe: Recipe, more: Mapping[str, Any]) -> str | None:
+    """Inputs of the teacher that are not the student's."""
+    own: TeacherInputs | None = more["own"]
+    if own is None or own.processor is None:
+        return None
+    columns = " and ".join(own.columns)
+    if own.prompt is not None:
+        return f"it read a prompt of its own, made of {columns}"
+    ours, theirs = (_processor(one) for one in (more["processor"], own.processor))
+    return f"it read the column {columns} by {theirs}, the student by {ours}"
+
+
+def _processor(processor: Any) -> str:
+    """A tokenizer with its vocabulary, an image processor with its size and means."""
+    found, name = describe_processor(processor), type(processor).__name__
+    if hasattr(processor, "get_vocab"):
+        return f"{name} ({len(processor.get_vocab()):,} tokens)"
+    parts = [f"{' x '.join(map(str, found['image_size']))} pixels"] if "image_size" in found else []
+    for key in ("image_mean", "image_std"):
+        if key in found:
+            parts.append(f"{key[6:]} {'/'.join(f'{value:g}' for value in found[key])}")
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def _beginning(recipe: Recipe) -> str | None:
@@ -186,15 +219,23 @@ def _beginning(recipe: Recipe) -> str | None:
     if student.from_teacher_layers is None:
         given = student.hub_id or student.model
         began = given if student.config is None else "a new model with random weights"
-        return f"{began}{adapter}" if adapter or student.config is not None else None
+        if student.layers is not None:
+            known = resolve.facts(student.model or "", recipe.file.parent, "student.model")
+            began = f"{_layers(student.layers)} of {known.get('hub_id') or began}"
+        told = adapter or student.config is not None or student.layers is not None
+        return f"{began}{adapter}" if told else None
     layers = student.from_teacher_layers
-    which = f"layers {', '.join(map(str, layers)) if isinstance(layers, list) else layers}"
+    which = _layers(layers)
     if student.importance is not None and isinstance(layers, int):
         on = f"measured on {student.importance} training examples"
         which = f"the {layers} layers that matter most ({on})"
     width = "" if student.hidden_size is None else f", cut to a width of {student.hidden_size}"
     trained = "" if recipe.teacher.fine_tuned else " before its fine-tuning"
     return f"{which} of the teacher{trained}{width}{adapter}"
+
+
+def _layers(layers: int | str | list[int]) -> str:
+    return f"layers {', '.join(map(str, layers)) if isinstance(layers, list) else layers}"
 
 
 def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> dict[str, Any]:

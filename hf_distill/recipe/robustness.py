@@ -100,7 +100,10 @@ class Robustness:
         return Stage(ROBUSTNESS, self.recipe.root / ROBUSTNESS, inputs)
 
     def measure(
-        self, models: Mapping[str, Callable[[], PreTrainedModel]], processor: Any, folder: Path
+        self,
+        models: Mapping[str, Callable[[], PreTrainedModel]],
+        processors: Mapping[str, Any],
+        folder: Path,
     ) -> dict[str, Any]:
         """The report's facts.
 
@@ -112,7 +115,7 @@ class Robustness:
         for key, load in models.items():
             role, _, seed = key.partition("/seed-")
             if role in _ROLES:
-                subject = Predictor(key, load(), processor, max_length=limit)
+                subject = Predictor(key, load(), processors[key], max_length=limit)
                 roles.setdefault(role, {})[int(seed or self.recipe.seed)] = subject
         teachers = list(roles.pop(TEACHER).values())
         return evaluate_robustness(

@@ -22,7 +22,7 @@ from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.kept import FINAL, on_main
 from hf_distill.recipe.labelling import ANNOTATIONS
 from hf_distill.recipe.language import SAMPLES, merge
-from hf_distill.recipe.models import describe_ensemble, teacher_of
+from hf_distill.recipe.models import describe_ensemble
 from hf_distill.recipe.planning import PreparedRecipe
 from hf_distill.recipe.publish import publish
 from hf_distill.recipe.robustness import ROBUSTNESS
@@ -31,7 +31,7 @@ from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, run_stage
 from hf_distill.recipe.tasks import Compute, compute_metrics
 from hf_distill.robustness.report import Report, RequirementError
-from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import CheckpointError
 from hf_distill.utils.folders import held
 
@@ -130,27 +130,36 @@ class Run(PreparedRecipe):
         folders = {
             role: self.stages[f"{role}/seed-{seed}"].model for role in ("baseline", "student")
         }
-        at_hand = self.recipe.teacher.api is None
+        at_hand = self.recipe.teacher.is_model
         if at_hand and len(self.teacher_keys) <= 1:  # an ensemble has no one folder
             own = [self.stages[key].model for key in self.teacher_keys]
             folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
         size = BATCH if self.task.labelled else 1  # of tokens there are many in an example
-        rows = self.data["test"].select(range(min(size, len(self.data["test"]))))
-        batch = self.task.collate(self.processor)(list(rows))
-        batch.pop("labels", None)
+        batches = {role: self._batch(role, size) for role in folders}
         models = {
             role: partial(self.models.trained, str(folder)) for role, folder in folders.items()
         }
-        found = measured(self.stages[EVALUATION], models, folders, batch)
+        found = measured(self.stages[EVALUATION], models, folders, batches)
         given = self.models.paths.get(TEACHER)
         samples = self._written(models)
-        return {**found, "samples": samples, "processor": self.processor, "teacher": given}
+        inputs = {"processor": self.processor, "own": self.own}
+        return {**found, **inputs, "samples": samples, "teacher": given}
+
+    def _batch(self, role: str, size: int) -> dict[str, Any]:
+        """Test examples as the model of a role reads them, without labels."""
+        data, processor = self.view(role)
+        rows = data["test"].select(range(min(size, len(data["test"]))))
+        same = data is self.data
+        batch = (self.collator() if same else self.task.collator(processor))(list(rows))
+        return {key: value for key, value in batch.items() if key != "labels"}
 
     def _written(self, models: Mapping[str, Callable[[], PreTrainedModel]]) -> list[dict[str, Any]]:
         """Generated continuations of a few test examples."""
         if self.task.prompt is None:
             return []
         raw = self.examples.raw["test"]
+        if self.own is not None:  # without its own prompt it is not the teacher
+            models = {role: load for role, load in models.items() if role != TEACHER}
         prompts = [
             self.task.prompt(raw[i], self.recipe.data) for i in range(min(SAMPLES, len(raw)))
         ]
@@ -165,7 +174,8 @@ class Run(PreparedRecipe):
         if lesson.teacher is None:
             return None
         if lesson.teacher != TEACHER:
-            return ModelTeacher(self.models.trained(str(self.stages[lesson.teacher].model)))
+            above = self.models.trained(str(self.stages[lesson.teacher].model))
+            return self.reader(above, lesson.teacher)
         stage = self.stages.get(CACHE)
         if isinstance(stage, CacheStage):
             return stage.teacher(self.processor)
@@ -180,11 +190,11 @@ class Run(PreparedRecipe):
 
     def _cache(self, stage: CacheStage) -> dict[str, Any]:
         models = self.teachers()
-        first, teacher = next(iter(models.values())), teacher_of(models)
+        first, teacher = next(iter(models.values())), self.given_teacher(models)
         learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
         args = training.arguments(self.recipe, learner.role, learner.seed, stage.folder)
         data = [self.data["train"], self.data["validation"]]
-        collator = self.task.collator(self.processor)
+        collator = self.collator()
         with contextlib.ExitStack() as lock:
             if stage.path != stage.folder:  # where other runs may write as well
                 on_main(lambda: lock.enter_context(held(stage.path)))
@@ -229,13 +239,18 @@ class Run(PreparedRecipe):
         """All models on the test split: the teacher by itself, the others against the teacher."""
         teachers = self.teachers()
         teacher = self.given_teacher(teachers)
-        measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, teacher)}
+        alone = self.given_teacher(teachers, alone=True)
+        measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, alone)}
         for key in self.lessons:
-            if key != TEACHER:
-                known = teachers.get(key)
-                model = known or self.models.trained(str(self.stages[key].model))
+            if key in teachers and key != TEACHER:  # one of several
+                model = teachers[key]
+                found = training.figures(self._judged(model, alone, role=TEACHER))
+            elif key != TEACHER:
+                model = self.models.trained(str(self.stages[key].model))
                 found = training.figures(self._judged(model, teacher))
-                measured[key] = {**found, **describe_model(model)}
+            else:
+                continue
+            measured[key] = {**found, **describe_model(model)}
         return measured
 
     def _attack(self) -> dict[str, Any]:
@@ -248,7 +263,8 @@ class Run(PreparedRecipe):
             key: partial(self.models.trained, str(self.stages[key].model)) for key in keys
         }
         models |= {key: partial(lambda one: one, one) for key, one in self.teachers().items()}
-        return self.robustness.measure(models, self.processor, self.stages[ROBUSTNESS].folder)
+        processors = {key: self.view(key.partition("/")[0])[1] for key in models}
+        return self.robustness.measure(models, processors, self.stages[ROBUSTNESS].folder)
 
     def _require(self, results: dict[str, dict[str, Any]]) -> None:
         """Raise if requirements of the recipe are not met, so that nothing is published."""
@@ -260,24 +276,33 @@ class Run(PreparedRecipe):
     def _judged_teacher(
         self, teachers: dict[str, PreTrainedModel], teacher: Teacher
     ) -> dict[str, Any]:
-        """The figures of the teacher; those of several are measured beside one of them, and those
-        of none beside the student before its training."""
+        """The figures of the teacher; those of several, or with another prompt, are measured beside
+        one of them, and those of none beside the student before its training."""
         first = next(iter(teachers.values()), None)
-        if first is not None and len(teachers) == 1:
-            return {**training.figures(self._judged(first, None)), **describe_model(first)}
+        prompted = self.own is not None and self.own.prompt is not None
+        if first is not None and len(teachers) == 1 and not prompted:
+            found = self._judged(first, None, role=TEACHER)
+            return {**training.figures(found), **describe_model(first)}
         other = first or self.models.learner("student", self.recipe.seed)
-        beside = self._judged(other, teacher, compute_metrics(self.task, of_teacher=True))
+        compute, role = compute_metrics(self.task, of_teacher=True), TEACHER if first else "student"
+        beside = self._judged(other, teacher, compute, role)
         found = {
             name.removeprefix("teacher_"): value
             for name, value in training.figures(beside).items()
             if name.startswith("teacher_")
         }
-        sizes = describe_ensemble(teachers) if teachers else dict.fromkeys(report.SIZES)
+        sizes = dict.fromkeys(report.SIZES)
+        if first is not None:
+            sizes = describe_model(first) if len(teachers) == 1 else describe_ensemble(teachers)
         return {**found, **sizes}
 
     def _judged(
-        self, model: PreTrainedModel, teacher: Teacher | None, compute: Compute | None = None
+        self,
+        model: PreTrainedModel,
+        teacher: Teacher | None,
+        compute: Compute | None = None,
+        role: str = "student",
     ) -> dict[str, float]:
         args = training.evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
-        trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute)
-        return dict(trainer.evaluate(self.data["test"]))
+        trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute, role=role)
+        return dict(trainer.evaluate(self.view(role)[0]["test"]))

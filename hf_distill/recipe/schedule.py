@@ -116,20 +116,23 @@ def make_stages(
     common: Mapping[str, Any],
     models: Mapping[str, Any],
     test: str,
-    of_teacher: str,
+    of_teacher: Mapping[str, str],
+    inputs_of_teacher: Mapping[str, str] | None = None,
 ) -> dict[str, Stage]:
     """Stages by name, each with its exact inputs.
 
     Those of every training are in ``common``; ``models`` holds the identity of each role's model
-    before training, ``test`` and ``of_teacher`` the hashes of the test split and of the teacher's
-    training split.
+    before training, ``test`` and ``of_teacher`` the hashes of the test split and of the splits that
+    the teacher is trained on, ``inputs_of_teacher`` those of what the teacher alone reads.
     """
     root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
-    own = {**common, "data": {**common["data"], "train": of_teacher}}
+    own = {**common, "data": dict(of_teacher)}
     for lesson in first:
         stages[lesson.key] = _stage(recipe, lesson, {**own, "model": models[TEACHER]})
-    teacher = _teacher(recipe, stages, models)
+    teacher, extra = _teacher(recipe, stages, models), inputs_of_teacher
+    if extra is not None:
+        teacher["inputs"] = {name: extra[name] for name in ("train", "validation")}
     taught = {TEACHER: teacher}
     if recipe.teacher.cache is not None:
         inputs = {**common, "teacher": teacher}
@@ -143,6 +146,8 @@ def make_stages(
         taught[lesson.key] = {"trained": stages[lesson.key].fingerprint}
     prints = {lesson.key: stages[lesson.key].fingerprint for lesson in plan}
     inputs = {"models": prints | teacher, "data": test, "versions": versions()}
+    if extra is not None:
+        inputs["teacher_data"] = extra["test"]
     stages[EVALUATION] = Stage(EVALUATION, root / EVALUATION, inputs)
     return stages
 

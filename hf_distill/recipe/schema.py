@@ -191,7 +191,7 @@ def _check_models(recipe: Recipe) -> None:
     for role in ("teacher", *recipe.assistant_roles, "student"):
         name, section = key_of(role), recipe.section(role)
         parts = () if role == "teacher" else ("from_teacher_layers",)
-        keys = (*parts, "model", "config", *(("api",) if role == "teacher" else ()))
+        keys = (*parts, "model", "config", *(("api", "columns") if role == "teacher" else ()))
         given = [key for key in keys if getattr(section, key) is not None]
         if len(given) != 1:
             wanted = " or ".join(f"`{name}.{key}`" for key in keys)
@@ -207,12 +207,18 @@ def _check_models(recipe: Recipe) -> None:
             )
         if section.revision is not None and section.model is None:
             raise RecipeError(f"`{name}.revision` is for `{name}.model` of the Hub, got none.")
+        if parts and section.layers is not None and section.model is None:
+            raise RecipeError(
+                f"`{name}.layers` are those of `{name}.model`, got none. Of the teacher: "
+                f"`{name}.from_teacher_layers`."
+            )
         if parts:
             _check_importance(section, name)
     if recipe.teacher.cache is not None and recipe.teacher.cache.path is not None:
         check_folder(recipe.teacher.cache.path, "teacher.cache.path")
-    if recipe.teacher.api is not None:
-        _check_api(recipe)
+    _check_inputs(recipe)
+    if not recipe.teacher.is_model:
+        _check_stored(recipe)
     elif recipe.teacher.fine_tuned and recipe.teacher.model is None:
         raise RecipeError("`teacher.fine_tuned` needs `teacher.model`: a new model knows nothing.")
     for key in ("seeds", "max_train_examples"):
@@ -223,9 +229,44 @@ def _check_models(recipe: Recipe) -> None:
             )
 
 
-def _check_api(recipe: Recipe) -> None:
+def _check_inputs(recipe: Recipe) -> None:
+    """Check that the teacher's own inputs are for the task."""
+    teacher, language = recipe.teacher, recipe.task == "causal_lm"
+    for key in ("processor", "inputs"):
+        if getattr(teacher, key) is not None and language:
+            raise RecipeError(
+                f"`teacher.{key}` is for classifiers: positions of two tokenizers do not match. "
+                "Leave it out; a longer prompt of the teacher is `teacher.prompt`."
+            )
+    if len(teacher.raw_columns) == 2 and recipe.task != "text_classification":
+        raise RecipeError("`teacher.inputs`: expected one column, got two, which are for texts.")
+    if teacher.prompt is None:
+        return
+    if not language:
+        raise RecipeError(
+            f"`teacher.prompt` is for `task: causal_lm`, got {recipe.task}. Name a column with the "
+            "teacher's texts: `teacher.inputs`."
+        )
+    reason = None
+    if not teacher.fine_tuned:
+        reason = "`teacher.fine_tuned: true`, since the teacher is not trained on its prompt"
+    elif recipe.on_policy is not None or recipe.data.packing is not None:
+        key = "on_policy" if recipe.on_policy is not None else "data.packing"
+        reason = f"data without `{key}`: one row of the data for each prompt (`--{key} null`)"
+    if reason is not None:
+        raise RecipeError(f"`teacher.prompt`: expected {reason}.")
+
+
+def _check_stored(recipe: Recipe) -> None:
     """Check that nothing in the recipe needs the model of the teacher."""
-    if recipe.task != "text_classification" or recipe.robustness is not None:
+    key = "api" if recipe.teacher.api is not None else "columns"
+    if key == "columns" and (recipe.task == "causal_lm" or recipe.robustness is not None):
+        raise RecipeError(
+            "`teacher.columns` is for classifiers without `robustness`, got "
+            f"{recipe.task}{' with it' if recipe.robustness else ''}. For language models use a "
+            "ColumnTeacher in a script."
+        )
+    if key == "api" and (recipe.task != "text_classification" or recipe.robustness is not None):
         raise RecipeError(
             "`teacher.api` is for `task: text_classification` without `robustness`, got "
             f"{recipe.task}. For language models annotate the data in a script "
@@ -234,7 +275,7 @@ def _check_api(recipe: Recipe) -> None:
     for role in (*recipe.assistant_roles, "student"):
         if recipe.section(role).from_teacher_layers is not None:
             raise RecipeError(
-                f"`{key_of(role)}.from_teacher_layers`: the layers of `teacher.api` are not at "
+                f"`{key_of(role)}.from_teacher_layers`: the layers of `teacher.{key}` are not at "
                 f"hand. Give `{key_of(role)}.model`."
             )
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from hf_distill.hub.check import card_problems
 from hf_distill.recipe.api_section import ApiSection
-from hf_distill.recipe.errors import RecipeError, refusing
+from hf_distill.recipe.columns_section import ColumnsSection
+from hf_distill.recipe.errors import RecipeError, refusing, shown
 from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import RobustnessConfig
@@ -71,7 +72,8 @@ class Data:
         max_test_examples: Size of a random subset of the test split.
         max_length: Tokens after which texts are cut; default: the tokenizer's.
         processor: Folder or Hub id of the tokenizer or image processor; for images also its
-            settings, as in ``preprocessor_config.json``. Default: the teacher's.
+            settings, as in ``preprocessor_config.json``. Default: that of ``student.model`` if it
+            differs from the teacher's, else the teacher's.
         noisy: Perturbed versions of the training texts.
         packing: Of ``causal_lm``: several texts in a sequence of ``max_length`` tokens;
             ``first_fit`` keeps texts whole, ``wrapped`` fills every sequence. Default: one text per
@@ -156,7 +158,7 @@ class LoraSection:
 
 @dataclass(frozen=True)
 class TeacherSection:
-    """The teacher: one of ``model``, ``config`` and ``api``.
+    """The teacher: one of ``model``, ``config``, ``api`` and ``columns``.
 
     Args:
         model: Hub id, folder (with a leading dot: relative to the recipe) or ``file.py:function``
@@ -164,6 +166,12 @@ class TeacherSection:
         revision: Branch, tag or commit of a Hub model; default: the main branch.
         config: A new model: ``model_type`` and fields of its config.
         api: A language model behind a chat endpoint, which labels the examples.
+        columns: Outputs in columns of the data.
+        processor: Its tokenizer or image processor, as ``data.processor``; default: that of
+            ``model``. If it differs from the data's, the teacher reads the raw examples with it.
+        inputs: Raw column that the teacher reads, or two; default: those of the data.
+        prompt: Of ``causal_lm``: its longer prompt, a text (``"{document} {prompt}"``) or messages
+            that precede those of the row, with columns of the data in braces.
         fine_tuned: True: the model is not trained.
         max_train_examples: Training examples of the teacher, including the student's; default: the
             student's.
@@ -181,6 +189,10 @@ class TeacherSection:
     revision: str | None = None
     config: dict[str, Any] | None = None
     api: ApiSection | None = None
+    columns: ColumnsSection | None = None
+    processor: str | dict[str, Any] | None = None
+    inputs: str | list[str] | None = None
+    prompt: str | list[dict[str, str]] | None = None
     fine_tuned: bool = False
     max_train_examples: int | None = None
     seeds: list[int] | None = None
@@ -192,14 +204,30 @@ class TeacherSection:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.api is not None:
+        kind = next((key for key in ("api", "columns") if getattr(self, key) is not None), None)
+        if kind is not None:
             object.__setattr__(self, "fine_tuned", True)
-            for key in ("cache", "objective", "dtype", "training"):
+            models_alone = ("cache", "objective", "dtype", "training", "processor", "inputs")
+            for key in (*models_alone, "prompt"):
                 if getattr(self, key):
                     raise RecipeError(
-                        f"`teacher.{key}` is for teachers that are models, and `teacher.api` is "
+                        f"`teacher.{key}` is for teachers that are models, and `teacher.{kind}` is "
                         "none. Take one of them away."
                     )
+        if isinstance(self.inputs, list) and len(self.inputs) not in (1, 2):
+            raise RecipeError(
+                f"`teacher.inputs`: expected one column, or two, got {shown(self.inputs)}."
+            )
+
+    @property
+    def is_model(self) -> bool:
+        """True if it is a model that is run here."""
+        return self.api is None and self.columns is None
+
+    @property
+    def raw_columns(self) -> list[str]:
+        """The raw columns named in ``inputs``."""
+        return [self.inputs] if isinstance(self.inputs, str) else list(self.inputs or ())
 
 
 @dataclass(frozen=True)
@@ -215,6 +243,7 @@ class StudentSection:
             heads is measured; the most important ones are kept.
         model: Another model, by Hub id, folder or ``file.py:function``.
         revision: Branch, tag or commit of ``model``.
+        layers: The layers of ``model`` that are kept, as in ``from_teacher_layers``.
         config: A new model: ``model_type`` and fields of its config.
         dropout: Dropout probability, everywhere the model has one.
         dtype: Dtype of the trained weights; ``training.bf16`` computes in bfloat16 in any case.
@@ -229,6 +258,7 @@ class StudentSection:
     importance: int | None = None
     model: str | None = None
     revision: str | None = None
+    layers: int | str | list[int] | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None
     dtype: Dtype = "float32"

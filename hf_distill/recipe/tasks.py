@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     default_data_collator,
 )
+from transformers.utils import has_file
 
 from hf_distill.data.language import LanguageCollator
 from hf_distill.data.perturbed_pairs import PREFIX, PairedCollator
@@ -33,6 +35,11 @@ from hf_distill.robustness.perturbations import perturb
 
 IDS = f"{PREFIX}input_ids"
 """Column with the tokens of the perturbed versions of a text."""
+FILES = {
+    "AutoTokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""Auto class -> the files of which a model's folder holds one, if it has such a processor."""
 Encode = Callable[[list[str]], Sequence[list[int]]]
 Compute = Callable[[EvalPrediction], dict[str, float]]
 
@@ -42,9 +49,11 @@ class RandomVersionCollator:
     """A collator that takes one version of each example, drawn as dropout is, for ``collate``."""
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
+    hidden: frozenset[str] = frozenset()
+    """Columns that are not the student's."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [dict(example) for example in examples]
+        rows = [{k: v for k, v in example.items() if k not in self.hidden} for example in examples]
         for row in rows:
             if versions := row.get(IDS):
                 row[IDS] = versions[int(torch.randint(len(versions), ()))]
@@ -59,7 +68,8 @@ class RecipeTask:
         task: The row of `hf_distill.models.tasks.TASKS`.
         processor: The auto class of the tokenizer or image processor.
         columns: The recipe's keys of the input columns.
-        prepare: ``(examples, settings, processor) -> examples`` with the models' inputs.
+        prepare: ``(examples, settings, processor, columns) -> examples`` with the models' inputs
+            and these further columns of the examples.
         collate: ``processor -> collator`` of examples without perturbed versions.
         metric: The figure that decides.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
@@ -71,7 +81,7 @@ class RecipeTask:
     task: Task
     processor: str
     columns: tuple[str, ...]
-    prepare: Callable[[Dataset, Data, Any], Dataset]
+    prepare: Callable[[Dataset, Data, Any, Collection[str]], Dataset]
     collate: Callable[[Any], Callable[[list[Any]], dict[str, Any]]]
     metric: str = "accuracy"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
@@ -79,12 +89,13 @@ class RecipeTask:
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
     prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
 
-    def collator(self, processor: Any) -> RandomVersionCollator:
-        """The collator of all batches, with one version of each example."""
-        return RandomVersionCollator(self.collate(processor))
+    def collator(self, processor: Any, hidden: Collection[str] = ()) -> RandomVersionCollator:
+        """The collator of all batches, with one version of each example, without the columns that
+        only a teacher reads."""
+        return RandomVersionCollator(self.collate(processor), frozenset(hidden))
 
 
-def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
+def _tokenized(dataset: Dataset, data: Data, tokenizer: Any, keep: Collection[str] = ()) -> Dataset:
     length = language.length_of(data, tokenizer)
 
     def tokenize(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
@@ -94,7 +105,7 @@ def _tokenized(dataset: Dataset, data: Data, tokenizer: Any) -> Dataset:
         )
         return tokens
 
-    others = [name for name in dataset.column_names if name != "labels"]
+    others = [name for name in dataset.column_names if name != "labels" and name not in keep]
     return dataset.map(tokenize, batched=True, remove_columns=others, desc="Tokenizing")
 
 
@@ -130,11 +141,12 @@ def _misspelt(dataset: Dataset, raw: Dataset, data: Data, tokenizer: Any, versio
     return with_noise(dataset, raw[data.text_column][:], encode, data.noisy, versions)
 
 
-def _pictured(dataset: Dataset, data: Data, processor: Any) -> Dataset:
+def _pictured(dataset: Dataset, data: Data, processor: Any, keep: Collection[str] = ()) -> Dataset:
     def process(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
         pictures = [picture.convert("RGB") for picture in batch[data.image_column]]
         values = processor(pictures, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": list(values), "labels": batch["labels"]}
+        more = {name: batch[name] for name in keep}
+        return {"pixel_values": list(values), "labels": batch["labels"], **more}
 
     # On the fly: pixels of a large data set would fill the disk.
     return dataset.with_transform(process)
@@ -185,38 +197,59 @@ def load_processor(recipe: Recipe, model: str | None, commit: str | None = None)
         RecipeError: there is none.
     """
     wanted, kind = recipe.data.processor, recipe_task(recipe).processor
-    if isinstance(wanted, dict):
-        return _configured(wanted, kind)
     if wanted is None and model is None:
         raise RecipeError(
             f"`data.processor` is missing: a new teacher brings no {kind.removeprefix('Auto')}. "
             "Give a folder or Hub id that has one"
             + (", or its settings." if kind == "AutoImageProcessor" else ".")
         )
-    if wanted is None:
-        name, revision = model, commit or "main"
-    else:
-        name, revision = resolve.locate(wanted, recipe.file.parent, "data.processor"), "main"
-    with resolve.unread_weights(f"`data.processor`: {kind} cannot be loaded from {name}"):
-        return getattr(transformers, kind).from_pretrained(name, revision=revision)
+    if wanted is not None:
+        return named_processor(recipe, wanted, "data.processor")
+    return _read_processor(kind, str(model), commit, "data.processor")
 
 
-def _configured(settings: Mapping[str, Any], kind: str) -> Any:
+def named_processor(recipe: Recipe, wanted: str | dict[str, Any], key: str) -> Any:
+    """The tokenizer or image processor under a key of a recipe: a folder, Hub id, or settings.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    kind = recipe_task(recipe).processor
+    if isinstance(wanted, dict):
+        return _configured(wanted, kind, key)
+    return _read_processor(kind, resolve.locate(wanted, recipe.file.parent, key), None, key)
+
+
+def own_processor(recipe: Recipe, model: str, commit: str | None = None) -> Any:
+    """The tokenizer or image processor beside a model's weights; None: there is none."""
+    kind = recipe_task(recipe).processor
+    with contextlib.suppress(OSError):
+        if any(has_file(model, name, revision=commit or "main") for name in FILES[kind]):
+            return _read_processor(kind, model, commit, "data.processor")
+    return None
+
+
+def _read_processor(kind: str, name: str, commit: str | None, key: str) -> Any:
+    with resolve.unread_weights(f"`{key}`: {kind} cannot be loaded from {name}"):
+        return getattr(transformers, kind).from_pretrained(name, revision=commit or "main")
+
+
+def _configured(settings: Mapping[str, Any], kind: str, key: str) -> Any:
     """An image processor from settings, as preprocessor_config.json holds them."""
     if kind != "AutoImageProcessor" or "image_processor_type" not in settings:
         raise RecipeError(
-            "`data.processor`: expected a folder or Hub id, or, for pictures, settings with "
+            f"`{key}`: expected a folder or Hub id, or, for pictures, settings with "
             f"`image_processor_type` (ViTImageProcessor, say), got {dict(settings)}."
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "preprocessor_config.json"
         path.write_text(json.dumps(dict(settings)), encoding="utf-8")
-        with refusing("`data.processor`"):
+        with refusing(f"`{key}`"):
             processor: Any = AutoImageProcessor.from_pretrained(folder)
     known = {*processor.valid_kwargs.__annotations__, "image_processor_type"}
-    for key in settings:
-        if key not in known:
-            raise unknown(key, known, "data.processor.")
+    for name in settings:
+        if name not in known:
+            raise unknown(name, known, f"{key}.")
     return processor
 
 
