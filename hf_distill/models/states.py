@@ -44,7 +44,9 @@ def layers_of(
     mask = items.masks.get("hidden", items.masks.get("decoder"))
     if group != "embedding":
         return (value,)
-    if mask is not None and value.dim() > 2:
+    if value.dim() == 2:  # pooled already, or the patches of all images in one sequence
+        _one_row_each(value, items.masks["samples"], who)
+    elif mask is not None:
         check_length(who, "states", as_states(value).shape[1], mask)
     return (pooled(value, mask),)
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from hf_distill import ForwardKL, HardLabels, HiddenStates, LogitMSE, Needs, ReverseKL, WeightedSum
+from hf_distill.models.signals import BatchItems
+from hf_distill.models.states import layers_of
 from hf_distill.models.task_model import TaskModel
 from hf_distill.models.tasks import CUSTOM_TASKS, TASKS, register_task, task_of
 
@@ -339,3 +342,16 @@ def test_every_task_is_in_the_zoo() -> None:
         for key in ("name", "auto_class", "mapping"):
             row.pop(key)
     assert video == image
+
+
+def test_patches_of_all_images_in_one_sequence_are_no_embeddings() -> None:
+    """The patches of a batch, ``(N, H)``, would be taken for one vector per example."""
+    items = BatchItems({"samples": torch.ones(3, dtype=torch.bool)})
+    for rows in (3, 6):
+        outputs = SimpleNamespace(last_hidden_state=torch.arange(4.0 * rows).view(rows, 4))
+        if rows == 3:
+            (found,) = layers_of(outputs, "embedding", "last_hidden_state", items, "the student")
+            assert torch.equal(found, outputs.last_hidden_state)
+            continue
+        with pytest.raises(ValueError, match=r"of 3 rows.*got one of shape \(6, 4\)"):
+            layers_of(outputs, "embedding", "last_hidden_state", items, "the student")

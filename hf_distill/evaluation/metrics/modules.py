@@ -36,11 +36,11 @@ class _Module(evaluate.Metric):
 class Agreement(_Module):
     """The share of items for which student and teacher choose the same class.
 
-    Args:
+    Inputs:
         predictions: the student's logits, (N, C), or its class ids, (N).
         references: the teacher's, in the same form, for the same items.
 
-    Returns:
+    Outputs:
         agreement: the mean over the items, in [0, 1].
 
     Raises:
@@ -72,12 +72,12 @@ class CalibrationError(_Module):
     confidence of the prediction, and the distances between accuracy and mean confidence of the bins
     are averaged, weighted by the number of items.
 
-    Args:
+    Inputs:
         predictions: logits, (N, C).
         references: class ids, (N). Items labelled -100 are left out.
         bins (int): number of bins of equal width. Default 15.
 
-    Returns:
+    Outputs:
         calibration_error: in [0, 1], 0 is best; 0 when no item is left. Its expectation is above 0
             for a perfectly calibrated model too, the more so the fewer items.
 
@@ -109,13 +109,13 @@ class KLDivergence(_Module):
     misses what the teacher holds possible, and reverse KL(p_s || p_t), which is large where the
     student holds possible what the teacher does not.
 
-    Args:
+    Inputs:
         predictions: the student's logits, (N, C), finite.
         references: the teacher's logits, (N, C), finite, for the same items.
         temperature (float): the probabilities are softmax(logits / temperature). Default 1. The
             value is the divergence itself, without the training loss's factor temperature**2.
 
-    Returns:
+    Outputs:
         forward_kl: >= 0, 0 is best.
         reverse_kl: >= 0, 0 is best.
 
@@ -149,11 +149,11 @@ class Retention(_Module):
     """The share of the teacher's result that the student keeps: student / teacher, averaged over
     the results (accuracies on several tasks, say). For results of which more is better.
 
-    Args:
+    Inputs:
         predictions: the student's results, (N): one number for each task or data set.
         references: the teacher's results, (N), on the same tasks in the same order.
 
-    Returns:
+    Outputs:
         retention: the mean of student / teacher; 1: as good as the teacher.
 
     Raises:
