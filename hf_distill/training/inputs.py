@@ -11,6 +11,7 @@ import datasets
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
+from hf_distill.data.random_states import same_randomness
 from hf_distill.models.raw_inputs import WORDS, differ, processor_kind, value_kind
 from hf_distill.models.task_model import TaskModel
 from hf_distill.teachers import ModelTeacher
@@ -24,16 +25,14 @@ PARTS = {"text": "tokenizer", "image": "image_processor", "audio": "feature_extr
 """Attributes of a processor of several kinds."""
 
 
-def settle_inputs(
-    teacher: Any, student: TaskModel, processor: Any, example: Mapping[str, Any] | None
-) -> None:
+def settle_inputs(teacher: Any, student: TaskModel, processor: Any, dataset: Any) -> None:
     """Let each model among the teachers whose processor is not the student's read its own inputs.
 
     Args:
         teacher: The teacher, or None.
         student: The student.
         processor: The student's tokenizer or processor.
-        example: A raw example; None: unknown.
+        dataset: The data, or None. Its first example is read only if a teacher has own inputs.
 
     Raises:
         ValueError: own inputs were requested, and the data have no raw column for them, or the
@@ -57,6 +56,7 @@ def settle_inputs(
                 "tokenizers do not match. Leave inputs=… out and choose a teacher with the "
                 "student's tokenizer; for a causal language model use CrossTokenizerTeacher."
             )
+        example = raw_example(dataset)
         own = member.own_inputs or member.read_own_inputs()
         found = own.found_in(example, student.columns)
         if found is None and requested and example is not None:
@@ -92,7 +92,8 @@ def raw_example(dataset: Any) -> Mapping[str, Any] | None:
         dataset = next(iter(dataset.values()), None)
     if isinstance(dataset, IterableDataset) or not has_length(dataset) or not len(dataset):
         return None
-    example: Any = dataset[0]  # type: ignore[index]
+    with same_randomness():
+        example: Any = dataset[0]  # type: ignore[index]
     return example if isinstance(example, Mapping) else None
 
 

@@ -81,7 +81,7 @@ from hf_distill.training.idle import (
     warn_if_nothing_counted,
     warn_of_no_steps,
 )
-from hf_distill.training.inputs import raw_example, settle_inputs
+from hf_distill.training.inputs import settle_inputs
 from hf_distill.training.model_card import student_card, write_card
 from hf_distill.training.publishing import Publisher
 from hf_distill.training.reduction import AccumulationWindow, Counts, StepResult, gradient_norms
@@ -208,7 +208,8 @@ class DistillationTrainer(Trainer):
         teacher = find_teacher(teacher_model, task_model, args.teacher_model_init_kwargs)
         if teacher is not None:
             teacher.place(self.accelerator)
-        settle_inputs(teacher, task_model, self.processing_class, self._raw_example())
+        data = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        settle_inputs(teacher, task_model, self.processing_class, data)
         self.component_log = ComponentLog(self._over_processes, type(teacher).__name__)
         if isinstance(teacher, TrainerCallback):  # one that follows the training
             self.add_callback(teacher)
@@ -393,9 +394,6 @@ class DistillationTrainer(Trainer):
             read |= {WEIGHTS, *self.step.task_model.label_keys}
             read |= (self._own_objective or self.args.objective()).columns
             self._signature_columns = known + sorted(read - set(known))
-
-    def _raw_example(self) -> Mapping[str, Any] | None:
-        return raw_example(self.eval_dataset if self.train_dataset is None else self.train_dataset)
 
     def _kept_columns(self) -> set[str] | None:
         """The columns that the student's collator receives; None: all of the data."""

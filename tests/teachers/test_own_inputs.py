@@ -439,6 +439,40 @@ def test_a_stream_has_raw_columns(tmp_path: Path) -> None:
     assert found == pytest.approx([np.mean(expected[:3]), np.mean(expected[3:])], rel=1e-5)
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Examples that draw from the global random states, and count how often they are read."""
+
+    def __init__(self) -> None:
+        self.rows, self.reads = tokenized().to_list(), 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.reads += 1
+        torch.rand(3)
+        return self.rows[index]
+
+
+def test_reading_an_example_draws_nothing(tmp_path: Path) -> None:
+    """The first example is read for its columns: the dropout masks of the run would change."""
+    student = bert("ForSequenceClassification", 1, num_labels=3)
+    options: dict[str, Any] = {"objective": 1.0 * ForwardKL(2.0), "processing_class": PIECES}
+    plain = bert("ForSequenceClassification", 3, num_labels=3)
+    other = ModelTeacher(roberta("ForSequenceClassification", 2, num_labels=3), PAIRS)
+    states, reads = [], []
+    for teacher in (ModelTeacher(plain), other):
+        data = Drawn()
+        options["data_collator"] = lambda rows: DataCollatorWithPadding(PIECES)(
+            [{k: v for k, v in row.items() if k != "text"} for row in rows]
+        )
+        made(tmp_path, student, teacher, data, **options)
+        states.append(torch.get_rng_state())
+        reads.append(data.reads)
+    assert torch.equal(*states)
+    assert reads[1] == reads[0] + 1, "without own inputs no further example is read"
+
+
 def test_data_without_a_raw_column(tmp_path: Path) -> None:
     """A run would begin, and end in an error of a collator."""
     student = bert("ForSequenceClassification", 1, num_labels=3)
