@@ -117,7 +117,7 @@ def _count(
         masks["items"] = items
     if labels is not None and labelled is not None:
         masks["labels"] = labelled
-    return BatchItems(masks, labels, own_labels="spans" if "spans" in groups else "labels")
+    return BatchItems(masks, labels)
 
 
 def _weighted(items: BatchItems, batch: Batch, shift: bool = False) -> BatchItems:

@@ -342,7 +342,8 @@ class TaskModel:
             size = batch_size(batch)
             device = next(v.device for v in batch.values() if isinstance(v, Tensor))
             rows = torch.ones(size, dtype=torch.bool, device=device)
-        return self.task.items(batch, self.model, rows)
+        items = self.task.items(batch, self.model, rows)
+        return replace(items, own_labels="spans") if "spans" in items.masks else items
 
     def kind(self, labels: Tensor | None) -> str:
         """Form of this head's logits, as transformers determines it."""

@@ -1,6 +1,7 @@
 """Labels and counts of every head, and which head it is, against transformers and loops."""
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,3 +356,16 @@ def test_patches_of_all_images_in_one_sequence_are_no_embeddings() -> None:
             continue
         with pytest.raises(ValueError, match=r"of 3 rows.*got one of shape \(6, 4\)"):
             layers_of(outputs, "embedding", "last_hidden_state", items, "the student")
+
+
+def test_a_task_of_ones_own_with_spans_counts_them() -> None:
+    """A registered task that marks spans would be divided by the labels within the text alone."""
+
+    def items(batch: Any, model: nn.Module, rows: Tensor) -> BatchItems:
+        return BatchItems({"samples": rows, "spans": rows, "labels": rows})
+
+    task = dataclasses.replace(TASKS["question_answering"], items=items)
+    model = CASES["question_answering"].models(torch.float32)[0]
+    batch = collate(CASES["question_answering"].data(3, torch.float32))
+    assert TaskModel(model, task).items(batch).own_labels == "spans"
+    assert TaskModel(CASES["encoder"].models(torch.float32)[0]).items(batch).own_labels == "labels"
