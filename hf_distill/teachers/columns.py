@@ -21,7 +21,7 @@ SUM = 1e-3
 
 
 class ColumnTeacher(Teacher):
-    """Outputs from columns of the data set, one of the first four or ``top_k``, and embeddings.
+    """Outputs from columns of the data set: one form of scores of the classes, embeddings.
 
     A column holds a list of numbers per example, or for heads with items at tokens a list of lists,
     one for each counted item or each token. They are checked as batches are collated. The student's
