@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +217,17 @@ def test_a_step_of_a_classifier_enters_ten_files(tmp_path: Path) -> None:
 
     trainer(tmp_path, cls=Profiled).train()
     assert 5 < len(entered) <= 10, sorted(entered)
+
+
+def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
+    """A question word first, and the reader has to find out what the thing is."""
+    found = [
+        f"{name}: {text.splitlines()[0]}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(text := node.value.value, str)
+        and re.match(r"\s*(What|Whether|How|Where|Which)\b", text)
+    ]
+    assert not found

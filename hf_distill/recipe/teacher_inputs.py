@@ -23,7 +23,7 @@ from hf_distill.teachers.privileged import MESSAGES, PROMPT, Template, fields_of
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """What the teacher reads beside the student's inputs, or in their place.
+    """Inputs of the teacher besides the student's, or in their place.
 
     Attributes:
         columns: Raw columns that are kept in the student's data.

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import headline
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -37,26 +38,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 SEEDS, SEARCH_SEED, RATES = range(6), 100, (1e-4, 3e-4)
 ARMS = ("baseline", "labelled reviews", "with unlabelled texts")
 LABELLED, TEST, VALIDATION = 2000, 2000, 500
-STEPS, BATCH, LENGTH = 250, 32, 64
-COMMON: dict[str, Any] = {
-    "per_device_train_batch_size": BATCH,
-    "per_device_eval_batch_size": 100,
-    "max_steps": STEPS,
-    "eval_strategy": "steps",
-    "eval_steps": 50,
-    "save_steps": 50,
-    "save_total_limit": 1,
-    "save_only_model": True,
-    "load_best_model_at_end": True,  # the best of five by validation accuracy, in all arms
-    "metric_for_best_model": "accuracy",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "train_sampling_strategy": "group_by_length",
-    "bf16": True,
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
+STEPS, BATCH, LENGTH = 250, headline.BATCH, 64
+COMMON: dict[str, Any] = {**headline.COMMON, "max_steps": STEPS}
 NAMES = {0: "negative", 1: "positive"}
 Texts = dict[str, Dataset]
 

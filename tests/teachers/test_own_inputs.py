@@ -58,6 +58,9 @@ from hf_distill import (
     write_cache,
 )
 from hf_distill.models.raw_inputs import resampled
+from hf_distill.models.signals import LOGITS
+from hf_distill.models.task_model import TaskModel
+from hf_distill.teachers.collating import with_own_inputs
 from hf_distill.teachers.serving import TeacherServer
 
 tf: Any = transformers
@@ -500,6 +503,23 @@ def test_data_without_a_raw_column(tmp_path: Path) -> None:
         )
     taught = ModelTeacher(teacher, PAIRS, inputs="other")  # the remedy
     made(tmp_path, student, taught, rows, **options).evaluate()
+
+
+def test_a_teacher_outside_a_trainer(tmp_path: Path) -> None:
+    """A batch of the student's collator alone has nothing that the teacher could read."""
+    teacher = ModelTeacher(
+        roberta("ForSequenceClassification", 2, num_labels=3), PAIRS, inputs="text"
+    )
+    task_model, rows = TaskModel(bert("ForSequenceClassification", 1, num_labels=3)), tokenized()
+    plain = DataCollatorWithPadding(PIECES)
+    student = list({"input_ids", "attention_mask", "labels"})
+    batch = dict(plain([{name: row[name] for name in student} for row in rows]))
+    with pytest.raises(ValueError, match=r"with_own_inputs\(data_collator, teacher\)"):
+        teacher(batch, LOGITS, task_model.items(batch))
+    batch = dict(with_own_inputs(plain, teacher, student)(list(rows)))  # the remedy
+    found = teacher(batch, LOGITS, task_model.items(batch)).logits
+    expected = torch.stack([logits(teacher.model, PAIRS, text) for text in TEXTS])
+    assert torch.allclose(found, expected, atol=1e-12)
 
 
 def test_positions_that_cannot_match_are_refused(tmp_path: Path) -> None:

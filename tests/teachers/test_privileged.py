@@ -164,13 +164,20 @@ def test_rows_without_one_completion_are_refused(tmp_path: Path, tokenizer: Any)
 def test_text_that_the_student_writes_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     """The teacher's tokens of the data would be compared with those of another text."""
     rows = tokenize(conversations(), tokenizer, keep=("rule", "messages"))
-    options: dict[str, Any] = {"lmbda": 1.0, "use_cpu": True}
-    with pytest.raises(ValueError, match=r"not made for text that the student writes.*lmbda=0"):
-        OnPolicyDistillationTrainer(
+
+    def trainer(lmbda: float) -> Any:
+        args = OnPolicyConfig(
+            str(tmp_path), report_to="none", use_cpu=True, lmbda=lmbda, max_steps=1
+        )
+        return OnPolicyDistillationTrainer(
             llama(1),
-            OnPolicyConfig(str(tmp_path), report_to="none", **options),
+            args,
             LanguageCollator(tokenizer),
             rows,
             teacher_model=ModelTeacher(llama(2), tokenizer, prompt=[]),
             processing_class=tokenizer,
         )
+
+    with pytest.raises(ValueError, match=r"not made for text that the student writes.*lmbda=0"):
+        trainer(1.0)
+    trainer(0.0).train()  # the remedy

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_distill.models.embedding.folders import is_embedder, load_embedder
-from hf_distill.models.embedding.sentence import SentenceModel
+from hf_distill.models.embedding.sentence import SentenceModel, finish_init
 from hf_distill.models.embedding.static import StaticModel
 
 IGNORE = -100
@@ -80,10 +79,7 @@ class BiEncoder(PreTrainedModel):
         self.embedder = embedder
         self.config.similarity_scale = float(scale)
         self.config.in_batch_negatives = bool(in_batch_negatives)
-        for module in self.modules():
-            module._is_hf_initialized = True  # type: ignore[assignment]
-        self.post_init()
-        self.train(embedder.training)
+        finish_init(self, embedder)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> BiEncoder:  # type: ignore[override]
@@ -174,25 +170,14 @@ class BiEncoder(PreTrainedModel):
         found: np.ndarray = self.embedder.encode(texts, tokenizer, batch_size, **options)
         return found
 
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
+    def save_pretrained(  # type: ignore[override]  # of the arguments only these are read here
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **rest: Any
     ) -> None:
-        """Write the folder of the embedder; save the tokenizer into the same folder.
-
-        Args:
-            save_directory: The folder.
-            is_main_process: False on processes that write nothing.
-            state_dict: Weights to write in place of the model's own, by this model's names.
-            kwargs: As `PreTrainedModel.save_pretrained` takes them.
-        """
-        inner = {n.removeprefix("embedder."): t for n, t in (state_dict or {}).items()}
-        self.embedder.save_pretrained(
-            save_directory, is_main_process=is_main_process, state_dict=inner or None, **kwargs
-        )
+        """Write the folder of the embedder, as `SentenceModel.save_pretrained`; a ``state_dict``
+        has the names of this model."""
+        inner = {n.removeprefix("embedder."): t for n, t in (state_dict or {}).items()} or None
+        rest |= {"is_main_process": is_main_process, "state_dict": inner}
+        self.embedder.save_pretrained(save_directory, **rest)
 
 
 def other_candidates(query: Tensor, candidates: Tensor) -> Tensor:

@@ -26,6 +26,16 @@ from hf_distill.models.embedding.parts import (
 from hf_distill.models.pooling import POOLINGS, pooled
 
 
+def finish_init(model: PreTrainedModel, part: nn.Module) -> None:
+    """End the constructor of a model around others: their weights are kept, and the mode of
+    ``part``."""
+    for module in model.modules():
+        # the mark by which `post_init` tells loaded weights from those to initialise
+        module._is_hf_initialized = True  # type: ignore[assignment]
+    model.post_init()
+    model.train(part.training)
+
+
 class SentenceModel(PreTrainedModel):
     """A text embedder as sentence-transformers has it: encoder, pooling, dense layers, length 1.
 
@@ -78,10 +88,7 @@ class SentenceModel(PreTrainedModel):
         self.encoder, self.dense = encoder, nn.ModuleList(dense)
         self.normalize, self.include_prompt, self.max_length = normalize, include_prompt, max_length
         self._takes = frozenset(inspect.signature(encoder.forward).parameters)
-        for module in self.modules():
-            module._is_hf_initialized = True  # type: ignore[assignment]
-        self.post_init()
-        self.train(encoder.training)
+        finish_init(self, encoder)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> SentenceModel:  # type: ignore[override]
