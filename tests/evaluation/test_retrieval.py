@@ -46,6 +46,10 @@ def test_ndcg_is_that_of_scikit_learn() -> None:
     truth[np.arange(30), [s[0] for s in single]] = 1
     expected = label_ranking_average_precision_score(truth, SCORES)
     assert of(SCORES, single)["mrr@50"] == pytest.approx(expected, abs=1e-12)
+    ranks = scipy.stats.rankdata(-SCORES, axis=1)[np.arange(30), [s[0] for s in single]]
+    for k in (1, 3, 10):  # what is found behind k is not found
+        within = np.where(ranks <= k, 1 / ranks, 0.0).mean()
+        assert of(SCORES, single)[f"mrr@{k}"] == pytest.approx(within, abs=1e-12)
 
 
 @pytest.mark.slow

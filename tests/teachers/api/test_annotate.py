@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import time
 import traceback
 from email.utils import formatdate
@@ -122,6 +123,25 @@ def test_a_damaged_line_is_named_and_its_removal_helps(tmp_path: Path) -> None:
         (tmp_path / ANSWERS).write_text("".join([content[0], *content[2:]]))
         ask(server, tmp_path)
         assert len(server.requests) == 1
+
+
+def test_an_answer_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure answers that were paid for would be gone, or asked for again."""
+    synced: list[bytes] = []
+    original = os.fsync
+
+    def fsync(file: int) -> None:
+        original(file)
+        synced.append((tmp_path / ANSWERS).read_bytes())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Journal(tmp_path) as journal:
+        for key in ("a", "b"):
+            journal.append({"key": key})
+            assert synced[-1].endswith(b'{"key": "%s"}\n' % key.encode())
+        assert len(synced) == 2
 
 
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
