@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
 from hf_distill.recipe import language, resolve
 from hf_distill.recipe.errors import RecipeError, refusing
+from hf_distill.recipe.labels import CLASS, NONE, Labels, labelled, read_labels
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
@@ -32,13 +33,18 @@ class RecipeExamples:
 
     Attributes:
         raw: Loaded splits; labelled ones have a column ``labels``.
-        labels: The names of the classes, if there are any.
+        labels: Kind of the labels, and the names of the classes, if there are any.
         facts: Metadata of the source: hub_id, license, description.
     """
 
     raw: DatasetDict
-    labels: list[str]
+    labels: Labels
     facts: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes."""
+        return self.labels.names
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -53,9 +59,11 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
     """
     data = recipe.data
     loaded, facts = load_source(data, recipe.file.parent)
-    found, labels = _splits(loaded, data), list[str]()
-    if recipe_task(recipe).labelled:
-        found, labels = _classes(_selected(found, recipe), data)
+    task, found, labels = recipe_task(recipe), _splits(loaded, data), Labels()
+    if task.labelled:
+        found, labels = read_labels(_selected(found, recipe), data, list(task.metrics))
+    elif task.columns:
+        found = _selected(found, recipe)
     else:
         own = teacher_columns(recipe)
         for name, dataset in found.items():
@@ -63,7 +71,7 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
             _check_columns(dataset, name, own, recipe)
             found[name] = dataset.select_columns([*kept, *(c for c in own if c not in kept)])
     if "validation" not in found:
-        by = data.label_column if labels else None
+        by = data.label_column if labels.kind == CLASS else None
         parts = found["train"].train_test_split(HELD_OUT, seed=0, stratify_by_column=by)
         found["train"], found["validation"] = parts["train"], parts["test"]
     limits = (data.max_train_examples, data.max_eval_examples, data.max_test_examples)
@@ -72,17 +80,17 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
         found[OF_TEACHER] = _shortened(found["train"], more)
     for name, limit in zip(SPLITS, limits, strict=True):
         found[name] = _shortened(found[name], limit)
-    if labels:
+    if labels.kind != NONE:
         for name in found:
-            found[name] = _labelled(found[name], name.partition(" ")[0], data)
+            found[name] = labelled(found[name], name.partition(" ")[0], labels, data)
     return RecipeExamples(found, labels, facts or {"hub_id": data.source})
 
 
 def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
     """The columns that the task reads, and the label."""
-    data, keys, selected = recipe.data, recipe_task(recipe).columns, DatasetDict()
+    data, task, selected = recipe.data, recipe_task(recipe), DatasetDict()
+    keys = [*task.columns, *(["label_column"] if task.labelled else [])]
     columns = [name for key in keys if (name := getattr(data, key)) is not None]
-    columns.append(data.label_column)
     more = teacher_columns(recipe)
     groups = None if recipe.robustness is None else recipe.robustness.groups
     for name, dataset in found.items():
@@ -92,7 +100,7 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
                 raise RecipeError(
                     f"`data`: split {name!r} of {data.source} has no column {column!r}, but "
                     f"{known}. Name the columns with "
-                    f"{', '.join(f'`data.{key}`' for key in keys)} and `data.label_column`."
+                    f"{_listed([f'`data.{key}`' for key in keys])}."
                 )
         _check_columns(dataset, name, more, recipe)
         kept += [column for column in more if column not in kept]
@@ -105,6 +113,10 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
             kept.append(groups)
         selected[name] = dataset.select_columns(kept)
     return selected
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def teacher_columns(recipe: Recipe) -> dict[str, str]:
@@ -201,52 +213,6 @@ def _splits(loaded: DatasetDict, data: Data) -> DatasetDict:
     return found
 
 
-def _classes(found: DatasetDict, data: Data) -> tuple[DatasetDict, list[str]]:
-    """Give every split one and the same `ClassLabel` column."""
-    column = data.label_column
-    feature = found["train"].features[column]
-    if isinstance(feature, ClassLabel):
-        return found, list(feature.names)
-    dtype = feature.dtype if isinstance(feature, Value) else ""
-    numbers = dtype.startswith(("int", "uint"))
-    if not numbers and dtype not in ("string", "bool"):
-        raise RecipeError(
-            f"`data.label_column`: expected one class per example in {column!r} (a ClassLabel, a "
-            f"whole number or a name), got {feature}. Recipes for regression and for several "
-            "labels per example do not exist yet; use DistillationTrainer in a script."
-        )
-    values = sorted({value for dataset in found.values() for value in dataset.unique(column)})
-    if numbers and values != list(range(len(values))):
-        if values[0] < 0:
-            raise RecipeError(_unlabelled(column, data))
-        raise RecipeError(
-            f"`data.label_column`: expected the classes 0 to {len(values) - 1} in {column!r}, got "
-            f"{values[:10]}. Number them without gaps, or give names."
-        )
-    names = [str(value) for value in values]
-    label = ClassLabel(names=names)
-    encoded = found.map(
-        lambda batch: {column: [names.index(str(value)) for value in batch[column]]}, batched=True
-    )
-    return encoded.cast_column(column, label), names
-
-
-def _unlabelled(column: str, data: Data) -> str:
-    return (
-        f"`data.label_column`: {column!r} of {data.source} holds examples without a label. "
-        "Name labelled splits (data.test_split: validation, where the test labels are withheld)."
-    )
-
-
-def _labelled(dataset: Dataset, split: str, data: Data) -> Dataset:
-    values = dataset[data.label_column][:]
-    if any(value is None or value < 0 for value in values):
-        raise RecipeError(f"split {split!r}: {_unlabelled(data.label_column, data)}")
-    if data.label_column == "labels":
-        return dataset
-    return dataset.rename_column(data.label_column, "labels")
-
-
 def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= len(dataset):
         return dataset
@@ -265,7 +231,7 @@ def prepared(
     others = {*teacher_columns(recipe)} - inputs - set(keep)
     raw, found = examples.raw, dict[str, Dataset]()
     for name, data in raw.items():
-        own = [column for column in data.column_names if task.labelled and column in others]
+        own = [column for column in data.column_names if task.reads_raw and column in others]
         found[name] = task.prepare(data.remove_columns(own), recipe.data, processor, keep)
     if noise is not None:
         if task.noisy is None or recipe.data.text_pair_column is not None:

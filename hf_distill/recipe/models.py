@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hf_distill.models.task_model import describe_model
 from hf_distill.recipe import resolve
 from hf_distill.recipe.columns_section import FORMS
 from hf_distill.recipe.errors import RecipeError, refusing, unknown
+from hf_distill.recipe.labels import Labels
 from hf_distill.recipe.schedule import AVERAGE
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.tasks import recipe_task
@@ -45,17 +46,10 @@ class Models:
     batches: Callable[[int], Iterable[Batch]]
     """Collated batches of this number of training examples."""
 
-    def __init__(self, recipe: Recipe, labels: Sequence[str]):
+    def __init__(self, recipe: Recipe, labels: Labels):
         self.recipe = recipe
-        self._auto: Any = getattr(transformers, recipe_task(recipe).task.auto_class)
-        self._head_settings: dict[str, Any] = {}
-        if labels:
-            self._head_settings = {
-                "num_labels": len(labels),
-                "id2label": dict(enumerate(labels)),
-                "label2id": {name: index for index, name in enumerate(labels)},
-                "problem_type": "single_label_classification",
-            }
+        self._auto: Any = recipe_task(recipe).loads
+        self._head_settings = labels.head
         self.paths: dict[str, str] = {}
         self.commits: dict[str, str] = {}
         for role in ("teacher", *recipe.assistant_roles, "student"):

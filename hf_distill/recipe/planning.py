@@ -23,6 +23,7 @@ from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
 from hf_distill.recipe.examples import OF_TEACHER, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.labelling import ANNOTATIONS
+from hf_distill.recipe.labels import CLASS, NONE
 from hf_distill.recipe.models import Models, teacher_of
 from hf_distill.recipe.robustness import ROBUSTNESS, Robustness
 from hf_distill.recipe.schedule import (
@@ -34,8 +35,9 @@ from hf_distill.recipe.schedule import (
     training_jobs,
 )
 from hf_distill.recipe.schema import Recipe, key_of
+from hf_distill.recipe.scoring import Scorer, metrics_of
 from hf_distill.recipe.stages import Stage, versions
-from hf_distill.recipe.tasks import Compute, compute_metrics, recipe_task
+from hf_distill.recipe.tasks import Split, recipe_task
 from hf_distill.recipe.teacher_inputs import processors, teacher_inputs
 from hf_distill.recipe.training import Heard, arguments
 from hf_distill.teachers import ModelTeacher, Teacher
@@ -79,6 +81,7 @@ class PreparedRecipe:
             self.processor, theirs = processors(recipe, self.models)
             self.data = prepared(self.examples, recipe, self.processor)
             self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
+        self.metrics = metrics_of(recipe, self.task, self.examples.labels)
         self.models.batches = self._batches
         self.robustness: Robustness | None = None
         if recipe.robustness is not None:
@@ -91,14 +94,18 @@ class PreparedRecipe:
             self.data = prepared(self.examples, recipe, self.processor, self.own.columns)
         if recipe.teacher.api is not None:
             columns = self.examples.raw["train"].column_names
-            recipe.teacher.api.check(columns, self.examples.labels)
+            recipe.teacher.api.check(columns, self.examples.names)
             self.annotate(None)
         self._common = {
             "task": recipe.task,
-            "labels": self.examples.labels,
+            "labels": self.examples.names,
             "data": {name: self._data[name] for name in ("train", "validation")},
             "versions": versions(),
         }
+        if self.examples.labels.kind not in (CLASS, NONE):
+            self._common["problem"] = self.examples.labels.kind
+        if recipe.metric is not None:  # by which checkpoints are compared
+            self._common["metric"] = self.watch
         self.stages = self.stages_of(recipe)
 
     def stages_of(self, recipe: Recipe) -> dict[str, Stage]:
@@ -112,10 +119,11 @@ class PreparedRecipe:
             "train": read.get(OF_TEACHER, read["train"]),
             "validation": read["validation"],
         }
-        stages = make_stages(recipe, plan, self._common, identities, test, of_teacher, own)
+        metrics = [] if recipe.metric is None else self.metrics
+        stages = make_stages(recipe, plan, self._common, identities, test, of_teacher, own, metrics)
         if recipe.teacher.api is not None:
             inputs: dict[str, Any] = {"data": {name: self._data[name] for name in labelling.SPLITS}}
-            inputs |= {"labels": self.examples.labels, **identities[TEACHER]}
+            inputs |= {"labels": self.examples.names, **identities[TEACHER]}
             first = Stage(ANNOTATIONS, recipe.root / ANNOTATIONS, inputs)
             stages = {ANNOTATIONS: first, **stages}
         if self.robustness is not None:
@@ -147,9 +155,9 @@ class PreparedRecipe:
     def given_teacher(self, models: Mapping[str, PreTrainedModel], alone: bool = False) -> Teacher:
         """The recipe's teacher, of these models; ``alone``: for the data of its own `view`."""
         if self.recipe.teacher.api is not None:
-            return labelling.teacher_of(self.recipe.teacher.api, self.examples.labels)
+            return labelling.teacher_of(self.recipe.teacher.api, self.examples.names)
         if self.recipe.teacher.columns is not None:
-            return self.recipe.teacher.columns.teacher(self.examples.labels)
+            return self.recipe.teacher.columns.teacher(self.examples.names)
         if alone and self.own is not None and self.own.splits:
             processor = self.own.processor
             return teacher_of({key: ModelTeacher(one, processor) for key, one in models.items()})
@@ -159,7 +167,23 @@ class PreparedRecipe:
         """A model that teaches: the recipe's teacher, or one that reads the student's inputs."""
         if role == TEACHER and self.own is not None:
             return self.own.teacher(model)
-        return ModelTeacher(model, self.processor if self.task.labelled else None)
+        return ModelTeacher(model, self.processor if self.task.reads_raw else None)
+
+    @property
+    def watch(self) -> str:
+        """The figure by which the checkpoints of a training are compared."""
+        return self.task.watch or self.metrics[0]
+
+    def arguments(self, role: str, seed: int, folder: Path, **changes: Any) -> DistillationConfig:
+        """The training arguments of a role."""
+        return arguments(self.recipe, role, seed, folder, self.watch, **changes)
+
+    def scorer(self, split: str, role: str = "student", of_teacher: bool = False) -> Scorer:
+        """The metrics of a split, as a role reads it."""
+        data, processor = self.view(role)
+        raw, labels = self.examples.raw[split], self.examples.labels
+        part = Split(raw, data[split], labels, self.recipe.data, processor)
+        return Scorer(self.task, self.metrics, part, of_teacher)
 
     def collator(self) -> Callable[[list[Any]], dict[str, Any]]:
         """The collator of the student's data."""
@@ -173,7 +197,7 @@ class PreparedRecipe:
 
     def annotate(self, found: Mapping[str, Any] | None) -> None:
         """Add the labels of a chat endpoint to the data; None: equal probabilities."""
-        count = len(self.examples.labels)
+        count = len(self.examples.names)
         self.data = labelling.with_probabilities(self.data, found, count)
 
     def adapter(self, lesson: TrainingJob) -> PeftConfig | None:
@@ -194,7 +218,7 @@ class PreparedRecipe:
         objective: WeightedSum | HardLabels,
         teacher: Teacher | None = None,
         callbacks: Sequence[TrainerCallback] = (),
-        compute: Compute | None = None,
+        compute: Scorer | None = None,
         role: str = "student",
         peft: PeftConfig | None = None,
     ) -> DistillationTrainer:
@@ -213,7 +237,7 @@ class PreparedRecipe:
                 eval_dataset=data["validation"],
                 processing_class=processor,
                 data_collator=collator,
-                compute_metrics=compute or compute_metrics(self.task),
+                compute_metrics=compute or self.computed(role),
                 callbacks=[Heard(), *callbacks],
                 peft_config=peft,
             )
@@ -222,6 +246,11 @@ class PreparedRecipe:
         if trainer.pop_callback(ProgressCallback) is not None:  # unless `disable_tqdm` is set
             trainer.add_callback(self.progress)
         return trainer
+
+    def computed(self, role: str) -> Scorer | None:
+        """The metrics that a trainer measures during training."""
+        scorer = self.scorer("validation", role)
+        return scorer if scorer.metrics and self.task.generate is None else None
 
     def check(self) -> None:
         """Put the trainer of every kind of learner together once.
@@ -256,7 +285,7 @@ class PreparedRecipe:
         teacher = self._untrained() if model is None else self.reader(model, by)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an untrained teacher has nothing to teach yet
-            args = arguments(self.recipe, lesson.role, seed, Path(folder))
+            args = self.arguments(lesson.role, seed, Path(folder))
             student = self.models.learner(lesson.model, seed)
             self._fits(student, f"`{key_of(lesson.model)}`")
             peft = self.adapter(lesson)
@@ -321,7 +350,7 @@ class PreparedRecipe:
         found = {model_of: estimate.memory(model)}
         own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
         for role in dict.fromkeys(lesson.role for lesson in own):
-            args = arguments(self.recipe, role, self.recipe.seed, self.root)
+            args = self.arguments(role, self.recipe.seed, self.root)
             known, alike = {**found, **before}, [one for one in own if one.role == role]
             peft: Any = self.adapter(alike[0])
             model = model if peft is None else get_peft_model(model, peft)
@@ -339,7 +368,7 @@ class PreparedRecipe:
         return known[self.lessons[lesson.teacher].model].weights
 
     def _outlook(self, lesson: TrainingJob, needs: Mapping[str, Memory]) -> Outlook:
-        args = arguments(self.recipe, lesson.role, lesson.seed, self.root)
+        args = self.arguments(lesson.role, lesson.seed, self.root)
         examples = len(self.trained_on(lesson.role))
         alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]
         own = self.stages[lesson.key]

@@ -121,7 +121,7 @@ def student_card(
         },
         student={
             **_size(models["student"]),
-            "labels": examples.labels if len(examples.labels) <= 20 else [],
+            "labels": examples.names if len(examples.names) <= 20 else [],
             "initialised": _beginning(recipe),
         },
         objective=list(facts["objective"]),

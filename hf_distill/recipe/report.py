@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.evaluation.curves import Line, Panel, draw
+from hf_distill.evaluation.metrics import retention
+from hf_distill.evaluation.scoring import METRICS
 from hf_distill.hub.comparison import MODELS
 from hf_distill.objectives.base.objective import WeightedSum
 from hf_distill.recipe.robustness import ROBUSTNESS, in_report
@@ -39,13 +41,19 @@ MORE_COLOURS = ("#1b7837", "#762a83", "#b2182b", "#35978f", "#8c510a", "#c51b7d"
 @dataclass(frozen=True)
 class RecipeResults:
     """Results of a recipe: by stage, with the student's objective, the number of examples of each
-    split, and the metric that decides."""
+    split, and the metrics, of which the first decides."""
 
     recipe: Recipe
     results: Mapping[str, Mapping[str, Any]]
     objective: WeightedSum
     examples: Mapping[str, int]
-    metric: str
+    metrics: Sequence[str]
+    watch: str
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        return self.metrics[0]
 
     @property
     def roles(self) -> list[str]:
@@ -84,11 +92,13 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
     for role in outcome.roles:
         keys = outcome.keys(role)
         first = found["evaluation"][keys[0]]
-        figures = [*FIGURES, f"retention_{outcome.metric}"]
+        figures = dict.fromkeys([*outcome.metrics, *FIGURES, f"retention_{outcome.metric}"])
         test = {f: spread(values) for f in figures if (values := outcome.tested(role, f))}
         models[role] = {**{key: first[key] for key in SIZES}, "test": test}
         if "members" in first:
             models[role]["members"] = first["members"]
+        if len(keys) == 1 and "intervals" in first:
+            models[role]["intervals"] = first["intervals"]
         if seconds := outcome.seconds(role):
             models[role]["train_seconds"] = spread(seconds)
         runs = [found[key] for key in keys if key in found]
@@ -100,6 +110,8 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
         "name": recipe.name,
         "task": recipe.task,
         "metric": outcome.metric,
+        "metrics": list(outcome.metrics),
+        "watch": outcome.watch,
         "seed": recipe.seed,
         "student_seeds": recipe.student_seeds,
         "published_seed": outcome.best_seed,
@@ -109,13 +121,15 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
         "models": models,
         "runs": {
             key: {
-                "test": {f: row[f] for f in FIGURES if f in row},
+                "test": {
+                    f: row[f] for f in dict.fromkeys([*outcome.metrics, *FIGURES]) if f in row
+                },
                 "validation": found.get(key, {}).get("validation", {}),
             }
             for key, row in found["evaluation"].items()
         },
         "curves": {
-            key: curves(found[key], outcome.metric) for key in found["evaluation"] if key in found
+            key: curves(found[key], outcome.watch) for key in found["evaluation"] if key in found
         },
         "environment": environment(),
         **({ROBUSTNESS: found[ROBUSTNESS]} if ROBUSTNESS in found else {}),
@@ -178,33 +192,65 @@ def between(facts: Mapping[str, Any]) -> list[str]:
 
 
 def table(facts: Mapping[str, Any]) -> str:
-    """Teacher, assistants, baseline and students in a Markdown table."""
-    metric = facts["metric"]
-    columns = ["Agreement", "KL to it" if lower_is_better(metric) else "Retention", "ECE"]
-    header = ["", "Parameters", metric.title(), *columns, "Training"]
+    """Teacher, assistants, baseline and students in a Markdown table; of a single seed the metric
+    that decides has its interval."""
+    metric, more = facts["metric"], facts["metrics"][1:]
+    kl = "forward_kl_divergence" if metric == "perplexity" else f"retention_{metric}"
+    share = " %" if kl.startswith("retention") else ""
+    columns = {
+        "agreement": ("Agreement", 4, ""),
+        kl: ("Retention", 1, " %") if share else ("KL to it", 4, ""),
+        "ece": ("ECE", 4, ""),
+    }
+    tests = [model["test"] for model in facts["models"].values()]
+    columns = {key: how for key, how in columns.items() if any(key in test for test in tests)}
+    header = ["", "Parameters", *map(title, (metric, *more))]
     rows = []
     for role, model in facts["models"].items():
         test = model["test"]
-        share = show(test.get(f"retention_{metric}"), 1, " %")
         rows.append(
             [
                 name_of(role, model),
                 "–" if model["parameters"] is None else f"{model['parameters']:,}",
-                show(test[metric], 2 if metric == "perplexity" else 4),
-                show(test.get("agreement")),
-                show(test.get("forward_kl_divergence")) if lower_is_better(metric) else share,
-                show(test.get("ece")),
+                *(_measured(model, name) for name in (metric, *more)),
+                *(show(test.get(key), digits, unit) for key, (_, digits, unit) in columns.items()),
                 show(model.get("train_seconds"), 0, " s"),
             ]
         )
-    return markdown_table(header, rows)
+    return markdown_table([*header, *(how[0] for how in columns.values()), "Training"], rows)
+
+
+def title(metric: str) -> str:
+    """The name of a metric in a table.
+
+    >>> title("macro_f1"), title("perplexity")
+    ('Macro-F1', 'Perplexity')
+    """
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ").capitalize()
+
+
+def _measured(model: Mapping[str, Any], metric: str) -> str:
+    digits = 2 if metric == "perplexity" else 4
+    told = show(model["test"].get(metric), digits)
+    if interval := model.get("intervals", {}).get(metric):
+        told += f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return told
+
+
+def add_retention(measured: Mapping[str, dict[str, Any]], metrics: Sequence[str]) -> None:
+    """Add the share of the teacher's value that every other model keeps, for generated text."""
+    theirs = {name: measured[TEACHER][name] for name in metrics}
+    for key, found in measured.items():
+        if key != TEACHER:
+            found |= retention({name: found[name] for name in metrics}, theirs)
 
 
 def verdict(facts: Mapping[str, Any]) -> str:
     """Effect of distillation as a sentence."""
     metric, runs, seeds = facts["metric"], facts["runs"], facts["student_seeds"]
     parts = []
-    for figure in (metric, "agreement"):
+    first = runs[f"student/seed-{seeds[0]}"]["test"]
+    for figure in (name for name in (metric, "agreement") if name in first):
         gains = [
             runs[f"student/seed-{s}"]["test"][figure] - runs[f"baseline/seed-{s}"]["test"][figure]
             for s in seeds
@@ -232,7 +278,7 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
     write_text(
         root / "report.md",
         f"# {facts['name']}\n\n{table(facts)}\n\n{verdict(facts)}\n\n"
-        f"{facts['examples']['test']:,} test examples{note}. {_explained(facts['metric'])}\n\n"
+        f"{facts['examples']['test']:,} test examples{note}. {_explained(facts)}\n\n"
         "![training loss and validation curves](curves.png)\n"
         + (f"\n{in_report(facts[ROBUSTNESS])}" if ROBUSTNESS in facts else ""),
     )
@@ -241,18 +287,27 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
         write_report(facts[ROBUSTNESS], root, f"Robustness of {facts['name']}")
 
 
-def _explained(metric: str) -> str:
-    ece = "ECE: expected calibration error, 15 bins."
-    if metric == "perplexity":
-        return (
-            "Perplexity: less is better. Agreement: the share of tokens for which a model and the "
-            "teacher think the same one likeliest. KL to it: KL(teacher ‖ model), nats a token. "
-            + ece
+def _explained(facts: Mapping[str, Any]) -> str:
+    metric, tests = facts["metric"], [model["test"] for model in facts["models"].values()]
+    told = []
+    if any("agreement" in test for test in tests):
+        told.append(
+            "Agreement: the share of tokens for which a model and the teacher think the same one "
+            "likeliest."
+            if metric == "perplexity"
+            else "Agreement: the share of examples on which a model and the teacher choose the "
+            "same class."
         )
-    return (
-        "Agreement: the share of examples on which a model and the teacher choose the same class. "
-        f"Retention: student's / teacher's {metric}. {ece}"
-    )
+    if metric == "perplexity":
+        told.insert(0, "Perplexity: less is better.")
+        told.append("KL to it: KL(teacher ‖ model), nats a token.")
+    elif any(f"retention_{metric}" in test for test in tests):
+        told.append(f"Retention: student's / teacher's {metric}.")
+    if any("ece" in test for test in tests):
+        told.append("ECE: expected calibration error, 15 bins.")
+    if any("intervals" in model for model in facts["models"].values()):
+        told.append("In brackets: 95 % bootstrap interval over the test examples.")
+    return " ".join(told)
 
 
 def plot(facts: Mapping[str, Any], path: Path) -> None:
@@ -269,6 +324,6 @@ def plot(facts: Mapping[str, Any], path: Path) -> None:
         named = {role: name_of(role, facts["models"][role]) for role, _ in runs}
         return [Line(named[role], points, colours[role]) for role, points in runs if points]
 
-    metric = facts["metric"]
+    metric = facts["watch"]
     loss = Panel("Training loss", lines("loss"), "loss (each model's own objective)")
     save_figure(draw([loss, Panel(f"Validation {metric}", lines(metric), metric)]), path)

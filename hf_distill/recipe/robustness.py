@@ -73,7 +73,7 @@ class Robustness:
 
     def _read(self, data: RecipeExamples, split: str, groups: str | None) -> raw.Examples:
         found = raw.Examples.read(data.raw[split], self._input, "labels", groups)
-        return replace(found, names=tuple(data.labels))
+        return replace(found, names=tuple(data.names))
 
     def _shifted(self, name: str, source: str) -> raw.Examples:
         data = self.recipe.data

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
@@ -29,10 +29,10 @@ from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, run_stage
-from hf_distill.recipe.tasks import Compute, compute_metrics
 from hf_distill.robustness.report import Report, RequirementError
 from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import CheckpointError
+from hf_distill.training.trainer import DistillationTrainer
 from hf_distill.utils.folders import held
 
 
@@ -112,7 +112,7 @@ class Run(PreparedRecipe):
     def _report(self, results: dict[str, dict[str, Any]]) -> None:
         """Write report and card; cheap, so done every time."""
         outcome = report.RecipeResults(
-            self.recipe, results, self.objective, self.examples.sizes, self.task.metric
+            self.recipe, results, self.objective, self.examples.sizes, self.metrics, self.watch
         )
         facts = report.summary(outcome)
         if self.recipe.teacher.api is not None:
@@ -134,7 +134,7 @@ class Run(PreparedRecipe):
         if at_hand and len(self.teacher_keys) <= 1:  # an ensemble has no one folder
             own = [self.stages[key].model for key in self.teacher_keys]
             folders[TEACHER] = own[0] if own else Path(self.models.paths[TEACHER])
-        size = BATCH if self.task.labelled else 1  # of tokens there are many in an example
+        size = BATCH if self.task.reads_raw else 1  # of tokens there are many in an example
         batches = {role: self._batch(role, size) for role in folders}
         models = {
             role: partial(self.models.trained, str(folder)) for role, folder in folders.items()
@@ -185,14 +185,14 @@ class Run(PreparedRecipe):
         section = self.recipe.teacher.api
         assert section is not None
         progress = not self.recipe.training.get("disable_tqdm")
-        raw, labels = self.examples.raw, self.examples.labels
+        raw, labels = self.examples.raw, self.examples.names
         return labelling.label_splits(section, raw, labels, stage, progress)
 
     def _cache(self, stage: CacheStage) -> dict[str, Any]:
         models = self.teachers()
         first, teacher = next(iter(models.values())), self.given_teacher(models)
         learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
-        args = training.arguments(self.recipe, learner.role, learner.seed, stage.folder)
+        args = self.arguments(learner.role, learner.seed, stage.folder)
         data = [self.data["train"], self.data["validation"]]
         collator = self.collator()
         with contextlib.ExitStack() as lock:
@@ -204,7 +204,7 @@ class Run(PreparedRecipe):
         stage, role = self.stages[lesson.key], lesson.role
         model = self.models.learner(lesson.model, lesson.seed)
         teacher = self._teacher_of(lesson)
-        args = training.arguments(self.recipe, role, lesson.seed, stage.checkpoints)
+        args = self.arguments(role, lesson.seed, stage.checkpoints)
         last = get_last_checkpoint(str(stage.checkpoints)) if stage.checkpoints.is_dir() else None
         called = training.callbacks(self.recipe, role, stage.folder)
         peft = self.adapter(lesson)
@@ -231,7 +231,7 @@ class Run(PreparedRecipe):
             "seconds": seconds,
             "steps": trainer.state.global_step,
             "processes": self.state.num_processes,
-            "validation": training.validated(trainer, self.task.metric),
+            "validation": self._validated(trainer, role),
             "history": trainer.state.log_history,
         }
 
@@ -244,13 +244,15 @@ class Run(PreparedRecipe):
         for key in self.lessons:
             if key in teachers and key != TEACHER:  # one of several
                 model = teachers[key]
-                found = training.figures(self._judged(model, alone, role=TEACHER))
+                found = self._judged(model, alone, role=TEACHER)
             elif key != TEACHER:
                 model = self.models.trained(str(self.stages[key].model))
-                found = training.figures(self._judged(model, teacher))
+                found = self._judged(model, teacher)
             else:
                 continue
             measured[key] = {**found, **describe_model(model)}
+        if self.task.generate is not None:
+            report.add_retention(measured, self.metrics)
         return measured
 
     def _attack(self) -> dict[str, Any]:
@@ -281,14 +283,18 @@ class Run(PreparedRecipe):
         first = next(iter(teachers.values()), None)
         prompted = self.own is not None and self.own.prompt is not None
         if first is not None and len(teachers) == 1 and not prompted:
-            found = self._judged(first, None, role=TEACHER)
-            return {**training.figures(found), **describe_model(first)}
+            return {**self._judged(first, None, role=TEACHER), **describe_model(first)}
         other = first or self.models.learner("student", self.recipe.seed)
-        compute, role = compute_metrics(self.task, of_teacher=True), TEACHER if first else "student"
-        beside = self._judged(other, teacher, compute, role)
+        if self.task.generate is not None:
+            raise RecipeError(
+                "`teacher.seeds`: expected one teacher of a task with generated text, got "
+                "several. Leave it out."
+            )
+        role = TEACHER if first else "student"
+        beside = self._judged(other, teacher, role, of_teacher=True)
         found = {
             name.removeprefix("teacher_"): value
-            for name, value in training.figures(beside).items()
+            for name, value in beside.items()
             if name.startswith("teacher_")
         }
         sizes = dict.fromkeys(report.SIZES)
@@ -300,9 +306,23 @@ class Run(PreparedRecipe):
         self,
         model: PreTrainedModel,
         teacher: Teacher | None,
-        compute: Compute | None = None,
         role: str = "student",
-    ) -> dict[str, float]:
-        args = training.evaluation_arguments(self.recipe, self.stages[EVALUATION].folder)
+        of_teacher: bool = False,
+    ) -> dict[str, Any]:
+        """The figures of a model on the test split, with the intervals of its metrics."""
+        folder, scorer = self.stages[EVALUATION].folder, self.scorer("test", role, of_teacher)
+        args = training.evaluation_arguments(self.recipe, folder, self.watch)
+        compute = None if self.task.generate is not None or not scorer.metrics else scorer
         trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute, role=role)
-        return dict(trainer.evaluate(self.view(role)[0]["test"]))
+        found: dict[str, Any] = training.figures(trainer.evaluate(self.view(role)[0]["test"]))
+        if self.task.generate is not None:
+            found |= scorer.score(*self.task.generate(model, scorer.split, args))
+        return found | ({"intervals": scorer.intervals()} if scorer.units else {})
+
+    def _validated(self, trainer: DistillationTrainer, role: str) -> dict[str, float]:
+        """The figures of a trained model on the validation split."""
+        found = training.validated(trainer, self.watch)
+        if self.task.generate is not None:
+            scorer, model = self.scorer("validation", role), cast(PreTrainedModel, trainer.model)
+            found |= scorer.score(*self.task.generate(model, scorer.split, trainer.args))
+        return found

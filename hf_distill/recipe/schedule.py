@@ -118,12 +118,14 @@ def make_stages(
     test: str,
     of_teacher: Mapping[str, str],
     inputs_of_teacher: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, Stage]:
     """Stages by name, each with its exact inputs.
 
     Those of every training are in ``common``; ``models`` holds the identity of each role's model
     before training, ``test`` and ``of_teacher`` the hashes of the test split and of the splits that
-    the teacher is trained on, ``inputs_of_teacher`` those of what the teacher alone reads.
+    the teacher is trained on, ``inputs_of_teacher`` those of what the teacher alone reads;
+    ``metrics`` are the chosen ones.
     """
     root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
@@ -148,6 +150,8 @@ def make_stages(
     inputs = {"models": prints | teacher, "data": test, "versions": versions()}
     if extra is not None:
         inputs["teacher_data"] = extra["test"]
+    if metrics:
+        inputs["metrics"] = list(metrics)
     stages[EVALUATION] = Stage(EVALUATION, root / EVALUATION, inputs)
     return stages
 

@@ -58,6 +58,8 @@ class Recipe:
             networks, Furlanello et al. 2018, arXiv 1805.04770).
         baseline: Training arguments of the same student without a teacher.
         control: A fourth model: the baseline trained on the noise or attack of a robust objective.
+        metric: Name of the metric that decides, or several, of which the first decides; default:
+            the task's.
         objective: Weighted sum of objectives: rows of ``name``, ``weight`` and settings; default:
             by ``alpha``, ``temperature``, ``beta`` and ``gamma`` of ``training``.
         training: Arguments of `DistillationConfig` for every training, and
@@ -84,6 +86,7 @@ class Recipe:
     generations: int = 1
     baseline: BaselineSection = field(default_factory=BaselineSection)
     control: ControlSection | None = None
+    metric: str | list[str] | None = None
     objective: list[dict[str, Any]] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     on_policy: dict[str, Any] | None = None

@@ -62,8 +62,11 @@ class Data:
         arguments: Keyword arguments of the function.
         text_column: Column with the text.
         text_pair_column: Column with a second text.
+        tokens_column: Column with the words of a text, a list.
         image_column: Column with the image.
-        label_column: Column with the class.
+        label_column: Column with the class, several classes, values, or a class for each word.
+        problem: Meaning of the labels where the column has several: ``single_label``,
+            ``multi_label`` or ``regression``.
         train_split: Training split.
         validation_split: Validation split; None: 10 % of the training split.
         test_split: Test split; it is used by the final evaluation only.
@@ -89,8 +92,10 @@ class Data:
     arguments: dict[str, Any] = field(default_factory=dict)
     text_column: str = "text"
     text_pair_column: str | None = None
+    tokens_column: str = "tokens"
     image_column: str = "image"
     label_column: str = "label"
+    problem: Literal["single_label", "multi_label", "regression"] | None = None
     train_split: str = "train"
     validation_split: str | None = "validation"
     test_split: str = "test"

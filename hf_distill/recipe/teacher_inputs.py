@@ -15,8 +15,9 @@ from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.examples import RecipeExamples, fingerprints, prepared
 from hf_distill.recipe.language import length_of
 from hf_distill.recipe.models import Models
+from hf_distill.recipe.processors import load_processor, named_processor, own_processor
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.tasks import load_processor, named_processor, own_processor, recipe_task
+from hf_distill.recipe.tasks import recipe_task
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.privileged import MESSAGES, PROMPT, Template, fields_of
 
@@ -60,12 +61,18 @@ def processors(recipe: Recipe, models: Models) -> tuple[Any, Any]:
     section, theirs = recipe.teacher, None
     place = (models.paths.get("teacher"), models.commits.get("teacher"))
     other = (models.paths.get("student"), models.commits.get("student"))
-    labelled = recipe_task(recipe).labelled
+    raw = recipe_task(recipe).reads_raw
+    for key in ("processor", "inputs"):
+        if getattr(section, key) is not None and not raw:
+            raise RecipeError(
+                f"`teacher.{key}` is for tasks with one row of outputs per example, got "
+                f"{recipe.task}: positions of two tokenizers do not match. Leave it out."
+            )
     if section.processor is not None:
         theirs = named_processor(recipe, section.processor, "teacher.processor")
-    elif labelled and section.model is not None:
+    elif raw and section.model is not None:
         theirs = own_processor(recipe, str(place[0]), place[1])
-    if labelled and recipe.data.processor is None and other[0] is not None:
+    if raw and recipe.data.processor is None and other[0] is not None:
         ours = own_processor(recipe, other[0], other[1])
         if ours is not None and (theirs is None or differ(ours, theirs)):
             return ours, theirs
@@ -88,7 +95,7 @@ def teacher_inputs(
     """
     section = recipe.teacher
     if section.columns is not None:
-        section.columns.check(examples.labels)
+        section.columns.check(examples.names)
         names = tuple(section.columns.names)
         return TeacherInputs(names, _prints(examples, names))
     if section.prompt is not None:

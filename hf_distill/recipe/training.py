@@ -24,7 +24,6 @@ from hf_distill.evaluation.curves import WORTH_DRAWING, CurvesCallback
 from hf_distill.models.sharding import local_shard
 from hf_distill.recipe.errors import RecipeError, refusing, shown
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.tasks import recipe_task
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.idle import no_steps
 from hf_distill.training.model_card import SPEED
@@ -39,14 +38,16 @@ MODEL_OPTIMIZERS = ("apollo", "galore", "lomo", "adalomo")
 
 
 def arguments(
-    recipe: Recipe, role: str, seed: int, folder: Path, **changes: Any
+    recipe: Recipe, role: str, seed: int, folder: Path, watch: str = "loss", **changes: Any
 ) -> DistillationConfig:
     """The training arguments of a stage; an `OnPolicyConfig` if it trains on its own text.
+
+    ``watch`` is the figure by which checkpoints are compared if training may stop early.
 
     Raises:
         RecipeError: they do not go together.
     """
-    options, task = recipe.training_of(role), recipe_task(recipe)
+    options = recipe.training_of(role)
     patience = options.get(PATIENCE)
     if patience is not None and patience < 1:
         raise RecipeError(f"`{PATIENCE}`: expected at least 1, or null, got {patience}.")
@@ -55,7 +56,7 @@ def arguments(
         kind, options = OnPolicyConfig, options | recipe.on_policy
     if options.pop(PATIENCE, None) is not None:
         options.setdefault("load_best_model_at_end", True)
-        options.setdefault("metric_for_best_model", task.metric)
+        options.setdefault("metric_for_best_model", watch)
         options["restore_callback_states_from_checkpoint"] = True  # the patience that is left
         if not options["load_best_model_at_end"]:
             raise RecipeError(f"`{PATIENCE}` and `load_best_model_at_end: false` contradict.")
@@ -96,11 +97,11 @@ def _try_out(args: TrainingArguments) -> None:
     get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(10), 10, more)
 
 
-def evaluation_arguments(recipe: Recipe, folder: Path) -> DistillationConfig:
+def evaluation_arguments(recipe: Recipe, folder: Path, watch: str) -> DistillationConfig:
     """The arguments of an evaluation: in full precision, on every example."""
     whole = {"bf16": False, "fp16": False, "dataloader_drop_last": False}
     plain = dataclasses.replace(recipe, on_policy=None)
-    return arguments(plain, "student", recipe.seed, folder, **whole)
+    return arguments(plain, "student", recipe.seed, folder, watch, **whole)
 
 
 def callbacks(recipe: Recipe, role: str, folder: Path) -> list[TrainerCallback]:

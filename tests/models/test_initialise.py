@@ -19,6 +19,7 @@ from hf_distill import student_from_teacher
 from hf_distill.cli import main
 from hf_distill.models.initialise import depth, importance
 from hf_distill.recipe import RecipeError, load_recipe
+from hf_distill.recipe.labels import CLASS, Labels
 from hf_distill.recipe.models import Models
 from hf_distill.recipe.planning import PreparedRecipe
 
@@ -748,7 +749,8 @@ def test_tokens_that_cannot_be_translated() -> None:
 def test_a_recipe(tmp_path: Path, layers: Any) -> None:
     """The key that was forgotten would leave the student as wide as its teacher."""
     student = {"from_teacher_layers": layers, "hidden_size": 8}
-    models = Models(load_recipe(recipe(tmp_path, student=student)), ["bad", "good"])
+    labels = Labels(CLASS, ["bad", "good"])
+    models = Models(load_recipe(recipe(tmp_path, student=student)), labels)
     made, teacher = models.learner("student", 0), models.teacher(0)
     assert (made.config.num_hidden_layers, made.config.hidden_size) == (2, 8)
     layer, old = (
@@ -757,7 +759,7 @@ def test_a_recipe(tmp_path: Path, layers: Any) -> None:
     )
     assert torch.equal(layer.output.dense.weight, old.output.dense.weight[:8, :12])
     wide = recipe(tmp_path, student={"from_teacher_layers": layers})
-    assert models.identities() != Models(load_recipe(wide), ["bad", "good"]).identities()
+    assert models.identities() != Models(load_recipe(wide), labels).identities()
 
 
 def test_a_recipe_measures_what_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -782,7 +784,7 @@ def test_a_recipe_measures_what_matters(tmp_path: Path, monkeypatch: pytest.Monk
     last = torch.tensor(data[len(data) - 2]["input_ids"])
     assert torch.equal(most[-1]["input_ids"][-1][: len(last)], last)
     plain = load_recipe(recipe(tmp_path, student={"from_teacher_layers": 1}))
-    assert plan.models.identities() != Models(plain, ["negative", "positive"]).identities()
+    assert plan.models.identities() != Models(plain, plan.examples.labels).identities()
 
 
 @pytest.mark.parametrize(

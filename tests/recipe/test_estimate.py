@@ -25,6 +25,7 @@ from hf_distill.recipe.estimate import (
     steps,
     weight_bytes,
 )
+from hf_distill.recipe.labels import CLASS, Labels
 from hf_distill.recipe.models import Models, on_this_machine
 from hf_distill.recipe.stages import Stage
 
@@ -247,7 +248,8 @@ def test_weights_are_not_fetched_for_a_look(
     path = recipe(tmp_path, teacher={"config": None, "model": "some/bert"})
     assert not on_this_machine("some/bert")
     shown = planned(path, capsys)
-    whole = Models(load_recipe(recipe(tmp_path / "b")), ["negative", "positive"]).teacher(0)
+    labels = Labels(CLASS, ["negative", "positive"])
+    whole = Models(load_recipe(recipe(tmp_path / "b")), labels).teacher(0)
     assert f"teacher: {whole.num_parameters():,} parameters" in shown
     assert "stage student/seed-0: to do, 10 steps" in shown
     assert main(["train", str(path)]) == 2, "to train, the weights are needed"
