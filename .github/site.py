@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hf_distill"
 SECTIONS = {
     "Manual": (f"{PACKAGE}/**/*.md",),
-    "Recipes": ("recipes/README.md",),
+    "Recipes": ("recipes/*.md",),
     "Model cards": ("model_cards/COMPARISON.md", "model_cards/examples/*/README.md"),
     "Tests": ("tests/**/*.md",),
     "Project": (".github/[!P]*.md",),

@@ -175,6 +175,24 @@ def fields_of(kind: type, prefix: str = "", without: Iterable[str] = ()) -> list
     return rows
 
 
+def recipe_tasks() -> str:
+    """Tasks of recipes: columns, labels, metrics, the class that loads the models."""
+    from hf_distill.recipe.tasks import RECIPE_TASKS
+
+    rows = [
+        (
+            f"`{name}`",
+            ", ".join(f"`{key}`" for key in task.columns) or "see language models",
+            f"`{task.loads.__name__}`",
+            kind.replace("_", " ") if kind != "none" else "",
+            ", ".join(f"`{metric}`" for metric in metrics),
+        )
+        for name, task in RECIPE_TASKS.items()
+        for kind, metrics in task.metrics.items()
+    ]
+    return table(("task", "columns", "models", "labels", "metrics"), rows)
+
+
 def recipe_keys() -> str:
     """Keys of a recipe with meaning and default; short sections are in the row of their key."""
     from hf_distill.recipe import sections
@@ -240,6 +258,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "perturbations": perturbations,
     "cli": cli,
     "recipe_keys": recipe_keys,
+    "recipe_tasks": recipe_tasks,
     "api_keys": api_keys,
     "cache_keys": cache_keys,
     "robustness_keys": robustness_keys,

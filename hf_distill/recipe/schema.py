@@ -46,7 +46,7 @@ class Recipe:
 
     Args:
         name: Name of the student on its card.
-        task: ``text_classification``, ``image_classification`` or ``causal_lm``.
+        task: Kind of examples and models, a name in ``recipes/tasks.md``.
         data: Source, columns and splits of the examples.
         teacher: The model that is fine-tuned first, or used unchanged.
         student: The model that is distilled.
