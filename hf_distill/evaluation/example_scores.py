@@ -13,6 +13,7 @@ from hf_distill.evaluation.examples import Examples
 from hf_distill.evaluation.measures import Floats, checked, log_softmax
 from hf_distill.evaluation.metrics.functional import agreement
 from hf_distill.evaluation.predictor import Predictor
+from hf_distill.evaluation.scoring.classes import class_counts, macro_f1
 from hf_distill.evaluation.statistics import wilson
 from hf_distill.losses import forward_kl
 from hf_distill.losses.distribution.kl import cross_entropy, kl
@@ -72,7 +73,7 @@ def _classified(role: str, logits: Mapping[str, Floats], labels: np.ndarray) -> 
     nll = -log_softmax(scores)[np.arange(len(classes)), classes]
     found: dict[str, Weighted] = {
         "accuracy": Ratio(hits),
-        "f1_macro": lambda times: f1_macro(chosen, classes, times),
+        "f1_macro": lambda times: macro_f1(class_counts(chosen, classes, times)),
         "nll": Ratio(nll),
     }
     if role != "teacher" and "teacher" in logits:
@@ -81,17 +82,6 @@ def _classified(role: str, logits: Mapping[str, Floats], labels: np.ndarray) -> 
         found["forward_kl_divergence"] = Ratio(forward_kl(ours, theirs).numpy())
         found["retention"] = Ratio(hits, (theirs.argmax(-1).numpy() == classes).astype(float))
     return Scored(found, hits)
-
-
-def f1_macro(predicted: np.ndarray, true: np.ndarray, times: Floats) -> float:
-    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur in either of the class ids
-    ``(N,)``; ``times`` ``(N,)``: how often each example counts.
-    """
-    size = 1 + max(predicted.max(), true.max())
-    hits = np.bincount(true, times * (predicted == true), size)
-    occurrences = np.bincount(predicted, times, size) + np.bincount(true, times, size)
-    there = occurrences > 0
-    return float(np.mean(2 * hits[there] / occurrences[there]))
 
 
 def score_language_models(

@@ -46,10 +46,14 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> float:
     >>> brier([[0.0, 0.0]], [1])
     0.5
     """
-    scores, classes = checked(logits, labels)
+    return float(np.mean(brier_scores(*checked(logits, labels))))
+
+
+def brier_scores(scores: Floats, classes: Integers) -> Floats:
+    """sum_c (p_c - [c = y])² of each item ``(N,)``; logits ``(N, C)``, class ids ``(N,)``."""
     errors = np.exp(log_softmax(scores))
     errors[np.arange(len(classes)), classes] -= 1
-    return float(np.mean((errors**2).sum(-1)))
+    return (errors**2).sum(-1)
 
 
 def selective_accuracy(

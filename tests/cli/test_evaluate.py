@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from hf_distill.cli import main
-from hf_distill.evaluation.example_scores import Ratio, f1_macro
+from hf_distill.evaluation.example_scores import Ratio
+from hf_distill.evaluation.scoring.classes import class_counts, macro_f1
 
 pytestmark = pytest.mark.xdist_group("eval")
 tf: Any = transformers
@@ -368,7 +369,7 @@ def test_f1_of_repeated_examples() -> None:
     times = np.bincount(rng.integers(40, size=40), minlength=40)
     rows = np.repeat(np.arange(40), times)
     expected = f1_score(true[rows], predicted[rows], average="macro")
-    assert f1_macro(predicted, true, times.astype(float)) == pytest.approx(expected)
+    assert macro_f1(class_counts(predicted, true, times.astype(float))) == pytest.approx(expected)
 
 
 def test_a_share_of_nothing_is_no_number() -> None:

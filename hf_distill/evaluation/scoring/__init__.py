@@ -1,11 +1,31 @@
-"""Metrics of tasks: sufficient statistics of each example, values of the whole set, intervals."""
+"""Metrics by name: the same value for any batches, order and processes, each with an interval."""
 
-from __future__ import annotations
+import difflib
 
-from hf_distill.evaluation.scoring.base import Metric
-from hf_distill.evaluation.scoring.classes import ACCURACY
+from hf_distill.evaluation.scoring import classes
+from hf_distill.evaluation.scoring.base import FORMS, Metric
 
-__all__ = ["METRICS", "Metric"]
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*classes.METRICS,)}
+"""Name in a recipe -> metric. `find` has messages for unknown names."""
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY,)}
-"""Name -> `Metric`."""
+
+def find(name: str) -> Metric:
+    """The metric with a name.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> find("accuracy").title
+    'Accuracy'
+    """
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(name, METRICS, n=3)
+    raise ValueError(
+        f"Expected the name of a metric, got {name!r}. "
+        + (f"Is it {' or '.join(near)}? " if near else "")
+        + f"There are: {', '.join(METRICS)}."
+    )
+
+
+__all__ = ["FORMS", "METRICS", "Metric", "find"]
