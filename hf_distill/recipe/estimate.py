@@ -70,10 +70,11 @@ def steps(examples: int, args: TrainingArguments, processes: int = 1) -> int:
     """Optimizer steps, as `transformers.Trainer` counts them."""
     if args.max_steps > 0:
         return args.max_steps
-    return math.ceil(args.num_train_epochs * _steps_of_epoch(examples, args, processes))
+    return math.ceil(args.num_train_epochs * steps_of_epoch(examples, args, processes))
 
 
-def _steps_of_epoch(examples: int, args: TrainingArguments, processes: int) -> int:
+def steps_of_epoch(examples: int, args: TrainingArguments, processes: int) -> int:
+    """Optimizer steps of one pass over the examples."""
     batches = examples / (args.train_batch_size * processes)
     whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     return max(1, math.ceil(whole / args.gradient_accumulation_steps))
@@ -95,7 +96,7 @@ def _saves(examples: int, args: TrainingArguments) -> int:
         return total // int(every) + bool(total % int(every))
     if strategy == "no":
         return 0
-    return -(-total // _steps_of_epoch(examples, args, 1))
+    return -(-total // steps_of_epoch(examples, args, 1))
 
 
 class Rate(NamedTuple):

@@ -17,6 +17,7 @@ from hf_distill.recipe.labels import CLASS, NONE, Labels, labelled, read_labels
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
+from hf_distill.recipe.unlabelled import MIXED, mixture, without_labels
 from hf_distill.teachers.privileged import fields_of
 from hf_distill.utils.suggest import did_you_mean
 
@@ -78,12 +79,54 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
     more = recipe.teacher.max_train_examples
     if more is not None:
         found[OF_TEACHER] = _shortened(found["train"], more)
+    others = None if data.unlabelled is None else _unlabelled(found["train"], recipe)
     for name, limit in zip(SPLITS, limits, strict=True):
         found[name] = _shortened(found[name], limit)
     if labels.kind != NONE:
         for name in found:
             found[name] = labelled(found[name], name.partition(" ")[0], labels, data)
+    if others is not None and data.unlabelled is not None:
+        others = without_labels(others, labels, data.tokens_column)
+        found[MIXED] = mixture(found["train"], others, labels.kind, data.unlabelled.share)
     return RecipeExamples(found, labels, facts or {"hub_id": data.source})
+
+
+def _unlabelled(train: Dataset, recipe: Recipe) -> Dataset:
+    """Examples without labels, with the columns that the task and the teacher read."""
+    data, section, task = recipe.data, recipe.data.unlabelled, recipe_task(recipe)
+    assert section is not None
+    if not task.labelled:
+        raise RecipeError(
+            f"`data.unlabelled`: the examples of {recipe.task} have no column of labels. Add them "
+            "to the training split of `data.source`."
+        )
+    if section.source is None:
+        limit = data.max_train_examples or len(train)
+        rows, what = _shuffled(train).select(list(range(limit, len(train)))), "train"
+    else:
+        own = Data(section.source, section.config, section.revision, section.arguments)
+        loaded, _ = load_source(own, recipe.file.parent)
+        if section.split not in loaded:
+            raise RecipeError(
+                f"`data.unlabelled.split`: {section.source} has no split {section.split!r}, but "
+                f"{sorted(loaded)}."
+            )
+        rows, what = loaded[section.split], section.source
+    columns = [name for key in task.columns if (name := getattr(data, key)) is not None]
+    columns = list(dict.fromkeys([*columns, *teacher_columns(recipe)]))
+    for column in columns:
+        if column not in rows.column_names:
+            raise RecipeError(
+                f"`data.unlabelled`: {what} has no column {column!r}, but {rows.column_names}. "
+                "It needs the input columns of `data`."
+            )
+    rows = _shortened(rows.select_columns(columns), section.max_examples)
+    if not len(rows):
+        raise RecipeError(
+            "`data.unlabelled`: expected examples without labels, got none. Without `source` they "
+            "are the training examples beyond `data.max_train_examples`."
+        )
+    return rows
 
 
 def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
@@ -216,7 +259,11 @@ def _splits(loaded: DatasetDict, data: Data) -> DatasetDict:
 def _shortened(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= len(dataset):
         return dataset
-    return dataset.shuffle(seed=0).select(range(limit))  # the same examples for every seed
+    return _shuffled(dataset).select(range(limit))
+
+
+def _shuffled(dataset: Dataset) -> Dataset:
+    return dataset.shuffle(seed=0)  # the same examples for every seed
 
 
 def prepared(

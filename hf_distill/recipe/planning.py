@@ -40,6 +40,7 @@ from hf_distill.recipe.stages import Stage, versions
 from hf_distill.recipe.tasks import Split, recipe_task
 from hf_distill.recipe.teacher_inputs import processors, teacher_inputs
 from hf_distill.recipe.training import Heard, arguments
+from hf_distill.recipe.unlabelled import MIXED, equal_steps
 from hf_distill.teachers import ModelTeacher, Teacher
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.on_policy import OnPolicyConfig, OnPolicyDistillationTrainer
@@ -120,7 +121,10 @@ class PreparedRecipe:
             "validation": read["validation"],
         }
         metrics = [] if recipe.metric is None else self.metrics
-        stages = make_stages(recipe, plan, self._common, identities, test, of_teacher, own, metrics)
+        more = {"unlabelled": self._data[MIXED]} if MIXED in self._data else {}
+        stages = make_stages(
+            recipe, plan, self._common, identities, test, of_teacher, own, metrics, more
+        )
         if recipe.teacher.api is not None:
             inputs: dict[str, Any] = {"data": {name: self._data[name] for name in labelling.SPLITS}}
             inputs |= {"labels": self.examples.names, **identities[TEACHER]}
@@ -176,7 +180,16 @@ class PreparedRecipe:
 
     def arguments(self, role: str, seed: int, folder: Path, **changes: Any) -> DistillationConfig:
         """The training arguments of a role."""
+        args = arguments(self.recipe, role, seed, folder, self.watch, **changes)
+        if not self.takes_unlabelled(role):
+            return args
+        count, processes = len(self.data["train"]), self.state.num_processes
+        changes = {**equal_steps(args, count, processes), **changes}
         return arguments(self.recipe, role, seed, folder, self.watch, **changes)
+
+    def takes_unlabelled(self, role: str) -> bool:
+        """True if a role is trained on unlabelled examples as well."""
+        return MIXED in self.data and role in ("student", *self.recipe.assistant_roles)
 
     def scorer(self, split: str, role: str = "student", of_teacher: bool = False) -> Scorer:
         """The metrics of a split, as a role reads it."""
@@ -209,6 +222,8 @@ class PreparedRecipe:
         """The training examples of a role."""
         data, _ = self.view(role)
         own = data.get(OF_TEACHER) if role == TEACHER else None
+        if self.takes_unlabelled(role):
+            own = data[MIXED]
         return data["train"] if own is None else own
 
     def make_trainer(
@@ -369,7 +384,7 @@ class PreparedRecipe:
 
     def _outlook(self, lesson: TrainingJob, needs: Mapping[str, Memory]) -> Outlook:
         args = self.arguments(lesson.role, lesson.seed, self.root)
-        examples = len(self.trained_on(lesson.role))
+        examples = len(self.trained_on(lesson.role))  # `max_steps` of a mixture is set
         alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]
         own = self.stages[lesson.key]
         return Outlook(

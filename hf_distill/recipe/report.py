@@ -89,6 +89,7 @@ class RecipeResults:
 def summary(outcome: RecipeResults) -> dict[str, Any]:
     """The report as plain values, without anything of this machine but its kind."""
     recipe, models, found = outcome.recipe, {}, outcome.results
+    unlabelled = recipe.data.unlabelled
     for role in outcome.roles:
         keys = outcome.keys(role)
         first = found["evaluation"][keys[0]]
@@ -104,6 +105,8 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
         runs = [found[key] for key in keys if key in found]
         if runs:
             models[role]["train_steps"] = runs[0]["steps"]
+            if "examples_seen" in runs[0]:
+                models[role]["examples_seen"] = runs[0]["examples_seen"]
         if role in ("baseline", CONTROL):
             models[role]["unlike"] = unlike_student(recipe, role)
     return {
@@ -116,6 +119,8 @@ def summary(outcome: RecipeResults) -> dict[str, Any]:
         "student_seeds": recipe.student_seeds,
         "published_seed": outcome.best_seed,
         "examples": dict(outcome.examples),
+        "unlabelled": None if unlabelled is None else unlabelled.share,
+        "teacher_outputs": "computed in each step" if recipe.teacher.cache is None else "cached",
         "formula": str(outcome.objective),
         "objective": outcome.objective.describe(),
         "models": models,
@@ -270,6 +275,22 @@ def verdict(facts: Mapping[str, Any]) -> str:
     return said
 
 
+def accounting(facts: Mapping[str, Any]) -> str:
+    """Examples that each model saw in training, so that a gain is not that of more training."""
+    seen = {
+        role: f"{name_of(role, model).lower()} {model['examples_seen']:,}"
+        for role, model in facts["models"].items()
+        if "examples_seen" in model
+    }
+    if "student" in seen and facts["unlabelled"] is not None:
+        seen["student"] += f" ({100 * facts['unlabelled']:g} % without labels)"
+    if not seen:
+        return ""
+    return f"Examples seen in training: {', '.join(seen.values())}; the teacher's outputs were " + (
+        f"{facts['teacher_outputs']}."
+    )
+
+
 def write(facts: Mapping[str, Any], root: Path) -> None:
     """Write report.json, report.md, curves.png, and the files of a report on robustness."""
     write_json(root / "report.json", facts)
@@ -279,6 +300,7 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
         root / "report.md",
         f"# {facts['name']}\n\n{table(facts)}\n\n{verdict(facts)}\n\n"
         f"{facts['examples']['test']:,} test examples{note}. {_explained(facts)}\n\n"
+        f"{accounting(facts)}\n\n"
         "![training loss and validation curves](curves.png)\n"
         + (f"\n{in_report(facts[ROBUSTNESS])}" if ROBUSTNESS in facts else ""),
     )

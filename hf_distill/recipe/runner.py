@@ -29,6 +29,7 @@ from hf_distill.recipe.robustness import ROBUSTNESS
 from hf_distill.recipe.schedule import EVALUATION, TEACHER, TrainingJob
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, run_stage
+from hf_distill.recipe.unlabelled import MIXED
 from hf_distill.robustness.report import Report, RequirementError
 from hf_distill.teachers import Teacher
 from hf_distill.training.checkpoint_files import CheckpointError
@@ -193,7 +194,7 @@ class Run(PreparedRecipe):
         first, teacher = next(iter(models.values())), self.given_teacher(models)
         learner = next(o for o in self.lessons.values() if o.teacher == TEACHER)
         args = self.arguments(learner.role, learner.seed, stage.folder)
-        data = [self.data["train"], self.data["validation"]]
+        data = [self.data[name] for name in (MIXED, "train", "validation") if name in self.data]
         collator = self.collator()
         with contextlib.ExitStack() as lock:
             if stage.path != stage.folder:  # where other runs may write as well
@@ -231,6 +232,10 @@ class Run(PreparedRecipe):
             "seconds": seconds,
             "steps": trainer.state.global_step,
             "processes": self.state.num_processes,
+            "examples_seen": trainer.state.global_step
+            * args.train_batch_size
+            * args.gradient_accumulation_steps
+            * self.state.num_processes,
             "validation": self._validated(trainer, role),
             "history": trainer.state.log_history,
         }

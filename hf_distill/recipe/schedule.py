@@ -119,13 +119,14 @@ def make_stages(
     of_teacher: Mapping[str, str],
     inputs_of_teacher: Mapping[str, str] | None = None,
     metrics: Sequence[str] = (),
+    more_data: Mapping[str, str] | None = None,
 ) -> dict[str, Stage]:
     """Stages by name, each with its exact inputs.
 
     Those of every training are in ``common``; ``models`` holds the identity of each role's model
     before training, ``test`` and ``of_teacher`` the hashes of the test split and of the splits that
     the teacher is trained on, ``inputs_of_teacher`` those of what the teacher alone reads;
-    ``metrics`` are the chosen ones.
+    ``metrics`` are the chosen ones, ``more_data`` the hash of the students' further examples.
     """
     root, stages = recipe.root, dict[str, Stage]()
     first = [lesson for lesson in plan if lesson.role == TEACHER]
@@ -137,13 +138,14 @@ def make_stages(
         teacher["inputs"] = {name: extra[name] for name in ("train", "validation")}
     taught = {TEACHER: teacher}
     if recipe.teacher.cache is not None:
-        inputs = {**common, "teacher": teacher}
+        inputs = {**common, "teacher": teacher, **(more_data or {})}
         stages[CACHE] = _cache_stage(recipe, plan, recipe.teacher.cache, inputs)
         taught[TEACHER] = {"cached": stages[CACHE].fingerprint}
     for lesson in plan[len(first) :]:
         inputs = {**common, "model": models[lesson.model], "objective": _described(lesson)}
         if lesson.teacher is not None:
             inputs["teacher"] = taught[lesson.teacher]
+            inputs |= more_data or {}
         stages[lesson.key] = _stage(recipe, lesson, inputs)
         taught[lesson.key] = {"trained": stages[lesson.key].fingerprint}
     prints = {lesson.key: stages[lesson.key].fingerprint for lesson in plan}

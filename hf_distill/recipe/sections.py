@@ -51,6 +51,39 @@ class NoiseSection:
 
 
 @dataclass(frozen=True)
+class UnlabelledSection:
+    """Examples without labels, from which the students learn the teacher's outputs.
+
+    A student takes as many steps, and is evaluated as often, as without them.
+
+    Args:
+        source: As ``data.source``, with the same input columns; default: the training examples
+            beyond ``data.max_train_examples``, whose labels are not read.
+        config: Configuration of a Hub data set.
+        revision: Revision of a Hub data set.
+        arguments: Keyword arguments of the function.
+        split: Its split.
+        max_examples: Size of a random subset, the same for every seed.
+        share: Share of the students' training examples that has no labels.
+    """
+
+    source: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    split: str = "train"
+    max_examples: int | None = None
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise RecipeError(
+                "`data.unlabelled.share`: expected a share of the students' training examples "
+                f"above 0 and below 1, got {self.share}. Of equally many of both it is 0.5."
+            )
+
+
+@dataclass(frozen=True)
 class Data:
     """Source, columns and splits of the examples.
 
@@ -77,6 +110,7 @@ class Data:
         processor: Folder or Hub id of the tokenizer or image processor; for images also its
             settings, as in ``preprocessor_config.json``. Default: that of ``student.model`` if it
             differs from the teacher's, else the teacher's.
+        unlabelled: Examples without labels, for the students that have a teacher.
         noisy: Perturbed versions of the training texts.
         packing: Of ``causal_lm``: several texts in a sequence of ``max_length`` tokens;
             ``first_fit`` keeps texts whole, ``wrapped`` fills every sequence. Default: one text per
@@ -104,6 +138,7 @@ class Data:
     max_test_examples: int | None = None
     max_length: int | None = None
     processor: str | dict[str, Any] | None = None
+    unlabelled: UnlabelledSection | None = None
     noisy: NoiseSection | None = None
     packing: Literal["first_fit", "wrapped"] | None = None
     assistant_only: bool = True
