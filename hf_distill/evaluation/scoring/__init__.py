@@ -2,10 +2,13 @@
 
 import difflib
 
-from hf_distill.evaluation.scoring import classes
+from hf_distill.evaluation.scoring import classes, likelihoods, multi_label, tags, values
 from hf_distill.evaluation.scoring.base import FORMS, Metric
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*classes.METRICS,)}
+FAMILIES = (classes, multi_label, values, tags, likelihoods)
+METRICS: dict[str, Metric] = {
+    metric.name: metric for family in FAMILIES for metric in family.METRICS
+}
 """Name in a recipe -> metric. `find` has messages for unknown names."""
 
 
