@@ -64,7 +64,7 @@ class RetrievalMetrics:
         _check(relevant, *values.shape)
         for row, found in zip(values, relevant, strict=True):
             places = np.array([*found], dtype=np.int64)
-            self._add(_ranks(row, row[places], places), found)
+            self._add(ranks_of(row, row[places], places), found)
 
     def add_embeddings(
         self, queries: ArrayLike, corpus: ArrayLike, relevant: Sequence[Relevant]
@@ -95,18 +95,9 @@ class RetrievalMetrics:
             [*relevant.values()] if isinstance(relevant, Mapping) else [1.0] * len(ranks)
         )
         self.count += 1
-        ideal = np.sort(gains)[::-1] / np.log2(np.arange(2, len(gains) + 2))
         for column, k in enumerate(self.at):
-            within = ranks <= k
-            best = ideal[:k].sum()
-            gained = (gains[within] / np.log2(1 + ranks[within])).sum()
-            first = int(ranks.min())
-            values = [
-                within.mean(),
-                1 / first if first <= k else 0.0,
-                gained / best if best else 0.0,
-            ]
-            self._sums[:, column] += values
+            found = rank_scores(ranks, gains, k)
+            self._sums[:, column] += [found[name] for name in ("recall", "mrr", "ndcg")]
 
     def result(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """``recall@k``, ``mrr@k`` and ``ndcg@k``: means over the queries, of all processes.
@@ -222,6 +213,33 @@ def evaluate_retrieval(
     return metrics.result(accelerator)
 
 
+def rank_scores(ranks: NDArray[np.int64], gains: Floats, k: int) -> dict[str, float]:
+    """Recall, reciprocal rank, NDCG and average precision of the first k documents.
+
+    Of relevant documents at the ranks r₁ < r₂ < … (the best is 1): recall, mrr and ndcg as of
+    `RetrievalMetrics`; map is Σ i / rᵢ over rᵢ ≤ k, divided by the number R of all of them (as
+    ``map_cut_k`` of trec_eval: at most k / R).
+
+    Args:
+        ranks: ``(R,)``, R ≥ 1.
+        gains: ``(R,)``.
+        k: Number of documents.
+
+    >>> rank_scores(np.array([1, 4]), np.ones(2), k=3)["recall"]
+    0.5
+    """
+    within = ranks <= k
+    ideal = (np.sort(gains)[::-1] / np.log2(np.arange(2, len(gains) + 2)))[:k].sum()
+    gained = (gains[within] / np.log2(1 + ranks[within])).sum()
+    first, found = int(ranks.min()), np.sort(ranks[within])
+    return {
+        "recall": float(within.mean()),
+        "mrr": 1 / first if first <= k else 0.0,
+        "ndcg": float(gained / ideal) if ideal else 0.0,
+        "map": float((np.arange(1, len(found) + 1) / found).sum() / len(ranks)),
+    }
+
+
 def _check(relevant: Sequence[Relevant], queries: int, documents: int) -> None:
     if len(relevant) != queries:
         raise ValueError(
@@ -236,8 +254,11 @@ def _check(relevant: Sequence[Relevant], queries: int, documents: int) -> None:
             )
 
 
-def _ranks(scores: NDArray, own: NDArray, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Ranks, from 1 on, of the documents at some places; of equal scores the first is the best."""
+def ranks_of(scores: NDArray, own: NDArray, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ranks, from 1 on, of the documents at some places; of equal scores the first is the best.
+
+    ``scores`` ``(N,)`` are those of all documents, ``own`` ``(R,)`` those at ``places`` ``(R,)``.
+    """
     index = np.arange(len(scores))
     ahead = [
         (scores > score).sum() + ((scores == score) & (index < place)).sum()

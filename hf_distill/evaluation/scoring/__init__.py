@@ -2,10 +2,20 @@
 
 import difflib
 
-from hf_distill.evaluation.scoring import classes, likelihoods, multi_label, tags, values
+from hf_distill.evaluation.scoring import (
+    answers,
+    classes,
+    likelihoods,
+    maps,
+    multi_label,
+    rankings,
+    tags,
+    texts,
+    values,
+)
 from hf_distill.evaluation.scoring.base import FORMS, Metric
 
-FAMILIES = (classes, multi_label, values, tags, likelihoods)
+FAMILIES = (classes, multi_label, values, tags, texts, answers, maps, rankings, likelihoods)
 METRICS: dict[str, Metric] = {
     metric.name: metric for family in FAMILIES for metric in family.METRICS
 }
@@ -13,7 +23,7 @@ METRICS: dict[str, Metric] = {
 
 
 def find(name: str) -> Metric:
-    """The metric with a name.
+    """The metric with a name; ``recall@k``, ``mrr@k``, ``ndcg@k`` and ``map@k`` for any k.
 
     Raises:
         ValueError: there is none.
@@ -23,6 +33,9 @@ def find(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    kind, _, depth = name.partition("@")
+    if kind in rankings.KINDS and depth.isdecimal() and int(depth):
+        return rankings.ranking_metric(kind, int(depth))
     near = difflib.get_close_matches(name, METRICS, n=3)
     raise ValueError(
         f"Expected the name of a metric, got {name!r}. "
