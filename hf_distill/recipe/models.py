@@ -20,7 +20,14 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from hf_distill.models.batches import Batch
-from hf_distill.models.initialise import Importance, importance, student_from_teacher, with_dropout
+from hf_distill.models.embedding import BiEncoder
+from hf_distill.models.initialise import (
+    Importance,
+    importance,
+    static_from_teacher,
+    student_from_teacher,
+    with_dropout,
+)
 from hf_distill.models.sharding import loaded_unsharded
 from hf_distill.models.task_model import describe_model
 from hf_distill.recipe import resolve
@@ -43,6 +50,8 @@ class Models:
 
     light = False
     """Initialise weights that would have to be downloaded randomly, for a dry run."""
+    processor: Any = None
+    """The processor of the data."""
     batches: Callable[[int], Iterable[Batch]]
     """Collated batches of this number of training examples."""
 
@@ -69,8 +78,15 @@ class Models:
         if role == "teacher":
             return self.teacher(seed)
         section, key = self.recipe.section(role), key_of(role)
-        if section.from_teacher_layers is None:
-            model: Any = self._new(role, seed)
+        if section.static is not None:
+            with refusing(f"`{key}.static`"):
+                teacher: Any = self.teacher(seed)
+                table = static_from_teacher(
+                    teacher.embedder, self.processor, hidden_size=section.static
+                )
+                model: Any = BiEncoder(table)
+        elif section.from_teacher_layers is None:
+            model = self._new(role, seed)
             if section.layers is not None:
                 with refusing(f"`{key}.layers`"):
                     model = student_from_teacher(model, section.layers)
@@ -131,7 +147,9 @@ class Models:
             if section.from_teacher_layers is not None:
                 own = {"layers": section.from_teacher_layers, "of": teacher}
                 own |= _given(section, "hidden_size", "importance")
-            own |= _given(section, "dropout", "layers")
+            own |= _given(section, "dropout", "layers", "static")
+            if section.static is not None:
+                own["of"] = teacher
             if section.dtype != "float32":
                 own["dtype"] = section.dtype
             if section.lora is not None:

@@ -80,6 +80,7 @@ class PreparedRecipe:
             self.examples = load_examples(recipe)
             self.models = Models(recipe, self.examples.labels)
             self.processor, theirs = processors(recipe, self.models)
+            self.models.processor = self.processor
             self.data = prepared(self.examples, recipe, self.processor)
             self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
         self.metrics = metrics_of(recipe, self.task, self.examples.labels)
@@ -171,7 +172,8 @@ class PreparedRecipe:
         """A model that teaches: the recipe's teacher, or one that reads the student's inputs."""
         if role == TEACHER and self.own is not None:
             return self.own.teacher(model)
-        return ModelTeacher(model, self.processor if self.task.reads_raw else None)
+        tokens = self.task.task.classes == "vocabulary"  # those of its own folder are compared
+        return ModelTeacher(model, None if tokens else self.processor)
 
     @property
     def watch(self) -> str:

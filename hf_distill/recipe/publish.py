@@ -108,6 +108,7 @@ def student_card(
     return StudentCard(
         model_name=recipe.hub_model_id or recipe.name,
         task=PIPELINES[task.task.name],
+        library_name=task.library,
         license=recipe.card.license or inherited(base["license"]),
         language=recipe.card.language,
         base_model=base["name"],
@@ -158,7 +159,7 @@ def _origins(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         name = section.hub_id or known.get("hub_id") or section.model
     teacher = {"name": name, "license": section.license or known.get("license")}
     student = recipe.student
-    if student.from_teacher_layers is not None:
+    if student.from_teacher_layers is not None or student.static is not None:
         return teacher, {**teacher, "name": name if section.model is not None else None}
     known = resolve.facts(student.model or "", folder, "student.model")
     base = student.hub_id or known.get("hub_id") or student.model
@@ -216,6 +217,8 @@ def _beginning(recipe: Recipe) -> str | None:
     """Initialisation of the student, as the end of a sentence."""
     student = recipe.student
     adapter = "" if student.lora is None else f"; a LoRA adapter of rank {student.lora.r} on it"
+    if student.static is not None:
+        return f"{student.static} principal components of the teacher's vector of each token alone"
     if student.from_teacher_layers is None:
         given = student.hub_id or student.model
         began = given if student.config is None else "a new model with random weights"

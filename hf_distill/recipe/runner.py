@@ -319,7 +319,8 @@ class Run(PreparedRecipe):
         args = training.evaluation_arguments(self.recipe, folder, self.watch)
         compute = None if self.task.generate is not None or not scorer.metrics else scorer
         trainer = self.make_trainer(model, args, HardLabels(), teacher, compute=compute, role=role)
-        found: dict[str, Any] = training.figures(trainer.evaluate(self.view(role)[0]["test"]))
+        figures = training.figures(trainer.evaluate(self.view(role)[0]["test"]))
+        found: dict[str, Any] = {k: v for k, v in figures.items() if k not in self.task.without}
         if self.task.generate is not None:
             found |= scorer.score(*self.task.generate(model, scorer.split, args))
         return found | ({"intervals": scorer.intervals()} if scorer.units else {})

@@ -13,6 +13,7 @@ from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.recipe.sections import CacheSection
 from hf_distill.recipe.stages import Stage, versions
+from hf_distill.recipe.tasks import recipe_task
 from hf_distill.recipe.training import arguments
 
 TEACHER = "teacher"
@@ -20,8 +21,10 @@ EVALUATION = "evaluation"
 AVERAGE = "probabilities"
 """Averaging of several teachers."""
 
+SCALARS = ("alpha", "temperature", "beta", "gamma")
+"""Training arguments of which the default objective is made."""
 NEUTRAL = (
-    *("alpha", "temperature", "beta", "gamma"),  # part of the objective, which counts by itself
+    *SCALARS,  # part of the objective, which counts by itself
     *("report_to", "run_name", "project", "disable_tqdm", "log_level", "save_total_limit"),
 )
 """Training arguments that a finished stage does not depend on."""
@@ -72,9 +75,23 @@ def objectives(recipe: Recipe) -> dict[str, WeightedSum]:
                 )
     for role in (*recipe.assistant_roles, "student"):
         rows = getattr(recipe.section(role), "objective", None) or recipe.objective
+        own = recipe_task(recipe).objective
+        if rows is None and own is not None:
+            _refuse_scalars(recipe, role, own)
+            rows = own
         args = arguments(recipe, role, recipe.seed, recipe.root)
         found[role] = args.objective() if rows is None else objective_from(rows)
     return found
+
+
+def _refuse_scalars(recipe: Recipe, role: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse weights that have no effect on the default objective of a task."""
+    for key in SCALARS:
+        if key in recipe.training_of(role):
+            raise RecipeError(
+                f"`training.{key}` is for objectives on logits, and that of {recipe.task} is by "
+                f"default {list(rows)}. Give the weights in `objective`."
+            )
 
 
 def training_jobs(recipe: Recipe, goals: Mapping[str, WeightedSum]) -> list[TrainingJob]:

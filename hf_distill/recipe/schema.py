@@ -193,7 +193,7 @@ def key_of(role: str) -> str:
 def _check_models(recipe: Recipe) -> None:
     for role in ("teacher", *recipe.assistant_roles, "student"):
         name, section = key_of(role), recipe.section(role)
-        parts = () if role == "teacher" else ("from_teacher_layers",)
+        parts = () if role == "teacher" else ("from_teacher_layers", "static")
         keys = (*parts, "model", "config", *(("api", "columns") if role == "teacher" else ()))
         given = [key for key in keys if getattr(section, key) is not None]
         if len(given) != 1:
@@ -217,6 +217,11 @@ def _check_models(recipe: Recipe) -> None:
             )
         if parts:
             _check_importance(section, name)
+            if section.static is not None and recipe.task != "bi_encoder":
+                raise RecipeError(
+                    f"`{name}.static` is for `task: bi_encoder`, got {recipe.task}. Give "
+                    f"`{name}.model`: a folder that `hf-distill init-student --static` wrote."
+                )
     if recipe.teacher.cache is not None and recipe.teacher.cache.path is not None:
         check_folder(recipe.teacher.cache.path, "teacher.cache.path")
     _check_inputs(recipe)
@@ -276,11 +281,12 @@ def _check_stored(recipe: Recipe) -> None:
             "(hf_distill.teachers.api), and train on its column `messages`."
         )
     for role in (*recipe.assistant_roles, "student"):
-        if recipe.section(role).from_teacher_layers is not None:
-            raise RecipeError(
-                f"`{key_of(role)}.from_teacher_layers`: the layers of `teacher.{key}` are not at "
-                f"hand. Give `{key_of(role)}.model`."
-            )
+        for part in ("from_teacher_layers", "static"):
+            if getattr(recipe.section(role), part) is not None:
+                raise RecipeError(
+                    f"`{key_of(role)}.{part}`: the weights of `teacher.{key}` are not at hand. "
+                    f"Give `{key_of(role)}.model`."
+                )
 
 
 def _check_importance(section: Any, name: str) -> None:

@@ -95,6 +95,8 @@ class Data:
         arguments: Keyword arguments of the function.
         text_column: Column with the text.
         text_pair_column: Column with a second text.
+        negatives_column: Of ``bi_encoder``: column with a list of texts that do not answer the
+            query; default: the documents of the other queries of a batch alone.
         tokens_column: Column with the words of a text, a list.
         image_column: Column with the image.
         label_column: Column with the class, several classes, values, or a class for each word.
@@ -126,6 +128,7 @@ class Data:
     arguments: dict[str, Any] = field(default_factory=dict)
     text_column: str = "text"
     text_pair_column: str | None = None
+    negatives_column: str | None = None
     tokens_column: str = "tokens"
     image_column: str = "image"
     label_column: str = "label"
@@ -284,6 +287,8 @@ class StudentSection:
         model: Another model, by Hub id, folder or ``file.py:function``.
         revision: Branch, tag or commit of ``model``.
         layers: The layers of ``model`` that are kept, as in ``from_teacher_layers``.
+        static: Of ``bi_encoder``: a static student, one vector for each token, of this width, made
+            of the teacher before its fine-tuning.
         config: A new model: ``model_type`` and fields of its config.
         dropout: Dropout probability, everywhere the model has one.
         dtype: Dtype of the trained weights; ``training.bf16`` computes in bfloat16 in any case.
@@ -299,6 +304,7 @@ class StudentSection:
     model: str | None = None
     revision: str | None = None
     layers: int | str | list[int] | None = None
+    static: int | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None
     dtype: Dtype = "float32"

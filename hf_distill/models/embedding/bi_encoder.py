@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,6 +101,22 @@ class BiEncoder(PreTrainedModel):
             "in_batch_negatives": getattr(embedder.config, "in_batch_negatives", True),
         }
         return cls(embedder, **(settings | own)).eval()
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The encoder of the embedder.
+
+        Raises:
+            ValueError: a static embedder has none.
+        """
+        if not isinstance(self.embedder, SentenceModel):
+            raise ValueError(f"Expected layers, got a {type(self.embedder).__name__} without any.")
+        return cast(PreTrainedModel, self.embedder.encoder)
+
+    def with_encoder(self, encoder: PreTrainedModel) -> BiEncoder:
+        """A bi-encoder of this kind around another encoder, see `SentenceModel.with_encoder`."""
+        embedder = cast(SentenceModel, self.embedder).with_encoder(encoder)
+        return type(self)(embedder, self.config.similarity_scale, self.config.in_batch_negatives)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedder's token embeddings."""

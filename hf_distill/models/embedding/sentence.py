@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,29 @@ class SentenceModel(PreTrainedModel):
         """Load the folder of a `SentenceTransformer`, see `load_embedder`."""
         kwargs.pop("config", None)  # a resumed run's: the folder has the same
         return cls(**read_parts(name, *args, **kwargs)).eval()
+
+    def with_encoder(self, encoder: PreTrainedModel) -> SentenceModel:
+        """An embedder of this kind around another encoder, with copies of the dense layers.
+
+        Raises:
+            ValueError: an encoder of another width behind which dense layers do not fit.
+        """
+        sizes = [one.config.get_text_config().hidden_size for one in (self, encoder)]
+        if len(self.dense) and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"Expected an encoder of width {sizes[0]}, which the dense layers read, got "
+                f"{sizes[1]}. Keep the width (hidden_size=None)."
+            )
+        return type(self)(
+            encoder,
+            self.pooling,
+            [*copy.deepcopy(self.dense)],
+            self.normalize,
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+            include_prompt=self.include_prompt,
+            max_length=self.max_length,
+        )
 
     @property
     def width(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_distill.models.embedding import BiEncoder, SentenceModel
 from hf_distill.models.initialise.choosing import choose_by, kept_tokens
 from hf_distill.models.initialise.depth import (
     DepthPlan,
@@ -52,7 +53,7 @@ def student_from_teacher(
     frequent tokens, see `hf_distill.models.initialise.kept_tokens`.
 
     Args:
-        teacher: A model of `transformers`; it is not changed.
+        teacher: A model of `transformers`, or an embedder, whose encoder is cut; it is not changed.
         layers: How many layers (evenly spaced, as "uniform:3"), their indices from 0, or "first:3",
             "last:3". A model of several stacks takes them by name: ``{"encoder": 6, "decoder":
             2}``, ``{"text": 3, "vision": 6}``; a stack without a name stays whole. A model with
@@ -72,6 +73,17 @@ def student_from_teacher(
             cannot be identified by their names and shapes; a student that could not be loaded
             again.
     """
+    if isinstance(teacher, BiEncoder | SentenceModel):
+        if importance is not None:
+            raise ValueError(
+                "Expected no importance of an embedder's parts, got some. Measure that of its "
+                "encoder, and cut that: embedder.with_encoder(student_from_teacher(encoder, …))."
+            )
+        sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
+        cut = student_from_teacher(
+            cast(PreTrainedModel, teacher.encoder), layers, vocabulary=vocabulary, **sizes
+        )
+        return teacher.with_encoder(cut)
     config, kind = copy.deepcopy(teacher.config), type(teacher)
     influence = None if importance is None else importance.layers
     plan = {} if layers is None else kept_layers(teacher, layers, influence)

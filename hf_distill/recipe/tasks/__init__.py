@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_distill.recipe.errors import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks.base import IDS, RandomVersionCollator, RecipeTask, Split
+from hf_distill.recipe.tasks.embeddings import BI_ENCODER
 from hf_distill.recipe.tasks.image import IMAGE_CLASSIFICATION
 from hf_distill.recipe.tasks.language_model import CAUSAL_LM
 from hf_distill.recipe.tasks.text import TEXT_CLASSIFICATION, with_noise
@@ -24,6 +25,7 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
     "text_classification": TEXT_CLASSIFICATION,
     "image_classification": IMAGE_CLASSIFICATION,
     "causal_lm": CAUSAL_LM,
+    "bi_encoder": BI_ENCODER,
     "token_classification": TOKEN_CLASSIFICATION,
 }
 """Task of a recipe -> how its examples become batches. Add a row for another one."""

@@ -86,9 +86,11 @@ class RecipeTask:
             for models whose predictions are generated; ``watch`` is measured during training then.
         watch: The figure of the trainer by which checkpoints are compared; default: the metric that
             decides.
+        without: Figures of the trainer that have no meaning for the task.
         hidden: Prepared columns that ``outputs`` reads and no model.
         objective: Rows of the default objective; None: by the scalars of ``training``.
         models: A class with ``from_pretrained`` and ``from_config``; default: the auto class.
+        library: The library whose folder the student is.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
         check: ``(model, who, settings, processor)``: refuses a model that does not fit the data.
         prompt: ``(raw example, settings)``: the prompt of an example, for models that write text.
@@ -104,9 +106,11 @@ class RecipeTask:
     outputs: Callable[[EvalPrediction, Split], tuple[Any, Any]] = first_output
     generate: Callable[[PreTrainedModel, Split, Any], tuple[Any, Any]] | None = None
     watch: str | None = None
+    without: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     objective: list[dict[str, Any]] | None = None
     models: Any = None
+    library: str = "transformers"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
     prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
