@@ -69,7 +69,7 @@ class Scorer:
         self.units = {
             name: metric.units(predictions, references) for name, metric in self.metrics.items()
         }
-        return {name: self.metrics[name].value(units) for name, units in self.units.items()}
+        return {name: float(self.metrics[name].value(units)) for name, units in self.units.items()}
 
     def intervals(self) -> dict[str, list[float]]:
         """Bootstrap intervals over the examples of what was computed last, level 0.95."""

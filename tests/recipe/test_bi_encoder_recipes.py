@@ -147,14 +147,14 @@ def test_an_embedder_is_cut_inside(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = BertModel(BertConfig(hidden_size=16, num_hidden_layers=3, **sizes)).eval()
     whole = BiEncoder(
-        SentenceModel(encoder, "cls", [Dense(nn.Linear(16, 4))], prompts={"q": "a "}, max_length=9),
+        SentenceModel(encoder, "first", [Dense(nn.Linear(16, 4))], prompts={"q": "a "}, max_length=9),
         scale=3.0,
     )
     cut = student_from_teacher(whole, [0, 2])
     assert isinstance(cut, BiEncoder)
     assert cut.config.similarity_scale == 3.0
     inner: Any = cut.embedder
-    assert (inner.pooling, inner.max_length, inner.prompts) == (("cls",), 9, {"q": "a "})
+    assert (inner.pooling, inner.max_length, inner.prompts) == (("first",), 9, {"q": "a "})
     ids = torch.tensor([[2, 5, 7]])
     plain = student_from_teacher(encoder, [0, 2]).eval()
     states = plain(ids).last_hidden_state[:, 0]

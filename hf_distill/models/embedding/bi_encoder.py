@@ -111,7 +111,7 @@ class BiEncoder(PreTrainedModel):
         """
         if not isinstance(self.embedder, SentenceModel):
             raise ValueError(f"Expected layers, got a {type(self.embedder).__name__} without any.")
-        return cast(PreTrainedModel, self.embedder.encoder)
+        return self.embedder.encoder
 
     def with_encoder(self, encoder: PreTrainedModel) -> BiEncoder:
         """A bi-encoder of this kind around another encoder, see `SentenceModel.with_encoder`."""

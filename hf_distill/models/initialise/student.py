@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,9 +79,12 @@ def student_from_teacher(
                 "Expected no importance of an embedder's parts, got some. Measure that of its "
                 "encoder, and cut that: embedder.with_encoder(student_from_teacher(encoder, …))."
             )
-        sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
         cut = student_from_teacher(
-            cast(PreTrainedModel, teacher.encoder), layers, vocabulary=vocabulary, **sizes
+            teacher.encoder,
+            layers,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            vocabulary=vocabulary,
         )
         return teacher.with_encoder(cut)
     config, kind = copy.deepcopy(teacher.config), type(teacher)
