@@ -4,6 +4,7 @@ import difflib
 
 from hf_distill.evaluation.scoring import (
     answers,
+    boxes,
     classes,
     likelihoods,
     maps,
@@ -15,7 +16,7 @@ from hf_distill.evaluation.scoring import (
 )
 from hf_distill.evaluation.scoring.base import FORMS, Metric
 
-FAMILIES = (classes, multi_label, values, tags, texts, answers, maps, rankings, likelihoods)
+FAMILIES = (classes, multi_label, values, tags, texts, answers, maps, rankings, boxes, likelihoods)
 METRICS: dict[str, Metric] = {
     metric.name: metric for family in FAMILIES for metric in family.METRICS
 }
