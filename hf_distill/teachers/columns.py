@@ -34,7 +34,8 @@ class ColumnTeacher(Teacher):
             class).
         votes: The column of votes per class, which are divided by their sum.
         top_k: The columns of class ids and of their log-probabilities; the rest is one mass.
-        embedding: The column of vectors, for `HiddenStates(groups=("embedding",))` and relations.
+        embedding: The column of vectors, for `HiddenStates(groups=("embedding",))` and relations,
+            or the column of each group: ``{"query": …, "candidates": …}`` for a bi-encoder.
         labels: The names of the classes in the order of the columns; None: the student's order.
         kind: ``softmax``, ``sigmoid`` or ``regression``.
         classes: Number of classes; needed for ``top_k`` without ``labels``.
@@ -53,7 +54,7 @@ class ColumnTeacher(Teacher):
         probabilities: str | None = None,
         votes: str | None = None,
         top_k: tuple[str, str] | None = None,
-        embedding: str | None = None,
+        embedding: str | Mapping[str, str] | None = None,
         labels: Sequence[str] | None = None,
         kind: str = "softmax",
         classes: int | None = None,
@@ -67,7 +68,7 @@ class ColumnTeacher(Teacher):
                 "Expected one of logits, log_probs, probabilities, votes and top_k, got "
                 f"{[*scores, *(['top_k'] if top_k else [])]}. Name the column to learn from."
             )
-        if not scores and top_k is None and embedding is None:
+        if not scores and top_k is None and not embedding:
             raise ValueError(
                 "Expected the name of a column, got none: ColumnTeacher(logits='teacher_logits')."
             )
@@ -79,10 +80,12 @@ class ColumnTeacher(Teacher):
         self.kind, self.temperature, self.name = kind, float(temperature), name
         self.form: str | None = next(iter(scores), None)
         self.column: str | None = next(iter(scores.values()), None)
-        self.top_k, self.embedding, self.classes = top_k, embedding, count
+        self.top_k, self.classes = top_k, count
+        groups = {"embedding": embedding} if isinstance(embedding, str) else embedding
+        self.embeddings: dict[str, str] = dict(groups or {})
         self.config = None if labels is None else _config(labels)
-        names = [column for column in (self.column, embedding, *(top_k or ())) if column]
-        self.own_inputs = ColumnInputs(tuple(names), self)
+        names = (self.column, *self.embeddings.values(), *(top_k or ()))
+        self.own_inputs = ColumnInputs(tuple(name for name in names if name), self)
 
     @property
     def provides(self) -> Needs:
@@ -91,7 +94,7 @@ class ColumnTeacher(Teacher):
             logits=scores,
             unsampled=scores,
             full_vocabulary=self.column is not None,
-            hidden_states=self.embedding is not None,
+            hidden_states=bool(self.embeddings),
         )
 
     def columns(self) -> set[str]:
@@ -104,7 +107,7 @@ class ColumnTeacher(Teacher):
                 f"Expected the teacher's columns {missing} in the batch, got {sorted(batch)}. Keep "
                 "them in the data, and let DistillationTrainer collate it."
             )
-        hidden = {} if self.embedding is None else {"embedding": (batch[self.embedding],)}
+        hidden = {group: (batch[name],) for group, name in self.embeddings.items()}
         if self.top_k is not None:
             ids, log_probs = (_placed(batch[name], items) for name in self.top_k)
             return Signal(kind=self.kind, hidden_states=hidden, sparse=self._sparse(ids, log_probs))
@@ -166,7 +169,7 @@ class ColumnTeacher(Teacher):
         elif self.top_k is not None and name == self.top_k[1]:
             if bool((values > 1e-6).any()):
                 return "log-probabilities of at most 0", f"{float(values.max()):g}"
-        elif name == self.embedding or self.form == LOGITS:
+        elif name in self.embeddings.values() or self.form == LOGITS:
             if bool(values.isinf().any()):
                 return "finite numbers", "infinity"
         elif self.form == LOG_PROBS:

@@ -16,6 +16,7 @@ from two_tokenizers import OTHERS, PAIRS, PIECES, TEXTS, bert, made, roberta
 
 from hf_distill import (
     CachedTeacher,
+    ColumnTeacher,
     ForwardKL,
     HardLabels,
     HiddenStates,
@@ -179,6 +180,35 @@ def test_a_larger_bi_encoder_teaches(tmp_path: Path) -> None:
         expected = (s[f"{name}_embedding"] - t[f"{name}_embedding"]).square().mean()
         key = "eval_hidden_states_query" if name == "query" else "eval_hidden_states_candidates"
         assert found[key] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_columns_hold_scores_and_embeddings_of_two_teachers(tmp_path: Path) -> None:
+    """Stored vectors of queries and candidates would need a teacher of one's own, and one group in
+    the place of the other goes unnoticed, for both have one width."""
+    draw = torch.Generator().manual_seed(3)
+    stored = {"query": torch.randn(6, 16, generator=draw).double()}
+    stored["candidates"] = torch.randn(6, 3, 16, generator=draw).double()
+    data = rows(labels=True).add_column("scores", cross_scores().tolist())
+    for group, values in stored.items():
+        data = data.add_column(f"{group}_vectors", values.tolist())
+    groups = {group: f"{group}_vectors" for group in stored}
+    ours = made(
+        tmp_path,
+        student(),
+        ColumnTeacher(logits="scores", embedding=groups),
+        data,
+        objective=MarginMSE() + HiddenStates("last", distance="cosine", groups=tuple(groups)),
+        data_collator=COLLATE,
+        processing_class=PIECES,
+        per_device_eval_batch_size=4,
+    )
+    found, s, t = ours.evaluate(), own_scores(), cross_scores()
+    margins = ((s[:, :1] - s[:, 1:]) - (t[:, :1] - t[:, 1:])).square().mean(-1)
+    assert found["eval_margin_mse"] == pytest.approx(float(margins.mean()), rel=1e-6)
+    own = {"query": vectors(TEXTS), "candidates": torch.stack([vectors(c) for c in CANDIDATES])}
+    for group, values in stored.items():
+        expected = 1 - F.cosine_similarity(own[group], values, dim=-1).mean()
+        assert found[f"eval_hidden_states_{group}"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_folder_is_that_of_the_embedder(tmp_path: Path) -> None:
