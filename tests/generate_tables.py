@@ -249,6 +249,31 @@ def robustness_keys() -> str:
     return table(("field", "meaning", "default"), fields_of(RobustnessSection))
 
 
+def forms() -> str:
+    """Every form of predictions and references."""
+    from hf_distill.evaluation.scoring import FORMS
+
+    return table(("form", "predictions and references"), [(f"`{n}`", t) for n, t in FORMS.items()])
+
+
+def metrics() -> str:
+    """Every metric; of those of rankings, one row for all depths."""
+    from hf_distill.evaluation.scoring import METRICS
+
+    rows = [
+        (
+            f"`{re.sub('@.*', '@k', metric.name)}`",
+            re.sub("@.*", "@k", metric.title),
+            f"`{metric.form}`",
+            "higher" if metric.higher_is_better else "lower",
+            metric.library,
+        )
+        for metric in METRICS.values()
+    ]
+    header = ("name", "title", "form", "better", "library")
+    return table(header, dict.fromkeys(rows))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "packages": packages,
     "objectives": objectives,
@@ -259,6 +284,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cli": cli,
     "recipe_keys": recipe_keys,
     "recipe_tasks": recipe_tasks,
+    "forms": forms,
+    "metrics": metrics,
     "api_keys": api_keys,
     "cache_keys": cache_keys,
     "robustness_keys": robustness_keys,

@@ -147,7 +147,9 @@ def test_an_embedder_is_cut_inside(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = BertModel(BertConfig(hidden_size=16, num_hidden_layers=3, **sizes)).eval()
     whole = BiEncoder(
-        SentenceModel(encoder, "first", [Dense(nn.Linear(16, 4))], prompts={"q": "a "}, max_length=9),
+        SentenceModel(
+            encoder, "first", [Dense(nn.Linear(16, 4))], prompts={"q": "a "}, max_length=9
+        ),
         scale=3.0,
     )
     cut = student_from_teacher(whole, [0, 2])
