@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_distill.models.embedding.outputs import SentenceOutput
 from hf_distill.models.embedding.parts import write_modules
+from hf_distill.models.embedding.tokens import PlainTokenizer
 
 
 class StaticConfig(PreTrainedConfig):
@@ -121,15 +122,13 @@ class StaticModel(_StaticPreTrained):
         Returns:
             ``(N, D)``, float32.
         """
-        plain = plain_tokenizer(tokenizer)
+        plain = PlainTokenizer(tokenizer)
         found = np.zeros((len(texts), self.config.hidden_size), dtype=np.float32)
         for start in range(0, len(texts), batch_size):
-            encoded = plain.encode_batch_fast(
-                list(texts[start : start + batch_size]), add_special_tokens=False
+            ids, lengths = (
+                torch.from_numpy(own).to(self.device)
+                for own in plain(texts[start : start + batch_size])
             )
-            flat = np.concatenate([np.zeros(0, np.int64), *(each.ids for each in encoded)])
-            ids = torch.from_numpy(flat.astype(np.int64)).to(self.device)
-            lengths = torch.tensor([len(each) for each in encoded], device=self.device)
             kept = self._counted(ids).to(self.weights.dtype)
             total = F.embedding_bag(
                 ids,
@@ -138,8 +137,8 @@ class StaticModel(_StaticPreTrained):
                 per_sample_weights=self.weights[ids] * kept,
                 mode="sum",
             )
-            rows = torch.arange(len(encoded), device=self.device).repeat_interleave(lengths)
-            count = kept.new_zeros(len(encoded)).index_add(0, rows, kept)
+            rows = torch.arange(len(lengths), device=self.device).repeat_interleave(lengths)
+            count = kept.new_zeros(len(lengths)).index_add(0, rows, kept)
             found[start : start + batch_size] = self._scaled(total, count).float().cpu().numpy()
         return found
 
@@ -194,24 +193,6 @@ class StaticForSequenceClassification(_StaticPreTrained):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
-
-
-def plain_tokenizer(tokenizer: Any) -> Any:
-    """A copy of the tokenizer of `tokenizers` inside a fast one, which cuts and pads nothing.
-
-    Raises:
-        ValueError: a tokenizer in Python.
-    """
-    inner: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(inner, "encode_batch_fast"):
-        raise ValueError(
-            f"Expected a fast tokenizer, got {type(tokenizer).__name__}. Load it with "
-            "AutoTokenizer.from_pretrained(…), which converts it."
-        )
-    plain = type(inner).from_str(inner.to_str())
-    plain.no_truncation()
-    plain.no_padding()
-    return plain
 
 
 AutoConfig.register(StaticConfig.model_type, StaticConfig)

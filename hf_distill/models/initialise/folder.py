@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, Pr
 from transformers.utils import cached_file
 
 from hf_distill.models.embedding import is_embedder, load_embedder, own_class
-from hf_distill.models.embedding.static import plain_tokenizer
+from hf_distill.models.embedding.tokens import PlainTokenizer
 from hf_distill.models.initialise.depth import Layers, kept_layers
 from hf_distill.models.initialise.static import static_from_teacher, token_counts
 from hf_distill.models.initialise.student import student_from_teacher
@@ -120,7 +120,7 @@ def _write_static(
 ) -> None:
     teacher = load_embedder(source) if is_embedder(source) else AutoModel.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    plain_tokenizer(tokenizer)
+    PlainTokenizer(tokenizer)
     counts = None
     if rows is not None:
         counts = token_counts([text_of(row) for row in rows], tokenizer)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_distill.models.embedding import SentenceModel, StaticConfig, StaticModel
-from hf_distill.models.embedding.static import plain_tokenizer
+from hf_distill.models.embedding.tokens import PlainTokenizer
 
 UNUSED = re.compile(r"\[unused\d+\]")
 """Tokens of BERT that stand for nothing; they are left out of the principal components."""
@@ -77,12 +77,9 @@ def static_from_teacher(
 
 def token_counts(texts: Iterable[str], tokenizer: Any) -> dict[int, int]:
     """Occurrences of each token in texts, without special tokens around them."""
-    counts: Counter[int] = Counter()
-    for encoded in plain_tokenizer(tokenizer).encode_batch_fast(
-        list(texts), add_special_tokens=False
-    ):
-        counts.update(encoded.ids)
-    return dict(counts)
+    ids, _ = PlainTokenizer(tokenizer)(list(texts))
+    found = np.unique(ids, return_counts=True)
+    return dict(zip(*(each.tolist() for each in found), strict=True))
 
 
 @torch.no_grad()
