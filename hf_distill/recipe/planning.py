@@ -20,7 +20,7 @@ from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.claims import SAMPLES, SPEED
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
-from hf_distill.recipe.examples import OF_TEACHER, fingerprints, load_examples, prepared
+from hf_distill.recipe.examples import OF_TEACHER, SPLITS, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.labelling import ANNOTATIONS
 from hf_distill.recipe.labels import CLASS, NONE
@@ -84,6 +84,7 @@ class PreparedRecipe:
             self.data = prepared(self.examples, recipe, self.processor)
             self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
         self.metrics = metrics_of(recipe, self.task, self.examples.labels)
+        self.notes = self._inspected()
         self.models.batches = self._batches
         self.robustness: Robustness | None = None
         if recipe.robustness is not None:
@@ -109,6 +110,16 @@ class PreparedRecipe:
         if recipe.metric is not None:  # by which checkpoints are compared
             self._common["metric"] = self.watch
         self.stages = self.stages_of(recipe)
+
+    def _inspected(self) -> list[str]:
+        """Sentences about the data, of the task's own checks."""
+        if self.task.inspect is None:
+            return []
+        splits = {name: self.scorer(name).split for name in SPLITS}
+        notes = self.task.inspect(splits, self.metrics)
+        for note in notes:
+            self.say(note)
+        return notes
 
     def stages_of(self, recipe: Recipe) -> dict[str, Stage]:
         """The stages of a recipe with these data and lessons."""

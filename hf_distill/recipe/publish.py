@@ -294,6 +294,7 @@ def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, A
     biases = "The student learned from its teacher's outputs, mistakes and biases included."
     return [
         *recipe.card.limitations,
+        *facts["notes"],
         *(labelling.sentences(facts[labelling.ANNOTATIONS]) if recipe.teacher.api else []),
         *([] if about is None else [f"All figures are for one data set: {about}"]),
         f"{biases} {verdict(facts)}",

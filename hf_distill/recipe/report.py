@@ -301,7 +301,8 @@ def write(facts: Mapping[str, Any], root: Path) -> None:
         f"# {facts['name']}\n\n{table(facts)}\n\n{verdict(facts)}\n\n"
         f"{facts['examples']['test']:,} test examples{note}. {_explained(facts)}\n\n"
         f"{accounting(facts)}\n\n"
-        "![training loss and validation curves](curves.png)\n"
+        + "".join(f"{told}\n\n" for told in facts["notes"])
+        + "![training loss and validation curves](curves.png)\n"
         + (f"\n{in_report(facts[ROBUSTNESS])}" if ROBUSTNESS in facts else ""),
     )
     plot(facts, root / "curves.png")

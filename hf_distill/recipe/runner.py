@@ -115,7 +115,7 @@ class Run(PreparedRecipe):
         outcome = report.RecipeResults(
             self.recipe, results, self.objective, self.examples.sizes, self.metrics, self.watch
         )
-        facts = report.summary(outcome)
+        facts = {**report.summary(outcome), "notes": self.notes}
         if self.recipe.teacher.api is not None:
             found = results[ANNOTATIONS]
             facts[ANNOTATIONS] = labelling.summary(self.recipe.teacher.api, found)

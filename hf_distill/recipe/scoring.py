@@ -27,7 +27,7 @@ def metrics_of(recipe: Recipe, task: RecipeTask, labels: Labels) -> tuple[str, .
     own = task.metrics[labels.kind]
     given = [recipe.metric] if isinstance(recipe.metric, str) else recipe.metric
     if given is None:
-        return own
+        return own if task.narrowed is None else task.narrowed(labels, own)
     forms = {METRICS[name].form for name in own if name in METRICS}
     known = [*(name for name in own if name not in METRICS)]
     known += [name for name, metric in METRICS.items() if metric.form in forms]

@@ -80,6 +80,7 @@ class RecipeTask:
         metrics: Kind of labels (`hf_distill.recipe.labels`) -> names of its metrics; the first
             decides. These are the kinds that the task can use, in the order in which they are
             tried. A metric that is not in `METRICS` is one of the trainer's own figures.
+        narrowed: ``(labels, these metrics)``: the metrics by default, if class names decide.
         outputs: ``(predictions of the trainer, split) -> predictions, references`` in the form of
             the metrics; ragged ones are padded with -100, as `Trainer` gathers them.
         generate: ``(model, split, arguments) -> predictions, references``: in place of ``outputs``
@@ -93,6 +94,8 @@ class RecipeTask:
         library: The library whose folder the student is.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
         check: ``(model, who, settings, processor)``: refuses a model that does not fit the data.
+        inspect: ``(splits by name, names of the metrics)``: sentences about the data for the output
+            and the card; a `RecipeError` for data for which a metric has no value.
         prompt: ``(raw example, settings)``: the prompt of an example, for models that write text.
         reads_raw: True if a teacher may read the raw examples with a processor of its own.
     """
@@ -103,6 +106,7 @@ class RecipeTask:
     prepare: Callable[[Dataset, Data, Any, Collection[str]], Dataset]
     collate: Callable[[Any], Collate]
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {CLASS: ("accuracy",)})
+    narrowed: Callable[[Labels, tuple[str, ...]], tuple[str, ...]] | None = None
     outputs: Callable[[EvalPrediction, Split], tuple[Any, Any]] = first_output
     generate: Callable[[PreTrainedModel, Split, Any], tuple[Any, Any]] | None = None
     watch: str | None = None
@@ -113,6 +117,7 @@ class RecipeTask:
     library: str = "transformers"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
+    inspect: Callable[[Mapping[str, Split], Sequence[str]], list[str]] | None = None
     prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
     reads_raw: bool = True
 

@@ -1,0 +1,226 @@
+"""Recipes of every task on texts: figures against stock transformers on the saved models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_text_tasks
+import torch
+import transformers
+import yaml
+from launch import launch
+from safetensors.torch import load_file
+from tiny_text_tasks import ROWS, splits
+from transformers import TrainerCallback
+
+from hf_distill.hub import validate
+from hf_distill.recipe import RecipeError, Run, load_recipe
+
+pytestmark = pytest.mark.xdist_group("recipes")
+MODELS = {"teacher": "teacher", "baseline": "baseline/seed-0", "student": "student/seed-0"}
+
+
+def silent(line: str) -> None:
+    """For lines that nobody needs to see."""
+
+
+def prepared(path: Path, *overrides: tuple[str, str]) -> Run:
+    return Run(load_recipe(path, overrides), silent)
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_figures_are_those_of_stock_transformers(tmp_path: Path, name: str) -> None:
+    """A figure of another split, of other labels or of padded places would look just as good."""
+    row = ROWS[name]
+    path = tiny_text_tasks.recipe(row, tmp_path)
+    final = prepared(path)()
+    facts, test = facts_of(tmp_path), splits(row, tmp_path)["test"]
+    for role, folder in MODELS.items():
+        expected = row.judge(tmp_path / "out" / folder / "model", test)
+        found = facts["models"][role]
+        for metric in row.metrics:
+            assert found["test"][metric] == pytest.approx(expected[metric], rel=1e-4), role
+            low, high = found["intervals"][metric]
+            assert low <= found["test"][metric] <= high, (role, metric)
+    assert row.judge(final, test) == row.judge(tmp_path / "out/student/seed-0/model", test)
+    text = (final / "README.md").read_text()
+    validate(text)
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["pipeline_tag"] == row.tag
+    metrics = {m["type"]: m["value"] for m in metadata["model-index"][0]["results"][0]["metrics"]}
+    assert metrics[row.metrics[0]] == facts["models"]["student"]["test"][row.metrics[0]]
+    for note in facts["notes"]:
+        assert note in (tmp_path / "out/report.md").read_text()
+        assert note in " ".join(text.split())
+    auto: Any = getattr(transformers, row.auto)
+    _, info = auto.from_pretrained(final, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_dry_run_trains_nothing(tmp_path: Path, name: str) -> None:
+    """A plan that cannot be made, or a recipe that is refused only after the teacher's training."""
+    plan = prepared(tiny_text_tasks.recipe(ROWS[name], tmp_path)).plan()
+    assert "stage student/seed-0: to do" in plan
+    assert not (tmp_path / "out/teacher").exists()
+
+
+class Stop(TrainerCallback):
+    """Ends a training at its fifth step, as Ctrl-C does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5 and "student" in args.output_dir:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks, or the order of the data, that are drawn anew after an interruption."""
+    often = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
+    paths = {
+        which: tiny_text_tasks.recipe(ROWS[name], tmp_path / which, training=often)
+        for which in ("whole", "parts")
+    }
+    prepared(paths["whole"])()
+    with monkeypatch.context() as patch:
+        make = Run.make_trainer
+
+        def stopped(*args: Any, **kwargs: Any) -> Any:
+            trainer = make(*args, **kwargs)
+            trainer.add_callback(Stop())
+            return trainer
+
+        patch.setattr(Run, "make_trainer", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(paths["parts"])()
+    said: list[str] = []
+    Run(load_recipe(paths["parts"]), said.append)()
+    assert any("resumes from checkpoint-3" in line for line in said), said
+    parts, whole = (
+        load_file(tmp_path / which / "out/student/seed-0/model/model.safetensors")
+        for which in ("parts", "whole")
+    )
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
+def _run(path: str) -> None:
+    Run(load_recipe(path), silent)()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
+    """Examples counted twice, or texts paired with the labels of others, after a gathering."""
+    figures = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        batch = {"per_device_train_batch_size": 8 // processes, "eval_strategy": "no"}
+        batch |= {"per_device_eval_batch_size": 5}
+        path = tiny_text_tasks.recipe(ROWS[name], folder, training=batch, quiet=True)
+        launch(_run, path, processes=processes)
+        figures.append(facts_of(folder)["models"])
+    for role in MODELS:
+        for metric in ROWS[name].metrics:
+            one, two = (found[role]["test"][metric] for found in figures)
+            assert two == pytest.approx(one, abs=1e-3), (role, metric)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_cached_teacher_gives_the_same_student(tmp_path: Path, name: str) -> None:
+    """Cached outputs of other examples, or of other masks, than the student's."""
+    weights = []
+    for which, cache in (("live", None), ("cached", {})):
+        path = tiny_text_tasks.recipe(
+            ROWS[name], tmp_path / which, quiet=True, teacher={"cache": cache}
+        )
+        prepared(path)()
+        weights.append(load_file(tmp_path / which / "out/final/model.safetensors"))
+    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-5) for k in weights[0])
+
+
+# ---- token classification ------------------------------------------------------------------------
+
+CHANGED = """
+
+def changed() -> DatasetDict:
+    found = DatasetDict({name: part.map(change) for name, part in entities().items()})
+    return found.cast_column("label", List(ClassLabel(names=CLASSES)))
+"""
+SAME = "def change(row):\n    return {}"
+PARTS_OF_SPEECH = ["DET", "NN", "VB", "JJ"]
+
+
+def changed(tmp_path: Path, change: str, *overrides: tuple[str, str], names: Any = "NAMES") -> Run:
+    """The recipe on entities, with rows changed by Python, and other names of the classes."""
+    path = tiny_text_tasks.recipe(ROWS["entities"], tmp_path)
+    source = tmp_path / "data.py"
+    more = f"{CHANGED}\n{change}\n\nCLASSES = {names}\n"
+    source.write_text(f"{source.read_text()}{more}", encoding="utf-8")
+    return prepared(path, ("data.source", "data.py:changed"), *overrides)
+
+
+def test_words_that_are_cut_off_are_reported(tmp_path: Path) -> None:
+    """An F1 over the words within the maximum length only, without a word about the others."""
+    row = ROWS["entities"]
+    run = prepared(tiny_text_tasks.recipe(row, tmp_path))
+    test, tokenizer = splits(row, tmp_path)["test"], run.processor
+    options: Any = {"truncation": True, "is_split_into_words": True}
+    kept = [set(tokenizer(words, **options).word_ids()) - {None} for words in test["tokens"]]
+    total = sum(map(len, test["tokens"]))
+    cut = total - sum(map(len, kept))
+    assert cut > 0
+    assert f"Split test: {cut} of {total} labelled words are beyond" in " ".join(run.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "names", "message"),
+    [
+        (
+            "def change(row):\n    return {'tokens': row['tokens'][:-1]}",
+            "NAMES",
+            "expected a label for each word, got 3 words",
+        ),
+        (
+            "def change(row):\n    return {'label': [0] * len(row['label'])}",
+            "NAMES",
+            "entity_f1 needs entities, but split 'validation' has none in its 12 texts",
+        ),
+        (
+            SAME,
+            PARTS_OF_SPEECH,
+            "entity_f1 is for classes such as B-PER, I-PER and O, got .'DET', 'NN', 'VB', 'JJ'",
+        ),
+    ],
+)
+def test_tags_that_cannot_be_scored_are_refused(
+    tmp_path: Path, change: str, names: Any, message: str
+) -> None:
+    """A metric that has no value, found after the teacher's training."""
+    with pytest.raises(RecipeError, match=message):
+        changed(tmp_path, change, ("metric", "entity_f1"), names=names)
+
+
+def test_parts_of_speech_are_scored_by_word(tmp_path: Path) -> None:
+    """Runs of nouns counted as entities."""
+    run = changed(tmp_path, SAME, names=PARTS_OF_SPEECH)
+    assert run.metrics == ("token_accuracy",)
+
+
+def test_entities_without_a_beginning_are_counted(tmp_path: Path) -> None:
+    """IOB1 tags taken for IOB2: each I- counts as an entity that the data did not mean."""
+    drop = "def change(row):\n    return {'label': [2 * (t == 2) for t in row['label']]}"
+    run = changed(tmp_path, drop)
+    inside = sum(row.count(2) for row in splits(ROWS["entities"], tmp_path)["test"]["label"])
+    assert f"Split test: {inside} entities begin with I-" in " ".join(run.notes)
