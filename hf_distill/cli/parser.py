@@ -25,7 +25,7 @@ from hf_distill.utils.folders import FolderError, trouble
 
 COMMANDS = (
     *("train", "eval", "cache", "robustness", "compare", "card", "push", "export", "recipes"),
-    *("init-student", "serve-teacher", "doctor", "completion"),
+    *("new", "init-student", "serve-teacher", "doctor", "completion"),
 )
 """In the order of the help."""
 EXAMPLES = """examples:
