@@ -71,8 +71,9 @@ class NewRecipe:
         trained = self.task not in FINE_TUNED if given is None else not given
         rates = RATES.get(self.row.processor, OTHER_RATES)
         columns = {f"{key}_column": name for key, name in self.columns.items()}
-        student = {"model": self.student} if self.layers is None else {}
-        student |= {} if self.layers is None else {"from_teacher_layers": self.layers}
+        student: dict[str, Any] = {"model": self.student}
+        if self.layers is not None:
+            student = {"from_teacher_layers": self.layers}
         blocks: list[tuple[str, dict[str, Any]]] = [
             (self._head(), {"name": self.name, "task": self.task}),
             (
@@ -109,8 +110,7 @@ class NewRecipe:
             rows = self.row.objective
         blocks += [
             (
-                "Labels, and the teacher's outputs; `hf-distill doctor` and the page on "
-                "objectives list others.",
+                "What the student learns; all objectives: hf_distill/objectives/README.md.",
                 {"objective": rows},
             ),
             (
