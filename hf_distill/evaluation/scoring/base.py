@@ -94,7 +94,7 @@ class Metric:
             ValueError: no rows, or rows for which the metric is not defined.
         """
         rows = self._ordered(units)
-        return self.weighted(rows)(np.ones(len(rows)))
+        return float(self.weighted(rows)(np.ones(len(rows))))
 
     def interval(
         self, units: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0
@@ -132,7 +132,7 @@ class Metric:
         drawn = drawn[~np.isnan(drawn)]
         if not len(drawn):
             return np.nan, np.nan
-        method = "linear" if np.isfinite(drawn).all() else "nearest"
+        method: Any = "linear" if np.isfinite(drawn).all() else "nearest"
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method=method)
         return float(low), float(high)
 
