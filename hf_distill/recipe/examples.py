@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 
-from hf_distill.recipe import language, resolve
+from hf_distill.recipe import language, resolve, sources
+from hf_distill.recipe.checked_data import check_used, checked, inputs_of, size_of
 from hf_distill.recipe.errors import RecipeError, refusing
+from hf_distill.recipe.findings import Findings
 from hf_distill.recipe.labels import CLASS, NONE, Labels, labelled, read_labels
+from hf_distill.recipe.row_hashes import contents
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
@@ -36,11 +39,13 @@ class RecipeExamples:
         raw: Loaded splits; labelled ones have a column ``labels``.
         labels: Kind of the labels, and the names of the classes, if there are any.
         facts: Metadata of the source: hub_id, license, description.
+        findings: What was left out, set aside or warned of.
     """
 
     raw: DatasetDict
     labels: Labels
     facts: dict[str, Any]
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def names(self) -> list[str]:
@@ -51,6 +56,12 @@ class RecipeExamples:
     def sizes(self) -> dict[str, int]:
         return {name: len(dataset) for name, dataset in self.raw.items()}
 
+    @property
+    def lines(self) -> list[str]:
+        """Findings, and the size of every split with the counts of its classes, for the start."""
+        counted = self.names if self.labels.kind == CLASS else []
+        return [*self.findings.lines, *(size_of(*part, counted) for part in self.raw.items())]
+
 
 def load_examples(recipe: Recipe) -> RecipeExamples:
     """Load, check and shorten the data of a recipe.
@@ -60,6 +71,7 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
     """
     data = recipe.data
     loaded, facts = load_source(data, recipe.file.parent)
+    loaded, data, findings = checked(loaded, recipe)
     task, found, labels = recipe_task(recipe), _splits(loaded, data), Labels()
     if task.labelled:
         found, labels = read_labels(_selected(found, recipe), data, list(task.metrics))
@@ -82,13 +94,14 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
     others = None if data.unlabelled is None else _unlabelled(found["train"], recipe)
     for name, limit in zip(SPLITS, limits, strict=True):
         found[name] = _shortened(found[name], limit)
+    found = check_used(found, recipe, OF_TEACHER if more else "train", findings)
     if labels.kind != NONE:
         for name in found:
             found[name] = labelled(found[name], name.partition(" ")[0], labels, data)
     if others is not None and data.unlabelled is not None:
         others = without_labels(others, labels, data.tokens_column)
         found[MIXED] = mixture(found["train"], others, labels.kind, data.unlabelled.share)
-    return RecipeExamples(found, labels, facts or {"hub_id": data.source})
+    return RecipeExamples(found, labels, facts or {"hub_id": data.source}, findings)
 
 
 def _unlabelled(train: Dataset, recipe: Recipe) -> Dataset:
@@ -104,7 +117,8 @@ def _unlabelled(train: Dataset, recipe: Recipe) -> Dataset:
         limit = data.max_train_examples or len(train)
         rows, what = _shuffled(train).select(list(range(limit, len(train)))), "train"
     else:
-        own = Data(section.source, section.config, section.revision, section.arguments)
+        origin = {"config": section.config, "revision": section.revision}
+        own = replace(data, source=section.source, arguments=section.arguments, **origin)
         loaded, _ = load_source(own, recipe.file.parent)
         if section.split not in loaded:
             raise RecipeError(
@@ -112,8 +126,7 @@ def _unlabelled(train: Dataset, recipe: Recipe) -> Dataset:
                 f"{sorted(loaded)}."
             )
         rows, what = loaded[section.split], section.source
-    columns = [name for key in task.columns if (name := getattr(data, key)) is not None]
-    columns = list(dict.fromkeys([*columns, *teacher_columns(recipe)]))
+    columns = list(dict.fromkeys([*inputs_of(recipe), *teacher_columns(recipe)]))
     for column in columns:
         if column not in rows.column_names:
             raise RecipeError(
@@ -195,7 +208,7 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
     Raises:
         RecipeError: it cannot be loaded.
     """
-    if resolve.is_function(data.source):
+    if isinstance(data.source, str) and resolve.is_function(data.source):
         if data.config is not None or data.revision is not None:
             key = "revision" if data.config is None else "config"
             raise RecipeError(
@@ -204,9 +217,15 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
             )
         loaded = resolve.call(data.source, folder, data.arguments, "data.source")
         facts = resolve.facts(data.source, folder, "data.source")
+    elif data.arguments:
+        raise RecipeError("`data.arguments` are for a source written file.py:function.")
+    elif not isinstance(data.source, str) or sources.is_local(data.source, folder):
+        if data.config is not None or data.revision is not None:
+            key = "revision" if data.config is None else "config"
+            raise RecipeError(f"`data.{key}` is for data sets of the Hub, not for local files.")
+        loaded = sources.load_files(data, folder)
+        facts = {"hub_id": None, "name": sources.title_of(data.source)}
     else:
-        if data.arguments:
-            raise RecipeError("`data.arguments` are for a source written file.py:function.")
         with refusing(f"`data.source`: {data.source} cannot be loaded"):
             loaded = load_dataset(data.source, data.config, revision=data.revision)
         facts = {}
@@ -215,7 +234,7 @@ def load_source(data: Data, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
             f"`data.source`: expected {data.source} to give a datasets.DatasetDict (one data set "
             f"per split), got {type(loaded).__name__}."
         )
-    return loaded, facts
+    return sources.undecoded(loaded), facts
 
 
 def split_of(
@@ -296,7 +315,7 @@ def fingerprints(splits: Mapping[str, Dataset], processor: Any) -> dict[str, str
     for name, dataset in splits.items():
         digest = hashlib.sha256()
         for table in dataset.with_format("arrow").iter(batch_size=1000):
-            digest.update(repr(table.to_pydict()).encode())
+            digest.update(repr(contents(table.to_pydict(), keep_bytes=True)).encode())
         if dataset.format["type"] == "custom":  # made on the fly: the processor is part of it
             digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
         found[name] = digest.hexdigest()

@@ -243,9 +243,9 @@ def _layers(layers: int | str | list[int]) -> str:
 
 def _data(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, Any]) -> dict[str, Any]:
     known, data = examples.facts, recipe.data
-    function = data.source.rpartition(":")[2]
+    function = str(data.source).rpartition(":")[2]
     return {
-        "name": known.get("hub_id") or function.replace("_", " "),
+        "name": known.get("hub_id") or known.get("name") or function.replace("_", " "),
         "config": data.config,
         "revision": data.revision,
         "license": known.get("license"),
@@ -295,6 +295,7 @@ def _limitations(recipe: Recipe, examples: RecipeExamples, facts: Mapping[str, A
     return [
         *recipe.card.limitations,
         *facts["notes"],
+        *examples.findings.limitations,
         *(labelling.sentences(facts[labelling.ANNOTATIONS]) if recipe.teacher.api else []),
         *([] if about is None else [f"All figures are for one data set: {about}"]),
         f"{biases} {verdict(facts)}",

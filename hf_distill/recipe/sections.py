@@ -11,6 +11,7 @@ from hf_distill.hub.check import card_problems
 from hf_distill.recipe.api_section import ApiSection
 from hf_distill.recipe.columns_section import ColumnsSection
 from hf_distill.recipe.errors import RecipeError, refusing, shown
+from hf_distill.recipe.split_section import SplitSection
 from hf_distill.recipe.yaml12 import to_yaml
 from hf_distill.robustness.perturbations import perturbation
 from hf_distill.robustness.plan import RobustnessConfig
@@ -88,8 +89,9 @@ class Data:
     """Source, columns and splits of the examples.
 
     Args:
-        source: Data set of the Hub, or ``file.py:function`` (relative to the recipe) that returns a
-            `DatasetDict`.
+        source: Data set of the Hub; ``file.py:function`` that returns a `DatasetDict`; or local
+            files by path, folder or glob, of all splits or of each (``{train: a.csv, test:
+            b.csv}``). Paths are relative to the recipe.
         config: Configuration of a Hub data set.
         revision: Revision of a Hub data set.
         arguments: Keyword arguments of the function.
@@ -102,6 +104,13 @@ class Data:
         label_column: Column with the class, several classes, values, or a class for each word.
         problem: Meaning of the labels where the column has several: ``single_label``,
             ``multi_label`` or ``regression``.
+        labels: Names of the classes in their order; whole numbers in the column count from 0 in it.
+            Default: the names found.
+        id_column: Column whose values must differ.
+        split: Shares that are set aside for splits that the source lacks; local files have the
+            default shares without it.
+        skip_bad: True: leave examples out that have no label or text, a file that cannot be read,
+            or the id of another one; else they are refused.
         train_split: Training split.
         validation_split: Validation split; None: 10 % of the training split.
         test_split: Test split; it is used by the final evaluation only.
@@ -122,7 +131,7 @@ class Data:
         chat_template_kwargs: Of ``causal_lm``: further arguments of the chat template.
     """
 
-    source: str
+    source: str | dict[str, str | list[str]]
     config: str | None = None
     revision: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +142,10 @@ class Data:
     image_column: str = "image"
     label_column: str = "label"
     problem: Literal["single_label", "multi_label", "regression"] | None = None
+    labels: list[str] | None = None
+    id_column: str | None = None
+    split: SplitSection | None = None
+    skip_bad: bool = False
     train_split: str = "train"
     validation_split: str | None = "validation"
     test_split: str = "test"
