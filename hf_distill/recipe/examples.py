@@ -117,7 +117,7 @@ def _unlabelled(train: Dataset, recipe: Recipe) -> Dataset:
         limit = data.max_train_examples or len(train)
         rows, what = _shuffled(train).select(list(range(limit, len(train)))), "train"
     else:
-        origin = {"config": section.config, "revision": section.revision}
+        origin: Any = {"config": section.config, "revision": section.revision}
         own = replace(data, source=section.source, arguments=section.arguments, **origin)
         loaded, _ = load_source(own, recipe.file.parent)
         if section.split not in loaded:

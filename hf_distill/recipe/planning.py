@@ -83,8 +83,6 @@ class PreparedRecipe:
             self.models.processor = self.processor
             self.data = prepared(self.examples, recipe, self.processor)
             self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
-        for line in self.examples.lines:
-            self.say(line)
         self.metrics = metrics_of(recipe, self.task, self.examples.labels)
         self.notes = self._inspected()
         self.models.batches = self._batches
@@ -352,7 +350,7 @@ class PreparedRecipe:
             return self._plan()
 
     def _plan(self) -> str:
-        lines: list[str] = []
+        lines = self.examples.lines
         needs: dict[str, Memory] = {}
         first = (TEACHER,) if self.recipe.teacher.is_model else ()
         for role in (*first, *self.recipe.assistant_roles, "student"):

@@ -48,6 +48,8 @@ class Run(PreparedRecipe):
         """
         with self._alone():
             self.check()
+            for line in self.examples.lines:
+                self.say(line)
             return self._run()
 
     @contextlib.contextmanager

@@ -18,7 +18,8 @@ from hf_distill.recipe.examples import RecipeExamples, load_examples, load_sourc
 from hf_distill.recipe.findings import Findings
 from hf_distill.recipe.sections import Data
 from hf_distill.recipe.spans import bad_spans, check_spans
-from hf_distill.recipe.split_section import SplitSection, divided
+from hf_distill.recipe.split_section import SplitSection
+from hf_distill.recipe.splitting import divided
 
 pytestmark = pytest.mark.xdist_group("recipes")
 ALL = ("train", "validation", "test")
