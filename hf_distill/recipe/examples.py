@@ -60,7 +60,8 @@ class RecipeExamples:
     def lines(self) -> list[str]:
         """Findings, and the size of every split with the counts of its classes, for the start."""
         counted = self.names if self.labels.kind == CLASS else []
-        return [*self.findings.lines, *(size_of(*part, counted) for part in self.raw.items())]
+        sizes = [size_of(str(name), rows, counted) for name, rows in self.raw.items()]
+        return [*self.findings.lines, *sizes]
 
 
 def load_examples(recipe: Recipe) -> RecipeExamples:
