@@ -40,21 +40,21 @@ _BITS = 2 ** np.arange(IOUS)
 
 def _annotations(images: Images, kind: str) -> list[dict[str, Any]]:
     """Annotations as COCO's files have them, with ids from 1 on."""
-    found = []
+    found: list[dict[str, Any]] = []
     for place, image in enumerate(images):
         boxes, labels, scores, crowds = _checked(image, kind, place)
         kept = np.argsort(-scores, kind="stable")[: BOXES if kind == "predictions" else None]
         for box, label, score, crowd in zip(
             boxes[kept], labels[kept], scores[kept], crowds[kept], strict=True
         ):
-            x, y, width, height = *box[:2], *(box[2:] - box[:2])
+            x, y, x1, y1 = map(float, box)
             found.append(
                 {
                     "id": len(found) + 1,
                     "image_id": place,
                     "category_id": int(label),
-                    "bbox": [float(x), float(y), float(width), float(height)],
-                    "area": float(width * height),
+                    "bbox": [x, y, x1 - x, y1 - y],
+                    "area": (x1 - x) * (y1 - y),
                     "iscrowd": int(crowd),
                     "score": float(score),
                 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hf_distill.evaluation.measures import brier_scores, checked, log_softmax
 from hf_distill.evaluation.scoring.areas import Area, average_precision, macro, roc_area
@@ -18,9 +18,9 @@ IGNORE = -100
 class ClassCounts(NamedTuple):
     """Counts ``(C,)`` of each class: hits, predictions and labels."""
 
-    hits: Floats
-    predicted: Floats
-    true: Floats
+    hits: NDArray[Any]
+    predicted: NDArray[Any]
+    true: NDArray[Any]
 
 
 def class_counts(predicted: ArrayLike, true: ArrayLike, times: Floats) -> ClassCounts:
