@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.data.language import LanguageCollator as LanguageCollator
     from hf_distill.data.language import pack as pack
     from hf_distill.data.language import tokenize as tokenize
+    from hf_distill.data.multi_task import MultiTaskCollator as MultiTaskCollator
     from hf_distill.data.views import Views as Views
     from hf_distill.data.views import drop_tokens as drop_tokens
     from hf_distill.data.views import flip as flip
@@ -20,9 +21,12 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.evaluation.generation import lm_eval as lm_eval
     from hf_distill.evaluation.generation import side_by_side_samples as side_by_side_samples
     from hf_distill.evaluation.metrics import load_metric as load_metric
+    from hf_distill.evaluation.multi_task import metrics_of_heads as metrics_of_heads
     from hf_distill.evaluation.speculative import measured_acceptance as measured_acceptance
     from hf_distill.models.initialise import importance as importance
     from hf_distill.models.initialise import student_from_teacher as student_from_teacher
+    from hf_distill.models.multi_head import MultiHead as MultiHead
+    from hf_distill.models.multi_head import MultiHeadConfig as MultiHeadConfig
     from hf_distill.models.signals import BatchItems as BatchItems
     from hf_distill.models.signals import Needs as Needs
     from hf_distill.models.signals import Signal as Signal
@@ -45,6 +49,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
     from hf_distill.teachers import Ensemble as Ensemble
     from hf_distill.teachers import HTTPTeacher as HTTPTeacher
     from hf_distill.teachers import ModelTeacher as ModelTeacher
+    from hf_distill.teachers import TaskTeachers as TaskTeachers
     from hf_distill.teachers import Teacher as Teacher
     from hf_distill.teachers import VLLMTeacher as VLLMTeacher
     from hf_distill.teachers import add_teacher_columns as add_teacher_columns
@@ -70,12 +75,15 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as in _EXPORT
 __version__ = "0.1.0"
 _EXPORTS = {
     "data.language": "LanguageCollator pack tokenize",
+    "data.multi_task": "MultiTaskCollator",
     "data.views": "Views drop_tokens flip mixup shift",
     "evaluation.curves": "CurvesCallback",
     "evaluation.generation": "lm_eval side_by_side_samples",
     "evaluation.metrics": "load_metric",
+    "evaluation.multi_task": "metrics_of_heads",
     "evaluation.speculative": "measured_acceptance",
     "models.initialise": "importance student_from_teacher",
+    "models.multi_head": "MultiHead MultiHeadConfig",
     "models.signals": "BatchItems Needs Signal SparseProbs",
     "models.tasks": "register_task",
     "objectives.base.layers": "layer_map",
@@ -85,7 +93,7 @@ _EXPORTS = {
     "objectives.base.temperature": "AdaptiveTemperature LearnedTemperature",
     "teachers": (
         "BaseModelTeacher CachedTeacher ColumnTeacher CrossTokenizerTeacher EMATeacher Ensemble"
-        " HTTPTeacher ModelTeacher Teacher VLLMTeacher add_teacher_columns"
+        " HTTPTeacher ModelTeacher TaskTeachers Teacher VLLMTeacher add_teacher_columns"
     ),
     "teachers.cache": "AllViews RecordedViews push_cache record_views write_cache",
     "training.config": "DistillationConfig Seq2SeqDistillationConfig",

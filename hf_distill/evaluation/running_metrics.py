@@ -48,6 +48,7 @@ class RunningMetrics:
         self._counts: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._bins: Tensor | None = None
+        self._heads: dict[str, RunningMetrics] = {}
 
     def add_terms(
         self, terms: Sequence[Term], sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]
@@ -68,8 +69,13 @@ class RunningMetrics:
 
         Logits are ``(..., C)`` (the teacher's may be probabilities of some classes), masks
         ``items`` and ``labels`` and the labels ``(...)``; without logits of the student nothing is
-        added.
+        added. Of a student with several heads the outputs of each are added to its own sums.
         """
+        for name, own in items.members.items():
+            if name in student.members:
+                theirs = None if teacher is None else teacher.members.get(name)
+                head = self._heads.setdefault(name, RunningMetrics(teacher=self._teacher))
+                head.add_signals(student.members[name], theirs, own)
         logits, mask = student.logits, items.masks.get("items")
         if logits is None or student.kind == "regression":
             return
@@ -154,7 +160,17 @@ class RunningMetrics:
         self._sums[name], self._counts[name] = value, count
 
     def result(self, accelerator: Accelerator) -> tuple[dict[str, float], float | None]:
-        """The figures, and the loss: the weighted sum of its components over the whole set."""
+        """The figures, and the loss: the weighted sum of its components over the whole set.
+
+        The figures of a head have its name in front.
+        """
+        figures, loss = self._result(accelerator)
+        for name, head in self._heads.items():
+            own, _ = head._result(accelerator)
+            figures |= {f"{name}_{figure}": value for figure, value in own.items()}
+        return figures, loss
+
+    def _result(self, accelerator: Accelerator) -> tuple[dict[str, float], float | None]:
         if not self._sums:
             return {}, None
         names = sorted(self._sums)

@@ -27,6 +27,11 @@ GENERATED = "generated"
 ALIGNED = "teacher_positions"
 """Batch key for a teacher with another tokenizer: at each position the teacher's position that
 predicts the same text (or, of token classifiers, that stands for the same word), or -1."""
+TASKS_COLUMN = "tasks"
+"""Batch key ``(B, H)`` of models with several heads: true where an example belongs to the task of a
+head, in the order of the heads; without it all belong to all."""
+RAW_COLUMNS = ("task", "labels", TASKS_COLUMN)
+"""Columns of examples for several heads, see `hf_distill.data.multi_task.MultiTaskCollator`."""
 
 
 # ---- reading the batch: what is there to count -----------------------------------------------
@@ -79,8 +84,22 @@ def rows_of(
         for unit, mask in items.masks.items()
     }
     labels, weights = own(items.labels, axis), own(items.weights, axis)
-    kept = replace(items, masks=masks, labels=labels, weights=weights)
+    members = {n: rows_of(batch, member, rows, axis)[1] for n, member in items.members.items()}
+    kept = replace(items, masks=masks, labels=labels, weights=weights, members=members)
     return {name: own(value) for name, value in batch.items()}, kept
+
+
+def labels_of(head: str) -> str:
+    """Batch key of the labels of one head of a model with several."""
+    return f"{head}_labels"
+
+
+def batch_of(batch: Batch, head: str) -> dict[str, Any]:
+    """The batch as one head of a model with several reads it: its labels are the labels."""
+    own = {key: value for key, value in batch.items() if key not in RAW_COLUMNS}
+    if batch.get(labels_of(head)) is not None:
+        own["labels"] = batch[labels_of(head)]
+    return own
 
 
 def without_places(items: BatchItems) -> BatchItems:

@@ -67,10 +67,13 @@ def reorder_lazy(linear: LazyLogits, order: ClassOrder) -> LazyLogits:
     return linear if order is None else replace(linear, classes=order)
 
 
-def align_classes(signal: Signal, order: ClassOrder) -> Signal:
-    """The signal with its classes in another order."""
+def align_classes(signal: Signal, order: ClassOrder | Mapping[str, ClassOrder]) -> Signal:
+    """The signal with its classes in another order; of several heads in one each."""
     if order is None:
         return signal
+    if isinstance(order, Mapping):
+        members = signal.members.items()
+        return replace(signal, members={n: align_classes(m, order.get(n)) for n, m in members})
     with torch.enable_grad():
         traced = signal.traced and (reorder(signal.traced[0], order), signal.traced[1])
     return replace(

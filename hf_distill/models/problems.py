@@ -12,6 +12,7 @@ from transformers.trainer_utils import align_special_tokens
 from hf_distill.models.modules import has_config, mentions, text_config
 from hf_distill.models.special_tokens import PADDING, special_tokens
 from hf_distill.models.task_model import MULTI_LABEL, TaskModel
+from hf_distill.models.tasks import has_task, inner_model, task_of
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
 NEAR = 1e-3
@@ -157,11 +158,17 @@ def _soft(rows: Tensor) -> bool:
     return rows.numel() > 0 and _distributions(rows) and not bool(hard.all())
 
 
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """The heads of a model with several, each of which has a config of its own."""
+    return list(task_of(inner_model(model)).heads.values()) if has_task(model) else []
+
+
 def share_padding(processor: Any, *models: nn.Module) -> None:
     """Align the configs of trained models with the tokenizer, as `Trainer` does when the training
     begins; here before the first batch is read, and for peers too."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    for model in models:
+    heads = [head for model in models for head in heads_of(model)]
+    for model in (*models, *heads):
         if isinstance(tokenizer, PreTrainedTokenizerBase) and hasattr(model, "config"):
             align_special_tokens(model, tokenizer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
@@ -105,17 +105,27 @@ class BatchItems:
         weights: Weight of each item, in the shape of the items; None: all 1.
         own_labels: Unit of a model's own loss: the labels or, for answers in a text, those on
             padding too (``spans``).
+        members: Of a model with several heads the items of each, by name.
     """
 
     masks: Mapping[Unit, Tensor]
     labels: Tensor | None = None
     weights: Tensor | None = None
     own_labels: Unit = "labels"
+    members: Mapping[str, BatchItems] = field(default_factory=dict)
 
     def counts(self) -> dict[Unit, Tensor]:
         """The number of items of each unit, as 0-dimensional tensors (no host sync); where items
-        have weights, the sum of those."""
-        return {unit: self._weighted(unit, mask).sum() for unit, mask in self.masks.items()}
+        have weights, the sum of those. The units of a head have its name in front: `unit_of`."""
+        found = {unit: self._weighted(unit, mask).sum() for unit, mask in self.masks.items()}
+        for name, member in self.members.items():
+            found |= {unit_of(name, unit): count for unit, count in member.counts().items()}
+        return found
+
+    @property
+    def labelled(self) -> bool:
+        """True if the batch has labels, of one head at least."""
+        return self.labels is not None or any(m.labels is not None for m in self.members.values())
 
     def class_ids(self, who: str) -> Tensor:
         """The labels, one class for each item.
@@ -286,8 +296,18 @@ def of_member(name: str, needs: Needs) -> Needs:
     return Needs(modules=frozenset(f"{name}/{path}" for path in paths))
 
 
+def unit_of(head: str, unit: Unit) -> Unit:
+    """Name of a unit of one head of a model with several."""
+    return f"{head}/{unit}"
+
+
 def for_member(name: str, needs: Needs) -> Needs:
     """Inverse of `of_member`: the needs from this member only."""
     own = {p.removeprefix(f"{name}/") for p in needs.modules if p.startswith(f"{name}/")}
     flags = {flag: True for flag in _FLAGS if flag in own}
     return Needs(**flags, modules=frozenset(own - set(_FLAGS)))
+
+
+def of_members(names: Iterable[str], needs: Needs) -> Needs:
+    """The same needs from each of several members."""
+    return Needs(modules=frozenset().union(*(of_member(name, needs).modules for name in names)))

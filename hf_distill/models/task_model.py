@@ -23,7 +23,7 @@ from transformers.utils.generic import find_labels
 
 from hf_distill.losses.fused import LazyLogits
 from hf_distill.models.batch_checks import check_labels, explain_error
-from hf_distill.models.batches import Batch, batch_size, check_readable
+from hf_distill.models.batches import RAW_COLUMNS, Batch, batch_of, batch_size, check_readable
 from hf_distill.models.hooks import (
     attention_projections,
     captured,
@@ -44,10 +44,18 @@ from hf_distill.models.modules import (
     text_config,
     unwrapped,
 )
-from hf_distill.models.outputs import by_name, check_fields, plain
+from hf_distill.models.outputs import Named, by_name, check_fields, plain
 from hf_distill.models.places import NO_PROMPT, Prompt, check_order, needs_labels, task_columns
 from hf_distill.models.sharding import remote_numel
-from hf_distill.models.signals import BatchItems, Needs, Signal
+from hf_distill.models.signals import (
+    LOGITS,
+    BatchItems,
+    Needs,
+    Signal,
+    for_member,
+    of_member,
+    of_members,
+)
 from hf_distill.models.special_tokens import SpecialTokens
 from hf_distill.models.states import attentions_of, layers_of, other_items, stacks
 from hf_distill.models.tasks import Task, inner_model, named_task, output_fields, task_of
@@ -83,6 +91,10 @@ class TaskModel:
         self._has_config = has_config(self.model)
         self.accepts, self._asks = forward_inputs(unwrapped(model), self.model)
         self.accepts |= task_columns(model)
+        heads = self.task.heads.items()
+        self.heads = {n: TaskModel(head, role=f"{role}'s {n}") for n, head in heads}
+        for head in self.heads.values():
+            self.accepts |= head.columns | {*RAW_COLUMNS}
         self._read = False
         self._known: Needs | None = None
         self.own_processor: Any = None  # of a teacher that does not read the student's inputs
@@ -131,6 +143,8 @@ class TaskModel:
         return self._known
 
     def _provided(self) -> Needs:
+        if self.heads:
+            return self._provided_by_heads()
         fields = output_fields(self.model)
         paths = {path.split(".")[0] for path in self.task.attentions.values()}
         logits = self.task.read is not None
@@ -149,6 +163,21 @@ class TaskModel:
             own_loss="loss" in fields or not fields,
             modules=frozenset(name for name, _ in self.model.named_modules() if name),
         )
+
+    def _provided_by_heads(self) -> Needs:
+        """Hidden states, maps and modules of the shared encoder; logits of each head."""
+        first = next(iter(self.heads.values())).provides
+        states = Needs(hidden_states=first.hidden_states, attentions=first.attentions)
+        modules = frozenset(name for name, _ in self.model.named_modules() if name)
+        found = states | Needs(modules=modules)
+        for name, head in self.heads.items():
+            found |= of_member(name, head.provides & (states | LOGITS))
+        return found
+
+    @property
+    def logit_needs(self) -> Needs:
+        """The logits of its head, or of every head."""
+        return of_members(self.heads, LOGITS) if self.heads else LOGITS
 
     @property
     def classes(self) -> int | None:
@@ -201,6 +230,8 @@ class TaskModel:
         Raises:
             ValueError: the model does not return a requested output.
         """
+        asked = needs
+        needs = self._own_needs(needs)
         inputs = self.inputs(batch, needs)
         layers = [p for layers in self._projections.values() for p in layers] if needs.qkv else []
         paths = sorted({*needs.modules, *(path for paths in layers for path in paths)})
@@ -224,11 +255,15 @@ class TaskModel:
             if needs.lazy_logits and self._projection is not None:
                 projection = self._projection
                 linear = stack.enter_context(skipped_lm_head(projection.layer, projection.of))
-            if self.tokens.names:
-                stack.enter_context(self.tokens.in_config())
+            for own in (self, *self.heads.values()):
+                if own.tokens.names:
+                    stack.enter_context(own.tokens.in_config())
             try:
                 outputs = call(**inputs) if self._read else self._first(call, inputs, batch)
                 signal = self.signal(outputs, batch, needs, items, taken, traced)
+                if self.heads:
+                    members = self._members(outputs, batch, asked, items)
+                    signal = replace(signal, members=members)
             except (IndexError, RuntimeError, ValueError) as error:
                 explain_error(error, self.who, self.model, inputs)
                 raise
@@ -239,6 +274,27 @@ class TaskModel:
                 signal = replace(signal, logits=None, lazy_logits=behind)
             return outputs, signal
 
+    def _own_needs(self, needs: Needs) -> Needs:
+        """What the forward has to return for the needs from itself and from its heads."""
+        if not self.heads:
+            return needs
+        own = replace(needs, modules=frozenset(p for p in needs.modules if "/" not in p))
+        for name in self.heads:
+            theirs = for_member(name, needs)
+            own |= Needs(hidden_states=theirs.hidden_states, attentions=theirs.attentions)
+        return own
+
+    def _members(
+        self, outputs: Any, batch: Batch, needs: Needs, items: BatchItems
+    ) -> dict[str, Signal]:
+        """The signal of every head; hidden states are those of the shared encoder."""
+        found = {}
+        for name, head in self.heads.items():
+            view = Named({**outputs, "logits": outputs[f"{name}_logits"]})
+            own = for_member(name, needs)
+            found[name] = head.signal(view, batch_of(batch, name), own, items.members[name])
+        return found
+
     def inputs(self, batch: Batch, needs: Needs) -> dict[str, Any]:
         """Inputs of this model from a batch, with the switches of requested outputs; labels only if
         its own loss is requested.
@@ -246,7 +302,8 @@ class TaskModel:
         Floating inputs get the dtype of its weights: that of the student under DeepSpeed (`Trainer`
         casts the batch) need not be the teacher's.
         """
-        taken = (key for key in batch if self.takes(key, labels=needs.own_loss))
+        taken = [key for key in batch if self.takes(key, labels=needs.own_loss)]
+        taken = [key for key in taken if not (self.heads and key in RAW_COLUMNS)]
         inputs = {key: batch[key] for key in taken}
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         dtype = next(dtypes, None)  # a student may be any module, also without a dtype
@@ -317,6 +374,8 @@ class TaskModel:
 
     def check_labels(self, batch: Mapping[str, Any], items: BatchItems, wait: bool = False) -> None:
         """Raise ValueError for labels out of range; on a GPU only with ``wait``."""
+        for name, head in self.heads.items():
+            head.check_labels(batch_of(batch, name), items.members[name], wait)
         labels, mask = items.labels, items.masks.get("labels")
         if labels is None or mask is None or not (wait or check_readable(labels)):
             return

@@ -57,6 +57,7 @@ class Task:
         label_read: as ``read``, for the logits of the label loss, if they differ.
         fields: the names of the outputs that it reads; tuples and tensors are read as these, in
             this order.
+        heads: of a model with several heads these, by name: models without their encoder.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     axis: int | None = 0
     label_read: Callable[[Any, Batch], Tensor] | None = None
     fields: tuple[str, ...] = ("logits",)
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def _seq2seq(name: str, auto_class: str = "", mapping: str = "") -> Task:
@@ -269,7 +271,7 @@ TASKS: dict[str, Task] = {
 }
 """Task name -> `Task`."""
 
-CUSTOM_TASKS: dict[str, str | Task] = {
+CUSTOM_TASKS: dict[str, str | Task | Callable[[Any], Task]] = {
     "XLMWithLMHeadModel": "masked_lm",  # its loss never shifts labels
     "BiEncoder": "bi_encoder",
     "VisionTextDualEncoderModel": "dual_encoder",
@@ -381,6 +383,8 @@ def _row(model: nn.Module) -> Task | None:
     for name in (cls.__name__ for cls in type(model).__mro__):
         registered = CUSTOM_TASKS.get(name)
         if registered is not None:
+            if callable(registered):
+                return registered(model)
             row = registered if isinstance(registered, Task) else named_task(registered)
             return _grouped(row, next((own for own in declared if _fits(row, own)), ()))
         found = _by_stacks(_row_by_name(name), model)

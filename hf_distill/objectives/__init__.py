@@ -47,6 +47,7 @@ from hf_distill.objectives.exits import EarlyExits
 from hf_distill.objectives.features import FSP, HiddenStates, TokenGram
 from hf_distill.objectives.gradients import Jacobian
 from hf_distill.objectives.groups import GroupDRO, GroupWeights
+from hf_distill.objectives.heads import OnHead
 from hf_distill.objectives.input_perturbations import (
     Gaussian,
     InputPerturbation,
@@ -134,7 +135,7 @@ METHODS: dict[str, Callable[..., WeightedSum]] = {
 
 # One line per family, in a form that type checkers read.
 __all__ = ["INPUT_PERTURBATIONS", "METHODS", "OBJECTIVES", "objective_from", "settings_of"]
-__all__ += ["AuxiliaryHead", "Divergence", "FromTeacher", "HardLabels", "ModelLoss"]
+__all__ += ["AuxiliaryHead", "Divergence", "FromTeacher", "HardLabels", "ModelLoss", "OnHead"]
 __all__ += ["AdaptiveKL", "AlphaBeta", "ForwardKL", "Jeffreys", "JensenShannon", "Mutual", "Renyi"]
 __all__ += ["ReverseKL", "SkewKL", "SkewReverseKL", "SoftCrossEntropy", "TopKKL", "TotalVariation"]
 __all__ += ["NKD", "DecoupledKD", "Dist", "LogitMSE", "LogitStandardizedKL"]
@@ -177,11 +178,12 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> WeightedSum:
             )
         types = settings_of(name)
         member = None if "teacher" in types else settings.pop("teacher", None)
+        head = settings.pop("head", None)
         unknown = set(settings) - set(types)
         if unknown:
             raise ValueError(
                 f"Unknown setting(s) {sorted(unknown)} of objective {name!r}; "
-                f"known are {sorted(types)}, weight and teacher."
+                f"known are {sorted(types)}, weight, teacher and head."
             )
         for key, value in settings.items():
             if isinstance(value, str) and types[key] in ("float", "float | None"):
@@ -193,6 +195,8 @@ def objective_from(rows: Sequence[Mapping[str, Any]]) -> WeightedSum:
             found = WeightedSum(
                 tuple((own, FromTeacher(member, part)) for own, part in found.parts)
             )
+        if head is not None:
+            found = 1.0 * OnHead(head, found)
         parts.extend((found * weight_from(weight)).parts)
     return WeightedSum(tuple(parts))
 

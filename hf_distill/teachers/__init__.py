@@ -10,6 +10,7 @@ from hf_distill.teachers.protocol import Teacher
 from hf_distill.teachers.remote.http_teacher import HTTPTeacher
 from hf_distill.teachers.remote.vllm_teacher import VLLMTeacher
 from hf_distill.teachers.self_teachers import BaseModelTeacher, EMATeacher
+from hf_distill.teachers.tasks import TaskTeachers
 
 __all__ = [
     "BaseModelTeacher",
@@ -20,6 +21,7 @@ __all__ = [
     "Ensemble",
     "HTTPTeacher",
     "ModelTeacher",
+    "TaskTeachers",
     "Teacher",
     "VLLMTeacher",
     "add_teacher_columns",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hf_distill.models.tasks import has_task, unknown_head
 from hf_distill.objectives import RouterBalance, WeightDecay
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.features import FeatureObjective
-from hf_distill.teachers import ModelTeacher, Teacher
+from hf_distill.teachers import ModelTeacher, TaskTeachers, Teacher
 from hf_distill.training.checkpoint_files import LIST, check_checkpoint
 
 
@@ -93,7 +93,7 @@ def find_teacher(teacher: Any, student: TaskModel, init_kwargs: Any) -> Teacher 
             "teacher_model_init_kwargs are for a teacher given by name or path; this one is a "
             f"{type(teacher).__name__} already. Pass them to its from_pretrained instead."
         )
-    if isinstance(teacher, nn.Module):
+    if isinstance(teacher, nn.Module) and not student.heads:
         shared = {id(p) for p in student.model.parameters()}
         if any(id(p) in shared for p in teacher.parameters()):
             raise ValueError(
@@ -102,12 +102,44 @@ def find_teacher(teacher: Any, student: TaskModel, init_kwargs: Any) -> Teacher 
             )
         known = has_task(teacher) or type(unwrapped(teacher)).__module__.startswith("transformers.")
         return ModelTeacher(teacher, task=None if known else student.task)
+    if isinstance(teacher, Mapping):
+        return _task_teachers(teacher, student)
+    if student.heads and teacher is not None and not isinstance(teacher, TaskTeachers):
+        raise ValueError(
+            f"Expected a teacher for each head of {student.who}, got one for all. Name them: "
+            f"teacher_model={{{next(iter(student.heads))!r}: …}}; of another MultiHead the heads "
+            "as plain models: {name: model.export_head(name) for name in model.heads}."
+        )
     if teacher is not None and not isinstance(teacher, Teacher):
         raise ValueError(
             "Expected teacher_model to be a Hub id, a folder, a model or a Teacher, got "
             f"{type(teacher).__name__}."
         )
     return teacher
+
+
+def _task_teachers(teachers: Mapping[str, Any], student: TaskModel) -> TaskTeachers:
+    """Make a `TaskTeachers` of teachers by the names of the student's heads."""
+    unknown = [name for name in teachers if name not in student.heads]
+    if unknown or not teachers:
+        raise ValueError(
+            f"Expected teachers by the names of heads of {student.who}, {list(student.heads)}, got "
+            f"{list(teachers)}. Pass a MultiHead as the student; several teachers of one task are "
+            "an Ensemble({…})."
+        )
+    shared = {id(p) for p in student.model.parameters()}
+    found: dict[str, Teacher] = {}
+    for name, teacher in teachers.items():
+        if isinstance(teacher, nn.Module) and any(id(p) in shared for p in teacher.parameters()):
+            raise ValueError(
+                f"The teacher of {name!r} shares weights with the student. Pass a copy: "
+                "copy.deepcopy(model)."
+            )
+        made = find_teacher(teacher, student.heads[name], None)
+        if made is None:
+            raise ValueError(f"Expected a teacher for {name!r}, got None. Leave the head out.")
+        found[name] = made
+    return TaskTeachers(found)
 
 
 def check_objective(

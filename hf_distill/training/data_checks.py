@@ -86,6 +86,8 @@ def _check_context(
 def check_targets(teacher: Signal, items: BatchItems) -> None:
     """Refuse a teacher whose outputs for the first batch are not finite; warn of one that has
     nothing to teach."""
+    for name in items.members.keys() & teacher.members.keys():
+        check_targets(teacher.members[name], items.members[name])
     logits, mask = teacher.logits, items.masks.get("items")
     if teacher.lazy_logits is not None and mask is not None:  # of a few items
         few = mask.flatten().nonzero().squeeze(-1)[:64]

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from hf_distill.data.random_states import same_randomness
 from hf_distill.models.batches import by_row, rows_of, without_places
-from hf_distill.models.class_order import align_classes, match_heads, warn_of_conventions
+from hf_distill.models.class_order import (
+    ClassOrder,
+    align_classes,
+    match_heads,
+    warn_of_conventions,
+)
 from hf_distill.models.lm_head import same_logits
 from hf_distill.models.modes import evaluating
 from hf_distill.models.modules import ANY, text_config
@@ -30,6 +35,7 @@ from hf_distill.models.tasks import TASKS, unknown_head
 from hf_distill.objectives import HiddenStates, ModelLoss, WeightDecay
 from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.base.schedules import Progress
+from hf_distill.objectives.heads import on_heads
 from hf_distill.objectives.routing import with_router_balance
 from hf_distill.teachers import ModelTeacher
 from hf_distill.training.checks import (
@@ -70,7 +76,11 @@ class StepSetup:
             sharded: Whether the weights are spread over the processes.
             warn: See `objective_of`.
         """
-        objective = step.objective = objective_of(args, own, step.task_model, warn)
+        objective = objective_of(args, own, step.task_model, warn)
+        if step.task_model.heads:
+            taught = getattr(step.teacher, "teachers", None)
+            objective = on_heads(objective, list(step.task_model.heads), taught)
+        step.objective = objective
         size = args.per_device_train_batch_size
         check_objective(objective, step.teacher, step.task_model, size)
         check_weight_decay(objective, sharded, args.weight_decay)
@@ -83,6 +93,13 @@ class StepSetup:
         """
         teacher = step.teacher
         step.student_order, step.teacher_order = None, None
+        if step.task_model.heads and teacher is not None:
+            orders: tuple[dict[str, ClassOrder], dict[str, ClassOrder]] = ({}, {})
+            for name, (head, _) in zip(step.task_model.heads, step.by_head(), strict=True):
+                self.match_classes(head)
+                orders[0][name], orders[1][name] = head.student_order, head.teacher_order
+            step.student_order, step.teacher_order = orders
+            return
         if teacher is None or teacher.config is None:
             return
         read = teacher.columns()
@@ -174,6 +191,10 @@ def tokens_of(processor: Any) -> Mapping[str, int] | None:
 
 def settle_models(step: DistillationStep, sample: Sample | None) -> None:
     """Set the problem that all models solve (one label, several, regression), and their padding."""
+    if step.task_model.heads:
+        for head, own in step.by_head(sample):
+            settle_models(head, own)
+        return
     models = getattr(step.teacher, "task_models", None) or {}
     share_padding(step.processor, *(task_model.given for task_model in models.values()))
     tell_tokens(step.teacher, text_config(step.task_model.config))
@@ -206,6 +227,10 @@ def decayed_parameters(
 
 def compare_label_losses(step: DistillationStep, sample: Sample | None) -> None:
     """Compare our label loss with the models' own loss on one or two examples."""
+    if step.task_model.heads:
+        for head, own in step.by_head(sample):
+            compare_label_losses(head, own)
+        return
     for task_model, objective in step.learners():
         ours = [p for _, p in objective.parts if p.needs_labels and not isinstance(p, ModelLoss)]
         model = task_model.given
@@ -292,6 +317,9 @@ def build_projections(
             wanted = objective.needs
             if theirs is not None and (wanted.logits or wanted.lazy_logits):
                 check_kinds(ours.kind, theirs.kind, theirs.who)
+            for name, head in ours.members.items() if theirs is not None else ():
+                if name in theirs.members:
+                    check_kinds(head.kind, theirs.members[name].kind, theirs.members[name].who)
         torch.manual_seed(seed)
         built = objective.build(ours, theirs).to(device)
         if placed and ours is not None:

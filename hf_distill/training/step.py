@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_distill.models.batch_checks import check_teacher_signal, check_weights
+from hf_distill.models.batches import batch_of
 from hf_distill.models.class_order import ClassOrder, align_classes
 from hf_distill.models.signals import NOTHING, BatchItems, Needs, Signal, Unit
 from hf_distill.models.task_model import TaskModel
@@ -17,6 +18,7 @@ from hf_distill.objectives.base.models_in_step import ModelsInStep
 from hf_distill.objectives.base.objective import Context, Term, WeightedSum
 from hf_distill.objectives.base.scheduled_values import scheduled_values
 from hf_distill.objectives.base.schedules import Progress
+from hf_distill.objectives.heads import of_head
 from hf_distill.teachers import Teacher
 from hf_distill.training.chunked import Observer, StepInputs, reduce_chunked
 from hf_distill.training.reduction import StepResult, reduce
@@ -61,8 +63,8 @@ class DistillationStep:
         self.projections = nn.ModuleDict()
         self.parameters: dict[str, Tensor] = {}
         self.initial: dict[str, Tensor] = {}
-        self.student_order: ClassOrder = None
-        self.teacher_order: ClassOrder = None
+        self.student_order: ClassOrder | dict[str, ClassOrder] = None
+        self.teacher_order: ClassOrder | dict[str, ClassOrder] = None
         self.lazy_logits = False
 
     # ---- a step ------------------------------------------------------------------------------
@@ -194,6 +196,19 @@ class DistillationStep:
             over_ranks: Adds up a tensor over the processes.
         """
         self.objective.observe(result.terms, result.components, self.projections, last, over_ranks)
+
+    def by_head(
+        self, sample: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[DistillationStep, Mapping[str, Any] | None]]:
+        """This step with a sample of data; of a student with several heads the step of each head
+        as a plain model, with its teacher, objective and part of the sample."""
+        if not self.task_model.heads:
+            yield self, sample
+        for name, task_model in self.task_model.heads.items():
+            teachers = getattr(self.teacher, "teachers", {})
+            step = DistillationStep(task_model, teachers.get(name), self.processor)
+            step.objective = of_head(self.objective, name)
+            yield step, None if sample is None else batch_of(sample, name)
 
     # ---- its facts ---------------------------------------------------------------------------
 

@@ -133,7 +133,8 @@ class DistillationTrainer(Trainer):
         model: The student.
         args: A `DistillationConfig`.
         data_collator: As `transformers.Trainer`, like all that are not listed here.
-        teacher_model: Hub id, folder, model, or any `Teacher`; None if the objective needs none.
+        teacher_model: Hub id, folder, model, or any `Teacher`; for a `MultiHead` student one
+            for each head, by name; None if the objective needs none.
         objective: The objective to minimise; by default that of the scalars of ``args``.
         peft_config: Train an adapter of the student instead of all of it.
 
@@ -167,7 +168,7 @@ class DistillationTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        teacher_model: str | Path | nn.Module | Teacher | None = None,
+        teacher_model: str | Path | nn.Module | Teacher | Mapping[str, Any] | None = None,
         objective: Objective | WeightedSum | None = None,
         peft_config: PeftConfig | None = None,
     ):
@@ -223,8 +224,9 @@ class DistillationTrainer(Trainer):
         self._direction_known = self._settle_direction()
         self.setup.match_classes(self.step)
         settle_models(self.step, self._first_batch)
-        check_data(self.train_dataset, self._first_batch, self.step.objective, task_model)
-        check_batch(self._first_batch, task_model, teacher, self.step.needs_labels)
+        for step, batch in self.step.by_head(self._first_batch):
+            check_data(self.train_dataset, batch, step.objective, step.task_model)
+            check_batch(batch, step.task_model, step.teacher, step.needs_labels)
         if self.args.reads_data:
             check_labels_count(self, self._first_batch)
         self._bind()
@@ -310,9 +312,10 @@ class DistillationTrainer(Trainer):
         evaluation = None if training else self._evaluation
         counts, parts = self._counted(counts, training)
         lazy = step.lazy_logits and not (return_outputs or self._logs_gradients())
-        measured = LOGITS if evaluation is not None and self.args.eval_teacher else None
+        measured = evaluation is not None and self.args.eval_teacher
+        more = step.task_model.logit_needs if measured else None
         batch = step.prepare(inputs, self._real_rows(inputs))
-        teacher = step.ask_teacher(batch, step.teacher_needs(measured, lazy_logits=lazy))
+        teacher = step.ask_teacher(batch, step.teacher_needs(more, lazy_logits=lazy))
         results: list[StepResult] = []
 
         def run() -> tuple[Tensor, Mapping[str, Tensor], Any]:
@@ -508,7 +511,7 @@ class DistillationTrainer(Trainer):
         batch = step.task_model.task.share(inputs, step.task_model.model)
         items, loss, outputs, teacher = step.task_model.items(batch), None, None, None
         ours: StepResult | None = None
-        if not (items.labels is None and (step.needs_labels or self._own_loss)):
+        if not (not items.labelled and (step.needs_labels or self._own_loss)):
             counts = Counts({unit: n * self._loss_scale() for unit, n in items.counts().items()})
             compute: Any = self.compute_loss
             with self._recording() as results:
@@ -540,8 +543,10 @@ class DistillationTrainer(Trainer):
     def _settle_direction(self) -> bool:
         """Set the direction of ``metric_for_best_model``, unless the arguments do."""
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
-        names = (OTHER, *(name for name, _, _ in self.step.objective.named()))
-        known = self.args.settle_direction(names, sets)
+        heads = self.step.task_model.heads
+        found = [n for step, _ in self.step.by_head() for n, _, _ in step.objective.named()]
+        own = [n for n, _, _ in self.step.objective.named() if n not in heads]
+        known = self.args.settle_direction((OTHER, *own, *found), (*sets, *heads))
         warn_of_entropy_gap(self.args)
         return known
 

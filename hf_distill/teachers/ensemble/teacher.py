@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from hf_distill.losses.numerics import above_zero
 from hf_distill.models.batches import Batch
@@ -23,10 +21,11 @@ from hf_distill.teachers.ensemble import members
 from hf_distill.teachers.ensemble.fitting import fitted_weights, observations
 from hf_distill.teachers.ensemble.mixing import MemberProbs, mean_of, member_probs
 from hf_distill.teachers.ensemble.routing import Router
+from hf_distill.teachers.group import TeacherGroup
 from hf_distill.teachers.protocol import Teacher
 
 
-class Ensemble(TrainerCallback):
+class Ensemble(TeacherGroup):
     """Several teachers as one, with the classes in the order of the first.
 
     ``average="probabilities"``: log sum_i w_i softmax(z_i / T), times T, so that an objective at
@@ -220,22 +219,11 @@ class Ensemble(TrainerCallback):
     # ---- the rest of the protocol ----------------------------------------------------------------
 
     def columns(self) -> set[str]:
-        read = set().union(*(teacher.columns() for teacher in self.teachers.values()))
+        read = super().columns()
         return read if self.route is None else read | {self.route}
 
     def tokens(self) -> Mapping[str, int] | None:
         return self._tokens
-
-    def place(self, accelerator: Accelerator) -> None:
-        for teacher in self.teachers.values():
-            teacher.place(accelerator)
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {
-            f"{name}.{key}": tensor
-            for name, teacher in self.teachers.items()
-            for key, tensor in teacher.tensors().items()
-        }
 
     def describe(self) -> dict[str, Any]:
         described = {name: teacher.describe() for name, teacher in self.teachers.items()}
@@ -248,16 +236,3 @@ class Ensemble(TrainerCallback):
         if self.fitted:
             rule["weights_fitted_on_items"] = self.fitted
         return {"architecture": "Ensemble", "members": described, **rule}
-
-
-def _passed_on(event: str) -> Callable[..., Any]:
-    def tell(self: Ensemble, args: Any, state: Any, control: Any, **others: Any) -> None:
-        for teacher in self.teachers.values():
-            if isinstance(teacher, TrainerCallback):
-                getattr(teacher, event)(args, state, control, **others)
-
-    return tell
-
-
-for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
-    setattr(Ensemble, _event, _passed_on(_event))  # members may be callbacks
