@@ -73,9 +73,9 @@ class RunningMetrics:
         """
         for name, own in items.members.items():
             if name in student.members:
-                theirs = None if teacher is None else teacher.members.get(name)
+                lesson = None if teacher is None else teacher.members.get(name)
                 head = self._heads.setdefault(name, RunningMetrics(teacher=self._teacher))
-                head.add_signals(student.members[name], theirs, own)
+                head.add_signals(student.members[name], lesson, own)
         logits, mask = student.logits, items.masks.get("items")
         if logits is None or student.kind == "regression":
             return

@@ -77,6 +77,8 @@ def _ask(teacher: Teacher, batch: Batch, needs: Needs, items: BatchItems) -> Sig
     logits = None if signal.logits is None else spread(signal.logits)
     sparse = signal.sparse
     if sparse is not None:
-        found = {name: spread(getattr(sparse, name)) for name in ("ids", "log_probs", "log_rest")}
+        found: dict[str, Any] = {
+            name: spread(getattr(sparse, name)) for name in ("ids", "log_probs", "log_rest")
+        }
         sparse = replace(sparse, **found)
     return replace(signal, logits=logits, sparse=sparse)

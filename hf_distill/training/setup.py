@@ -97,7 +97,8 @@ class StepSetup:
             orders: tuple[dict[str, ClassOrder], dict[str, ClassOrder]] = ({}, {})
             for name, (head, _) in zip(step.task_model.heads, step.by_head(), strict=True):
                 self.match_classes(head)
-                orders[0][name], orders[1][name] = head.student_order, head.teacher_order
+                found: Any = (head.student_order, head.teacher_order)
+                orders[0][name], orders[1][name] = found
             step.student_order, step.teacher_order = orders
             return
         if teacher is None or teacher.config is None:
@@ -317,9 +318,9 @@ def build_projections(
             wanted = objective.needs
             if theirs is not None and (wanted.logits or wanted.lazy_logits):
                 check_kinds(ours.kind, theirs.kind, theirs.who)
-            for name, head in ours.members.items() if theirs is not None else ():
-                if name in theirs.members:
-                    check_kinds(head.kind, theirs.members[name].kind, theirs.members[name].who)
+            taught = {} if theirs is None else theirs.members
+            for name in ours.members.keys() & taught.keys():
+                check_kinds(ours.members[name].kind, taught[name].kind, taught[name].who)
         torch.manual_seed(seed)
         built = objective.build(ours, theirs).to(device)
         if placed and ours is not None:

@@ -124,8 +124,10 @@ class MultiHead(PreTrainedModel):
             "output_attentions": output_attentions,
         }
         inputs |= {name: value for name, value in asked.items() if value is not None}
-        found, logits = {}, {}
-        with self.shared.remembered():
+        found: dict[str, Any] = {}
+        logits: dict[str, Any] = {}
+        shared: Any = self.shared
+        with shared.remembered():
             for name, head in self.heads.items():
                 outputs = head(**inputs, return_dict=True)
                 found = found or {k: v for k, v in outputs.items() if k not in NOT_OF_HEADS}
@@ -154,7 +156,9 @@ class MultiHead(PreTrainedModel):
         encoder = loaded.base_model
         model = cls(MultiHeadConfig(base_config=_dict_of(encoder.config), heads=dict(heads)))
         _load(model.base, encoder.state_dict(), "the encoder")
-        return model.to(dtype=encoder.dtype, device=encoder.device).train(loaded.training)
+        move: Any = model.to
+        moved: MultiHead = move(dtype=encoder.dtype, device=encoder.device)
+        return moved.train(loaded.training)
 
     @classmethod
     def from_heads(
@@ -172,9 +176,7 @@ class MultiHead(PreTrainedModel):
         first = next(iter(models.values())) if base is None else base
         heads: dict[str, dict[str, Any]] = {}
         for name, model in models.items():
-            kinds = [
-                kind for kind, auto in AUTO.items() if type(model) in auto._model_mapping.values()
-            ]
+            kinds = [kind for kind, auto in AUTO.items() if type(model) in _classes(auto)]
             if not kinds or model.config.model_type != first.config.model_type:
                 raise ValueError(
                     f"Expected models of one architecture ({first.config.model_type}), each with "
@@ -203,12 +205,14 @@ class MultiHead(PreTrainedModel):
             ValueError: there is no such head.
         """
         self._keep_settings()
-        plain = _plain(self.config, name)
+        config: Any = self.config
+        plain = _plain(config, name)
         prefix = plain.base_model_prefix
         state = {f"{prefix}.{key}": value for key, value in self.base.state_dict().items()}
         state |= self.heads[name].state_dict()
         own = plain.state_dict()
-        plain.to(dtype=self.dtype, device=self.device)
+        move: Any = plain.to
+        move(dtype=self.dtype, device=self.device)
         _load(
             plain, {key: value for key, value in state.items() if key in own}, f"the head {name!r}"
         )
@@ -237,6 +241,11 @@ NOT_SETTINGS = (
 NOT_SHARED = ("architectures", "id2label", "label2id", "problem_type", "_name_or_path")
 
 
+def _classes(auto: Any) -> list[type]:
+    """The classes of models that an auto class loads."""
+    return list(auto._model_mapping.values())
+
+
 def _dict_of(config: Any) -> dict[str, Any]:
     """Configuration of an encoder without what belongs to a head."""
     return {k: v for k, v in config.to_dict().items() if k not in NOT_SHARED}
@@ -245,7 +254,8 @@ def _dict_of(config: Any) -> dict[str, Any]:
 def _plain(config: MultiHeadConfig, name: str) -> PreTrainedModel:
     """The plain model of one head, with new weights."""
     own, task = config.head_config(name), config.settings(name)["task"]
-    if type(own) not in AUTO[task]._model_mapping:
+    known: Any = AUTO[task]._model_mapping
+    if type(own) not in known:
         raise ValueError(
             f"Expected an encoder with a model for {task}, got {own.model_type!r}, for which "
             f"transformers has none. Choose another encoder for the head {name!r}."
@@ -266,7 +276,7 @@ def _without_encoder(model: PreTrainedModel, shared: SharedEncoder) -> PreTraine
     prefix = model.base_model_prefix
     del model._modules[prefix]
     model.__dict__[prefix] = shared
-    model._tied_weights_keys = None
+    model._tied_weights_keys = {}
     model.all_tied_weights_keys = {}
     return model
 
