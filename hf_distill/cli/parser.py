@@ -24,8 +24,8 @@ from hf_distill.utils import interrupts
 from hf_distill.utils.folders import FolderError, trouble
 
 COMMANDS = (
-    *("train", "eval", "cache", "robustness", "compare", "card", "push", "export", "recipes"),
-    *("new", "init-student", "serve-teacher", "doctor", "completion"),
+    *("train", "tune", "eval", "cache", "robustness", "compare", "card", "push", "export"),
+    *("recipes", "new", "init-student", "serve-teacher", "doctor", "completion"),
 )
 """In the order of the help."""
 EXAMPLES = """examples:
@@ -39,8 +39,8 @@ EXAMPLES = """examples:
 """
 
 
-FLAGS = {"help", "version", "dry-run", "push"}
-"""Options of `train` and `cache` that are not keys of a recipe."""
+FLAGS = {"help", "version", "dry-run", "push", "arms", "trials"}
+"""Options of `train`, `cache` and `tune` that are not keys of a recipe."""
 
 
 def module_of(command: str) -> ModuleType:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     overrides: list[tuple[str, str]] = []
     try:
-        if words[:1] in (["train"], ["cache"]):
+        if words[:1] in (["train"], ["cache"], ["tune"]):
             words, overrides = split_overrides(words)
         args = parser().parse_args(words, argparse.Namespace(overrides=overrides))
         with interrupts.heard():

@@ -47,8 +47,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
     return with_recipe(args, say, work)
 
 
-def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None]) -> int:
-    """Do something with a command line's `hf_distill.recipe.Run`; gives the exit code."""
+def with_recipe(
+    args: argparse.Namespace,
+    say: Say,
+    work: Callable[[Any], None],
+    made: Callable[..., Any] | None = None,
+) -> int:
+    """Do something with what ``made`` makes of a command line's recipe, by default a
+    `hf_distill.recipe.Run`; gives the exit code."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from hf_distill.cli.progress import progress_callback
@@ -57,7 +63,7 @@ def with_recipe(args: argparse.Namespace, say: Say, work: Callable[[Any], None])
 
     try:
         recipe = load_recipe(args.recipe, args.overrides)
-        work(Run(recipe, say, progress_callback()))
+        work((made or Run)(recipe, say, progress_callback()))
     except RecipeError as error:
         complain(f"{error}{'' if os.path.exists(args.recipe) else shipped_hint(args.recipe)}")
         return 2

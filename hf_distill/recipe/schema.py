@@ -21,6 +21,7 @@ from hf_distill.recipe.sections import (
     TeacherSection,
     path_of,
 )
+from hf_distill.recipe.tune_section import TuneSection
 from hf_distill.recipe.yaml12 import to_yaml
 
 ROLES = ("teacher", "baseline", "student")
@@ -74,6 +75,7 @@ class Recipe:
         hub_private_repo: Visibility of a repository that is created; default: the account's.
         robustness: Evaluate the robustness of all models.
         card: Facts for the model card that cannot be derived from the run.
+        tune: Search for settings by ``hf-distill tune``.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Recipe:
     hub_private_repo: bool | None = None
     robustness: RobustnessSection | None = None
     card: CardSection = field(default_factory=CardSection)
+    tune: TuneSection | None = None
     file: Path = field(default=Path(), init=False, compare=False)
     overrides: tuple[tuple[str, str], ...] = field(default=(), init=False, compare=False)
 
