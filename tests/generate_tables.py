@@ -228,6 +228,14 @@ def _with_default(key: str, text: str, default: str) -> str:
     return f"{key} ({default})" if default.startswith("`") else key
 
 
+def tune_keys() -> str:
+    """Keys of a recipe's section `tune`."""
+    from hf_distill.recipe.tune_section import TuneDataSection, TuneSection
+
+    rows = [*fields_of(TuneSection), *fields_of(TuneDataSection, "data.")]
+    return table(("key", "meaning", "default"), rows)
+
+
 def cache_keys() -> str:
     """Keys of a recipe's section `teacher.cache`."""
     from hf_distill.recipe.sections import CacheSection
@@ -288,6 +296,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "api_keys": api_keys,
     "cache_keys": cache_keys,
+    "tune_keys": tune_keys,
     "robustness_keys": robustness_keys,
 }
 """Name in a page -> the function that makes the table."""

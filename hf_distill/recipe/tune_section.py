@@ -66,14 +66,19 @@ class TuneSection:
                 f"fewer cannot be estimated, got {self.seeds}."
             )
         if self.metric is not None:
-            _check_metric(self.metric)
+            check_metric(self.metric)
 
 
 def _sizes(data: TuneDataSection) -> list[tuple[str, int | None]]:
     return [(f"data.{key}", value) for key, value in vars(data).items()]
 
 
-def _check_metric(metric: str) -> None:
+def check_metric(metric: str) -> None:
+    """Refuse scores that a search cannot compare.
+
+    Raises:
+        RecipeError: a loss, or a figure without a direction.
+    """
     name = metric.removeprefix("eval_")
     if name == "loss" or name.endswith("_loss") or name in {*OBJECTIVES, *METHODS}:
         raise RecipeError(

@@ -254,11 +254,15 @@ def tuned_recipe(recipe: Recipe, best: Mapping[str, Settings], note: str, folder
     before = recipe.file.parent.resolve()
 
     def moved(value: Any) -> Any:
-        """A source that is relative to the recipe's folder, from the new one."""
-        relative = isinstance(value, str) and (
-            value.startswith(".") or (is_function(value) and not Path(value).is_absolute())
-        )
-        if not relative:
+        """A source that is relative to the recipe's folder, or several, from the new one."""
+        if isinstance(value, Mapping):
+            return {key: moved(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [moved(one) for one in value]
+        if not isinstance(value, str) or Path(value).is_absolute():
+            return value
+        local = value.startswith(".") or is_function(value) or any(before.glob(value))
+        if not value or not local:
             return value
         path = os.path.relpath(before / value, folder.resolve())
         return path if path.startswith(".") else f"./{path}"

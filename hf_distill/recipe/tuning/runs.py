@@ -126,12 +126,12 @@ class StudyRun(Run):
             if kept != stage.inputs["kept"]:
                 del self.stages[CACHE]
 
-    def test(self, folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    def test(self, folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         """Figures on the test split of the models in some folders, and of the teacher."""
         found = {}
         for name, folder in folders.items():
             model = self.models.trained(str(folder))
-            found[name] = training.figures(self._judged(model, None))
+            found[name] = self._judged(model, None)
         if self.recipe.teacher.is_model:
             teachers = self.teachers()
             alone = self.given_teacher(teachers, alone=True)
@@ -183,5 +183,7 @@ class _Scores(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._number += 1
         figures = training.figures(kwargs["metrics"])
+        if self._metric not in figures:  # of generated text, which is measured at the end
+            return
         if self._watch(self._number, scored(figures, self._metric)):
             control.should_training_stop = True

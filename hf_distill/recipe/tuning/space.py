@@ -13,6 +13,7 @@ from hf_distill.objectives import OBJECTIVES
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.loading import load_recipe
 from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.tasks import recipe_task
 from hf_distill.recipe.yaml_types import cast_fields
 from hf_distill.training.config import DistillationConfig
 
@@ -146,13 +147,12 @@ def make_space(recipe: Recipe, arm: str) -> Space:
     for name, kind in kinds.items():
         if name.startswith("student."):
             _check_sizes(name, kind)
-        for value in kind.ends:
-            try:
-                load_recipe(
-                    recipe.file, [*recipe.overrides, *overrides(recipe, arm, {name: value})]
-                )
-            except RecipeError as error:
-                raise RecipeError(f"`tune.space.{name}` of the {arm}: {error}") from error
+    for place in range(max((len(kind.ends) for kind in kinds.values()), default=0)):
+        ends = {name: kind.ends[min(place, len(kind.ends) - 1)] for name, kind in kinds.items()}
+        try:
+            load_recipe(recipe.file, [*recipe.overrides, *overrides(recipe, arm, ends)])
+        except RecipeError as error:
+            raise RecipeError(f"`tune.space` of the {arm}: {error}") from error
     return Space(arm, kinds, values)
 
 
@@ -227,7 +227,7 @@ def own_value(recipe: Recipe, arm: str, key: str) -> Any:
     if head == "student":
         return getattr(recipe.student, rest)
     if not rest:
-        return recipe.objective
+        return _rows(recipe)
     row, name = _row(recipe, key)
     if name == "weight":
         return row.get(name, 1.0)
@@ -241,11 +241,16 @@ class _NoFields:
     """Stands for a method, whose rows have to state their settings."""
 
 
+def _rows(recipe: Recipe) -> list[dict[str, Any]] | None:
+    """The rows of the student's objective; None: it is made of scalars."""
+    return recipe_task(recipe).objective if recipe.objective is None else recipe.objective
+
+
 def _row(recipe: Recipe, key: str) -> tuple[dict[str, Any], str]:
     """The row of an objective that a key such as ``objective.0.temperature`` names, and the name of
     the setting in it."""
     _, number, *name = key.split(".", 2)
-    rows = recipe.objective or []
+    rows = _rows(recipe) or []
     if not (number.isdecimal() and int(number) < len(rows) and name):
         names = [f"objective.{index} ({row['name']})" for index, row in enumerate(rows)]
         raise RecipeError(
@@ -265,7 +270,7 @@ def overrides(recipe: Recipe, arm: str, settings: Mapping[str, Any]) -> list[tup
         elif head == "objective" and rest:
             _, name = _row(recipe, key)
             if rows is None:
-                rows = [dict(row) for row in recipe.objective or []]
+                rows = [dict(row) for row in _rows(recipe) or []]
             rows[int(rest.partition(".")[0])][name] = value
         else:
             found.append((key, json.dumps(value)))
@@ -285,11 +290,12 @@ def _defaults(recipe: Recipe, arm: str) -> Iterator[tuple[str, Range | Choices]]
         yield "training.warmup_steps", Choices(("0.0", "0.06", "0.1", "0.2"))
     if arm != "student":
         return
-    if recipe.objective is None:
+    rows = _rows(recipe)
+    if rows is None:
         yield "training.alpha", Range(0.1, 0.9)
         yield "training.temperature", Range(1.0, 8.0, log=True)
         return
-    for index, row in enumerate(recipe.objective):
+    for index, row in enumerate(rows):
         if _plain(own(f"objective.{index}.temperature"), row):
             yield f"objective.{index}.temperature", Range(1.0, 8.0, log=True)
         weight = own(f"objective.{index}.weight")

@@ -89,8 +89,8 @@ def in_process(job: Job, watch: Watch) -> dict[str, Any]:
             found = _learn(job, watched)
         except Exception as error:
             raise TrialError(told(error)) from error
-    if stopped:
-        raise Pruned
+        if stopped:
+            raise Pruned
     return found
 
 

@@ -11,9 +11,7 @@ from transformers import ProgressCallback, TrainerCallback
 from hf_distill.recipe import estimate
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.tasks import recipe_task
-from hf_distill.recipe.training import arguments
-from hf_distill.recipe.tune_section import TuneSection
+from hf_distill.recipe.tune_section import TuneSection, check_metric
 from hf_distill.recipe.tuning import journal, report
 from hf_distill.recipe.tuning.bench import Bench
 from hf_distill.recipe.tuning.confirmation import Confirmation, confirmation_seeds
@@ -51,11 +49,12 @@ class Tuner:
         _check(recipe)
         self.recipe, self.say, self.runner = recipe, say, runner
         self.section = recipe.tune or TuneSection()
-        self.metric = (self.section.metric or recipe_task(recipe).metric).removeprefix("eval_")
         self.root = recipe.root / FOLDER
         self.spaces: dict[str, Space] = {arm: make_space(recipe, arm) for arm in self.section.arms}
         self.seeds = confirmation_seeds(recipe)
         self.run, self.cached = base_run(recipe, say, progress, cacheable(recipe))
+        self.metric = (self.section.metric or self.run.metrics[0]).removeprefix("eval_")
+        check_metric(self.metric)
 
     def __call__(self) -> Path:
         """Do all that is not done yet; gives the folder of the report.
@@ -109,7 +108,7 @@ class Tuner:
     def _outlook(self, arm: str) -> str:
         recipe, whole = self.recipe, self.run.examples.sizes["train"]
         size = min(self.section.data.max_train_examples or whole, whole)
-        args = arguments(recipe, arm, recipe.seed, self.root)
+        args = self.run.arguments(arm, recipe.seed, self.root)
         steps, more = (estimate.steps(count, args) for count in (size, whole))
         trials, last = self.section.trials, 2 * len(self.seeds)
         total = f"{arm}: about {trials} x {steps:,} and {last} x {more:,} steps"
