@@ -25,7 +25,6 @@ from hf_distill.utils.folders import FolderError, trouble
 
 COMMANDS = (
     *("train", "tune", "eval", "cache", "robustness", "compare", "card", "push", "export"),
-    *("train", "tune", "eval", "cache", "robustness", "compare", "card", "push", "export"),
     *("recipes", "new", "init-student", "serve-teacher", "doctor", "completion"),
 )
 """In the order of the help."""
