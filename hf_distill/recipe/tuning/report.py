@@ -259,10 +259,10 @@ def tuned_recipe(recipe: Recipe, best: Mapping[str, Settings], note: str, folder
             return {key: moved(one) for key, one in value.items()}
         if isinstance(value, list):
             return [moved(one) for one in value]
-        if not isinstance(value, str) or Path(value).is_absolute():
+        if not value or not isinstance(value, str) or Path(value).is_absolute():
             return value
         local = value.startswith(".") or is_function(value) or any(before.glob(value))
-        if not value or not local:
+        if not local:
             return value
         path = os.path.relpath(before / value, folder.resolve())
         return path if path.startswith(".") else f"./{path}"
