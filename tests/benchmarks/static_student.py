@@ -48,7 +48,6 @@ from hf_distill import (
     ColumnTeacher,
     DistillationConfig,
     DistillationTrainer,
-    HiddenStates,
     InBatchSimilarity,
 )
 from hf_distill.models.embedding import SentenceModel, StaticModel
@@ -60,10 +59,11 @@ SEEDS, SEARCH_SEED = range(8), 100
 POOL, ASKED = 3_000, 1_500
 LENGTH = 254
 """Tokens of a text, without special ones, in training."""
-SIF, DIMENSIONS = 1e-3, 384
-SEARCH = {"epochs": (6, 12), "rate": (3e-3, 6e-3), "cosine": (0.0, 1.0)}
-"""Values tried: passes over the texts, rate of the vectors (three times it for the weights), weight
-of the cosine to the teacher's vectors beside the similarities within the batch."""
+START: dict[str, Any] = {"hidden_size": 384, "sif": 1e-3, "whitening": 0.5, "random_size": 384}
+"""Settings of the untrained student, chosen on the validation split too."""
+EPOCHS, BATCH = 2, 256
+SEARCH = {"rate": (1e-3, 2e-3)}
+"""Values tried; more were tried before, in single runs on the validation split (README.md)."""
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -132,6 +132,18 @@ class Study:
             ),
         }
 
+    def teacher_encoder(self) -> Encode:
+        """The function from texts to the teacher's vectors; those of training texts are kept."""
+        known, model = dict(zip(self.texts, self.vectors(), strict=True)), self.teacher()
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            new = [text for text in texts if text not in known]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                known.update(zip(new, model.encode(new, self.tokenizer, 64), strict=True))
+            return np.stack([known[text] for text in texts])
+
+        return encode
+
     def encoder(self, model: Any) -> Encode:
         """The function from texts to a model's vectors."""
         return lambda texts: model.encode(texts, self.tokenizer)
@@ -143,9 +155,7 @@ class Study:
             begin = time.process_time()
             counts = token_counts(self.texts, self.tokenizer)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                model = static_from_teacher(
-                    self.teacher(), self.tokenizer, hidden_size=DIMENSIONS, sif=SIF, counts=counts
-                )
+                model = static_from_teacher(self.teacher(), self.tokenizer, counts=counts, **START)
             with torch.no_grad():  # rates then mean the same for every teacher
                 model.embeddings /= model.embeddings.norm(dim=1).mean()
             model.save_pretrained(path)
@@ -153,7 +163,25 @@ class Study:
             self.record("seconds", {"start": time.process_time() - begin})
         return StaticModel.from_pretrained(path)
 
-    def student(self, seed: int, epochs: int, rate: float, cosine: float) -> StaticModel:
+    def order(self, vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Order of one pass: batches of questions, and batches of reviews, each with its nearest.
+
+        A question is followed by the passage that is nearest to it for the teacher, a review by the
+        nearest other review, so that each has a text in its batch from which the others must be
+        told apart. No label is used.
+        """
+        passages = len(self.passages) - 2 * POOL
+        reviews = len(vectors) - len(self.reviews["train"])
+        rows = np.arange(len(vectors))
+        asked = nearest(vectors[passages:reviews], vectors[:passages])
+        alike = reviews + nearest(vectors[reviews:], vectors[reviews:], same=True)
+        pairs = [
+            np.stack([rows[passages:reviews], asked], 1),
+            np.stack([rows[reviews:], alike], 1),
+        ]
+        return rng.permutation(np.concatenate([paired(each, rng) for each in pairs])).reshape(-1)
+
+    def student(self, seed: int, rate: float) -> StaticModel:
         """A trained student."""
         set_seed(seed)
         model = self.start()
@@ -163,16 +191,11 @@ class Study:
         vectors = self.vectors()
         rows = Dataset.from_dict({**cut, "vector": list(vectors)}).with_format("torch")
         rng = np.random.default_rng(seed)
-        order = np.concatenate([neighbours_together(vectors, rng) for _ in range(epochs)])
-        objective: Any = InBatchSimilarity(groups=("embedding",), temperature=0.05)
-        if cosine:
-            objective = objective + cosine * HiddenStates(
-                "last", groups=("embedding",), distance="cosine"
-            )
+        order = np.concatenate([self.order(vectors, rng) for _ in range(EPOCHS)])
         args = DistillationConfig(
             str(self.folder / "run"),
             seed=seed,
-            per_device_train_batch_size=256,
+            per_device_train_batch_size=BATCH,
             num_train_epochs=1,  # the order holds all passes
             train_sampling_strategy="sequential",
             learning_rate=rate,
@@ -187,22 +210,22 @@ class Study:
             args,
             train_dataset=rows.select(order),
             teacher_model=ColumnTeacher(embedding="vector"),
-            objective=objective,
+            objective=InBatchSimilarity(groups=("embedding",), temperature=0.05),
             processing_class=self.tokenizer,
             data_collator=DataCollatorWithPadding(self.tokenizer),
         )
         trainer.train()
         return model.eval()
 
-    def model2vec(self, seed: int | None) -> Any:
+    def model2vec(self, seed: int | None, size: int = 256) -> Any:
         """A student of model2vec: its `distill`, and with a seed its training too."""
         from model2vec import StaticModel as Theirs
         from model2vec.distill import distill
         from model2vec.train.similarity import StaticModelForSimilarity
 
-        path = self.folder / "model2vec"
+        path = self.folder / f"model2vec_{size}"
         if not path.exists():
-            distill(self.origin, device="cpu").save_pretrained(path)
+            distill(self.origin, device="cpu", pca_dims=size).save_pretrained(path)
         if seed is None:
             return Theirs.from_pretrained(path)
         model = StaticModelForSimilarity.from_pretrained(path)
@@ -210,21 +233,21 @@ class Study:
         return model.fit(self.texts, vectors, device="cpu", random_seed=seed)
 
 
-def neighbours_together(
-    vectors: np.ndarray, rng: np.random.Generator, size: int = 32
-) -> np.ndarray:
-    """Order of one pass over the texts, in which texts alike for the teacher follow one another.
+def nearest(vectors: np.ndarray, others: np.ndarray, same: bool = False) -> np.ndarray:
+    """Row of the most similar of the others for each vector, but itself if they are the same."""
+    found = []
+    for first in range(0, len(vectors), 1000):
+        similar = vectors[first : first + 1000] @ others.T
+        if same:
+            similar[np.arange(len(similar)), np.arange(first, first + len(similar))] = -np.inf
+        found.append(similar.argmax(1))
+    return np.concatenate(found)
 
-    Each text joins the nearest of N / size texts that are drawn; the groups, put in a row, are cut
-    into parts of ``size``, and the parts are shuffled. A batch of several parts then holds texts
-    that are hard to tell apart, and others. No label is used.
-    """
-    count = len(vectors)
-    drawn = vectors[rng.choice(count, count // size, replace=False)]
-    nearest = np.concatenate([(part @ drawn.T).argmax(1) for part in np.array_split(vectors, 16)])
-    row = np.argsort(rng.permutation(len(drawn))[nearest] + rng.random(count) / 2)
-    parts = row[: count // size * size].reshape(-1, size)
-    return rng.permutation(parts).reshape(-1)
+
+def paired(pairs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whole batches ``(n, BATCH)`` of shuffled pairs ``(N, 2)``."""
+    rows = rng.permutation(pairs)
+    return rows[: len(rows) // (BATCH // 2) * (BATCH // 2)].reshape(-1, BATCH)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -252,15 +275,17 @@ def train(study: Study) -> None:
     """Every arm and seed, on the test split; resumable."""
     settings = search(study)
     done = study.state().get("runs", {})
-    teacher = study.teacher()
     arms: dict[str, Callable[[int], Encode]] = {
-        "teacher": lambda seed: study.encoder(teacher),
+        "teacher": lambda seed: study.teacher_encoder(),
         "start": lambda seed: study.encoder(study.start()),
     }
-    if all(map(importlib.util.find_spec, ("model2vec", "skeletoken"))):
+    theirs = all(map(importlib.util.find_spec, ("model2vec", "skeletoken")))
+    if theirs:
         arms["model2vec"] = lambda seed: study.model2vec(None).encode
-        arms["model2vec_fit"] = lambda seed: study.model2vec(seed).encode
+        arms["model2vec_384"] = lambda seed: study.model2vec(None, 384).encode
     arms["student"] = lambda seed: study.encoder(study.student(seed, **settings))
+    if theirs:
+        arms["model2vec_fit"] = lambda seed: study.model2vec(seed).encode
     for arm, make in arms.items():
         for seed in SEEDS if arm in ("student", "model2vec_fit") else SEEDS[:1]:
             if f"{arm} {seed}" not in done:
@@ -274,19 +299,32 @@ def train(study: Study) -> None:
 
 
 def speed(study: Study, rounds: int = 5) -> None:
-    """Passages per second of processor time, teacher and student in turn, tokens counted in."""
+    """Passages per second of processor time, in turn, tokenisation included on both sides."""
     student, teacher = study.start(), study.teacher()
-    few, many = study.passages[:64], study.passages[:2048]
-    found: dict[str, list[float]] = {"teacher": [], "student": []}
-    student.encode(few, study.tokenizer)
+    first = study.passages[POOL:]
+    few, many = first[:128], first[:POOL]
+
+    def rate(texts: list[str], encode: Encode) -> float:
+        begin = time.process_time()
+        encode(texts)
+        return len(texts) / (time.process_time() - begin)
+
+    def as_used(texts: Sequence[str]) -> np.ndarray:
+        return teacher.encode(texts, study.tokenizer, 32)
+
+    def bfloat16(texts: Sequence[str]) -> np.ndarray:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return as_used(texts)
+
+    found: dict[str, list[float]] = {"teacher": [], "teacher, bfloat16": [], "student": []}
+    as_used(few[:32])
     for _ in range(rounds):
-        begin = time.process_time()
-        teacher.encode(few, study.tokenizer)
-        found["teacher"].append(len(few) / (time.process_time() - begin))
-        begin = time.process_time()
-        student.encode(many, study.tokenizer)
-        found["student"].append(len(many) / (time.process_time() - begin))
+        found["teacher"].append(rate(few, as_used))
+        found["teacher, bfloat16"].append(rate(few, bfloat16))
+        found["student"].append(rate(many, study.encoder(student)))
     study.record("speed", {name: statistics.median(values) for name, values in found.items()})
+    ratios = [s / t for s, t in zip(found["student"], found["teacher"], strict=True)]
+    study.record("speed", {"ratio": statistics.median(ratios)})
 
 
 def table(found: dict[str, Any]) -> str:
@@ -309,19 +347,21 @@ def table(found: dict[str, Any]) -> str:
         ]
         shown = " / ".join(f"{100 * share:.1f} %" for share in shares)
         lines.append(f"| {arm} | {' | '.join(cells)} | {shown} | {of(arm, 'seconds').mean():.0f} |")
-    for other in ("model2vec", "model2vec_fit"):
-        for key in keys if len(of(other, keys[0])) else ():
-            gain = of("student", key) - of(other, key)
+    for other in ("model2vec", "model2vec_384", "model2vec_fit"):
+        count = len(of(other, keys[0]))
+        for key in keys if count else ():
+            own, theirs = of("student", key), of(other, key)
+            gain = own - theirs if count == 1 else own[:count] - theirs
             low, high = stats.ttest_1samp(gain, 0).confidence_interval()
             won = f"{(gain > 0).sum()} of {len(gain)} seeds"
             lines.append(
                 f"\n{key} against {other}: {gain.mean():+.3f} [{low:.3f}, {high:.3f}], {won}"
             )
     rates = found["speed"]
-    ratio = rates["student"] / rates["teacher"]
     lines.append(
-        f"\npassages per second of one thread: teacher {rates['teacher']:.1f}, student "
-        f"{rates['student']:.0f}: {ratio:.0f} times. Seconds of processor time before training: "
+        f"\npassages per second of one thread: teacher {rates['teacher']:.1f} (in bfloat16 "
+        f"{rates['teacher, bfloat16']:.1f}), student {rates['student']:.0f}: {rates['ratio']:.0f} "
+        "times the first. Seconds of processor time before training: "
         + ", ".join(f"{name} {value:.0f}" for name, value in found["seconds"].items())
     )
     return "\n".join(lines)

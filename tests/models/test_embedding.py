@@ -174,6 +174,27 @@ def test_a_static_student_of_a_teacher() -> None:
     assert teacher.normalize
 
 
+def test_whitened_components_and_random_dimensions() -> None:
+    """Components of other sizes, or random vectors that change, are not the documented student."""
+    settings = {"hidden_size": 4, "sif": 1e-2}
+    plain = static_from_teacher(encoder(), tokenizer(), **settings)
+    student = static_from_teacher(
+        encoder(), tokenizer(), whitening=0.5, random_size=600, **settings
+    )
+    counted = slice(5, -1)  # neither special nor unused
+    components = plain.embeddings.detach().double().numpy()
+    expected = components / components[counted].std(0) ** 0.5
+    found = student.embeddings.detach().numpy()
+    np.testing.assert_allclose(found[:, :4], expected, rtol=1e-4, atol=1e-5)
+    length = np.linalg.norm(found[counted, :4], axis=1).mean()
+    drawn = found[:, 4:]
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), length, rtol=0.15)
+    directions = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    assert np.abs(directions @ directions.T - np.eye(len(drawn))).max() < 0.2
+    again = static_from_teacher(encoder(), tokenizer(), whitening=0.5, random_size=600, **settings)
+    assert torch.equal(again.embeddings, student.embeddings)
+
+
 def test_weights_by_counts() -> None:
     """Rare tokens weigh more, by the texts given and not by their ids."""
     tok = tokenizer()
@@ -189,7 +210,12 @@ def test_weights_by_counts() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"hidden_size": 17}, "from 1 to 16"), ({"sif": 0.0}, "above 0")],
+    [
+        ({"hidden_size": 17}, "from 1 to 16"),
+        ({"sif": 0.0}, "above 0"),
+        ({"whitening": 1.5}, "from 0 to 1"),
+        ({"random_size": -1}, "at least 0"),
+    ],
 )
 def test_settings_of_a_static_student(settings: dict[str, Any], message: str) -> None:
     """A constant of 0 would make all weights 0, and the student silent."""
@@ -272,17 +298,26 @@ def test_init_student_static(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     words = ["init-student", str(tmp_path / "teacher"), "--static", "--output"]
-    options = ["--hidden-size", "4", "--importance", str(texts)]
+    beyond = ["--whitening", "0.5", "--random-size", "3"]
+    options = ["--hidden-size", "4", "--importance", str(texts), *beyond]
     assert main([*words, str(tmp_path / "out"), *options]) == 0
-    assert "static, 4 dimensions" in capsys.readouterr().out
+    assert "static, 7 dimensions" in capsys.readouterr().out
     model = load_embedder(tmp_path / "out")
     tok = tf.AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = static_from_teacher(
-        SentenceModel(encoder()), tok, hidden_size=4, counts=token_counts(TEXTS, tok)
+        SentenceModel(encoder()),
+        tok,
+        hidden_size=4,
+        counts=token_counts(TEXTS, tok),
+        whitening=0.5,
+        random_size=3,
     )
     np.testing.assert_allclose(model.encode(HARD, tok), expected.encode(HARD, tok), atol=1e-6)
     assert main([*words, str(tmp_path / "other"), "--layers", "1"]) == 2
-    assert "--hidden-size and --importance with --static" in capsys.readouterr().err
+    assert "with --static, got --layers" in capsys.readouterr().err
+    network = ["init-student", str(tmp_path / "teacher"), "--output", str(tmp_path / "other")]
+    assert main([*network, "--layers", "1", "--random-size", "3"]) == 2
+    assert "--random-size with --static alone" in capsys.readouterr().err
 
 
 # ---- sentence-transformers -----------------------------------------------------------------------

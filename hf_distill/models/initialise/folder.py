@@ -37,6 +37,8 @@ def write_student(
     vocabulary: int | None = None,
     importance: str | Path | None = None,
     static: bool = False,
+    whitening: float = 0.0,
+    random_size: int = 0,
 ) -> None:
     """Load a teacher, make its student, and write it with the teacher's tokenizer or processor.
 
@@ -57,6 +59,8 @@ def write_student(
         static: Make a static embedder (`static_from_teacher`); ``hidden_size`` is its number of
             dimensions, 256 by default, and ``layers``, ``intermediate_size`` and ``vocabulary`` do
             not apply.
+        whitening: Of a static student, as `static_from_teacher` takes it.
+        random_size: Of a static student, as `static_from_teacher` takes it.
 
     Raises:
         ValueError: nothing to change, sizes that do not apply, a folder in use, a tokenizer with
@@ -68,8 +72,14 @@ def write_student(
     parts = bool(layers) or (intermediate_size, vocabulary) != (None, None)
     if static and parts:
         raise ValueError(
-            "Expected only --hidden-size and --importance with --static, got --layers, "
-            "--intermediate-size or --vocabulary-size: a static student has one vector per token."
+            "Expected only --hidden-size, --importance, --whitening and --random-size with "
+            "--static, got --layers, --intermediate-size or --vocabulary-size: a static student "
+            "has one vector per token."
+        )
+    if not static and (whitening, random_size) != (0.0, 0):
+        raise ValueError(
+            "Expected --whitening and --random-size with --static alone, got them without it: a "
+            "network keeps the teacher's vectors."
         )
     if (
         not static
@@ -87,7 +97,8 @@ def write_student(
         )
     rows = None if importance is None else read_texts(Path(importance))
     if static:
-        _write_static(source, output, say, hidden_size, rows)
+        options = {"whitening": whitening, "random_size": random_size}
+        _write_static(source, output, say, hidden_size, rows, options)
         return
     processor = _processor(source, vocabulary, say)
     teacher = _teacher(source, say)
@@ -116,7 +127,12 @@ def write_student(
 
 
 def _write_static(
-    source: str, output: Path, say: Say, hidden_size: int | None, rows: list[Row] | None
+    source: str,
+    output: Path,
+    say: Say,
+    hidden_size: int | None,
+    rows: list[Row] | None,
+    options: dict[str, Any],
 ) -> None:
     teacher = load_embedder(source) if is_embedder(source) else AutoModel.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -127,10 +143,10 @@ def _write_static(
         say(f"weights: of the tokens of {len(rows)} texts")
     size = 256 if hidden_size is None else hidden_size
     say(f"teacher: {source}, {len(tokenizer)} tokens one by one")
-    student = static_from_teacher(teacher, tokenizer, hidden_size=size, counts=counts)
+    student = static_from_teacher(teacher, tokenizer, hidden_size=size, counts=counts, **options)
     _write(output, student, tokenizer)
     count = sum(p.numel() for p in student.parameters())
-    say(f"student: {output}, static, {size} dimensions, {count:,} parameters")
+    say(f"student: {output}, static, {student.config.hidden_size} dimensions, {count:,} parameters")
 
 
 def _by_name(words: Sequence[str]) -> Layers | dict[str, Layers]:

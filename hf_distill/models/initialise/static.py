@@ -25,6 +25,8 @@ def static_from_teacher(
     hidden_size: int | None = 256,
     sif: float | None = 1e-4,
     counts: Mapping[int, int] | None = None,
+    whitening: float = 0.0,
+    random_size: int = 0,
     batch_size: int = 512,
 ) -> StaticModel:
     """Make a static student: every token of the vocabulary alone through the teacher.
@@ -33,7 +35,10 @@ def static_from_teacher(
     teacher's own pooling and dense layers; the vectors are centred and reduced to their principal
     components, and each token gets the weight a / (a + p) of its probability p (smooth inverse
     frequency, Arora et al. 2017). The method is that of model2vec (Tulkens and van Dongen, 2024,
-    https://github.com/MinishLab/model2vec).
+    https://github.com/MinishLab/model2vec). Two options go beyond it: partial whitening, after
+    which a few directions common to most tokens no longer hide the others, and random vectors
+    beside the teacher's (random indexing, Sahlgren 2005), which keep tokens apart that are alike
+    for the teacher, as names are, so that equal words count as in a search by words.
 
     Args:
         teacher: A `SentenceModel`, or an encoder, whose last states are averaged.
@@ -42,16 +47,25 @@ def static_from_teacher(
         sif: The constant a; None: all weights are 1.
         counts: Occurrences of each token in texts (`token_counts`); None: p by Zipf's law, from the
             order of the ids, which in most vocabularies is that of frequency.
+        whitening: Power of its standard deviation by which each component is divided: 0 leaves the
+            components as they are, 1 makes all of them equally large.
+        random_size: Number of random dimensions after the components, as long on average as these.
         batch_size: Number of tokens at a time.
 
     Returns:
-        The student, in float32.
+        The student, in float32, of ``hidden_size + random_size`` dimensions.
 
     Raises:
-        ValueError: a hidden_size above that of the teacher's vectors, or a sif that is not above 0.
+        ValueError: a hidden_size above that of the teacher's vectors, a sif that is not above 0, a
+            whitening that is not from 0 to 1, or a negative random_size.
     """
     if sif is not None and not sif > 0:
         raise ValueError(f"Expected a constant of the token weights above 0, got {sif}.")
+    if not (0 <= whitening <= 1 and random_size >= 0):
+        raise ValueError(
+            "Expected a whitening from 0 to 1 and a random_size of at least 0, got "
+            f"{whitening} and {random_size}."
+        )
     model = teacher if isinstance(teacher, SentenceModel) else SentenceModel(teacher)
     vectors = _vectors(model, tokenizer, batch_size)
     special = sorted({*tokenizer.all_special_ids} & {*range(len(vectors))})
@@ -59,12 +73,13 @@ def static_from_teacher(
     counted = torch.tensor([not UNUSED.fullmatch(name or "") for name in names])
     counted[special] = False
     width = vectors.shape[1] if hidden_size is None else hidden_size
-    table = _components(vectors.double(), counted, width).float()
+    table = _components(vectors.double(), counted, width, whitening)
+    table = torch.cat([table, _random(table[counted], len(table), random_size)], 1).float()
     weights = _weights(counted, sif, counts)
     weights[special] = 0.0
     config = StaticConfig(
         vocab_size=len(table),
-        hidden_size=width,
+        hidden_size=table.shape[1],
         ignored_tokens=special,
     )
     config.pad_token_id = tokenizer.pad_token_id
@@ -112,7 +127,7 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _components(vectors: Tensor, counted: Tensor, width: int) -> Tensor:
+def _components(vectors: Tensor, counted: Tensor, width: int, whitening: float) -> Tensor:
     """Centred vectors in their first principal components; the largest entry of each axis is
     positive."""
     if not 0 < width <= vectors.shape[1]:
@@ -122,9 +137,21 @@ def _components(vectors: Tensor, counted: Tensor, width: int) -> Tensor:
         )
     own = vectors[counted]
     centred = own - own.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :width]
+    values, axes = (each.flip(-1)[..., :width] for each in torch.linalg.eigh(centred.T @ centred))
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    return (vectors - own.mean(0)) @ (axes * signs)
+    table = (vectors - own.mean(0)) @ (axes * signs)
+    if whitening:
+        spread = (values / len(own)).clamp(min=1e-8 * float(values[0]) / len(own)).sqrt()
+        table = table / spread**whitening
+    return table
+
+
+def _random(components: Tensor, count: int, size: int) -> Tensor:
+    """Random vectors ``(count, size)``, as long on average as the components; always the same."""
+    drawn = torch.randn(
+        count, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    return drawn * components.norm(dim=1).mean() / max(size, 1) ** 0.5
 
 
 def _weights(counted: Tensor, sif: float | None, counts: Mapping[int, int] | None) -> Tensor:
