@@ -100,7 +100,7 @@ def load_examples(recipe: Recipe) -> RecipeExamples:
         for name in found:
             found[name] = labelled(found[name], name.partition(" ")[0], labels, data)
     if others is not None and data.unlabelled is not None:
-        others = without_labels(others, labels, data.tokens_column)
+        others = without_labels(others, labels, data)
         found[MIXED] = mixture(found["train"], others, labels.kind, data.unlabelled.share)
     return RecipeExamples(found, labels, facts or {"hub_id": data.source}, findings)
 
@@ -300,6 +300,8 @@ def prepared(
     for name, data in raw.items():
         own = [column for column in data.column_names if task.reads_raw and column in others]
         found[name] = task.prepare(data.remove_columns(own), recipe.data, processor, keep)
+        if task.drawn is not None:
+            found[name] = task.drawn(found[name], name, recipe.data, processor)
     if noise is not None:
         if task.noisy is None or recipe.data.text_pair_column is not None:
             raise RecipeError("`data.noisy` is for single texts. For pictures use `by: gaussian`.")
@@ -317,7 +319,8 @@ def fingerprints(splits: Mapping[str, Dataset], processor: Any) -> dict[str, str
         digest = hashlib.sha256()
         for table in dataset.with_format("arrow").iter(batch_size=1000):
             digest.update(repr(contents(table.to_pydict(), keep_bytes=True)).encode())
-        if dataset.format["type"] == "custom":  # made on the fly: the processor is part of it
+        made = dataset.format["type"] == "custom"  # on the fly: the processor is part of it
+        if made and hasattr(processor, "to_dict"):
             digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
         found[name] = digest.hexdigest()
     return found

@@ -12,11 +12,14 @@ from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.sections import Data
 
 NONE, CLASS, MULTI_LABEL, VALUE, TAGS = "none", "class", "multi_label", "value", "tags"
+CHOICE, RELEVANCE = "choice", "relevance"
 EXPECTED = {
     CLASS: "one class per example (a ClassLabel, a whole number or a name)",
     MULTI_LABEL: "a list of classes per example",
     VALUE: "a number per example",
     TAGS: "a list with one class for each word",
+    CHOICE: "the number of the right choice, from 0",
+    RELEVANCE: "a number per pair, or a list with a number for each candidate",
 }
 """Kind of labels -> its description in messages."""
 
@@ -29,19 +32,23 @@ class Labels:
         kind: A key of `EXPECTED`, or `NONE` where the examples have no column of labels.
         names: Class names in the order of their numbers.
         width: Values per example of `VALUE`.
+        graded: True if the `RELEVANCE` is not always within 0 and 1.
     """
 
     kind: str = NONE
     names: list[str] = field(default_factory=list)
     width: int = 1
+    graded: bool = False
 
     @property
     def head(self) -> dict[str, Any]:
         """Config settings of a model with a head for these labels."""
-        if self.kind == NONE:
+        if self.kind in (NONE, CHOICE):
             return {}
-        if self.kind == VALUE:
+        if self.kind == VALUE or (self.kind == RELEVANCE and self.graded):
             return {"num_labels": self.width, "problem_type": "regression"}
+        if self.kind == RELEVANCE:
+            return {"num_labels": 1, "problem_type": "multi_label_classification"}
         problem = {CLASS: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
         return {
             "num_labels": len(self.names),
@@ -99,6 +106,16 @@ def _as_value(feature: Any) -> Encode | None:
     return _values if dtype.startswith(("float", "double", "int", "uint")) else None
 
 
+def _as_choice(feature: Any) -> Encode | None:
+    dtype = "int64" if isinstance(feature, ClassLabel) else getattr(feature, "dtype", "")
+    return _choices if str(dtype).startswith(("int", "uint")) else None
+
+
+def _as_relevance(feature: Any) -> Encode | None:
+    inner = feature.feature if isinstance(feature, List) else feature
+    return _relevance if _as_value(inner) else None
+
+
 def _as_lists(kind: str) -> Callable[[Any], Encode | None]:
     def fits(feature: Any) -> Encode | None:
         if not (isinstance(feature, List) and _is_class(feature.feature)):
@@ -113,6 +130,8 @@ _ENCODERS: dict[str, Callable[[Any], Encode | None]] = {
     VALUE: _as_value,
     MULTI_LABEL: _as_lists(MULTI_LABEL),
     TAGS: _as_lists(TAGS),
+    CHOICE: _as_choice,
+    RELEVANCE: _as_relevance,
 }
 
 
@@ -156,6 +175,26 @@ def _values(found: DatasetDict, data: Data) -> tuple[DatasetDict, Labels]:
     return found.cast_column(column, List(Value("float32"))), Labels(VALUE, width=widths.pop())
 
 
+def _choices(found: DatasetDict, data: Data) -> tuple[DatasetDict, Labels]:
+    return found.cast_column(data.label_column, Value("int64")), Labels(CHOICE)
+
+
+def _relevance(found: DatasetDict, data: Data) -> tuple[DatasetDict, Labels]:
+    """Relevance of pairs or of candidates, 0 for none."""
+    column = data.label_column
+    is_list = isinstance(found["train"].features[column], List)
+    found = found.cast_column(column, List(Value("float32")) if is_list else Value("float32"))
+    rows = [row for dataset in found.values() for row in dataset[column][:] if row is not None]
+    values = [value for row in rows for value in row] if is_list else rows
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    if lowest < 0:
+        raise RecipeError(
+            f"`data.label_column`: expected relevances of 0 or more in {column!r}, got {lowest:g}. "
+            "Give 0 to what is not relevant."
+        )
+    return found, Labels(RELEVANCE, graded=highest > 1)
+
+
 def _lists(found: DatasetDict, data: Data, kind: str) -> tuple[DatasetDict, Labels]:
     """Lists of class numbers for words; 0 or 1 for each class of several."""
     column = data.label_column
@@ -197,7 +236,7 @@ def labelled(dataset: Dataset, split: str, labels: Labels, data: Data) -> Datase
         RecipeError: examples without a label.
     """
     values = dataset[data.label_column][:]
-    if any(value is None or (labels.kind == CLASS and value < 0) for value in values):
+    if any(value is None or (labels.kind in (CLASS, CHOICE) and value < 0) for value in values):
         raise RecipeError(f"split {split!r}: {unlabelled(data.label_column, data)}")
     if data.label_column == "labels":
         return dataset

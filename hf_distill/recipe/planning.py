@@ -37,7 +37,7 @@ from hf_distill.recipe.schedule import (
 from hf_distill.recipe.schema import Recipe, key_of
 from hf_distill.recipe.scoring import Scorer, metrics_of
 from hf_distill.recipe.stages import Stage, versions
-from hf_distill.recipe.tasks import Split, recipe_task
+from hf_distill.recipe.tasks import Split, first_output, recipe_task
 from hf_distill.recipe.teacher_inputs import processors, teacher_inputs
 from hf_distill.recipe.training import Heard, arguments
 from hf_distill.recipe.unlabelled import MIXED, equal_steps
@@ -47,6 +47,7 @@ from hf_distill.training.on_policy import OnPolicyConfig, OnPolicyDistillationTr
 from hf_distill.training.trainer import DistillationTrainer
 from hf_distill.utils.processes import process_state
 
+GROUPED = "group_by_length"
 MEASURED_TOGETHER = 8
 """Examples of a batch on which the importance of a teacher's parts is measured."""
 
@@ -107,6 +108,8 @@ class PreparedRecipe:
         }
         if self.examples.labels.kind not in (CLASS, NONE):
             self._common["problem"] = self.examples.labels.kind
+        if self.task.drawn is not None:
+            self._common["masking"] = vars(recipe.data.masking)
         if recipe.metric is not None:  # by which checkpoints are compared
             self._common["metric"] = self.watch
         self.stages = self.stages_of(recipe)
@@ -251,6 +254,11 @@ class PreparedRecipe:
         peft: PeftConfig | None = None,
     ) -> DistillationTrainer:
         """The trainer of a lesson, or of an evaluation."""
+        if args.train_sampling_strategy == GROUPED and self.task.outputs is not first_output:
+            raise RecipeError(
+                f"`train_sampling_strategy`: {GROUPED} changes the order of evaluations as well, "
+                f"and the metrics of {self.recipe.task} need that of the data. Leave it out."
+            )
         on_policy = isinstance(args, OnPolicyConfig)
         kind: Any = OnPolicyDistillationTrainer if on_policy else DistillationTrainer
         data, processor = self.view(role)
@@ -266,6 +274,7 @@ class PreparedRecipe:
                 processing_class=processor,
                 data_collator=collator,
                 compute_metrics=compute or self.computed(role),
+                preprocess_logits_for_metrics=self.task.reduce,
                 callbacks=[Heard(), *callbacks],
                 peft_config=peft,
             )
@@ -336,7 +345,13 @@ class PreparedRecipe:
         return self.given_teacher(models)
 
     def check_cache(self, stage: CacheStage) -> None:
-        """See `check_given`."""
+        """See `check_given`; examples must be the same at each reading."""
+        if self.task.drawn is not None and self.data["train"].format["type"] == "custom":
+            raise RecipeError(
+                f"`teacher.cache`: the masks of {self.recipe.task} are drawn at each reading, so "
+                "that stored outputs do not fit. Set `data.masking.fixed: true`, or leave the "
+                "cache out."
+            )
         check_given(stage, self._untrained().provides)
 
     def plan(self) -> str:

@@ -85,6 +85,31 @@ class UnlabelledSection:
 
 
 @dataclass(frozen=True)
+class MaskingSection:
+    """Masked tokens of ``masked_lm``: of 10, 8 become the mask, 1 a random token, 1 stays.
+
+    Args:
+        probability: Share of the tokens that are masked, or of the words.
+        whole_word: True: all tokens of a word, which then become the mask.
+        fixed: True: the masks of the training texts are drawn once; else at each reading. Those of
+            validation and test are always drawn once.
+        seed: Seed of the masks that are drawn once.
+    """
+
+    probability: float = 0.15
+    whole_word: bool = False
+    fixed: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1:
+            raise RecipeError(
+                "`data.masking.probability`: expected a share above 0 and below 1, such as 0.15, "
+                f"got {self.probability}."
+            )
+
+
+@dataclass(frozen=True)
 class Data:
     """Source, columns and splits of the examples.
 
@@ -99,6 +124,8 @@ class Data:
         text_pair_column: Column with a second text.
         negatives_column: Of ``bi_encoder``: column with a list of texts that do not answer the
             query; default: the documents of the other queries of a batch alone.
+        choices_column: Column with a list of texts: the choices of ``multiple_choice``, the
+            candidates of ``reranker``.
         tokens_column: Column with the words of a text, a list.
         image_column: Column with the image.
         label_column: Column with the class, several classes, values, or a class for each word.
@@ -123,9 +150,10 @@ class Data:
             differs from the teacher's, else the teacher's.
         unlabelled: Examples without labels, for the students that have a teacher.
         noisy: Perturbed versions of the training texts.
-        packing: Of ``causal_lm``: several texts in a sequence of ``max_length`` tokens;
-            ``first_fit`` keeps texts whole, ``wrapped`` fills every sequence. Default: one text per
-            sequence.
+        masking: Masked tokens of ``masked_lm``.
+        packing: Of ``causal_lm`` and ``masked_lm``: several texts in a sequence of ``max_length``
+            tokens; ``first_fit`` keeps texts whole (``causal_lm``), ``wrapped`` fills every
+            sequence. Default: one text per sequence.
         assistant_only: Of ``causal_lm``: learn only the assistant's turns of chats.
         completion_only: Of ``causal_lm``: learn only the completions of prompts.
         chat_template_kwargs: Of ``causal_lm``: further arguments of the chat template.
@@ -138,6 +166,7 @@ class Data:
     text_column: str = "text"
     text_pair_column: str | None = None
     negatives_column: str | None = None
+    choices_column: str | None = None
     tokens_column: str = "tokens"
     image_column: str = "image"
     label_column: str = "label"
@@ -156,6 +185,7 @@ class Data:
     processor: str | dict[str, Any] | None = None
     unlabelled: UnlabelledSection | None = None
     noisy: NoiseSection | None = None
+    masking: MaskingSection = field(default_factory=MaskingSection)
     packing: Literal["first_fit", "wrapped"] | None = None
     assistant_only: bool = True
     completion_only: bool = True

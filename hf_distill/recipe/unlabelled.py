@@ -10,7 +10,8 @@ from datasets import Dataset, List, Value, concatenate_datasets
 from transformers import TrainingArguments
 
 from hf_distill.recipe.estimate import steps, steps_of_epoch
-from hf_distill.recipe.labels import CLASS, MULTI_LABEL, TAGS, VALUE, Labels
+from hf_distill.recipe.labels import CLASS, MULTI_LABEL, RELEVANCE, TAGS, VALUE, Labels
+from hf_distill.recipe.sections import Data
 
 MIXED = "train (with unlabelled)"
 """Training split of the students that have a teacher."""
@@ -18,13 +19,13 @@ NO_CLASS = -100
 EPOCH = "epoch"
 
 
-def without_labels(rows: Dataset, labels: Labels, words: str) -> Dataset:
+def without_labels(rows: Dataset, labels: Labels, data: Data) -> Dataset:
     """Examples with a column ``labels`` that holds none.
 
     Args:
         rows: The examples, without labels.
         labels: The labels of the others.
-        words: The column with the words of a text, for `TAGS`.
+        data: The section of the recipe.
     """
     missing = math.nan
     values: list[Any] = [NO_CLASS] * len(rows)
@@ -33,7 +34,11 @@ def without_labels(rows: Dataset, labels: Labels, words: str) -> Dataset:
     elif labels.kind == MULTI_LABEL:
         values = [[missing] * len(labels.names)] * len(rows)
     elif labels.kind == TAGS:
-        values = [[NO_CLASS] * len(row) for row in rows[words][:]]
+        values = [[NO_CLASS] * len(row) for row in rows[data.tokens_column][:]]
+    elif labels.kind == RELEVANCE and data.choices_column is not None:
+        values = [[missing] * len(row) for row in rows[data.choices_column][:]]
+    elif labels.kind == RELEVANCE:
+        values = [missing] * len(rows)
     return rows.add_column("labels", values)
 
 

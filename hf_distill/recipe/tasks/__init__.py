@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from hf_distill.recipe.errors import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.tasks.base import IDS, RandomVersionCollator, RecipeTask, Split
+from hf_distill.recipe.tasks.base import (
+    IDS,
+    RandomVersionCollator,
+    RecipeTask,
+    Split,
+    first_output,
+)
+from hf_distill.recipe.tasks.choices import MULTIPLE_CHOICE
 from hf_distill.recipe.tasks.embeddings import BI_ENCODER
 from hf_distill.recipe.tasks.image import IMAGE_CLASSIFICATION
 from hf_distill.recipe.tasks.language_model import CAUSAL_LM
+from hf_distill.recipe.tasks.masked_language_model import MASKED_LM
+from hf_distill.recipe.tasks.reranker import RERANKER
 from hf_distill.recipe.tasks.text import TEXT_CLASSIFICATION, with_noise
 from hf_distill.recipe.tasks.tokens import TOKEN_CLASSIFICATION
 
@@ -17,6 +26,7 @@ __all__ = [
     "RandomVersionCollator",
     "RecipeTask",
     "Split",
+    "first_output",
     "recipe_task",
     "with_noise",
 ]
@@ -27,6 +37,9 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
     "causal_lm": CAUSAL_LM,
     "bi_encoder": BI_ENCODER,
     "token_classification": TOKEN_CLASSIFICATION,
+    "masked_lm": MASKED_LM,
+    "multiple_choice": MULTIPLE_CHOICE,
+    "reranker": RERANKER,
 }
 """Task of a recipe -> how its examples become batches. Add a row for another one."""
 

@@ -83,12 +83,15 @@ class RecipeTask:
         narrowed: ``(labels, these metrics)``: the metrics by default, if class names decide.
         outputs: ``(predictions of the trainer, split) -> predictions, references`` in the form of
             the metrics; ragged ones are padded with -100, as `Trainer` gathers them.
+        reduce: ``(logits, labels) -> predictions`` of a batch, before they are gathered.
         generate: ``(model, split, arguments) -> predictions, references``: in place of ``outputs``
             for models whose predictions are generated; ``watch`` is measured during training then.
         watch: The figure of the trainer by which checkpoints are compared; default: the metric that
             decides.
         without: Figures of the trainer that have no meaning for the task.
         hidden: Prepared columns that ``outputs`` reads and no model.
+        drawn: ``(prepared split, its name, settings, processor)``: the split with what is random in
+            its examples, drawn once or at each reading.
         objective: Rows of the default objective; None: by the scalars of ``training``.
         models: A class with ``from_pretrained`` and ``from_config``; default: the auto class.
         library: The library whose folder the student is.
@@ -108,10 +111,12 @@ class RecipeTask:
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {CLASS: ("accuracy",)})
     narrowed: Callable[[Labels, tuple[str, ...]], tuple[str, ...]] | None = None
     outputs: Callable[[EvalPrediction, Split], tuple[Any, Any]] = first_output
+    reduce: Callable[[Any, Any], Any] | None = None
     generate: Callable[[PreTrainedModel, Split, Any], tuple[Any, Any]] | None = None
     watch: str | None = None
     without: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    drawn: Callable[[Dataset, str, Data, Any], Dataset] | None = None
     objective: list[dict[str, Any]] | None = None
     models: Any = None
     library: str = "transformers"
