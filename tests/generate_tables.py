@@ -205,6 +205,7 @@ def recipe_keys() -> str:
         "card": sections.CardSection,
     }
     short = {
+        "data.masking": sections.MaskingSection,
         "data.noisy": sections.NoiseSection,
         "teacher.columns": sections.ColumnsSection,
         "student.lora": sections.LoraSection,

@@ -18,6 +18,7 @@ _TASKS: dict[str, tuple[str, str]] = {
     "fill-mask": (TEXT, "MaskedLM"),
     "question-answering": (TEXT, "QuestionAnswering"),
     "multiple-choice": (TEXT, "MultipleChoice"),
+    "text-ranking": (TEXT, "SequenceClassification"),
     "feature-extraction": (TEXT, ""),
     "sentence-similarity": (TEXT, ""),
     "text-generation": (LANGUAGE_MODEL, "CausalLM"),
@@ -33,7 +34,7 @@ _TASKS: dict[str, tuple[str, str]] = {
 """Pipeline tag -> the template, and the auto class of its quick start."""
 _WITHOUT_PIPELINE = """
 question-answering multiple-choice feature-extraction sentence-similarity text2text-generation
-translation summarization
+translation summarization text-ranking
 """  # tasks without a pipeline in transformers 5: their quick start uses the model
 _ARXIV = re.compile(r"eprint\s*=\s*\{(\d{4}\.\d{4,5})\}")
 

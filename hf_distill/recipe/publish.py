@@ -107,7 +107,7 @@ def student_card(
         how.append(f"with {models['teacher']['members']} seeds, their mean")
     return StudentCard(
         model_name=recipe.hub_model_id or recipe.name,
-        task=PIPELINES[task.task.name],
+        task=task.tag or PIPELINES[task.task.name],
         library_name=task.library,
         license=recipe.card.license or inherited(base["license"]),
         language=recipe.card.language,

@@ -28,6 +28,7 @@ FIGURES = (
     *("acceptance_rate", "entropy", "entropy_gap", "nll", "ece"),
 )
 """Reported figures of every model on the test split, as far as they apply."""
+PERPLEXITIES = ("perplexity", "token_perplexity")
 SIZES = ("parameters", "architecture", "layers", "hidden_size", "num_labels")
 NAMES = {
     **{role: MODELS[role] for role in ("teacher", "baseline", "control")},
@@ -200,7 +201,7 @@ def table(facts: Mapping[str, Any]) -> str:
     """Teacher, assistants, baseline and students in a Markdown table; of a single seed the metric
     that decides has its interval."""
     metric, more = facts["metric"], facts["metrics"][1:]
-    kl = "forward_kl_divergence" if metric == "perplexity" else f"retention_{metric}"
+    kl = "forward_kl_divergence" if metric in PERPLEXITIES else f"retention_{metric}"
     share = " %" if kl.startswith("retention") else ""
     columns = {
         "agreement": ("Agreement", 4, ""),
@@ -235,7 +236,7 @@ def title(metric: str) -> str:
 
 
 def _measured(model: Mapping[str, Any], metric: str) -> str:
-    digits = 2 if metric == "perplexity" else 4
+    digits = 2 if metric in PERPLEXITIES else 4
     told = show(model["test"].get(metric), digits)
     if interval := model.get("intervals", {}).get(metric):
         told += f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
@@ -317,11 +318,11 @@ def _explained(facts: Mapping[str, Any]) -> str:
         told.append(
             "Agreement: the share of tokens for which a model and the teacher think the same one "
             "likeliest."
-            if metric == "perplexity"
+            if metric in PERPLEXITIES
             else "Agreement: the share of examples on which a model and the teacher choose the "
             "same class."
         )
-    if metric == "perplexity":
+    if metric in PERPLEXITIES:
         told.insert(0, "Perplexity: less is better.")
         told.append("KL to it: KL(teacher ‖ model), nats a token.")
     elif any(f"retention_{metric}" in test for test in tests):

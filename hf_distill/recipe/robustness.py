@@ -15,6 +15,7 @@ from hf_distill.evaluation.predictor import Predictor
 from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.examples import RecipeExamples, load_source
+from hf_distill.recipe.labels import CLASS, NONE
 from hf_distill.recipe.schedule import TEACHER, objectives
 from hf_distill.recipe.schema import CONTROL, Recipe
 from hf_distill.recipe.sections import Data, RobustnessSection
@@ -46,6 +47,11 @@ class Robustness:
         assert recipe.robustness is not None
         self.recipe, self.say = recipe, say
         self.section: RobustnessSection = recipe.robustness
+        if data.labels.kind not in (CLASS, NONE) and recipe.task in _MODALITIES:
+            raise RecipeError(
+                "`robustness` measures classifiers with one class per example, and the labels are "
+                f"{data.labels.kind}. Take it away."
+            )
         with refusing("`robustness`", ValueError):
             self._check()
             self.test = self._read(data, "test", self.section.groups)

@@ -41,16 +41,16 @@ def test_figures_are_those_of_stock_transformers(tmp_path: Path, name: str) -> N
     """A figure of another split, of other labels or of padded places would look just as good."""
     row = ROWS[name]
     path = tiny_text_tasks.recipe(row, tmp_path)
-    final = prepared(path)()
-    facts, test = facts_of(tmp_path), splits(row, tmp_path)["test"]
+    run = prepared(path)
+    final = run()
+    facts, test, rows = facts_of(tmp_path), splits(row, tmp_path)["test"], run.data["test"]
     for role, folder in MODELS.items():
-        expected = row.judge(tmp_path / "out" / folder / "model", test)
+        expected = row.judge(tmp_path / "out" / folder / "model", test, rows)
         found = facts["models"][role]
         for metric in row.metrics:
             assert found["test"][metric] == pytest.approx(expected[metric], rel=1e-4), role
             low, high = found["intervals"][metric]
             assert low <= found["test"][metric] <= high, (role, metric)
-    assert row.judge(final, test) == row.judge(tmp_path / "out/student/seed-0/model", test)
     text = (final / "README.md").read_text()
     validate(text)
     metadata = yaml.safe_load(text.split("---")[1])
@@ -120,7 +120,7 @@ def _run(path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "masked_lm"])
 def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
     """Examples counted twice, or texts paired with the labels of others, after a gathering."""
     figures = []
@@ -137,7 +137,8 @@ def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
             assert two == pytest.approx(one, abs=1e-3), (role, metric)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "masked_lm"])
 def test_a_cached_teacher_gives_the_same_student(tmp_path: Path, name: str) -> None:
     """Cached outputs of other examples, or of other masks, than the student's."""
     weights = []
@@ -224,3 +225,111 @@ def test_entities_without_a_beginning_are_counted(tmp_path: Path) -> None:
     run = changed(tmp_path, drop)
     inside = sum(row.count(2) for row in splits(ROWS["entities"], tmp_path)["test"]["label"])
     assert f"Split test: {inside} entities begin with I-" in " ".join(run.notes)
+
+
+# ---- masked language models ----------------------------------------------------------------------
+
+
+def masks_of(rows: Any) -> list[list[int]]:
+    return [[int(label) for label in row["labels"]] for row in rows]
+
+
+def test_masks_of_training_change_and_those_of_the_test_do_not(tmp_path: Path) -> None:
+    """Perplexities of other masks for each model, or one and the same mask in all epochs."""
+    row = ROWS["masked_lm"]
+    first = prepared(tiny_text_tasks.recipe(row, tmp_path / "a"))
+    second = prepared(tiny_text_tasks.recipe(row, tmp_path / "b"))
+    other = prepared(tiny_text_tasks.recipe(row, tmp_path / "c"), ("data.masking.seed", "1"))
+    assert masks_of(first.data["test"]) == masks_of(first.data["test"])
+    assert masks_of(first.data["test"]) == masks_of(second.data["test"])
+    assert masks_of(first.data["test"]) != masks_of(other.data["test"])
+    assert masks_of(first.data["train"]) != masks_of(first.data["train"])
+    prints = [run.stages["student/seed-0"].fingerprint for run in (first, other)]
+    assert prints[0] != prints[1], "a finished training of other masks would be taken"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_masked_tokens_are_as_many_as_asked_for(tmp_path: Path, whole: bool) -> None:
+    """Padding, separators or parts of words masked; or hardly anything."""
+    options = {"whole_word": whole, "probability": 0.4}
+    path = tiny_text_tasks.recipe(ROWS["masked_lm"], tmp_path, data={"masking": options})
+    run = prepared(path, ("data.masking.fixed", "true"))
+    raw, tokenizer = splits(ROWS["masked_lm"], tmp_path)["train"], run.processor
+    chosen, total = 0, 0
+    for text, row in zip(raw["text"], run.data["train"], strict=True):
+        tokens = tokenizer(text, truncation=True)
+        words = tokens.word_ids()
+        seen = [label != -100 for label in row["labels"]]
+        for at, (label, token) in enumerate(zip(row["labels"], tokens["input_ids"], strict=True)):
+            assert label in (-100, token)
+            assert not (seen[at] and words[at] is None), "a special token is masked"
+            assert seen[at] or row["input_ids"][at] == token
+        of_words = [{s for s, w in zip(seen, words, strict=True) if w == n} for n in set(words)]
+        if whole:
+            assert all(len(found) == 1 for found in of_words), "a part of a word is masked"
+            inputs = [i for i, s in zip(row["input_ids"], seen, strict=True) if s]
+            assert set(inputs) <= {tokenizer.mask_token_id}
+        chosen += sum(seen)
+        total += sum(word is not None for word in words)
+    assert 0.3 < chosen / total < 0.5
+
+
+def test_packed_texts_are_the_same_tokens(tmp_path: Path) -> None:
+    """Text lost or repeated between the texts and the sequences."""
+    row = ROWS["packed_masked_lm"]
+    run = prepared(tiny_text_tasks.recipe(row, tmp_path))
+    texts = splits(row, tmp_path)["train"]["text"]
+    whole = [token for text in texts for token in run.processor(text)["input_ids"]]
+    found = [
+        label if label != -100 else token
+        for one in run.data["train"]
+        for label, token in zip(one["labels"], one["input_ids"], strict=True)
+    ]
+    assert found == whole[: len(found)]
+    assert len(whole) - len(found) < row.longest
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("masked_lm", {"data.packing": "first_fit"}, "expected wrapped, or nothing, for masked_lm"),
+        ("masked_lm", {"data.masking.probability": "1.5"}, "a share above 0 and below 1"),
+        ("masked_lm", {"robustness": "{}"}, "masked_lm is none"),
+        ("entities", {"robustness": "{}"}, "token_classification is none"),
+        ("regression", {"robustness": "{}"}, "measures classifiers .* labels are value"),
+        ("multiple_choice", {"robustness": "{}"}, "multiple_choice is none"),
+        ("multiple_choice", {"data.choices_column": "null"}, "`data.choices_column` is missing"),
+        ("multiple_choice", {"data.label_column": "text"}, "the number of the right choice"),
+        ("reranker", {"data.choices_column": "null"}, "got neither"),
+        ("reranker", {"data.text_pair_column": "text"}, "got both"),
+        ("reranker", {"metric": "accuracy"}, "metric"),
+        ("regression", {"data.label_column": "text"}, "classes|number|label"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    tmp_path: Path, name: str, overrides: dict[str, str], message: str
+) -> None:
+    """A recipe that fails after the teacher's training, or measures something else."""
+    path = tiny_text_tasks.recipe(ROWS[name], tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        prepared(path, *overrides.items())
+
+
+def test_outputs_of_masks_that_change_are_not_cached(tmp_path: Path) -> None:
+    """A cache in which no example of the second epoch is found, after the teacher's hour."""
+    path = tiny_text_tasks.recipe(ROWS["masked_lm"], tmp_path, teacher={"cache": {}})
+    with pytest.raises(RecipeError, match=r"Set `data.masking.fixed: true`"):
+        prepared(path).check()
+    prepared(path, ("data.masking.fixed", "true")).check()
+
+
+def test_grouping_by_length_is_refused_where_the_order_counts(tmp_path: Path) -> None:
+    """Scores of one query's candidates given to those of another."""
+    path = tiny_text_tasks.recipe(
+        ROWS["reranker"], tmp_path, training={"train_sampling_strategy": "group_by_length"}
+    )
+    with pytest.raises(RecipeError, match="group_by_length changes the order"):
+        prepared(path).check()

@@ -94,6 +94,7 @@ class RecipeTask:
             its examples, drawn once or at each reading.
         objective: Rows of the default objective; None: by the scalars of ``training``.
         models: A class with ``from_pretrained`` and ``from_config``; default: the auto class.
+        tag: The pipeline tag of the Hub; default: that of the trainer's task.
         library: The library whose folder the student is.
         noisy: Adds perturbed versions of the raw examples; None: there are none for this kind.
         check: ``(model, who, settings, processor)``: refuses a model that does not fit the data.
@@ -119,6 +120,7 @@ class RecipeTask:
     drawn: Callable[[Dataset, str, Data, Any], Dataset] | None = None
     objective: list[dict[str, Any]] | None = None
     models: Any = None
+    tag: str | None = None
     library: str = "transformers"
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None

@@ -124,5 +124,6 @@ RERANKER = RecipeTask(
     outputs=rankings,
     hidden=(QUERY,),
     inspect=check_rankings,
+    tag="text-ranking",
     reads_raw=False,
 )
