@@ -227,7 +227,8 @@ def tagged(model: Path, test: Any, rows: Any) -> dict[str, float]:
 def scores(model: Path, texts: Sequence[str], others: Sequence[str] | None = None) -> np.ndarray:
     """All logits of the stock pipeline, texts by labels."""
     classify = tf.pipeline("text-classification", model=str(model))
-    names, pairs = classify.model.config.id2label.values(), others or [None] * len(texts)
+    names: Any = classify.model.config.id2label.values()
+    pairs: Sequence[str | None] = others or [None] * len(texts)
     found = []
     for text, other in zip(texts, pairs, strict=True):
         given = text if other is None else {"text": text, "text_pair": other}

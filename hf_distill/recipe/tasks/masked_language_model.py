@@ -91,7 +91,9 @@ class Masked:
 def masked(dataset: Dataset, name: str, data: Data, tokenizer: Any) -> Dataset:
     """A split with masked tokens; those of training are drawn at each reading unless fixed."""
     section = data.masking
-    kinds = {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if section.whole_word else {}
+    kinds: Any = (
+        {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if section.whole_word else {}
+    )
     again = name.startswith("train") and not section.fixed
     transform = Masked(
         DataCollatorForLanguageModeling(

@@ -43,10 +43,11 @@ def pairs(dataset: Dataset, data: Data, tokenizer: Any, keep: Collection[str] = 
     numbers = {text: number for number, text in enumerate(dict.fromkeys(dataset[query][:]))}
 
     def tokenize(batch: Mapping[str, list[Any]], places: list[int]) -> dict[str, Any]:
-        if several is None:
+        if single is not None:
             texts, documents, relevances = batch[query], batch[single], batch["labels"]
             queries = [numbers[text] for text in texts]
         else:
+            assert several is not None
             rows = list(zip(places, batch[query], batch[several], batch["labels"], strict=True))
             for place, _, own, labels in rows:
                 if len(own) != len(labels):
