@@ -248,13 +248,14 @@ class Run(PreparedRecipe):
         teacher = self.given_teacher(teachers)
         alone = self.given_teacher(teachers, alone=True)
         measured: dict[str, Any] = {TEACHER: self._judged_teacher(teachers, alone)}
+        compared = "agreement" not in self.task.without
         for key in self.lessons:
             if key in teachers and key != TEACHER:  # one of several
                 model = teachers[key]
                 found = self._judged(model, alone, role=TEACHER)
             elif key != TEACHER:
                 model = self.models.trained(str(self.stages[key].model))
-                found = self._judged(model, teacher)
+                found = self._judged(model, teacher if compared else None)
             else:
                 continue
             measured[key] = {**found, **describe_model(model)}
