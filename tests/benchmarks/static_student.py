@@ -157,7 +157,7 @@ class Study:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 model = static_from_teacher(self.teacher(), self.tokenizer, counts=counts, **START)
             with torch.no_grad():  # rates then mean the same for every teacher
-                model.embeddings /= model.embeddings.norm(dim=1).mean()
+                model.embeddings.div_(model.embeddings.norm(dim=1).mean())
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
             self.record("seconds", {"start": time.process_time() - begin})
