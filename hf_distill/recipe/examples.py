@@ -148,6 +148,10 @@ def _selected(found: DatasetDict, recipe: Recipe) -> DatasetDict:
     data, task, selected = recipe.data, recipe_task(recipe), DatasetDict()
     keys = [*task.columns, *(["label_column"] if task.labelled else [])]
     columns = [name for key in keys if (name := getattr(data, key)) is not None]
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        own = [f"`data.{key}`" for key in keys if getattr(data, key) == twice]
+        raise RecipeError(f"`data`: expected different columns, got {twice!r} for {_listed(own)}.")
     more = teacher_columns(recipe)
     groups = None if recipe.robustness is None else recipe.robustness.groups
     for name, dataset in found.items():
