@@ -51,10 +51,12 @@ def example_slices(
     teacher's inputs (other keys of the batch are ignored), ``axis`` is the dimension of the item
     mask that is the batch.
     """
+    sides = _sides(batch)
+    beside = BESIDES | {f"{side}attention_mask" for side in sides}
     arrays = {
         name: _canonical(value)
         for name, value in sorted(batch.items())
-        if name in inputs and name not in BESIDES and isinstance(value, Tensor) and value.dim() > 0
+        if name in inputs and name not in beside and isinstance(value, Tensor) and value.dim() > 0
     }
     masks = {unit: mask.cpu().numpy() for unit, mask in items.masks.items()}
     for name, array in arrays.items():
@@ -65,7 +67,7 @@ def example_slices(
                 "known to a cache: use the live teacher."
             )
     counted: Any = np.moveaxis(masks["items"], axis, 0) if "items" in masks else None
-    real = {side: _real(batch, masks, side) for side in ("", "decoder_")}
+    real = {side: _real(batch, masks, side) for side in sides}
     positions = batch.get("position_ids")
     positions = None if positions is None else np.atleast_2d(positions.cpu().numpy())
     found = []
@@ -111,7 +113,7 @@ def _slices(row: _Row, positions: Any) -> list[ExampleSlice]:
 def _slice(row: _Row, cut: Mapping[str, Range], counted: Range | None) -> ExampleSlice:
     digest = xxhash.xxh3_128()
     for name, array in row.parts.items():
-        side = "decoder_" if name.startswith("decoder_") else ""
+        side = next((s for s in row.sides if s and name.startswith(s)), "")
         mask = row.sides[side]
         digest.update(name.encode())
         if mask is None and array.ndim == 1 and side in cut:
@@ -145,13 +147,21 @@ def _pattern(wanted: np.ndarray, counted: Range | None, origin: int) -> np.ndarr
     return np.flatnonzero(wanted[start:stop]).astype(np.int64) + (start - origin)
 
 
+def _sides(batch: Batch) -> tuple[str, ...]:
+    """Prefixes of inputs that are padded by themselves: those of a decoder, of candidates, …"""
+    end = "attention_mask"
+    named = [name.removesuffix(end) for name in batch if name.endswith(end)]
+    more = [side for side in named if side and f"{side}input_ids" in batch]
+    return ("", *dict.fromkeys(["decoder_", *more]))
+
+
 def _real(batch: Batch, masks: Mapping[Unit, np.ndarray], side: str) -> np.ndarray | None:
     """Mask of the content of the inputs of one side."""
     mask = batch.get(f"{side}attention_mask")
     if isinstance(mask, Tensor) and mask.dim() > 1:
         return mask.bool().cpu().numpy()
     if side:
-        return masks.get("decoder")
+        return masks.get("decoder") if side == "decoder_" else None
     ids, mask = batch.get("input_ids"), masks.get("hidden")  # knows the padding of packed rows
     return mask if mask is not None and ids is not None and ids.shape == mask.shape else None
 

@@ -8,9 +8,18 @@ import pytest
 import torch
 from tiny_models import CASES, collate
 from tiny_trainers import data, models
-from transformers import DataCollatorWithFlattening
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DataCollatorWithFlattening,
+    PreTrainedTokenizerFast,
+)
 
+from hf_distill.data.candidates import CandidateCollator
 from hf_distill.models.batches import Batch
+from hf_distill.models.embedding import BiEncoder
 from hf_distill.models.task_model import TaskModel
 from hf_distill.teachers.cache.keys import (
     ExampleSlice,
@@ -126,3 +135,30 @@ def test_fingerprints() -> None:
     )
     assert model_fingerprint({**state, "b": torch.zeros(())}) != plain
     assert text_fingerprint(["ab", "c"]) != text_fingerprint(["a", "bc"])
+
+
+def test_candidates_are_padded_by_themselves() -> None:
+    """Passages are padded to the longest of a batch: their keys would be found in it alone."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertModel(BertConfig(vocab_size=30, num_hidden_layers=1, **sizes))
+    head = TaskModel(BiEncoder(encoder), role="student")
+    words = {"[PAD]": 0, **{f"w{i}": i for i in range(1, 30)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words)), pad_token="[PAD]"
+    )
+    rows = [
+        {
+            "input_ids": [*range(1, 3 + n)],
+            "candidate_input_ids": [[*range(2, 4 + 3 * n)], [*range(9, 11 + n)]],
+        }
+        for n in range(4)
+    ]
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        batch = CandidateCollator(tokenizer)
+        alone = [keys_of("", batch([row]), head)[0].key for row in rows]
+        assert [p.key for p in keys_of("", batch(rows), head)] == alone
+        assert len(set(alone)) == 4
+    other = {**rows[0], "candidate_input_ids": rows[0]["candidate_input_ids"][::-1]}
+    assert keys_of("", batch([other]), head)[0].key != alone[0], "the order is that of the scores"
