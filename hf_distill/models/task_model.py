@@ -275,7 +275,7 @@ class TaskModel:
             return outputs, signal
 
     def _own_needs(self, needs: Needs) -> Needs:
-        """What the forward has to return for the needs from itself and from its heads."""
+        """Outputs that the forward returns for the needs of itself and of its heads."""
         if not self.heads:
             return needs
         own = replace(needs, modules=frozenset(p for p in needs.modules if "/" not in p))

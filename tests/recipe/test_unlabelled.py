@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_distill.objectives import ForwardKL, HardLabels
 from hf_distill.recipe import RecipeError, Run, load_recipe
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL, TAGS, VALUE, Labels
+from hf_distill.recipe.sections import Data
 from hf_distill.recipe.unlabelled import mixture, without_labels
 
 pytestmark = pytest.mark.xdist_group("recipes")
@@ -111,7 +112,8 @@ def test_every_kind_of_labels_has_a_mark_for_none(
     """A 0 in place of the mark is a label."""
     rows = Dataset.from_dict({"words": [["x", "y"]] * 3, "labels": [value] * 3})
     rows = rows.cast_column("labels", feature)
-    others = without_labels(rows.remove_columns("labels"), labels, "words")
+    data = Data("rows", tokens_column="words")
+    others = without_labels(rows.remove_columns("labels"), labels, data)
     mixed = mixture(rows, others, labels.kind, 0.5)["labels"][:]
     marks = [row for row in mixed if json.dumps(row) == json.dumps(missing)]
     assert len(mixed) == 6
