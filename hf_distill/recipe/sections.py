@@ -91,8 +91,9 @@ class MaskingSection:
     Args:
         probability: Share of the tokens that are masked, or of the words.
         whole_word: True: all tokens of a word, which then become the mask.
-        fixed: True: the masks of the training texts are drawn once; else at each reading. Those of
-            validation and test are always drawn once.
+        fixed: True: the masks of the training texts are drawn once; else at each reading, so that
+            a resumed training has other masks than an uninterrupted one. Those of validation and
+            test are always drawn once.
         seed: Seed of the masks that are drawn once.
     """
 
