@@ -27,15 +27,36 @@ def read_audio(value: Any, sampling_rate: int) -> np.ndarray:
     Raises:
         ValueError: a sound that cannot be read, or that has no samples.
     """
+    mono, rate = _mono(value, sampling_rate)
+    if rate != sampling_rate:
+        mono = _resampled(mono, rate, sampling_rate)
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def read_sound(value: Any, sampling_rate: int, seconds: float | None = None) -> dict[str, Any]:
+    """One sound at its own sampling rate: ``array`` ``(T,)`` float32, and ``sampling_rate``.
+
+    Args:
+        value: As in `read_audio`.
+        sampling_rate: The rate of samples that come without one.
+        seconds: Length after which the sound is cut; None: it stays whole.
+
+    Raises:
+        ValueError: a sound that cannot be read, or that has no samples.
+    """
+    mono, rate = _mono(value, sampling_rate)
+    length = len(mono) if seconds is None else max(1, round(seconds * rate))
+    return {"array": np.ascontiguousarray(mono[:length], np.float32), "sampling_rate": rate}
+
+
+def _mono(value: Any, sampling_rate: int) -> tuple[np.ndarray, int]:
+    """The mean ``(T,)`` of a sound's channels, and its rate."""
     samples, rate = _decoded(value, sampling_rate)
     if not samples.size:
         raise ValueError(
             "Expected a sound of at least one sample, got one of 0 s. Leave the example out."
         )
-    mono = samples.mean(axis=0) if samples.ndim == 2 else samples
-    if rate != sampling_rate:
-        mono = _resampled(mono, rate, sampling_rate)
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    return (samples.mean(axis=0) if samples.ndim == 2 else samples), rate
 
 
 def _decoded(value: Any, sampling_rate: int) -> tuple[np.ndarray, int]:

@@ -110,6 +110,8 @@ class PreparedRecipe:
             self._common["problem"] = self.examples.labels.kind
         if self.task.drawn is not None:
             self._common["masking"] = vars(recipe.data.masking)
+        if recipe.data.max_seconds is not None:  # sounds are cut when they are read
+            self._common["max_seconds"] = recipe.data.max_seconds
         if recipe.metric is not None:  # by which checkpoints are compared
             self._common["metric"] = self.watch
         self.stages = self.stages_of(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoImageProcessor
 from transformers.utils import has_file
 
 from hf_distill.recipe import resolve
@@ -26,6 +26,11 @@ FILES = {
     "AutoProcessor": _SETTINGS,
 }
 """Auto class -> the files of which a model's folder holds one, if it has such a processor."""
+TYPES = {
+    "AutoImageProcessor": "image_processor_type",
+    "AutoFeatureExtractor": "feature_extractor_type",
+}
+"""Auto class of a processor that settings describe -> the setting with its class."""
 
 
 def load_processor(recipe: Recipe, model: str | None, commit: str | None = None) -> Any:
@@ -39,7 +44,7 @@ def load_processor(recipe: Recipe, model: str | None, commit: str | None = None)
         raise RecipeError(
             f"`data.processor` is missing: a new teacher brings no {kind.removeprefix('Auto')}. "
             "Give a folder or Hub id that has one"
-            + (", or its settings." if kind == "AutoImageProcessor" else ".")
+            + (", or its settings." if kind in TYPES else ".")
         )
     if wanted is not None:
         return named_processor(recipe, wanted, "data.processor")
@@ -73,18 +78,22 @@ def _read_processor(kind: str, name: str, commit: str | None, key: str) -> Any:
 
 
 def _configured(settings: Mapping[str, Any], kind: str, key: str) -> Any:
-    """An image processor from settings, as preprocessor_config.json holds them."""
-    if kind != "AutoImageProcessor" or "image_processor_type" not in settings:
+    """An image processor or feature extractor from settings, as in preprocessor_config.json."""
+    named = TYPES.get(kind)
+    if named is None or named not in settings:
         raise RecipeError(
-            f"`{key}`: expected a folder or Hub id, or, for pictures, settings with "
-            f"`image_processor_type` (ViTImageProcessor, say), got {dict(settings)}."
+            f"`{key}`: expected a folder or Hub id, or, for pictures and sounds, settings with "
+            f"`image_processor_type` (ViTImageProcessor, say) or `feature_extractor_type` "
+            f"(Wav2Vec2FeatureExtractor), got {dict(settings)}."
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "preprocessor_config.json"
         path.write_text(json.dumps(dict(settings)), encoding="utf-8")
         with refusing(f"`{key}`"):
-            processor: Any = AutoImageProcessor.from_pretrained(folder)
-    known = {*processor.valid_kwargs.__annotations__, "image_processor_type"}
+            processor: Any = getattr(transformers, kind).from_pretrained(folder)
+    kwargs = getattr(processor, "valid_kwargs", None)
+    options = inspect.signature(type(processor).__init__).parameters
+    known = {*(options if kwargs is None else kwargs.__annotations__), named}
     for name in settings:
         if name not in known:
             raise unknown(name, known, f"{key}.")

@@ -116,7 +116,7 @@ class Recipe:
         _check_seeds(self)
         for name, section in (("data", self.data), ("teacher", self.teacher)):
             for key, count in vars(section).items():
-                if key.startswith("max_") and count is not None and count < 1:
+                if key.startswith("max_") and isinstance(count, int) and count < 1:
                     raise RecipeError(f"`{name}.{key}`: expected at least 1, got {count}.")
         if self.on_policy is not None and self.teacher.cache is not None:
             raise RecipeError(

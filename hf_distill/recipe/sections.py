@@ -129,6 +129,7 @@ class Data:
             candidates of ``reranker``.
         tokens_column: Column with the words of a text, a list.
         image_column: Column with the image.
+        audio_column: Column with the sound.
         label_column: Column with the class, several classes, values, or a class for each word.
         problem: Meaning of the labels where the column has several: ``single_label``,
             ``multi_label`` or ``regression``.
@@ -146,6 +147,7 @@ class Data:
         max_eval_examples: Size of a random subset of the validation split.
         max_test_examples: Size of a random subset of the test split.
         max_length: Tokens after which texts are cut; default: the tokenizer's.
+        max_seconds: Seconds after which sounds are cut; default: they stay whole.
         processor: Folder or Hub id of the tokenizer or image processor; for images also its
             settings, as in ``preprocessor_config.json``. Default: that of ``student.model`` if it
             differs from the teacher's, else the teacher's.
@@ -170,6 +172,7 @@ class Data:
     choices_column: str | None = None
     tokens_column: str = "tokens"
     image_column: str = "image"
+    audio_column: str = "audio"
     label_column: str = "label"
     problem: Literal["single_label", "multi_label", "regression"] | None = None
     labels: list[str] | None = None
@@ -183,6 +186,7 @@ class Data:
     max_eval_examples: int | None = None
     max_test_examples: int | None = None
     max_length: int | None = None
+    max_seconds: float | None = None
     processor: str | dict[str, Any] | None = None
     unlabelled: UnlabelledSection | None = None
     noisy: NoiseSection | None = None

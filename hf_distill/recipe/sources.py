@@ -205,7 +205,7 @@ def _read(splits: Mapping[str, Sequence[Files]], data: Data) -> dict[str, Datase
 
 
 def _media(splits: Mapping[str, Sequence[Files]], kind: str, data: Data) -> dict[str, Dataset]:
-    column = data.image_column if kind == "image" else getattr(data, "audio_column", "audio")
+    column = data.image_column if kind == "image" else data.audio_column
     found, plain = {}, {}
     for split, parts in splits.items():
         files = [path for own, _ in parts for path in own]

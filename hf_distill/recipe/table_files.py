@@ -86,7 +86,7 @@ def _not_blank(texts: Sequence[str]) -> list[bool]:
 
 def _with_paths(table: Dataset, folder: Path, data: Data) -> Dataset:
     """The table with files in place of their paths, which are relative to the table."""
-    columns = {data.image_column: "image", getattr(data, "audio_column", "audio"): "audio"}
+    columns = {data.image_column: "image", data.audio_column: "audio"}
     suffixes = {"image": media.IMAGES, "audio": media.SOUNDS}
     for column, kind in columns.items():
         if column not in table.column_names or not is_text(table.features[column]):

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
+from datasets import Audio, Dataset
 from transformers import PreTrainedModel
 
-from hf_distill.models.raw_inputs import IMAGE, TEXT, differ, value_kind
+from hf_distill.models.raw_inputs import AUDIO, IMAGE, TEXT, differ, value_kind
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.examples import RecipeExamples, fingerprints, prepared
 from hf_distill.recipe.language import length_of
 from hf_distill.recipe.models import Models
-from hf_distill.recipe.processors import load_processor, named_processor, own_processor
+from hf_distill.recipe.processors import TYPES, load_processor, named_processor, own_processor
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks import recipe_task
 from hf_distill.teachers import ModelTeacher
 from hf_distill.teachers.privileged import MESSAGES, PROMPT, Template, fields_of
+
+READS = {"AutoTokenizer": TEXT, "AutoFeatureExtractor": AUDIO}
+"""Auto class of a processor -> the raw values that it reads, if they are not images."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,14 @@ def teacher_inputs(
 def _reads_raw(recipe: Recipe, processor: Any, theirs: Any) -> bool:
     """True if the teacher reads the raw examples.
 
-    A pre-trained model of images may be trained here on the values of another processor, if the
-    recipe names one.
+    A pre-trained model of images or sounds may be trained here on the values of another processor,
+    if the recipe names one.
     """
     section, task = recipe.teacher, recipe_task(recipe)
     if section.inputs is not None or section.processor is not None:
         return True
-    images = task.processor == "AutoImageProcessor"
-    if images and recipe.data.processor is not None and not section.fine_tuned:
+    values = task.processor in TYPES
+    if values and recipe.data.processor is not None and not section.fine_tuned:
         return False
     return theirs is not None and differ(processor, theirs)
 
@@ -141,10 +144,11 @@ def _prints(examples: RecipeExamples, columns: Sequence[str]) -> dict[str, str]:
 
 
 def _check_kind(recipe: Recipe, examples: RecipeExamples, columns: Sequence[str]) -> None:
-    wanted = TEXT if recipe_task(recipe).processor == "AutoTokenizer" else IMAGE
+    wanted = READS.get(recipe_task(recipe).processor, IMAGE)
     for name in columns:
         value = examples.raw["train"][0][name]
-        if value_kind(value) != wanted:
+        sound = isinstance(examples.raw["train"].features[name], Audio)
+        if (AUDIO if sound else value_kind(value)) != wanted:
             raise RecipeError(
                 f"`teacher.inputs`: expected a column of {wanted}s, got {name!r} with a "
                 f"{type(value).__name__}. Name another one."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_distill.recipe.errors import RecipeError, unknown
 from hf_distill.recipe.schema import Recipe
+from hf_distill.recipe.tasks.audio import AUDIO_CLASSIFICATION
 from hf_distill.recipe.tasks.base import (
     IDS,
     RandomVersionCollator,
@@ -34,6 +35,7 @@ __all__ = [
 RECIPE_TASKS: dict[str, RecipeTask] = {
     "text_classification": TEXT_CLASSIFICATION,
     "image_classification": IMAGE_CLASSIFICATION,
+    "audio_classification": AUDIO_CLASSIFICATION,
     "causal_lm": CAUSAL_LM,
     "bi_encoder": BI_ENCODER,
     "token_classification": TOKEN_CLASSIFICATION,
