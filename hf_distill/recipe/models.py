@@ -71,7 +71,13 @@ class Models:
 
     def teacher(self, seed: int) -> PreTrainedModel:
         """Teacher before fine-tuning, with a new head."""
-        return self._new("teacher", seed)
+        return self._configured(self._new("teacher", seed))
+
+    def _configured(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model with the settings of the task that are saved with it."""
+        if (configure := recipe_task(self.recipe).configure) is not None:
+            configure(model, self.recipe.data, self.processor)
+        return model
 
     def learner(self, role: str, seed: int) -> PreTrainedModel:
         """The model of a role before training: teacher, student or an assistant."""
@@ -100,7 +106,8 @@ class Models:
                 )
         model = model.to(getattr(torch, section.dtype))
         with refusing(f"`{key}.dropout`"):
-            return model if section.dropout is None else with_dropout(model, section.dropout)
+            model = model if section.dropout is None else with_dropout(model, section.dropout)
+        return self._configured(model)
 
     def _importance(self, teacher: Any, count: int | None) -> Importance | None:
         """Importance of the teacher's parts on training examples."""

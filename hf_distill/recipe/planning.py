@@ -114,6 +114,11 @@ class PreparedRecipe:
             self._common["max_seconds"] = recipe.data.max_seconds
         if recipe.metric is not None:  # by which checkpoints are compared
             self._common["metric"] = self.watch
+        if self.task.configure is not None:  # settings by which the validation split is measured
+            self._common["generation"] = {
+                "max_target_length": recipe.data.max_target_length,
+                **recipe.data.generation,
+            }
         self.stages = self.stages_of(recipe)
 
     def _inspected(self) -> list[str]:

@@ -237,7 +237,9 @@ def _beginning(recipe: Recipe) -> str | None:
     return f"{which} of the teacher{trained}{width}{adapter}"
 
 
-def _layers(layers: int | str | list[int]) -> str:
+def _layers(layers: int | str | list[int] | dict[str, Any]) -> str:
+    if isinstance(layers, dict):
+        return " and ".join(f"{_layers(kept)} of the {stack}" for stack, kept in layers.items())
     return f"layers {', '.join(map(str, layers)) if isinstance(layers, list) else layers}"
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.hub.push import push_folder
+from hf_distill.models.batches import decoder_inputs
 from hf_distill.models.task_model import describe_model
 from hf_distill.objectives import HardLabels
 from hf_distill.recipe import labelling, report, training
@@ -154,6 +155,8 @@ class Run(PreparedRecipe):
         rows = data["test"].select(range(min(size, len(data["test"]))))
         same = data is self.data
         batch = (self.collator() if same else self.task.collator(processor))(list(rows))
+        if self.task.task.share is decoder_inputs:  # whose tokens do not change the time
+            batch.setdefault("decoder_input_ids", batch["labels"].clamp(min=0))
         return {key: value for key, value in batch.items() if key != "labels"}
 
     def _written(self, models: Mapping[str, Callable[[], PreTrainedModel]]) -> list[dict[str, Any]]:

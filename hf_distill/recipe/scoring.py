@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def metrics_of(recipe: Recipe, task: RecipeTask, labels: Labels) -> tuple[str, .
     own = task.metrics[labels.kind]
     given = [recipe.metric] if isinstance(recipe.metric, str) else recipe.metric
     if given is None:
-        return own if task.narrowed is None else task.narrowed(labels, own)
+        given = list(own if task.narrowed is None else task.narrowed(labels, own))
+        _check_installed(given)
+        return tuple(given)
     forms = {METRICS[name].form for name in own if name in METRICS}
     known = [*(name for name in own if name not in METRICS)]
     known += [name for name, metric in METRICS.items() if metric.form in forms]
@@ -36,7 +39,19 @@ def metrics_of(recipe: Recipe, task: RecipeTask, labels: Labels) -> tuple[str, .
             raise RecipeError(f"`metric`: {unknown(name, known)}")
     if not given or len(set(given)) != len(given):
         raise RecipeError(f"`metric`: expected one metric, or different ones, got {given}.")
+    _check_installed(given)
     return tuple(given)
+
+
+def _check_installed(names: Sequence[str]) -> None:
+    """Raise RecipeError for a metric whose library is missing, before anything is trained."""
+    for name in names:
+        library = METRICS[name].library if name in METRICS else ""
+        if library and find_spec(library.replace("-", "_")) is None:
+            raise RecipeError(
+                f"`metric`: {name} needs {library}, which is not installed. Install it: "
+                'pip install "hf_distill[metrics]"; or name another metric.'
+            )
 
 
 class Scorer:

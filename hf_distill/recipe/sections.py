@@ -127,6 +127,8 @@ class Data:
             query; default: the documents of the other queries of a batch alone.
         choices_column: Column with a list of texts: the choices of ``multiple_choice``, the
             candidates of ``reranker``.
+        target_column: Of ``text_to_text``: column with the text that is to be generated.
+        prefix: Of ``text_to_text``: text before every input, such as ``"summarize: "``.
         tokens_column: Column with the words of a text, a list.
         image_column: Column with the image.
         audio_column: Column with the sound.
@@ -148,6 +150,10 @@ class Data:
         max_test_examples: Size of a random subset of the test split.
         max_length: Tokens after which texts are cut; default: the tokenizer's.
         max_seconds: Seconds after which sounds are cut; default: they stay whole.
+        max_target_length: Tokens after which targets are cut, and the longest generated text;
+            default: 128.
+        generation: Arguments of `GenerationConfig` by which texts are generated and measured
+            (``num_beams: 4``); they are saved with the models. Default: greedy search.
         processor: Folder or Hub id of the tokenizer or image processor; for images also its
             settings, as in ``preprocessor_config.json``. Default: that of ``student.model`` if it
             differs from the teacher's, else the teacher's.
@@ -170,6 +176,8 @@ class Data:
     text_pair_column: str | None = None
     negatives_column: str | None = None
     choices_column: str | None = None
+    target_column: str = "target"
+    prefix: str = ""
     tokens_column: str = "tokens"
     image_column: str = "image"
     audio_column: str = "audio"
@@ -187,6 +195,8 @@ class Data:
     max_test_examples: int | None = None
     max_length: int | None = None
     max_seconds: float | None = None
+    max_target_length: int | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
     processor: str | dict[str, Any] | None = None
     unlabelled: UnlabelledSection | None = None
     noisy: NoiseSection | None = None
@@ -328,7 +338,8 @@ class StudentSection:
     Args:
         from_teacher_layers: Layers of the teacher before fine-tuning, with a new head: indices
             (``[0, 3, 5]``), a number (evenly spaced, first and last included), ``first:3`` or
-            ``last:3``; of a ResNet the blocks of each stage.
+            ``last:3``; of a ResNet the blocks of each stage; of an encoder-decoder by stack, as in
+            ``{decoder: 2}``, where a stack that is not named stays whole.
         hidden_size: Width of these layers, in whole attention heads.
         importance: Number of training examples on which the importance of layers, channels and
             heads is measured; the most important ones are kept.
@@ -346,12 +357,12 @@ class StudentSection:
         training: Training arguments of this model.
     """
 
-    from_teacher_layers: int | str | list[int] | None = None
+    from_teacher_layers: int | str | list[int] | dict[str, Any] | None = None
     hidden_size: int | None = None
     importance: int | None = None
     model: str | None = None
     revision: str | None = None
-    layers: int | str | list[int] | None = None
+    layers: int | str | list[int] | dict[str, Any] | None = None
     static: int | None = None
     config: dict[str, Any] | None = None
     dropout: float | None = None

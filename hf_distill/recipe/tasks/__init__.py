@@ -19,6 +19,7 @@ from hf_distill.recipe.tasks.language_model import CAUSAL_LM
 from hf_distill.recipe.tasks.masked_language_model import MASKED_LM
 from hf_distill.recipe.tasks.reranker import RERANKER
 from hf_distill.recipe.tasks.text import TEXT_CLASSIFICATION, with_noise
+from hf_distill.recipe.tasks.text_to_text import TEXT_TO_TEXT
 from hf_distill.recipe.tasks.tokens import TOKEN_CLASSIFICATION
 
 __all__ = [
@@ -42,6 +43,7 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
     "masked_lm": MASKED_LM,
     "multiple_choice": MULTIPLE_CHOICE,
     "reranker": RERANKER,
+    "text_to_text": TEXT_TO_TEXT,
 }
 """Task of a recipe -> how its examples become batches. Add a row for another one."""
 

@@ -100,6 +100,8 @@ class RecipeTask:
         check: ``(model, who, settings, processor)``: refuses a model that does not fit the data.
         inspect: ``(splits by name, names of the metrics)``: sentences about the data for the output
             and the card; a `RecipeError` for data for which a metric has no value.
+        configure: ``(model, settings, processor)``: sets what is saved with a model, before its
+            training.
         prompt: ``(raw example, settings)``: the prompt of an example, for models that write text.
         reads_raw: True if a teacher may read the raw examples with a processor of its own.
     """
@@ -125,6 +127,7 @@ class RecipeTask:
     noisy: Callable[[Dataset, Dataset, Data, Any, int], Dataset] | None = None
     check: Callable[[PreTrainedModel, str, Data, Any], None] | None = None
     inspect: Callable[[Mapping[str, Split], Sequence[str]], list[str]] | None = None
+    configure: Callable[[PreTrainedModel, Data, Any], None] | None = None
     prompt: Callable[[Mapping[str, Any], Data], Any] | None = None
     reads_raw: bool = True
 
