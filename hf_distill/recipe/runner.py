@@ -155,9 +155,10 @@ class Run(PreparedRecipe):
         rows = data["test"].select(range(min(size, len(data["test"]))))
         same = data is self.data
         batch = (self.collator() if same else self.task.collator(processor))(list(rows))
+        left = {"labels", *self.task.task.label_keys}
         if self.task.task.share is decoder_inputs:  # whose tokens do not change the time
             batch.setdefault("decoder_input_ids", batch["labels"].clamp(min=0))
-        return {key: value for key, value in batch.items() if key != "labels"}
+        return {key: value for key, value in batch.items() if key not in left}
 
     def _written(self, models: Mapping[str, Callable[[], PreTrainedModel]]) -> list[dict[str, Any]]:
         """Generated continuations of a few test examples."""

@@ -127,6 +127,12 @@ class Data:
             query; default: the documents of the other queries of a batch alone.
         choices_column: Column with a list of texts: the choices of ``multiple_choice``, the
             candidates of ``reranker``.
+        question_column: Of ``question_answering``: column with the question.
+        context_column: Of ``question_answering``: column with the text that holds the answer.
+        answers_column: Of ``question_answering``: column with the answers as in SQuAD, ``text`` and
+            ``answer_start``; empty lists: no answer.
+        stride: Of ``question_answering``: tokens that neighbouring windows of a long context share;
+            default: a quarter of the maximum length.
         target_column: Of ``text_to_text``: column with the text that is to be generated.
         prefix: Of ``text_to_text``: text before every input, such as ``"summarize: "``.
         tokens_column: Column with the words of a text, a list.
@@ -176,6 +182,10 @@ class Data:
     text_pair_column: str | None = None
     negatives_column: str | None = None
     choices_column: str | None = None
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+    stride: int | None = None
     target_column: str = "target"
     prefix: str = ""
     tokens_column: str = "tokens"

@@ -17,6 +17,7 @@ from hf_distill.recipe.tasks.embeddings import BI_ENCODER
 from hf_distill.recipe.tasks.image import IMAGE_CLASSIFICATION
 from hf_distill.recipe.tasks.language_model import CAUSAL_LM
 from hf_distill.recipe.tasks.masked_language_model import MASKED_LM
+from hf_distill.recipe.tasks.questions import QUESTION_ANSWERING
 from hf_distill.recipe.tasks.reranker import RERANKER
 from hf_distill.recipe.tasks.text import TEXT_CLASSIFICATION, with_noise
 from hf_distill.recipe.tasks.text_to_text import TEXT_TO_TEXT
@@ -44,6 +45,7 @@ RECIPE_TASKS: dict[str, RecipeTask] = {
     "multiple_choice": MULTIPLE_CHOICE,
     "reranker": RERANKER,
     "text_to_text": TEXT_TO_TEXT,
+    "question_answering": QUESTION_ANSWERING,
 }
 """Task of a recipe -> how its examples become batches. Add a row for another one."""
 

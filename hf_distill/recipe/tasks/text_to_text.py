@@ -30,16 +30,10 @@ def with_targets(
     """Tokens of each text behind the prefix, and of its target as labels.
 
     Raises:
-        RecipeError: empty texts or targets, or settings of generation that do not work.
+        RecipeError: settings of generation that do not work.
     """
     check_generation(data)
     length, new = language.length_of(data, tokenizer), data.max_target_length or NEW_TOKENS
-    for column in (data.text_column, data.target_column):
-        if empty := sum(not (text or "").strip() for text in dataset[column][:]):
-            raise RecipeError(
-                f"`data`: expected texts in {column!r}, got {empty} empty ones of {len(dataset)}. "
-                "Leave these examples out."
-            )
 
     def tokenize(batch: Mapping[str, list[str]]) -> dict[str, Any]:
         texts = [data.prefix + text for text in batch[data.text_column]]
