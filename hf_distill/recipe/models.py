@@ -95,10 +95,11 @@ class Models:
             model = self._new(role, seed)
             if section.layers is not None:
                 with refusing(f"`{key}.layers`"):
-                    model = student_from_teacher(model, section.layers)
+                    model = student_from_teacher(model, _by_stack(model, section.layers))
         else:
             layers, width = section.from_teacher_layers, section.hidden_size
             teacher = self.teacher(seed)
+            layers = _by_stack(teacher, layers)
             with refusing(f"`{key}.from_teacher_layers`"):
                 measured = self._importance(teacher, section.importance)
                 model = student_from_teacher(
@@ -202,6 +203,12 @@ class Models:
                 f"`{role}.config`: expected at most {MOST_LAYERS:,} layers, got {layers:,}."
             )
         return config
+
+
+def _by_stack(model: PreTrainedModel, layers: Any) -> Any:
+    """Layers of an encoder-decoder without a stack's name are those of its decoder."""
+    given = isinstance(layers, dict) or not getattr(model.config, "is_encoder_decoder", False)
+    return layers if given else {"decoder": layers}
 
 
 def teacher_of(models: Mapping[str, ModelTeacher]) -> Teacher:

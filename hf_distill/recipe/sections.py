@@ -348,8 +348,8 @@ class StudentSection:
     Args:
         from_teacher_layers: Layers of the teacher before fine-tuning, with a new head: indices
             (``[0, 3, 5]``), a number (evenly spaced, first and last included), ``first:3`` or
-            ``last:3``; of a ResNet the blocks of each stage; of an encoder-decoder by stack, as in
-            ``{decoder: 2}``, where a stack that is not named stays whole.
+            ``last:3``; of a ResNet the blocks of each stage; of an encoder-decoder those of its
+            decoder, or by stack (``{encoder: 3, decoder: 2}``); a stack that is not named is kept.
         hidden_size: Width of these layers, in whole attention heads.
         importance: Number of training examples on which the importance of layers, channels and
             heads is measured; the most important ones are kept.

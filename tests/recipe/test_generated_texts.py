@@ -119,7 +119,6 @@ def _quiet() -> dict[str, Any]:
         ({"data": {"target_column": "summary"}}, "no column 'summary'"),
         ({"metric": "accuracy"}, "metric"),
         ({"robustness": {}}, "text_to_text is none"),
-        ({"student": {"from_teacher_layers": 2}}, "by name, as"),
         ({"student": {"from_teacher_layers": {"encoder": 1}}}, "use_cache: false"),
         ({"kind": "bart", "data": {"max_target_length": 17}}, "at most 16 tokens"),
     ],

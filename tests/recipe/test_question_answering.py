@@ -107,7 +107,7 @@ def test_figures_are_those_of_questions(tmp_path: Path) -> None:
     check_figures(tmp_path)
     card = (tmp_path / "out/final/README.md").read_text()
     assert "pipeline_tag: question-answering" in card
-    assert "F1 of answers" in card
+    assert "squad_f1" in card
 
 
 def test_short_contexts_have_the_answers_of_the_pipeline(tmp_path: Path) -> None:
