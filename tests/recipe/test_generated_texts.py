@@ -68,7 +68,7 @@ def check_figures(folder: Path) -> None:
 
 def test_figures_are_those_of_generated_texts(tmp_path: Path) -> None:
     """Texts of padded batches, cut ones, or the likeliest tokens behind the right ones."""
-    train(tmp_path)
+    train(tmp_path, data={"generation": {"min_new_tokens": 3}})  # little is learned in seconds
     check_figures(tmp_path)
     final = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out/final")
     assert (final.config.num_layers, final.config.num_decoder_layers) == (3, 2)
@@ -81,7 +81,12 @@ def test_figures_are_those_of_generated_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bart", "marian"])
 def test_beams_and_other_architectures(tmp_path: Path, kind: str) -> None:
     """Learned positions, other first tokens, and beams of one text mixed with another's."""
-    train(tmp_path, kind, data={"generation": {"num_beams": 3}}, teacher={"cache": {}})
+    train(
+        tmp_path,
+        kind,
+        data={"generation": {"num_beams": 3, "min_new_tokens": 3}},
+        teacher={"cache": {}},
+    )
     check_figures(tmp_path)
 
 
@@ -96,7 +101,8 @@ def test_two_processes_measure_the_same_texts(tmp_path: Path) -> None:
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         sizes = {"per_device_train_batch_size": 8 // processes, "per_device_eval_batch_size": 5}
-        spelling(folder, training={**sizes, "eval_strategy": "no"}, teacher=_quiet())
+        data = {"generation": {"min_new_tokens": 3}}
+        spelling(folder, training={**sizes, "eval_strategy": "no"}, teacher=_quiet(), data=data)
         launch(_run, str(folder), processes=processes)
         check_figures(folder)
         found.append(load_file(folder / "out/final/model.safetensors"))

@@ -161,7 +161,8 @@ def generated_texts(
         batch = collator([{k: v for k, v in rows[i].items() if k not in hidden} for i in own])
         inputs = {k: v.to(device) for k, v in batch.items() if k not in _TARGETS}
         with torch.no_grad(), evaluating(model):
-            ids: Any = model.generate(**inputs, generation_config=settings, synced_gpus=together)
+            write: Any = model.generate
+            ids = write(**inputs, generation_config=settings, synced_gpus=together)
         texts = split.processor.batch_decode(ids, skip_special_tokens=True)
         if at < len(batches):
             found += [(i, text.strip()) for i, text in zip(own, texts, strict=True)]

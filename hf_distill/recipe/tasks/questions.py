@@ -142,7 +142,8 @@ def answered(prediction: EvalPrediction, split: Split) -> tuple[list[str], list[
     If some questions of the split have no answer, "" is one where the first token ([CLS]) has a
     larger sum of logits, the smallest over the windows, than every span.
     """
-    starts, ends = prediction.predictions[:2]
+    logits: Any = prediction.predictions
+    starts, ends = logits[:2]
     contexts = split.raw[split.data.context_column][:]
     right = [list(row["text"]) for row in split.raw[split.data.answers_column][:]]
     best = [(-np.inf, 0, 0)] * len(contexts)

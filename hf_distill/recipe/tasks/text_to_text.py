@@ -64,7 +64,8 @@ def check_fit(model: PreTrainedModel, who: str, data: Data, tokenizer: Any) -> N
     check_decoder(model, who, new, tokenizer(text_target="a")["input_ids"][-1:])
     with refusing("`data`", ValueError):
         check_context(model.config, language.length_of(data, tokenizer), who)
-    held = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    held = table.weight.shape[0]
     if len(tokenizer) > held:
         raise RecipeError(
             f"{who}: expected a tokenizer of at most {held} tokens, the rows of its embeddings, "
