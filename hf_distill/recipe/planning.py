@@ -100,7 +100,7 @@ class PreparedRecipe:
             columns = self.examples.raw["train"].column_names
             recipe.teacher.api.check(columns, self.examples.names)
             self.annotate(None)
-        self._common = {
+        self._common: dict[str, Any] = {
             "task": recipe.task,
             "labels": self.examples.names,
             "data": {name: self._data[name] for name in ("train", "validation")},
