@@ -204,6 +204,11 @@ class PreparedRecipe:
     def arguments(self, role: str, seed: int, folder: Path, **changes: Any) -> DistillationConfig:
         """The training arguments of a role."""
         args = arguments(self.recipe, role, seed, folder, self.watch, **changes)
+        if args.dataloader_drop_last and self.task.outputs is not first_output:
+            raise RecipeError(
+                f"`dataloader_drop_last`: the metrics of {self.recipe.task} need all examples of "
+                "the validation split, and it leaves some out. Leave it out."
+            )
         if not self.takes_unlabelled(role):
             return args
         count, processes = len(self.data["train"]), self.state.num_processes

@@ -135,7 +135,9 @@ def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         batch = {"per_device_train_batch_size": 8 // processes, "eval_strategy": "no"}
-        batch |= {"per_device_eval_batch_size": 5}
+        # Not Adam, which turns the last bits of a gradient near 0 into whole steps.
+        batch |= {"per_device_eval_batch_size": 5, "optim": "sgd"}
+        batch |= {"max_steps": 2}  # an incomplete last batch is filled up for two processes
         path = tiny_text_tasks.recipe(ROWS[name], folder, training=batch, quiet=True)
         launch(_run, path, processes=processes)
         figures.append(facts_of(folder)["models"])
@@ -149,14 +151,15 @@ def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", SAME_EXAMPLES)
 def test_a_cached_teacher_gives_the_same_student(tmp_path: Path, name: str) -> None:
     """Cached outputs of other examples, or of other masks, than the student's."""
-    weights = []
+    figures = []
     for which, cache in (("live", None), ("cached", {})):
         path = tiny_text_tasks.recipe(
             ROWS[name], tmp_path / which, quiet=True, teacher={"cache": cache}
         )
         prepared(path)()
-        weights.append(load_file(tmp_path / which / "out/final/model.safetensors"))
-    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-5) for k in weights[0])
+        figures.append(facts_of(tmp_path / which)["models"]["student"]["test"])
+    # Not the weights: Adam turns the last bits of a gradient near 0 into whole steps.
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-4)
 
 
 # ---- token classification ------------------------------------------------------------------------
@@ -271,3 +274,10 @@ def test_grouping_by_length_is_refused_where_the_order_counts(tmp_path: Path) ->
     )
     with pytest.raises(RecipeError, match="group_by_length changes the order"):
         prepared(path).check()
+
+
+def test_examples_must_not_be_left_out_of_an_evaluation(tmp_path: Path) -> None:
+    """Trainer drops the last batch of evaluations too: metrics would pair rows with others."""
+    path = tiny_text_tasks.recipe(ROWS["entities"], tmp_path)
+    with pytest.raises(RecipeError, match="`dataloader_drop_last`: the metrics of token_classif"):
+        prepared(path, ("training.dataloader_drop_last", "true"))()
