@@ -326,7 +326,7 @@ def test_objectives_from_rows() -> None:
         ([{"weight": 1.0}], "got None"),
         (
             [{"name": "forward_kl", "temprature": 2}],
-            r"\['temprature'\] of objective 'forward_kl'; known are .*weight and teacher",
+            r"\['temprature'\] of objective 'forward_kl'; known are .*weight, teacher and head",
         ),
         (
             [{"name": "forward_kl", "weight": {"schedule": "linear", "until": 3}}],
