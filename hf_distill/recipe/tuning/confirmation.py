@@ -123,6 +123,8 @@ class Confirmation:
         found = stage.once(lambda: dict(bench.run.test(folders)))
         for folder in folders.values():  # measured: they are of no further use
             shutil.rmtree(folder.parent, ignore_errors=True)
+        for left in bench.root.glob("*/trial-*/work"):  # of trials that were killed
+            shutil.rmtree(left, ignore_errors=True)
         return found
 
 
