@@ -96,13 +96,14 @@ def write_pages(folder: Path) -> list[Any]:
     """Write all pages and the files that they link to; return the navigation."""
     shutil.rmtree(folder, ignore_errors=True)
     sections = pages()
-    for name in ["README.md", *(name for names in sections.values() for name in names)]:
+    every = ["README.md", *(name for names in sections.values() for name in names)]
+    for name in every:
 
         def lead(match: re.Match[str], name: str = name) -> str:
             path = linked(match[0], name)
             if path is None:
                 return match[0]
-            if place(path) == path and (ROOT / path).is_file():
+            if place(path) == path and path not in every and (ROOT / path).is_file():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / path, folder / path)
             return posixpath.relpath(place(path), posixpath.dirname(place(name)) or ".")

@@ -19,7 +19,7 @@ SINGLE = "single_label_classification"
 class MultiHeadConfig(PreTrainedConfig):
     """Configuration of `MultiHead`: that of the encoder, and the settings of each head.
 
-    Args:
+    Attributes:
         base_config: Configuration of the encoder.
         heads: Name -> ``{"task": …, "num_labels": …}``: the task (`KINDS`), and whatever the
             configuration of the plain model of this task has beside that of the encoder
