@@ -80,18 +80,20 @@ def _decoded(value: Any, sampling_rate: int) -> tuple[np.ndarray, int]:
 
 
 def _file_of(content: str | Path | bytes | bytearray) -> tuple[np.ndarray, int]:
+    opened: str | io.BytesIO
     try:
         import soundfile
     except ImportError as error:  # pragma: no cover - depends on the installation
         raise ImportError(
             "Reading sounds needs soundfile: pip install 'hf_distill[recipes]'."
         ) from error
-    plain = isinstance(content, (str, Path))
-    opened = str(content) if plain else io.BytesIO(bytes(content))  # type: ignore[arg-type]
+    if isinstance(content, (str, Path)):
+        opened, what = str(content), str(content)
+    else:
+        opened, what = io.BytesIO(bytes(content)), f"{len(content)} bytes"
     try:
         samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        what = str(content) if plain else f"{len(content)} bytes"  # type: ignore[arg-type]
         reason = getattr(error, "error_string", str(error))
         raise ValueError(f"Expected a sound that soundfile reads, got {what}: {reason}") from error
     return samples.T, int(rate)

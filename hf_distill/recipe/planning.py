@@ -84,6 +84,7 @@ class PreparedRecipe:
             self.models.processor = self.processor
             self.data = prepared(self.examples, recipe, self.processor)
             self.own = teacher_inputs(recipe, self.examples, self.processor, theirs)
+        self._check_teacher()
         self.metrics = metrics_of(recipe, self.task, self.examples.labels)
         self.notes = self._inspected()
         self.models.batches = self._batches
@@ -121,8 +122,28 @@ class PreparedRecipe:
             }
         self.stages = self.stages_of(recipe)
 
+    def _check_teacher(self) -> None:
+        """Refuse teachers that cannot generate what the task measures."""
+        section = self.recipe.teacher
+        if self.task.generate is None:
+            return
+        if len(section.seeds or ()) > 1:
+            raise RecipeError(
+                f"`teacher.seeds`: expected one teacher for {self.recipe.task}, which is measured "
+                f"on what a single model generates or embeds, got {len(section.seeds or ())}. "
+                "Leave it out."
+            )
+        if not section.is_model:
+            raise RecipeError(
+                f"`teacher`: expected a model for {self.recipe.task}, which is measured on what it "
+                "generates or embeds, got stored outputs. Give `teacher.model`; in a script a "
+                "ColumnTeacher can teach."
+            )
+
     def _inspected(self) -> list[str]:
         """Sentences about the data, of the task's own checks."""
+        for name in SPLITS[1:]:
+            self.scorer(name).check(name)
         if self.task.inspect is None:
             return []
         splits = {name: self.scorer(name).split for name in SPLITS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def curves(results: Mapping[str, Any], metric: str) -> dict[str, list[list[float
 
 def show(value: float | dict[str, float] | None, digits: int = 4, unit: str = "") -> str:
     """A figure with its spread, if it has one, and its unit; of ``" %"`` the value is a share."""
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     scale = 100 if unit == " %" else 1
     parts = (value["mean"], value["std"]) if isinstance(value, dict) else (value,)

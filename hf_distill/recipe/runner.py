@@ -297,11 +297,6 @@ class Run(PreparedRecipe):
         if first is not None and len(teachers) == 1 and not prompted:
             return {**self._judged(first, None, role=TEACHER), **describe_model(first)}
         other = first or self.models.learner("student", self.recipe.seed)
-        if self.task.generate is not None:
-            raise RecipeError(
-                "`teacher.seeds`: expected one teacher of a task with generated text, got "
-                "several. Leave it out."
-            )
         role = TEACHER if first else "student"
         beside = self._judged(other, teacher, role, of_teacher=True)
         found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from hf_distill.evaluation.metrics.functional import calibration_error, calibration_sums
-from hf_distill.evaluation.scoring import METRICS
+from hf_distill.evaluation.scoring import METRICS, Metric
 from hf_distill.recipe.errors import RecipeError, unknown
-from hf_distill.recipe.labels import CLASS, Labels
+from hf_distill.recipe.labels import CLASS, MULTI_LABEL, VALUE, Labels
 from hf_distill.recipe.schema import Recipe
 from hf_distill.recipe.tasks.base import RecipeTask, Split
 
@@ -84,14 +85,48 @@ class Scorer:
         self.units = {
             name: metric.units(predictions, references) for name, metric in self.metrics.items()
         }
-        return {name: float(self.metrics[name].value(units)) for name, units in self.units.items()}
+        return {name: _value(self.metrics[name], units) for name, units in self.units.items()}
+
+    def check(self, name: str) -> None:
+        """Check that the labels of the split let every metric have a value.
+
+        Args:
+            name: The name of the split, for messages.
+
+        Raises:
+            RecipeError: they do not: a class without an example, for the area under a curve.
+        """
+        labels = self.split.labels
+        if labels.kind not in (CLASS, MULTI_LABEL, VALUE):
+            return
+        references = np.asarray(self.split.raw["labels"][:])
+        shape = (*references.shape[:1], len(labels.names)) if labels.names else references.shape
+        predictions = np.random.default_rng(0).standard_normal(shape)
+        for key, metric in self.metrics.items():
+            try:
+                metric.value(metric.units(predictions, references))
+            except ValueError as error:
+                raise RecipeError(
+                    f"`metric`: {key} has no value for split {name!r}: {error} Choose another "
+                    "metric, or more examples."
+                ) from error
 
     def intervals(self) -> dict[str, list[float]]:
         """Bootstrap intervals over the examples of what was computed last, level 0.95."""
         return {
-            name: list(map(float, self.metrics[name].interval(units)))
+            name: list(self.metrics[name].interval(units))
             for name, units in self.units.items()
+            if math.isfinite(_value(self.metrics[name], units))
         }
+
+
+def _value(metric: Metric, units: np.ndarray) -> float:
+    """The metric of the whole set; the worst number where it has none: the correlation of constant
+    predictions. NaN would stay the best value of a training for good."""
+    try:
+        return metric.value(units)
+    except ValueError:
+        return -math.inf if metric.higher_is_better else math.inf
 
 
 def _calibration(prediction: EvalPrediction) -> dict[str, float]:

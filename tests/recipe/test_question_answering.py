@@ -27,16 +27,13 @@ def silent(line: str) -> None:
     """For lines that nobody needs to see."""
 
 
-def test_rows_of(folder: Path, **arguments: Any) -> Any:
+def rows_of_test(folder: Path, **arguments: Any) -> Any:
     spec = importlib.util.spec_from_file_location("asked", folder / "asked.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.asked(**arguments)["test"]
-
-
-test_rows_of.__test__ = False  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -89,7 +86,7 @@ def figures(found: list[str], test: Any) -> dict[str, float]:
 
 
 def check_figures(folder: Path, stride: int = 6, **arguments: Any) -> None:
-    test = test_rows_of(folder, **arguments)
+    test = rows_of_test(folder, **arguments)
     report = json.loads((folder / "out/report.json").read_text())["models"]
     for role, place in MODELS.items():
         path = folder / "out" / place

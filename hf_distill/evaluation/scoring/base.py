@@ -64,7 +64,7 @@ class Metric:
     rows: Callable[[Any, Any], ArrayLike]
     weighted: Callable[[Floats], Weighted]
     library: str = ""
-    higher_is_better: bool = None  # type: ignore[assignment]  # a bool after __post_init__
+    higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:

@@ -64,10 +64,10 @@ class MultiHeadConfig(PreTrainedConfig):
 
     def settings(self, name: str) -> dict[str, Any]:
         """Settings of one head; ValueError: there is no such head."""
-        if name not in (self.heads or {}):
-            raise ValueError(f"Expected one of the heads {list(self.heads or ())}, got {name!r}.")
-        found: dict[str, Any] = self.heads[name]  # type: ignore[index]
-        return found
+        heads: dict[str, dict[str, Any]] = self.heads or {}
+        if name not in heads:
+            raise ValueError(f"Expected one of the heads {list(heads)}, got {name!r}.")
+        return heads[name]
 
 
 def _checked(name: Any, head: Mapping[str, Any]) -> dict[str, Any]:

@@ -218,10 +218,10 @@ class MultiHead(PreTrainedModel):
         )
         return plain.eval()
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`."""
         self._keep_settings()
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _keep_settings(self) -> None:
         """Take over what training has settled in the heads' own configurations."""
@@ -260,7 +260,8 @@ def _plain(config: MultiHeadConfig, name: str) -> PreTrainedModel:
             f"Expected an encoder with a model for {task}, got {own.model_type!r}, for which "
             f"transformers has none. Choose another encoder for the head {name!r}."
         )
-    own._attn_implementation = config.base_config._attn_implementation  # type: ignore[union-attr]
+    base: Any = config.base_config
+    own._attn_implementation = base._attn_implementation
     model: PreTrainedModel = AUTO[task].from_config(own)
     if model.base_model is model or model.config.is_encoder_decoder:
         raise ValueError(

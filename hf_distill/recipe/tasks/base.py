@@ -56,11 +56,15 @@ class Split:
     processor: Any
 
 
+def logits_of(prediction: EvalPrediction) -> Any:
+    """The first output of a model: its logits, or what `RecipeTask.reduce` made of them."""
+    predictions: Any = prediction.predictions
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
 def first_output(prediction: EvalPrediction, split: Split) -> tuple[Any, Any]:
     """Logits, or values, and labels of a model with one row per example."""
-    predictions: Any = prediction.predictions
-    if isinstance(predictions, tuple):
-        predictions = predictions[0]
+    predictions = logits_of(prediction)
     if split.labels.width == 1 and predictions.ndim == 2 and predictions.shape[1] == 1:
         predictions = predictions[:, 0]
     return predictions, prediction.label_ids

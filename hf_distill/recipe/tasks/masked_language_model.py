@@ -26,7 +26,7 @@ from hf_distill.recipe import language
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import NONE
 from hf_distill.recipe.sections import Data
-from hf_distill.recipe.tasks.base import RecipeTask, Split
+from hf_distill.recipe.tasks.base import RecipeTask, Split, logits_of
 
 IGNORED = -100
 
@@ -126,10 +126,7 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 def likelihoods(prediction: EvalPrediction, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Summed negative log-likelihoods and numbers of masked tokens of the sequences."""
-    predictions: Any = prediction.predictions
-    if isinstance(predictions, tuple):
-        predictions = predictions[0]
-    return np.asarray(predictions), (np.asarray(prediction.label_ids) != IGNORED).sum(-1)
+    return np.asarray(logits_of(prediction)), (np.asarray(prediction.label_ids) != IGNORED).sum(-1)
 
 
 MASKED_LM = RecipeTask(

@@ -17,7 +17,7 @@ from hf_distill.recipe import language
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import RELEVANCE
 from hf_distill.recipe.sections import Data
-from hf_distill.recipe.tasks.base import RecipeTask, Split
+from hf_distill.recipe.tasks.base import RecipeTask, Split, logits_of
 
 QUERY = "query_number"
 """Column with the number of a pair's query."""
@@ -75,15 +75,12 @@ def pairs(dataset: Dataset, data: Data, tokenizer: Any, keep: Collection[str] = 
 
 def rankings(prediction: EvalPrediction, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Scores and relevances ``(queries, candidates)`` in the order of the data; NaN is padding."""
-    predictions: Any = prediction.predictions
-    if isinstance(predictions, tuple):
-        predictions = predictions[0]
     _, queries = np.unique(split.rows[QUERY][:], return_inverse=True)
     order = np.argsort(queries, kind="stable")
     counts = np.bincount(queries)
     places = np.concatenate([np.arange(count) for count in counts])
     made = []
-    for values in (np.asarray(predictions)[:, 0], np.asarray(prediction.label_ids)[:, 0]):
+    for values in (np.asarray(logits_of(prediction))[:, 0], np.asarray(prediction.label_ids)[:, 0]):
         table = np.full((len(counts), counts.max()), np.nan)
         table[queries[order], places] = values[order]
         made.append(table)

@@ -19,7 +19,7 @@ from hf_distill.recipe import language
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import TAGS, Labels
 from hf_distill.recipe.sections import Data
-from hf_distill.recipe.tasks.base import RecipeTask, Split
+from hf_distill.recipe.tasks.base import RecipeTask, Split, logits_of
 
 IGNORED = -100
 WORDS = "words"
@@ -71,10 +71,7 @@ def tagged(dataset: Dataset, data: Data, tokenizer: Any, keep: Collection[str] =
 
 def named_tags(prediction: EvalPrediction, split: Split) -> tuple[list[list[str]], list[list[str]]]:
     """Names of the likeliest and of the right class of each labelled word of the texts."""
-    predictions: Any = prediction.predictions
-    if isinstance(predictions, tuple):
-        predictions = predictions[0]
-    chosen, labels = np.argmax(predictions, -1), np.asarray(prediction.label_ids)
+    chosen, labels = np.argmax(logits_of(prediction), -1), np.asarray(prediction.label_ids)
     names = split.labels.names
     ours, theirs = [], []
     for row, seen, tags, words in zip(

@@ -305,7 +305,8 @@ def _defaults(recipe: Recipe, arm: str) -> Iterator[tuple[str, Range | Choices]]
 
 def _around(value: float) -> tuple[float, float]:
     """A range around a value, its ends rounded."""
-    return tuple(float(f"{end:.{DIGITS}g}") for end in (value / AROUND, value * AROUND))  # type: ignore[return-value]
+    low, high = (float(f"{end:.{DIGITS}g}") for end in (value / AROUND, value * AROUND))
+    return low, high
 
 
 def _plain(value: Any, row: Mapping[str, Any]) -> bool:
