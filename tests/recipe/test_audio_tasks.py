@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_audio_tasks
-import torch
-import transformers
-import yaml
 from datasets import Audio
-from launch import launch
-from safetensors.torch import load_file
+from recipe_contracts import (
+    MODELS,
+    Make,
+    check_cache,
+    check_interruption,
+    check_processes,
+    check_published,
+    facts_of,
+    prepared,
+)
 from tiny_audio_tasks import EXTRACTOR, RATE, ROWS
-from transformers import TrainerCallback
 
-from hf_distill.hub import validate
-from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe import RecipeError
 
 pytestmark = pytest.mark.xdist_group("recipes")
-MODELS = {"teacher": "teacher", "baseline": "baseline/seed-0", "student": "student/seed-0"}
-
-
-def silent(line: str) -> None:
-    """For lines that nobody needs to see."""
-
-
-def prepared(path: Path, *overrides: tuple[str, str]) -> Run:
-    return Run(load_recipe(path, overrides), silent)
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -55,25 +42,13 @@ def test_figures_are_those_of_stock_transformers(tmp_path: Path, name: str) -> N
             assert found["test"][metric] == pytest.approx(expected[metric], rel=1e-4), role
             low, high = found["intervals"][metric]
             assert low <= found["test"][metric] <= high, (role, metric)
-    text = (final / "README.md").read_text()
-    validate(text)
-    metadata = yaml.safe_load(text.split("---")[1])
-    assert metadata["pipeline_tag"] == row.tag
-    metrics = {m["type"]: m["value"] for m in metadata["model-index"][0]["results"][0]["metrics"]}
-    assert metrics[row.metrics[0]] == facts["models"]["student"]["test"][row.metrics[0]]
-    auto: Any = getattr(transformers, row.auto)
-    _, info = auto.from_pretrained(final, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+    check_published(final, facts, row.tag, row.metrics[0], row.auto)
     assert row.judge(final, test) == row.judge(tmp_path / "out/student/seed-0/model", test)
 
 
-class Stop(TrainerCallback):
-    """Ends a training at its fourth step, as Ctrl-C does."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 4 and "student" in args.output_dir:
-            raise KeyboardInterrupt
+def maker(name: str) -> Make:
+    """Write the recipe of a row."""
+    return lambda folder, **changes: tiny_audio_tasks.recipe(ROWS[name], folder, **changes)
 
 
 @pytest.mark.slow
@@ -82,65 +57,21 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the sounds drawn anew after an interruption."""
-    often = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
-    paths = {
-        which: tiny_audio_tasks.recipe(ROWS[name], tmp_path / which, training=often)
-        for which in ("whole", "parts")
-    }
-    prepared(paths["whole"])()
-    with monkeypatch.context() as patch:
-        make = Run.make_trainer
-
-        def stopped(*args: Any, **kwargs: Any) -> Any:
-            trainer = make(*args, **kwargs)
-            trainer.add_callback(Stop())
-            return trainer
-
-        patch.setattr(Run, "make_trainer", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            prepared(paths["parts"])()
-    said: list[str] = []
-    Run(load_recipe(paths["parts"]), said.append)()
-    assert any("resumes from checkpoint-3" in line for line in said), said
-    parts, whole = (
-        load_file(tmp_path / which / "out/student/seed-0/model/model.safetensors")
-        for which in ("parts", "whole")
-    )
-    assert all(torch.equal(parts[key], whole[key]) for key in whole)
-
-
-def _run(path: str) -> None:
-    Run(load_recipe(path), silent)()
+    check_interruption(maker(name), tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
     """Sounds counted twice, or paired with the labels of others, after a gathering."""
-    figures = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        batch = {"per_device_train_batch_size": 8 // processes, "eval_strategy": "no"}
-        batch |= {"per_device_eval_batch_size": 3}
-        path = tiny_audio_tasks.recipe(ROWS[name], folder, training=batch)
-        launch(_run, path, processes=processes)
-        figures.append(facts_of(folder)["models"])
-    for role in MODELS:
-        for metric in ROWS[name].metrics:
-            one, two = (found[role]["test"][metric] for found in figures)
-            assert two == pytest.approx(one, abs=1e-3), (role, metric)
+    check_processes(maker(name), tmp_path, ROWS[name].metrics, eval_batch=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_cached_teacher_gives_the_same_student(tmp_path: Path, name: str) -> None:
     """Cached outputs of other sounds than the student's."""
-    weights = []
-    for which, cache in (("live", None), ("cached", {})):
-        path = tiny_audio_tasks.recipe(ROWS[name], tmp_path / which, teacher={"cache": cache})
-        prepared(path)()
-        weights.append(load_file(tmp_path / which / "out/final/model.safetensors"))
-    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-5) for k in weights[0])
+    check_cache(maker(name), tmp_path)
 
 
 @pytest.mark.slow

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_text_tasks
-import torch
-import transformers
-import yaml
-from launch import launch
-from safetensors.torch import load_file
+from recipe_contracts import (
+    MODELS,
+    Make,
+    check_cache,
+    check_interruption,
+    check_processes,
+    check_published,
+    facts_of,
+    prepared,
+)
 from tiny_text_tasks import ROWS, splits
-from transformers import TrainerCallback
 
-from hf_distill.hub import validate
-from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe import RecipeError, Run
 
 pytestmark = pytest.mark.xdist_group("recipes")
 SAME_EXAMPLES = [
     name for name in ROWS if name != "masked_lm"
 ]  # its masks are drawn at each reading
-MODELS = {"teacher": "teacher", "baseline": "baseline/seed-0", "student": "student/seed-0"}
-
-
-def silent(line: str) -> None:
-    """For lines that nobody needs to see."""
-
-
-def prepared(path: Path, *overrides: tuple[str, str]) -> Run:
-    return Run(load_recipe(path, overrides), silent)
 
 
 def some_by_default(*names: str) -> list[Any]:
     """All rows, of which only these are in the default suite."""
     return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in ROWS]
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize("name", some_by_default("entities", "masked_lm", "reranker"))
@@ -59,19 +47,11 @@ def test_figures_are_those_of_stock_transformers(tmp_path: Path, name: str) -> N
             assert found["test"][metric] == pytest.approx(expected[metric], rel=1e-4), role
             low, high = found["intervals"][metric]
             assert low <= found["test"][metric] <= high, (role, metric)
+    check_published(final, facts, row.tag, row.metrics[0], row.auto)
     text = (final / "README.md").read_text()
-    validate(text)
-    metadata = yaml.safe_load(text.split("---")[1])
-    assert metadata["pipeline_tag"] == row.tag
-    metrics = {m["type"]: m["value"] for m in metadata["model-index"][0]["results"][0]["metrics"]}
-    assert metrics[row.metrics[0]] == facts["models"]["student"]["test"][row.metrics[0]]
     for note in facts["notes"]:
         assert note in (tmp_path / "out/report.md").read_text()
         assert note in " ".join(text.split())
-    auto: Any = getattr(transformers, row.auto)
-    _, info = auto.from_pretrained(final, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
 
 
 @pytest.mark.parametrize("name", some_by_default("multiple_choice"))
@@ -82,12 +62,11 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out/teacher").exists()
 
 
-class Stop(TrainerCallback):
-    """Ends a training at its fifth step, as Ctrl-C does."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 5 and "student" in args.output_dir:
-            raise KeyboardInterrupt
+def maker(name: str, **options: Any) -> Make:
+    """Write the recipe of a row."""
+    return lambda folder, **changes: tiny_text_tasks.recipe(
+        ROWS[name], folder, **options, **changes
+    )
 
 
 @pytest.mark.slow
@@ -95,71 +74,22 @@ class Stop(TrainerCallback):
 def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masks, or the order of the data, that are drawn anew after an interruption."""
-    often = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
-    paths = {
-        which: tiny_text_tasks.recipe(ROWS[name], tmp_path / which, training=often)
-        for which in ("whole", "parts")
-    }
-    prepared(paths["whole"])()
-    with monkeypatch.context() as patch:
-        make = Run.make_trainer
-
-        def stopped(*args: Any, **kwargs: Any) -> Any:
-            trainer = make(*args, **kwargs)
-            trainer.add_callback(Stop())
-            return trainer
-
-        patch.setattr(Run, "make_trainer", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            prepared(paths["parts"])()
-    said: list[str] = []
-    Run(load_recipe(paths["parts"]), said.append)()
-    assert any("resumes from checkpoint-3" in line for line in said), said
-    parts, whole = (
-        load_file(tmp_path / which / "out/student/seed-0/model/model.safetensors")
-        for which in ("parts", "whole")
-    )
-    assert all(torch.equal(parts[key], whole[key]) for key in whole)
-
-
-def _run(path: str) -> None:
-    Run(load_recipe(path), silent)()
+    """The order of the data, drawn anew after an interruption."""
+    check_interruption(maker(name), tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_EXAMPLES)
 def test_two_processes_give_the_same_figures(tmp_path: Path, name: str) -> None:
     """Examples counted twice, or texts paired with the labels of others, after a gathering."""
-    figures = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        batch = {"per_device_train_batch_size": 8 // processes, "eval_strategy": "no"}
-        # Not Adam, which turns the last bits of a gradient near 0 into whole steps.
-        batch |= {"per_device_eval_batch_size": 5, "optim": "sgd"}
-        batch |= {"max_steps": 2}  # an incomplete last batch is filled up for two processes
-        path = tiny_text_tasks.recipe(ROWS[name], folder, training=batch, quiet=True)
-        launch(_run, path, processes=processes)
-        figures.append(facts_of(folder)["models"])
-    for role in MODELS:
-        for metric in ROWS[name].metrics:
-            one, two = (found[role]["test"][metric] for found in figures)
-            assert two == pytest.approx(one, abs=1e-3), (role, metric)
+    check_processes(maker(name, quiet=True), tmp_path, ROWS[name].metrics, eval_batch=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_EXAMPLES)
 def test_a_cached_teacher_gives_the_same_student(tmp_path: Path, name: str) -> None:
     """Cached outputs of other examples, or of other masks, than the student's."""
-    figures = []
-    for which, cache in (("live", None), ("cached", {})):
-        path = tiny_text_tasks.recipe(
-            ROWS[name], tmp_path / which, quiet=True, teacher={"cache": cache}
-        )
-        prepared(path)()
-        figures.append(facts_of(tmp_path / which)["models"]["student"]["test"])
-    # Not the weights: Adam turns the last bits of a gradient near 0 into whole steps.
-    assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-4)
+    check_cache(maker(name, quiet=True), tmp_path)
 
 
 # ---- token classification ------------------------------------------------------------------------
