@@ -80,6 +80,19 @@ def steps_of_epoch(examples: int, args: TrainingArguments, processes: int) -> in
     return max(1, math.ceil(whole / args.gradient_accumulation_steps))
 
 
+def examples_seen(count: int, examples: int, args: TrainingArguments, processes: int = 1) -> int:
+    """Examples in the batches of ``count`` optimizer steps; the last batch of an epoch may be
+    smaller.
+
+    >>> examples_seen(3, 10, TrainingArguments(per_device_train_batch_size=4, use_cpu=True))
+    10
+    """
+    batch = args.train_batch_size * processes * args.gradient_accumulation_steps
+    epochs, more = divmod(count, steps_of_epoch(examples, args, processes))
+    whole = min(examples, batch * steps_of_epoch(examples, args, processes))
+    return epochs * whole + min(whole, more * batch)
+
+
 def disk(needs: Memory, examples: int, args: TrainingArguments) -> int:
     """The most bytes of checkpoints on disk; a new one is written before an old one is deleted."""
     limit, saves = args.save_total_limit, _saves(examples, args)

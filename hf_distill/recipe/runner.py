@@ -20,6 +20,7 @@ from hf_distill.recipe import labelling, report, training
 from hf_distill.recipe.caching import CACHE, CacheStage, write
 from hf_distill.recipe.claims import BATCH, measured, written
 from hf_distill.recipe.errors import RecipeError
+from hf_distill.recipe.estimate import examples_seen
 from hf_distill.recipe.kept import FINAL, on_main
 from hf_distill.recipe.labelling import ANNOTATIONS
 from hf_distill.recipe.language import SAMPLES, merge
@@ -238,10 +239,12 @@ class Run(PreparedRecipe):
             "seconds": seconds,
             "steps": trainer.state.global_step,
             "processes": self.state.num_processes,
-            "examples_seen": trainer.state.global_step
-            * args.train_batch_size
-            * args.gradient_accumulation_steps
-            * self.state.num_processes,
+            "examples_seen": examples_seen(
+                trainer.state.global_step,
+                len(self.trained_on(role)),
+                args,
+                self.state.num_processes,
+            ),
             "validation": self._validated(trainer, role),
             "history": trainer.state.log_history,
         }

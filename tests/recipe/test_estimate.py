@@ -20,6 +20,7 @@ from hf_distill.recipe.estimate import (
     Memory,
     disk,
     duration,
+    examples_seen,
     memory,
     rate_of,
     steps,
@@ -286,3 +287,33 @@ def test_times_in_words() -> None:
     """60 min are read twice."""
     assert [duration(n) for n in (45, 600, 12_600)] == ["45 s", "10 min", "3.5 h"]
     assert re.fullmatch(r".*\(weights 10 B, .*\)", str(Memory(10)))
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (10, {"num_train_epochs": 2}),
+        (10, {"num_train_epochs": 2, "dataloader_drop_last": True}),
+        (10, {"max_steps": 4}),
+        (19, {"num_train_epochs": 1.5, "gradient_accumulation_steps": 2}),
+        (3, {"num_train_epochs": 3}),
+    ],
+)
+def test_the_examples_that_were_seen_are_counted_as_trainer_reads_them(
+    tmp_path: Path, count: int, options: dict[str, Any]
+) -> None:
+    """Batches times steps counts the places that an incomplete last batch does not fill."""
+    seen = []
+
+    class Counting(transformers.Trainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            seen.append(len(inputs["labels"]))
+            return super().training_step(model, inputs, *rest, **more)
+
+    quiet: dict[str, Any] = {"use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    args = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, disable_tqdm=True, **quiet, **options
+    )
+    trainer = Counting(classifier(), args, train_dataset=Rows(count))
+    trainer.train()
+    assert examples_seen(trainer.state.global_step, count, args) == sum(seen)
