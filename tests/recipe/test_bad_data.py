@@ -200,6 +200,24 @@ def test_duplicate_ids(tmp_path: Path) -> None:
         examples(tmp_path, rows, ("id_column", "numbr"))
 
 
+def test_an_id_in_two_splits_stays_in_the_test_split(tmp_path: Path) -> None:
+    """Left out of the test split, the example would still be learned, and another one measured."""
+    source = {"train": "table.csv", "validation": "second.csv", "test": "third.csv"}
+    for name, ids in (("second", [7, 8]), ("third", [8, 3])):
+        write_csv(
+            tmp_path / f"{name}.csv",
+            [{"text": f"{name} {n}", "label": "no", "number": n} for n in ids],
+        )
+    rows = table(number=list(range(100)))
+    found = examples(
+        tmp_path, rows, ("source", source), ("id_column", "number"), ("skip_bad", True)
+    )
+    assert found.sizes == {"train": 97, "validation": 1, "test": 2}
+    assert texts(found, "test") == {"third 8", "third 3"}
+    assert texts(found, "validation") == {"second 7"}
+    assert not {"text 3", "text 7", "text 8"} & texts(found, "train")
+
+
 def test_test_rows_in_the_training_set(tmp_path: Path) -> None:
     """The figure of a test set that was trained on is no figure."""
     write_csv(tmp_path / "more.csv", [*table(6)[:3], {"text": "new", "label": "no"}])

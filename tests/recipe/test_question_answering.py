@@ -10,13 +10,20 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from answered_questions import questions
+from datasets import Dataset
 from launch import launch
+from transformers import EvalPrediction
 
 from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe.labels import Labels
+from hf_distill.recipe.sections import Data
+from hf_distill.recipe.tasks import Split
+from hf_distill.recipe.tasks.questions import answered
 
 tf: Any = transformers
 pytestmark = pytest.mark.xdist_group("recipes")
@@ -34,6 +41,20 @@ def rows_of_test(folder: Path, **arguments: Any) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.asked(**arguments)["test"]
+
+
+def test_no_answer_needs_every_window_to_have_none() -> None:
+    """A long text has an answer in one window, and none in all others."""
+    context = {"context": ["abcdef", "abcdef"], "answers": [{"text": ["cd"]}, {"text": []}]}
+    offsets = [[[-1, -1], [0, 2], [2, 4]], [[-1, -1], [2, 4], [4, 6]]]
+    rows = Dataset.from_dict({"example": [0, 0, 1], "offsets": [*offsets, offsets[0]]})
+    data: Any = Data("rows")
+    split = Split(Dataset.from_dict(context), rows, Labels(), data, None)
+    start = np.array([[9.0, 0, 0], [-9, 5, 0], [9, 1, 1]])  # [CLS] wins in one window of two
+    end = np.array([[9.0, 0, 0], [-9, 5, 0], [9, 1, 1]])
+    found, right = answered(EvalPrediction((start, end), None), split)
+    assert found == ["cd", ""]
+    assert right == [["cd"], []]
 
 
 @torch.no_grad()
