@@ -145,3 +145,18 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     assert made["post_processor"] is None
     with pytest.raises(RecipeError, match="would never stop"):
         Run(load_recipe(path), silent).check()
+
+
+def test_more_decoder_layers_than_encoder_layers_generate_without_a_cache(tmp_path: Path) -> None:
+    """The remedy that the refusal names: generation would fail with it after all trainings."""
+    student = {"from_teacher_layers": {"encoder": 1}}
+    path = spelling(tmp_path, student=student, data={"generation": {"use_cache": False}})
+    run = Run(load_recipe(path), silent)
+    run.check()
+    model = run.models.learner("student", 0).eval()
+    assert model.config.num_layers < model.config.num_decoder_layers
+    assert run.task.configure is not None
+    run.task.configure(model, run.recipe.data, run.processor)
+    row = run.data["test"][0]
+    ids = model.generate(torch.tensor([row["input_ids"]]))
+    assert ids.shape[1] > 1

@@ -178,3 +178,19 @@ def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], me
     """Answers cut out of other words would be learned; the rest would fail in the middle."""
     with pytest.raises(RecipeError, match=message):
         Run(load_recipe(questions(tmp_path, **changes)), silent)
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_saved_as_the_message_says(tmp_path: Path) -> None:
+    """Positions would be those of other tokens in a batch of windows of different lengths."""
+    path = questions(tmp_path, data={"processor": "./left"})
+    name = next(p for p in ("tokenizer", "pieces") if (tmp_path / p).is_dir())
+    tf.AutoTokenizer.from_pretrained(tmp_path / name, padding_side="left").save_pretrained(
+        tmp_path / "left"
+    )
+    with pytest.raises(
+        RecipeError, match=r'AutoTokenizer\.from_pretrained\(…, padding_side="right"'
+    ):
+        Run(load_recipe(path), silent)
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "left", padding_side="right")
+    tokenizer.save_pretrained(tmp_path / "left")
+    assert Run(load_recipe(path), silent).processor.padding_side == "right"
