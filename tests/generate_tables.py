@@ -195,18 +195,20 @@ def recipe_tasks() -> str:
 
 def recipe_keys() -> str:
     """Keys of a recipe with meaning and default; short sections are in the row of their key."""
-    from hf_distill.recipe import sections
+    from hf_distill.recipe import data_section, sections
     from hf_distill.recipe.schema import Recipe
 
     long = {
-        "data": sections.Data,
+        "data": data_section.Data,
         "teacher": sections.TeacherSection,
         "student": sections.StudentSection,
         "card": sections.CardSection,
     }
     short = {
-        "data.masking": sections.MaskingSection,
-        "data.noisy": sections.NoiseSection,
+        "data.masking": data_section.MaskingSection,
+        "data.unlabelled": data_section.UnlabelledSection,
+        "data.split": data_section.SplitSection,
+        "data.noisy": data_section.NoiseSection,
         "teacher.columns": sections.ColumnsSection,
         "student.lora": sections.LoraSection,
         "baseline": sections.BaselineSection,

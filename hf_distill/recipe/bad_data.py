@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, DatasetDict, Image, Value
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.findings import Findings
 from hf_distill.recipe.row_hashes import row_hashes
-from hf_distill.recipe.sections import Data
 from hf_distill.utils.suggest import did_you_mean
 
 BATCH = 10_000

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datasets import Dataset, DatasetDict
 
 from hf_distill.recipe import bad_data, label_names, language, sources
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.findings import Findings
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.splitting import divided
 from hf_distill.recipe.tasks import recipe_task
 

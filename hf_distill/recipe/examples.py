@@ -13,12 +13,12 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from hf_distill.recipe import language, resolve, sources
 from hf_distill.recipe.checked_data import check_used, checked, inputs_of, size_of
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.findings import Findings
 from hf_distill.recipe.labels import CLASS, NONE, Labels, labelled, read_labels
 from hf_distill.recipe.row_hashes import contents
 from hf_distill.recipe.schema import Recipe
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import recipe_task
 from hf_distill.recipe.unlabelled import MIXED, mixture, without_labels
 from hf_distill.teachers.privileged import fields_of

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.findings import Findings
-from hf_distill.recipe.sections import Data
 from hf_distill.utils.suggest import did_you_mean
 
 FIRST = 5

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError
-from hf_distill.recipe.sections import Data
 
 NONE, CLASS, MULTI_LABEL, VALUE, TAGS = "none", "class", "multi_label", "value", "tags"
 CHOICE, RELEVANCE = "choice", "relevance"

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_distill.data.language import check_context, pack, tokenize
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, refusing
-from hf_distill.recipe.sections import Data
 
 COLUMNS = ("messages", "prompt", "completion", "tools")
 """Columns that may take the place of a plain text."""

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from hf_distill.evaluation import examples as raw
 from hf_distill.evaluation.predictor import Predictor
 from hf_distill.objectives import IAD, FreeLB, OnPerturbed, Smoothness
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.examples import RecipeExamples, load_source
 from hf_distill.recipe.labels import CLASS, NONE
 from hf_distill.recipe.schedule import TEACHER, objectives
 from hf_distill.recipe.schema import CONTROL, Recipe
-from hf_distill.recipe.sections import Data, RobustnessSection
+from hf_distill.recipe.sections import RobustnessSection
 from hf_distill.recipe.stages import Stage, versions
 from hf_distill.robustness import tables
 from hf_distill.robustness.comparing import check_requirements

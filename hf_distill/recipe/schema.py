@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.sections import (
     AssistantSection,
     BaselineSection,
     CardSection,
     ControlSection,
-    Data,
     RobustnessSection,
     StudentSection,
     TeacherSection,

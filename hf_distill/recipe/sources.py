@@ -11,8 +11,9 @@ from typing import Any
 from datasets import Audio, Dataset, DatasetDict, Value, load_from_disk
 
 from hf_distill.recipe import media_folders as media
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, refusing, shown
-from hf_distill.recipe.sections import Data, path_of
+from hf_distill.recipe.sections import path_of
 from hf_distill.recipe.table_files import FORMATS, is_text, read_table
 
 WORDS = {

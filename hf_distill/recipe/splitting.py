@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, shown
 from hf_distill.recipe.row_hashes import row_hashes
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.split_section import SplitSection
 from hf_distill.utils.suggest import did_you_mean
 

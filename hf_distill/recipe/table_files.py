@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, Features, Value, load_dataset
 
 from hf_distill.recipe import media_folders as media
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, told
-from hf_distill.recipe.sections import Data
 
 FORMATS = {
     ".csv": "csv",

@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset, List, Value, concatenate_datasets
 from transformers import TrainingArguments
 
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.estimate import steps, steps_of_epoch
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL, RELEVANCE, TAGS, VALUE, Labels
-from hf_distill.recipe.sections import Data
 
 MIXED = "train (with unlabelled)"
 """Training split of the students that have a teacher."""

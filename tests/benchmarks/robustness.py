@@ -48,7 +48,7 @@ from hf_distill.objectives.base.objective import Objective, WeightedSum
 from hf_distill.objectives.input_perturbations import PerturbedColumns
 from hf_distill.objectives.methods import rslad
 from hf_distill.objectives.perturbed import OnPerturbed
-from hf_distill.recipe.sections import NoiseSection
+from hf_distill.recipe.data_section import NoiseSection
 from hf_distill.recipe.tasks import RandomVersionCollator, with_noise
 from hf_distill.robustness import Examples, Predictor, RobustnessConfig, evaluate_robustness
 from hf_distill.robustness.bias import balanced, with_spurious_patch

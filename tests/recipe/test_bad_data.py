@@ -14,9 +14,9 @@ from local_files import write_csv, write_picture, write_sound
 
 from hf_distill.recipe import RecipeError, load_recipe
 from hf_distill.recipe.bad_data import check_media
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.examples import RecipeExamples, load_examples, load_source
 from hf_distill.recipe.findings import Findings
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.spans import bad_spans, check_spans
 from hf_distill.recipe.split_section import SplitSection
 from hf_distill.recipe.splitting import divided

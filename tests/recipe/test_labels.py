@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 from sklearn.preprocessing import LabelBinarizer, MultiLabelBinarizer
 
 from hf_distill.recipe import RecipeError
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL, TAGS, VALUE, read_labels
-from hf_distill.recipe.sections import Data
 
 KINDS = (CLASS, VALUE, MULTI_LABEL)
 LISTS = [["red", "blue"], [], ["green"], ["blue", "green", "red"]]

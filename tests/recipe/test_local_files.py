@@ -16,8 +16,8 @@ from local_files import write_csv, write_json, write_picture, write_sound
 from sklearn.metrics import accuracy_score
 
 from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.examples import fingerprints, load_source, split_of
-from hf_distill.recipe.sections import Data
 
 pytestmark = pytest.mark.xdist_group("recipes")
 

@@ -20,8 +20,8 @@ from launch import launch
 from transformers import EvalPrediction
 
 from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.labels import Labels
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks import Split
 from hf_distill.recipe.tasks.questions import answered
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_distill.objectives import ForwardKL, HardLabels
 from hf_distill.recipe import RecipeError, Run, load_recipe
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL, TAGS, VALUE, Labels
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.unlabelled import mixture, without_labels
 
 pytestmark = pytest.mark.xdist_group("recipes")

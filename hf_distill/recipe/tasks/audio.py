@@ -12,9 +12,9 @@ from transformers import default_data_collator
 from hf_distill.data.audio import read_sound
 from hf_distill.models.raw_inputs import processed_sounds
 from hf_distill.models.tasks import TASKS
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks.base import RecipeTask
 
 LABELS = "labels"

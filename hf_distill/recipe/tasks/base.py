@@ -13,8 +13,8 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_distill.data.perturbed_pairs import PREFIX, PairedCollator
 from hf_distill.models.tasks import Task
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.labels import CLASS, NONE, Labels
-from hf_distill.recipe.sections import Data
 
 IDS = f"{PREFIX}input_ids"
 """Column with the tokens of the perturbed versions of a text."""

@@ -10,9 +10,9 @@ from transformers import DataCollatorForMultipleChoice
 
 from hf_distill.models.tasks import TASKS
 from hf_distill.recipe import language
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import CHOICE
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks.base import RecipeTask
 
 

@@ -14,9 +14,9 @@ from hf_distill.data.candidates import CandidateCollator
 from hf_distill.models.embedding import BiEncoder
 from hf_distill.models.tasks import TASKS
 from hf_distill.recipe import language
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import NONE
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks.base import RecipeTask, Split
 from hf_distill.utils.processes import process_state
 

@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_distill.models.modes import evaluating
 from hf_distill.models.sharding import is_sharded
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, check_keys, refusing
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks.base import Collate, Split
 from hf_distill.utils import interrupts
 from hf_distill.utils.processes import process_state

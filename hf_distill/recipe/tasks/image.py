@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import default_data_collator
 
 from hf_distill.models.tasks import TASKS
-from hf_distill.recipe.sections import Data
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.tasks.base import RecipeTask
 
 

@@ -11,9 +11,9 @@ from transformers import DataCollatorWithPadding, EvalPrediction
 
 from hf_distill.models.tasks import TASKS
 from hf_distill.recipe import language
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.labels import NONE
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.spans import check_spans
 from hf_distill.recipe.tasks.base import RecipeTask, Split
 

@@ -11,8 +11,8 @@ from transformers import DataCollatorWithPadding
 
 from hf_distill.models.tasks import TASKS
 from hf_distill.recipe import language
+from hf_distill.recipe.data_section import Data, NoiseSection
 from hf_distill.recipe.labels import CLASS, MULTI_LABEL, VALUE
-from hf_distill.recipe.sections import Data, NoiseSection
 from hf_distill.recipe.tasks.base import IDS, RecipeTask
 from hf_distill.robustness.perturbations import perturb
 

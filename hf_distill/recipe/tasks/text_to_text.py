@@ -11,9 +11,9 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 from hf_distill.data.language import check_context
 from hf_distill.models.tasks import TASKS
 from hf_distill.recipe import language
+from hf_distill.recipe.data_section import Data
 from hf_distill.recipe.errors import RecipeError, refusing
 from hf_distill.recipe.labels import NONE
-from hf_distill.recipe.sections import Data
 from hf_distill.recipe.tasks.base import RecipeTask, Split
 from hf_distill.recipe.tasks.generating import (
     NEW_TOKENS,
