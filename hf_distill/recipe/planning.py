@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, TaskType
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
 from hf_distill.models.batches import Batch
 from hf_distill.objectives import HardLabels
 from hf_distill.objectives.base.objective import WeightedSum
-from hf_distill.recipe import estimate, labelling
+from hf_distill.recipe import labelling
 from hf_distill.recipe.caching import CACHE, CacheStage, check_given
 from hf_distill.recipe.claims import SAMPLES, SPEED
 from hf_distill.recipe.errors import RecipeError, refusing
-from hf_distill.recipe.estimate import ESTIMATED, Memory, Outlook, together_of
 from hf_distill.recipe.examples import OF_TEACHER, SPLITS, fingerprints, load_examples, prepared
 from hf_distill.recipe.kept import check_folders, on_main
 from hf_distill.recipe.labelling import ANNOTATIONS
@@ -386,71 +385,3 @@ class PreparedRecipe:
                 "cache out."
             )
         check_given(stage, self._untrained().provides)
-
-    def plan(self) -> str:
-        """Plan of a run: models, memory, steps, time, and finished stages.
-
-        Of models that are not on this machine, the configs alone are downloaded.
-        """
-        self.models.light = True
-        self.check()
-        with refusing("the run cannot be estimated"):
-            return self._plan()
-
-    def _plan(self) -> str:
-        lines = self.examples.lines
-        needs: dict[str, Memory] = {}
-        first = (TEACHER,) if self.recipe.teacher.is_model else ()
-        for role in (*first, *self.recipe.assistant_roles, "student"):
-            model = self.models.learner(role, self.recipe.seed)
-            lines.append(f"{role}: {model.num_parameters():,} parameters")
-            needs |= self._memory(role, model, needs)
-        learners = dict.fromkeys(lesson.role for lesson in self.lessons.values())
-        lines += [f"memory of {role}: {needs[role]}" for role in learners]
-        outlooks: dict[str, Outlook] = {}
-        for key, stage in self.stages.items():
-            done, outlook = stage.results() is not None, ""
-            if key in self.lessons:
-                found = self._outlook(self.lessons[key], needs)
-                outlook = f", {found.steps:,} steps" if done else f", {found}"
-                outlooks |= {} if done else {key: found}
-            lines.append(f"stage {key}: {'done before' if done else 'to do'}{outlook}")
-        if outlooks:
-            lines += [together_of(outlooks.values()), ESTIMATED]
-        return "\n".join(lines)
-
-    def _memory(
-        self, model_of: str, model: PreTrainedModel, before: Mapping[str, Memory]
-    ) -> dict[str, Memory]:
-        """Memory of each role that starts from this model."""
-        found = {model_of: estimate.memory(model)}
-        own = [lesson for lesson in self.lessons.values() if lesson.model == model_of]
-        for role in dict.fromkeys(lesson.role for lesson in own):
-            args = self.arguments(role, self.recipe.seed, self.root)
-            known, alike = {**found, **before}, [one for one in own if one.role == role]
-            peft: Any = self.adapter(alike[0])
-            model = model if peft is None else get_peft_model(model, peft)
-            teacher = max(self._teacher_bytes(lesson, known) for lesson in alike)
-            found[role] = estimate.memory(model, args, teacher)
-        return found
-
-    def _teacher_bytes(self, lesson: TrainingJob, known: Mapping[str, Memory]) -> int:
-        """Size of a training's teachers in memory."""
-        stored = CACHE in self.stages or not self.recipe.teacher.is_model
-        if lesson.teacher is None or (lesson.teacher == TEACHER and stored):
-            return 0
-        if lesson.teacher == TEACHER:
-            return known[TEACHER].weights * max(1, len(self.teacher_keys))
-        return known[self.lessons[lesson.teacher].model].weights
-
-    def _outlook(self, lesson: TrainingJob, needs: Mapping[str, Memory]) -> Outlook:
-        args = self.arguments(lesson.role, lesson.seed, self.root)
-        examples = len(self.trained_on(lesson.role))  # `max_steps` of a mixture is set
-        alike = [self.stages[o.key] for o in self.lessons.values() if o.role == lesson.role]
-        own = self.stages[lesson.key]
-        return Outlook(
-            steps=estimate.steps(examples, args, self.state.num_processes),
-            memory=needs[lesson.role],
-            disk=estimate.disk(needs[lesson.role], examples, args),
-            rate=estimate.rate_of([own, *alike], lesson.role, self.root),
-        )

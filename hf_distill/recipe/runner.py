@@ -19,6 +19,7 @@ from hf_distill.objectives import HardLabels
 from hf_distill.recipe import labelling, report, training
 from hf_distill.recipe.caching import CACHE, CacheStage, write
 from hf_distill.recipe.claims import BATCH, measured, written
+from hf_distill.recipe.dry_run import plan_of
 from hf_distill.recipe.errors import RecipeError
 from hf_distill.recipe.estimate import examples_seen
 from hf_distill.recipe.kept import FINAL, on_main
@@ -53,6 +54,10 @@ class Run(PreparedRecipe):
             for line in self.examples.lines:
                 self.say(line)
             return self._run()
+
+    def plan(self) -> str:
+        """Plan of the run, see `hf_distill.recipe.dry_run.plan_of`."""
+        return plan_of(self)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
